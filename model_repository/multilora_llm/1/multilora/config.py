@@ -1,0 +1,131 @@
+"""Settings of the engine: defaults in config.pbtxt, overridden by environment variables.
+
+A setting's parameter name in config.pbtxt is its field name; its environment variable is the same
+in upper case (`max_total_tokens` ↔ `MAX_TOTAL_TOKENS`). Empty means unset.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from multilora.errors import StartupError
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+}
+_FLAG_NOTE = "set it by flag, environment variable or config.pbtxt parameter"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Checked settings. Sizes are in bytes, lengths in tokens; 0 leaves the choice to the engine.
+
+    `model_id` "" is the embedded demo. `max_total_tokens` 0 is what the base model allows, at most
+    4096; `max_input_tokens` 0 is one less. `threads` 0 keeps torch's own number of CPU threads.
+    """
+
+    model_id: str = ""
+    revision: str = ""
+    lora_adapters: str = ""
+    dtype: str = "auto"
+    device: str = "auto"
+    max_input_tokens: int = 0
+    max_total_tokens: int = 0
+    max_batch_prefill_tokens: int = 2048
+    max_concurrent_requests: int = 128
+    max_running_requests: int = 64
+    max_lora_rank: int = 128
+    adapter_memory: int = 1 << 30
+    adapter_host_memory: int = 4 << 30
+    kv_cache_memory: int = 1 << 30
+    kv_block_size: int = 16
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("device", self.device, DEVICES)
+        for name in (
+            "max_batch_prefill_tokens",
+            "max_concurrent_requests",
+            "max_running_requests",
+            "max_lora_rank",
+            "adapter_memory",
+            "adapter_host_memory",
+            "kv_cache_memory",
+        ):
+            if getattr(self, name) < 1:
+                raise StartupError(f"{name} must be positive; got {getattr(self, name)}")
+        for name in ("max_input_tokens", "max_total_tokens", "threads"):
+            if getattr(self, name) < 0:
+                raise StartupError(f"{name} must not be negative; got {getattr(self, name)}")
+        if self.kv_block_size < 8 or self.kv_block_size & (self.kv_block_size - 1):
+            raise StartupError(
+                f"kv_block_size must be a power of two of at least 8; got {self.kv_block_size}"
+            )
+
+    @staticmethod
+    def from_settings(parameters: Mapping[str, str], environ: Mapping[str, str]) -> "EngineConfig":
+        """Read config.pbtxt `parameters`, overridden by `environ`; raises StartupError."""
+        values: dict[str, str | int] = {}
+        for field in fields(EngineConfig):
+            raw = environ.get(field.name.upper(), "").strip()
+            raw = raw or parameters.get(field.name, "").strip()
+            if not raw:
+                continue
+            if field.type in (str, "str"):
+                values[field.name] = raw
+            elif field.name.endswith("_memory"):
+                values[field.name] = parse_bytes(field.name, raw)
+            else:
+                values[field.name] = _parse_int(field.name, raw)
+        return EngineConfig(**values)  # type: ignore[arg-type]
+
+    def token_limits(self, max_position_embeddings: int) -> tuple[int, int]:
+        """(max_input_tokens, max_total_tokens) for a base model; raises StartupError."""
+        total = self.max_total_tokens or min(max_position_embeddings, 4096)
+        if total > max_position_embeddings:
+            raise StartupError(
+                f"max_total_tokens {total} exceeds the base model's "
+                f"max_position_embeddings {max_position_embeddings}; lower max_total_tokens"
+            )
+        limit = self.max_input_tokens or total - 1
+        if not 1 <= limit < total:
+            raise StartupError(
+                f"max_input_tokens {limit} must be at least 1 and below max_total_tokens {total}"
+            )
+        return limit, total
+
+
+def parse_bytes(name: str, text: str) -> int:
+    """ "512MB", "2GiB", "1073741824" → bytes; raises StartupError naming the setting."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if not match or match[2] not in _UNITS:
+        raise StartupError(
+            f"{name} must be a size such as 512MB or 2GiB; got {text!r} ({_FLAG_NOTE})"
+        )
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _parse_int(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise StartupError(f"{name} must be a whole number; got {text!r} ({_FLAG_NOTE})") from None
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise StartupError(
+            f"{name} must be one of {', '.join(allowed)}; got {value!r} ({_FLAG_NOTE})"
+        )

@@ -1,0 +1,34 @@
+"""Errors that reach a user: a code of the Triton server's vocabulary and a sentence with a remedy."""
+
+from enum import Enum
+
+
+class ErrorCode(Enum):
+    """How a failed request is reported. Names equal those of `TritonError`."""
+
+    INVALID_ARG = "INVALID_ARG"  # the request can never work as it stands
+    NOT_FOUND = "NOT_FOUND"  # the adapter is not known
+    UNAVAILABLE = "UNAVAILABLE"  # try again later
+    CANCELLED = "CANCELLED"  # the client went away or sent stop=true
+    INTERNAL = "INTERNAL"  # a defect on our side
+
+
+class RequestError(Exception):
+    """One request cannot be served; every other request goes on.
+
+    The message names the field at fault and says what to do.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def invalid(message: str) -> RequestError:
+    """A RequestError with code INVALID_ARG."""
+    return RequestError(ErrorCode.INVALID_ARG, message)
+
+
+class StartupError(Exception):
+    """The server cannot start as configured; the message is one line with the remedy."""

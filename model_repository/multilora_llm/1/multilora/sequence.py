@@ -1,0 +1,46 @@
+"""A Request on its way through the engine: its tokens, its KV blocks, its status."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from multilora.request import Request
+
+
+class SequenceStatus(Enum):
+    WAITING = auto()  # holds no KV block and no adapter reference
+    RUNNING = auto()  # holds both
+    FINISHED = auto()  # holds neither
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Mutable state of one request; owned by the engine thread.
+
+    `token_ids` is prompt then output. `num_computed_tokens` counts those whose K and V stand in
+    the cache. `block_table[i]` is the KV block of tokens [i * block_size, (i + 1) * block_size).
+    `adapter_key` is the content identity of the adapter version this sequence runs on ("" = base);
+    the scheduler sets it on admission and every use of pages or prefix hashes goes through it.
+    """
+
+    request: Request
+    arrival: int = 0  # order of submission, set by Scheduler.add
+    adapter_key: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    block_table: list[int] = field(default_factory=list)
+    status: SequenceStatus = SequenceStatus.WAITING
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
