@@ -10,7 +10,6 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
-    HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -76,7 +75,7 @@ def _download(repo_id: str, revision: str, patterns: list[str]) -> Path:
         ) from None
     except EntryNotFoundError as error:
         raise RequestError(ErrorCode.NOT_FOUND, f"{where}: {error}") from None
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of whichever HTTP library this huggingface_hub uses
         raise RequestError(
-            ErrorCode.UNAVAILABLE, f"{where} could not be downloaded ({error}); try again"
+            ErrorCode.UNAVAILABLE, f"{where} could not be downloaded ({error!r}); try again"
         ) from None
