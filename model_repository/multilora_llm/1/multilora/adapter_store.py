@@ -63,7 +63,7 @@ class AdapterStore:
                 adapter = self._read(source)
                 self._keep(adapter)
             except RequestError as error:
-                raise StartupError(f"adapter {source.adapter_id!r}: {error.message}") from None
+                raise StartupError(error.message) from None
             if adapter.num_pages <= self.slots.num_free:
                 self._fill(adapter)
 
@@ -120,7 +120,7 @@ class AdapterStore:
         """Put a freshly read adapter into the host tier, dropping others over the budget."""
         if adapter.num_pages > self.slots.num_pages:
             raise invalid(
-                f"adapter {adapter.adapter_id!r} needs {adapter.nbytes} bytes of adapter memory "
+                f"adapter {adapter.adapter_id!r}: needs {adapter.nbytes} bytes of adapter memory "
                 f"but adapter_memory holds {self.pool.nbytes}; raise --adapter-memory"
             )
         replaced = self._host.pop(adapter.adapter_id, None)

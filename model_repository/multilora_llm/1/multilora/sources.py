@@ -37,15 +37,15 @@ def base_folder(model_id: str, revision: str) -> Path:
 
 def adapter_folder(source: AdapterSource) -> Path:
     """The local folder of an adapter; raises RequestError (NOT_FOUND, UNAVAILABLE)."""
-    if not source.is_folder:
-        return _download(source.location, source.revision, ADAPTER_FILES)
-    folder = Path(source.location).expanduser()
-    if not folder.is_dir():
-        raise RequestError(
-            ErrorCode.NOT_FOUND,
-            f"adapter {source.adapter_id!r}: there is no folder {source.location}",
-        )
-    return folder
+    try:
+        if not source.is_folder:
+            return _download(source.location, source.revision, ADAPTER_FILES)
+        folder = Path(source.location).expanduser()
+        if not folder.is_dir():
+            raise RequestError(ErrorCode.NOT_FOUND, f"there is no folder {source.location}")
+        return folder
+    except RequestError as error:
+        raise RequestError(error.code, f"adapter {source.adapter_id!r}: {error.message}") from None
 
 
 def _download(repo_id: str, revision: str, patterns: list[str]) -> Path:
