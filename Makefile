@@ -1,0 +1,56 @@
+# Verbs: each works alone; the first one builds .venv from PyPI, later ones start at once.
+
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo serve test check test-gpu
+
+help:  ## show the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*##/ { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(READY)  ## start a server and stream one prompt per adapter, all in one batch
+	@$(PY) scripts/demo.py $(ARGS)
+
+serve: $(READY)  ## start a server; ARGS="--model-id … --lora-adapters …", else the demo model
+	@$(PY) scripts/serve.py $(ARGS)
+
+test: $(READY)  ## run every test that needs no GPU
+	$(PY) -m pytest -m "not gpu" $(ARGS)
+
+check: $(READY)  ## lint, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m basedpyright
+
+# Installs nothing, so that it runs where PyTorch is there and the network is not.
+test-gpu:  ## run the tests that need a GPU, with .venv or else with PYTHON
+	@py=$(PY); test -x $$py || py="$(PYTHON)"; \
+	"$${py:-python3}" -c 'import pytest, torch' || exit 1; \
+	if ! "$$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		echo "test-gpu: PyTorch sees no GPU here; nothing to run."; exit 0; fi; \
+	files=$$(grep -rl --include='*.py' 'mark\.gpu' tests); \
+	echo "$$py -m pytest -m gpu" $$files; \
+	"$$py" -m pytest -m gpu $$files $(ARGS)
+
+# torch comes first: with it in place nothing else asks for another build of it. The CPU build
+# brings no OpenAI Triton, whose interpreter and compiler the kernel tests use.
+$(READY): pyproject.toml Makefile
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' || { echo \
+		"make: Python 3.11, 3.12 or 3.13 is needed; name one with 'make … PYTHON=/path/to/python3.12'" \
+		>&2; exit 1; }
+	@rm -f $@
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing into $(VENV); the first time takes a few minutes."
+	@$(PIP) install -q torch==2.13.0
+	@$(PY) -c 'import triton' 2>/dev/null || $(PIP) install -q triton==3.6.0
+	@$(PIP) install -q --no-deps nvidia-pytriton==0.7.0
+	@$(PIP) install -q -e '.[dev]'
+	@touch $@

@@ -1,0 +1,228 @@
+"""Paged attention: new tokens of many sequences attend to their KV blocks, prefill and decode mixed.
+
+    out[t, h] = softmax(scale · q[t, h] · Kᵀ) · V        over the tokens j <= i of t's sequence
+
+A sequence with n new tokens and context length c (new ones included) has its query m at position
+i = c - n + m; with a sliding window w only j > i - w count. Query head h reads KV head
+h // (heads / kv_heads). Floor: at decode the K and V of all contexts are read once,
+2 · Σc · kv_heads · head_dim · itemsize bytes. Hence: a program packs all query heads of one KV head
+(and at prefill several queries) into one tile, so that K and V are read once for the group; the
+softmax is computed online (arXiv 2205.14135). Paging: arXiv 2309.06180.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+BLOCK_N = 64
+
+
+@triton.jit
+def paged_attention_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, cu_seqlens_ptr, context_lens_ptr, tables_ptr,
+    scale, window, q_stride, out_stride, cache_stride, table_stride,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Grid (sequences, KV heads, query tiles). Tile row m is query m // GROUP, head m % GROUP."""
+    sequence, kv_head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row_start = tl.load(cu_seqlens_ptr + sequence)
+    new = tl.load(cu_seqlens_ptr + sequence + 1) - row_start
+    if tile * BLOCK_Q >= new:
+        return
+    context = tl.load(context_lens_ptr + sequence)
+    m = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    query = tile * BLOCK_Q + m // GROUP
+    m_mask = (m < BLOCK_Q * GROUP) & (query < new)
+    d_mask = d < HEAD_DIM
+    rows = (row_start + query).to(tl.int64)
+    columns = (kv_head * GROUP + m % GROUP) * HEAD_DIM
+    mask = m_mask[:, None] & d_mask[None, :]
+    q = tl.load(q_ptr + rows[:, None] * q_stride + columns[:, None] + d[None, :], mask=mask, other=0.0)
+    position = context - new + query
+    last = min(context - new + tile * BLOCK_Q + BLOCK_Q, context)
+    first = max(context - new + tile * BLOCK_Q - window + 1, 0) // BLOCK_N * BLOCK_N
+    top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    for start in range(first, last, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        n_mask = n < last
+        block = tl.load(
+            tables_ptr + sequence * table_stride + n // BLOCK_SIZE, mask=n_mask, other=0
+        ).to(tl.int64)
+        slot = (block * BLOCK_SIZE + n % BLOCK_SIZE) * cache_stride + kv_head * HEAD_DIM
+        kv_mask = n_mask[:, None] & d_mask[None, :]
+        k = tl.load(k_ptr + slot[:, None] + d[None, :], mask=kv_mask, other=0.0)
+        v = tl.load(v_ptr + slot[:, None] + d[None, :], mask=kv_mask, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        seen = (n[None, :] <= position[:, None]) & (n[None, :] > position[:, None] - window)
+        scores = tl.where(seen & n_mask[None, :], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        # A row may have seen nothing yet (sliding window): keep exp(-inf - -inf) out.
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights = tl.exp(scores - shift[:, None])
+        decay = tl.exp(top - shift)
+        total = total * decay + tl.sum(weights, 1)
+        acc = acc * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        top = new_top
+    out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    out_rows = out_ptr + rows[:, None] * out_stride + columns[:, None] + d[None, :]
+    tl.store(out_rows, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def paged_attention_gpu(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_tables: torch.Tensor,
+    scale: float,
+    max_seqlen_q: int,
+    sliding_window: int | None,
+) -> torch.Tensor:
+    """See paged_attention."""
+    _, heads, head_dim = q.shape
+    block_size, kv_heads = k_cache.shape[1:3]
+    group = heads // kv_heads
+    tile = 16 if max_seqlen_q == 1 else 64
+    block_q = max(1, tile // group)
+    block_m = max(16, triton.next_power_of_2(block_q * group))
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    grid = (len(context_lens), kv_heads, -(-max_seqlen_q // block_q))
+    paged_attention_kernel[grid](
+        q, k_cache, v_cache, out, cu_seqlens_q, context_lens, block_tables,
+        scale, sliding_window or 1 << 30, q.stride(0), out.stride(0), k_cache.stride(1),
+        block_tables.stride(0), GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
+        BLOCK_Q=block_q, BLOCK_M=block_m, BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        BLOCK_N=BLOCK_N, num_warps=4, num_stages=1 if head_dim > 128 else 2,
+    )  # fmt: skip
+    return out
+
+
+def paged_attention_cpu(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_tables: torch.Tensor,
+    scale: float,
+    max_seqlen_q: int,
+    sliding_window: int | None,
+) -> torch.Tensor:
+    """Decode rows in one padded product over all their sequences, longer ones one by one."""
+    starts = cu_seqlens_q.tolist()
+    contexts = context_lens.tolist()
+    out = torch.empty(q.shape, dtype=q.dtype)
+    decode = [s for s in range(len(contexts)) if starts[s + 1] - starts[s] == 1]
+    if decode:
+        rows = [starts[s] for s in decode]
+        tables, lens = block_tables[decode], context_lens[decode]
+        out[rows] = _decode(q[rows], k_cache, v_cache, lens, tables, scale, sliding_window)
+    for s, context in enumerate(contexts):
+        start, stop = starts[s], starts[s + 1]
+        if stop - start > 1:
+            blocks = block_tables[s, : -(-context // k_cache.shape[1])]
+            k, v = (cache[blocks].flatten(0, 1)[:context] for cache in (k_cache, v_cache))
+            out[start:stop] = _prefill(q[start:stop], k, v, scale, sliding_window)
+    return out
+
+
+def _decode(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_tables: torch.Tensor,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    """One query per sequence: q [S, heads, D] → [S, heads, D]."""
+    sequences, heads, head_dim = q.shape
+    longest = int(context_lens.max())
+    used = block_tables[:, : -(-longest // k_cache.shape[1])]
+    k = k_cache[used].flatten(1, 2).transpose(1, 2)  # [S, kv_heads, tokens, D]
+    v = v_cache[used].flatten(1, 2).transpose(1, 2)
+    grouped = q.view(sequences, k.shape[1], -1, head_dim)
+    token = torch.arange(k.shape[2])
+    seen = token < context_lens[:, None]
+    if window is not None:
+        seen &= token >= context_lens[:, None] - window
+    mask = seen[:, None, None, :]
+    out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
+    return out.reshape(sequences, heads, head_dim)
+
+
+def _prefill(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None
+) -> torch.Tensor:
+    """One sequence: q [n, heads, D] are the last n of the tokens of k, v [c, kv_heads, D]."""
+    n, context = len(q), len(k)
+    q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
+    if n == context and window is None:
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=True
+        )
+    else:
+        position = torch.arange(context - n, context)[:, None]
+        token = torch.arange(context)
+        mask = token <= position
+        if window is not None:
+            mask &= token > position - window
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
+def paged_attention_reference(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_tables: torch.Tensor,
+    scale: float,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """float64, one query and head at a time in plain words."""
+    out = torch.zeros(q.shape, dtype=torch.float64)
+    block_size, kv_heads = k_cache.shape[1:3]
+    for s, context in enumerate(context_lens.tolist()):
+        start, stop = cu_seqlens_q[s : s + 2].tolist()
+        blocks = block_tables[s, : -(-context // block_size)].long().cpu()
+        k, v = (cache.cpu()[blocks].double().flatten(0, 1) for cache in (k_cache, v_cache))
+        for row in range(start, stop):
+            i = context - (stop - row)
+            low = 0 if sliding_window is None else max(0, i - sliding_window + 1)
+            for head in range(q.shape[1]):
+                kv_head = head // (q.shape[1] // kv_heads)
+                scores = k[low : i + 1, kv_head] @ q[row, head].cpu().double() * scale
+                out[row, head] = scores.softmax(0) @ v[low : i + 1, kv_head]
+    return out
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_tables: torch.Tensor,
+    *,
+    scale: float,
+    max_seqlen_q: int,
+    max_context_len: int,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """q [T, heads, D] → [T, heads, D]; caches [blocks, block_size, kv_heads, D] contiguous.
+
+    cu_seqlens_q int32 [S + 1], context_lens int32 [S], block_tables int32 [S, max_blocks].
+    """
+    run = paged_attention_gpu if q.is_cuda else paged_attention_cpu
+    return run(
+        q, k_cache, v_cache, cu_seqlens_q, context_lens, block_tables, scale, max_seqlen_q,
+        sliding_window,
+    )  # fmt: skip

@@ -1,0 +1,131 @@
+"""A PEFT LoRA checkpoint, read, checked and packed into rank pages (see page_layout).
+
+Law: an Adapter fits the base model, is finite in the pool's dtype and carries its scaling in b;
+whatever cannot be served exactly is refused, never approximated.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from multilora_kernels.segments import PAGE_RANK
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
+
+from multilora.adapter_config import AdapterConfig, parse_config, read_config_file
+from multilora.adapter_tensors import Factors, Target, lora_factors
+from multilora.base_config import PROJECTION_GROUPS, BaseConfig
+from multilora.errors import RequestError, invalid
+from multilora.page_layout import PageTensors, bytes_per_page
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """One version of one adapter in host memory, ready to be copied into any pool pages.
+
+    `rank` is the largest of its modules, `num_pages` = ceil(rank / PAGE_RANK), `nbytes` what it
+    takes in the pool, `modules` the projections it updates ("q_proj", …) in model order.
+    """
+
+    adapter_id: str
+    digest: str  # SHA-256 of both files, hex
+    rank: int
+    num_pages: int
+    nbytes: int
+    modules: tuple[str, ...]
+    weights: PageTensors
+
+    @property
+    def key(self) -> str:
+        """Content identity: two versions of one adapter are two keys."""
+        return f"{self.adapter_id}@{self.digest[:16]}"
+
+
+def read_adapter(
+    folder: Path, adapter_id: str, base: BaseConfig, dtype: torch.dtype, max_rank: int
+) -> Adapter:
+    """Read the PEFT (0.5 to 0.21) adapter in `folder` for `base` → Adapter with pages of `dtype`.
+
+    RequestError(INVALID_ARG) with reason and remedy when it cannot be served exactly.
+    """
+    try:
+        if not folder.is_dir():
+            raise invalid(f"folder {folder} does not exist; check the adapter's path")
+        config, tensors, digest = _read_files(folder)
+        factors = lora_factors(tensors, config, base, max_rank)
+        rank = max(pair.rank for pair in factors.values())
+        num_pages = -(-rank // PAGE_RANK)
+        touched = {target.projection for target in factors}
+        return Adapter(
+            adapter_id=adapter_id,
+            digest=digest,
+            rank=rank,
+            num_pages=num_pages,
+            nbytes=num_pages * bytes_per_page(base, dtype),
+            modules=tuple(name for name in base.projections if name in touched),
+            weights=_pack(factors, base, num_pages, dtype),
+        )
+    except RequestError as error:
+        raise RequestError(error.code, f"adapter {adapter_id!r}: {error.message}") from None
+
+
+def _read_files(folder: Path) -> tuple[AdapterConfig, dict[str, torch.Tensor], str]:
+    """Config, tensors and digest of the same bytes."""
+    config, weights = read_config_file(folder), _read_weights_file(folder)
+    # of the digests, so that moving a byte from one file to the next changes it
+    parts = b"".join(hashlib.sha256(content).digest() for content in (config, weights))
+    return parse_config(config), _parse(weights), hashlib.sha256(parts).hexdigest()
+
+
+def _read_weights_file(folder: Path) -> bytes:
+    path = folder / WEIGHTS_FILE
+    if path.is_file():
+        return path.read_bytes()
+    if (folder / PICKLE_FILE).is_file():
+        raise invalid(
+            f"{PICKLE_FILE} is a pickle, which can run code and is never opened; save the adapter "
+            "with save_pretrained(..., safe_serialization=True)"
+        )
+    raise invalid(f"{WEIGHTS_FILE} is missing in {folder}; save the adapter with save_pretrained")
+
+
+def _parse(content: bytes) -> dict[str, torch.Tensor]:
+    try:
+        return parse_safetensors(content)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise invalid(
+            f"{WEIGHTS_FILE} is corrupt or cut short ({error}); copy or download it again"
+        ) from None
+
+
+def _pack(
+    factors: Mapping[Target, Factors], base: BaseConfig, num_pages: int, dtype: torch.dtype
+) -> PageTensors:
+    """Rank row i of every module goes to row i % PAGE_RANK of page i // PAGE_RANK."""
+    pages = PageTensors.zeros(base, num_pages, dtype, "cpu")
+    for group, projections in PROJECTION_GROUPS.items():
+        sizes = base.slice_sizes(group)
+        for layer, (a, b) in enumerate(zip(pages.a, pages.b, strict=True)):
+            columns = b[group].split(sizes, dim=-1)
+            for slot, projection in enumerate(projections):
+                pair = factors.get(Target(layer, projection))
+                if pair is not None:
+                    _fill(a[group][:, slot], pair.a)
+                    _fill(columns[slot], pair.b.T.float() * pair.scaling)
+    if not pages.data.isfinite().all():
+        raise invalid(
+            f"{WEIGHTS_FILE} holds values beyond the range of {dtype} once scaled; "
+            "serve with --dtype bfloat16"
+        )
+    return pages
+
+
+def _fill(pages: torch.Tensor, rows: torch.Tensor) -> None:
+    """Copy `rows` [rank, n] into `pages` [pages, PAGE_RANK, n], a page at a time."""
+    for page, chunk in zip(pages, rows.split(PAGE_RANK), strict=False):
+        page[: len(chunk)] = chunk

@@ -1,0 +1,56 @@
+"""The device pool of rank pages: every adapter on the device lives in some of its pages.
+
+Which adapter owns which page is AdapterSlots' business; unowned pages hold stale numbers and are
+never referenced. See page_layout for the shapes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from multilora.adapter_checkpoint import Adapter
+from multilora.base_config import PROJECTION_GROUPS, BaseConfig
+from multilora.page_layout import PageTensors, bytes_per_page, split_layer
+
+
+class AdapterPages:
+    """`num_pages` pages of `dtype` on `device`, zeros at first.
+
+    `a[layer][group]` and `b[layer][group]` are what the kernels take; `slice_sizes[group]` goes
+    with them.
+    """
+
+    def __init__(
+        self,
+        base: BaseConfig,
+        num_pages: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        pool = PageTensors.zeros(base, num_pages, dtype, device)
+        self.a = pool.a
+        self.b = pool.b
+        self.slice_sizes = {group: base.slice_sizes(group) for group in PROJECTION_GROUPS}
+        self.num_pages = num_pages
+        self.nbytes = num_pages * self.bytes_per_page(base, dtype)
+        self._base = base
+        self._device = pool.data.device
+
+    @staticmethod
+    def bytes_per_page(base: BaseConfig, dtype: torch.dtype) -> int:
+        return bytes_per_page(base, dtype)
+
+    def write(self, pages: Sequence[int], adapter: Adapter) -> None:
+        """Copy page i of `adapter` into pool page `pages[i]`.
+
+        The device needs room for one layer of the adapter meanwhile. ValueError when the number
+        of pages differs.
+        """
+        if len(pages) != adapter.num_pages:
+            raise ValueError(f"{adapter.key} has {adapter.num_pages} pages, got {len(pages)}")
+        index = torch.tensor(pages, dtype=torch.int64, device=self._device)
+        for layer, row in enumerate(adapter.weights.data):
+            a, b = split_layer(row.to(self._device), self._base, adapter.num_pages)
+            for group in a:
+                self.a[layer][group].index_copy_(0, index, a[group])
+                self.b[layer][group].index_copy_(0, index, b[group])

@@ -1,0 +1,77 @@
+"""Token ids → text as it grows, cut at stop strings.
+
+Law: the deltas of `push` and `flush` put together are the decoded text up to the first stop
+string, however the ids were split. A delta never ends in half a character, and text that may begin
+a stop string is held back until it is decided.
+
+A window of the last ids is decoded twice, without and with the new ones; the difference is new
+text. The window starts one delta earlier than needed because decoders treat the first token of a
+text specially (a leading space).
+"""
+
+from multilora.tokenizer import Tokenizer
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_MOST_PENDING = 3  # bytes of a UTF-8 character still missing its last one
+
+
+class Detokenizer:
+    """The text of one sequence. `stopped` is True once a stop string was found."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+        self.stopped = False
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._window: list[int] = []
+        self._settled = 0  # ids of the window whose text is out completely
+        self._emitted = 0  # characters of the decoded window that are out
+        self._held = ""  # decoded, but may begin a stop string
+
+    def push(self, token_id: int) -> str:
+        """Text that became certain with this token, maybe none."""
+        if self.stopped:
+            return ""
+        self._window.append(token_id)
+        text = self._tokenizer.decode(self._window)
+        pending = len(text) - len(text.rstrip(_REPLACEMENT))
+        delta = self._emit(text, len(text) - min(pending, _MOST_PENDING))
+        if delta and not pending:
+            del self._window[: self._settled]
+            self._settled = len(self._window)
+            self._emitted = len(self._tokenizer.decode(self._window))
+        return self._cut(delta)
+
+    def flush(self) -> str:
+        """The rest, at the end of the sequence; an unfinished character becomes U+FFFD."""
+        if self.stopped:
+            return ""
+        text = self._tokenizer.decode(self._window)
+        rest = self._cut(self._emit(text, len(text))) + self._held
+        self._held = ""
+        return rest
+
+    def _emit(self, text: str, end: int) -> str:
+        delta = text[self._emitted : end]
+        self._emitted = max(self._emitted, end)
+        return delta
+
+    def _cut(self, delta: str) -> str:
+        if not self._stop:
+            return delta
+        text = self._held + delta
+        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            self._held = ""
+            return text[: min(found)]
+        held = max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop` without completing it."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

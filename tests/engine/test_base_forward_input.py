@@ -1,0 +1,96 @@
+"""A Batch as tensors: rows, positions, slots and tables of a batch of every kind of item."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from multilora.base_config import BaseConfig
+from multilora.batch import Batch, BatchItem, make_batch
+from multilora.forward_input import ForwardInput, build_forward_input
+from multilora.kv_cache import KVCache
+from multilora.request import Request
+from multilora.rope_config import RopeConfig
+from multilora.sequence import Sequence
+from multilora_kernels.segments import Segment
+
+CPU = torch.device("cpu")
+
+
+def item(prompt: int, computed: int, new: int, blocks: list[int], adapter: str = "") -> BatchItem:
+    sequence = Sequence(Request("r", tuple(range(100, 100 + prompt)), adapter))
+    sequence.adapter_key = adapter
+    sequence.num_computed_tokens = computed
+    sequence.block_table = blocks
+    return BatchItem(sequence, new)
+
+
+def build(batch: Batch) -> ForwardInput:
+    return build_forward_input(batch, 4, CPU, torch.float32)
+
+
+def test_prefill_chunk_and_decode_in_one_batch() -> None:
+    items = (
+        item(prompt=6, computed=0, new=6, blocks=[7, 2]),
+        item(prompt=9, computed=3, new=4, blocks=[5, 0, 9]),  # the third block is not needed yet
+        item(prompt=5, computed=4, new=1, blocks=[1, 3]),
+    )
+    inp = build(Batch(items, ()))
+    assert inp.input_ids.tolist() == [100, 101, 102, 103, 104, 105, 103, 104, 105, 106, 104]
+    assert inp.positions.tolist() == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 4]
+    assert inp.kv_slots.tolist() == [28, 29, 30, 31, 8, 9, 23, 0, 1, 2, 12]
+    assert inp.cu_seqlens_q.tolist() == [0, 6, 10, 11]
+    assert inp.context_lens.tolist() == [6, 7, 5]
+    assert inp.block_tables.tolist() == [[7, 2], [5, 0], [1, 3]]
+    assert inp.last_token_indices.tolist() == [5, 10]
+    assert (inp.max_seqlen_q, inp.max_context_len) == (6, 7)
+    assert inp.segments is None
+    wide = (inp.input_ids, inp.positions, inp.kv_slots, inp.last_token_indices)
+    narrow = (inp.cu_seqlens_q, inp.context_lens, inp.block_tables)
+    assert {tensor.dtype for tensor in wide} == {torch.int64}
+    assert {tensor.dtype for tensor in narrow} == {torch.int32}
+
+
+def test_short_tables_are_padded_and_nothing_may_be_sampled() -> None:
+    items = (item(20, 0, 10, [1, 2, 3]), item(20, 0, 2, [4]))
+    inp = build(Batch(items, ()))
+    assert inp.block_tables.tolist() == [[1, 2, 3], [4, 0, 0]]
+    assert inp.last_token_indices.shape == (0,)
+
+
+def test_adapter_rows_become_segments() -> None:
+    items = [
+        item(3, 2, 1, [1]),
+        item(4, 0, 4, [2], "b"),
+        item(2, 1, 1, [3], "a"),
+        item(3, 0, 3, [4], "a"),
+    ]
+    inp = build(make_batch(items, {"a": (5, 1), "b": (0,)}))
+    assert inp.positions.tolist() == [1, 0, 1, 2, 0, 1, 2, 3, 2]
+    assert inp.segments is not None
+    assert inp.segments.segments == (Segment(0, 4, (5, 1)), Segment(4, 4, (0,)))
+    assert inp.segments.num_rows == 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_device_gets_what_the_host_has() -> None:
+    items = [item(6, 0, 6, [7, 2], "a"), item(9, 3, 4, [5, 0, 9]), item(5, 4, 1, [1, 3])]
+    batch = make_batch(items, {"a": (5, 1)})
+    there = build_forward_input(batch, 4, torch.device("cuda"), torch.float32)
+    for field in dataclasses.fields(ForwardInput):
+        ours, theirs = getattr(build(batch), field.name), getattr(there, field.name)
+        if isinstance(ours, torch.Tensor):
+            assert theirs.is_cuda and theirs.dtype == ours.dtype and theirs.data_ptr() % 16 == 0
+            assert theirs.tolist() == ours.tolist()
+
+
+def test_kv_cache_is_as_large_as_it_says() -> None:
+    base = BaseConfig(
+        "LlamaForCausalLM", 8, 64, 96, 3, 4, 2, 16, 1e-6, RopeConfig(), 128, True,
+        False, False, False, False, (None,) * 3, (), "float32",
+    )  # fmt: skip
+    kv = KVCache(base, num_blocks=5, block_size=8, dtype=torch.bfloat16, device=CPU)
+    assert kv.k.shape == kv.v.shape == (3, 5, 8, 2, 16)
+    assert kv.k.nbytes + kv.v.nbytes == 5 * KVCache.bytes_per_block(base, 8, torch.bfloat16)
+    assert not kv.k.any() and not kv.v.any()

@@ -1,0 +1,112 @@
+"""A gRPC server on the loopback that answers ModelStreamInfer as a Triton server would.
+
+What it does is chosen by the request's `adapter_id`; like an ensemble, it goes on after its caller
+has left and ends only by a request with `stop`.
+"""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from multilora_client.tensors import Scalar, add_input, decode
+
+# The generated KServe messages carry no types.
+# pyright: reportAttributeAccessIssue=false
+
+PIECES = ("Grüße ", "aus 東", "京 🎉")
+
+
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """`received` holds the requests in order, as (model, id, inputs)."""
+
+    def __init__(self) -> None:
+        self.received: list[tuple[str, str, dict[str, list[Scalar]]]] = []
+        self.meeting = threading.Barrier(4)
+        self._stopped: dict[str, threading.Event] = {}
+        self._server = grpc.server(ThreadPoolExecutor(16))
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
+        self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def close(self) -> None:
+        for event in self._stopped.values():
+            event.set()
+        self._server.stop(0).wait()
+
+    def wait_until_stopped(self, request_id: str) -> bool:
+        return self._event(request_id).wait(10)
+
+    def ModelStreamInfer(
+        self,
+        request_iterator: Iterator[service_pb2.ModelInferRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[service_pb2.ModelStreamInferResponse]:
+        for request in request_iterator:
+            inputs = {
+                tensor.name: decode(tensor.datatype, raw)
+                for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+            }
+            self.received.append((request.model_name, request.id, inputs))
+            if inputs.get("stop"):
+                self._event(request.id).set()
+                yield _response(final=True)
+            else:
+                yield from self._answer(request.id, inputs, context)
+
+    def _answer(
+        self, request_id: str, inputs: dict[str, list[Scalar]], context: grpc.ServicerContext
+    ) -> Iterator[service_pb2.ModelStreamInferResponse]:
+        adapter_id = inputs.get("adapter_id", [""])[0]
+        if isinstance(adapter_id, str) and adapter_id.isupper():
+            yield from _fail(grpc.StatusCode[adapter_id], context)
+        if adapter_id == "silent":
+            self._event(request_id).wait(10)
+        if adapter_id == "endless":
+            while not self._event(request_id).wait(0.01):
+                yield _response("more ")
+        if adapter_id == "together":  # answers only when four streams are open at once
+            self.meeting.wait(10)
+        pieces = PIECES if inputs.get("stream") else ("".join(PIECES),)
+        for piece in pieces:
+            yield _response(piece, finish_reason="None", tokens=len(PIECES) // len(pieces))
+        if adapter_id != "truncated":
+            yield _response(final=True, finish_reason="stop")
+
+    def _event(self, request_id: str) -> threading.Event:
+        return self._stopped.setdefault(request_id, threading.Event())
+
+
+def _fail(
+    code: grpc.StatusCode, context: grpc.ServicerContext
+) -> Iterator[service_pb2.ModelStreamInferResponse]:
+    message = f"no luck:\n{code.name}"
+    if ("triton_grpc_error", "true") not in context.invocation_metadata():
+        yield service_pb2.ModelStreamInferResponse(error_message=message)
+        return
+    _abort(context, code, message)
+
+
+def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
+    context.abort(code, message)
+    raise AssertionError("abort raises")
+
+
+def _response(
+    text: str = "", final: bool = False, finish_reason: str = "", tokens: int = 0
+) -> service_pb2.ModelStreamInferResponse:
+    request = service_pb2.ModelInferRequest()  # lends its tensors to the response
+    if text:
+        add_input(request, "text_output", "BYTES", text)
+    if finish_reason:
+        add_input(request, "finish_reason", "BYTES", finish_reason)
+        add_input(request, "num_input_tokens", "UINT32", 7)
+        add_input(request, "num_output_tokens", "UINT32", tokens)
+    response = service_pb2.ModelInferResponse(raw_output_contents=request.raw_input_contents)
+    for tensor in request.inputs:
+        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    response.parameters["triton_final_response"].bool_param = final
+    return service_pb2.ModelStreamInferResponse(infer_response=response)

@@ -1,0 +1,126 @@
+"""Inputs for the kernel tests: punica's mixes of adapters, ranks, paged caches."""
+
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from multilora_kernels.segments import PAGE_RANK, LoRASegments
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"  # where GPU kernels run
+# The interpreter computes bfloat16 wrongly, so that one is for GPUs.
+DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+needs_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not INTERPRETED and not torch.cuda.is_available(), reason="no NVIDIA GPU, no interpreter"
+    ),
+]
+
+MIXES = {  # rows of each adapter; what is missing to `rows` is base-only
+    "distinct": [1] * 7,
+    "uniform": [3] * 4,
+    "skewed": [9, 4, 2, 1, 1],
+    "identical": [13],
+    "prefill": [37, 1, 20],
+    "none": [],
+    "with an empty one": [2, 0, 3],
+}
+
+
+@dataclass
+class LoRACase:
+    x: torch.Tensor
+    a: torch.Tensor
+    b: torch.Tensor
+    y: torch.Tensor
+    slice_sizes: tuple[int, ...]
+    row_counts: list[int]
+    pages: list[tuple[int, ...]]
+
+    def segments(self, **padding: int) -> LoRASegments:
+        starts = [sum(self.row_counts[:i]) for i in range(len(self.row_counts))]
+        return LoRASegments.from_lists(
+            starts, self.row_counts, self.pages, len(self.x), self.x.device, self.x.dtype, **padding
+        )
+
+
+def lora_case(
+    mix: list[int],
+    ranks: list[int],
+    slice_sizes: tuple[int, ...],
+    in_features: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    base_rows: int = 3,
+    spread: int = 1,
+    seed: int = 0,
+) -> LoRACase:
+    """Adapter i has ranks[i % len]; its pages are random ones, `spread` times more than needed."""
+    noise = torch.Generator().manual_seed(seed)
+    need = [-(-ranks[i % len(ranks)] // PAGE_RANK) for i in range(len(mix))]
+    total = max(1, sum(need)) * spread
+    free = torch.randperm(total, generator=noise).tolist()
+    pages = [tuple(free.pop() for _ in range(count)) for count in need]
+    a = torch.randn(total, len(slice_sizes), PAGE_RANK, in_features, generator=noise)
+    b = torch.randn(total, PAGE_RANK, sum(slice_sizes), generator=noise)
+    for i, own in enumerate(pages):  # the tail of the last page is zero, as the pool keeps it
+        tail = ranks[i % len(ranks)] - (len(own) - 1) * PAGE_RANK
+        a[own[-1], :, tail:] = 0
+        b[own[-1], tail:] = 0
+    rows = sum(mix) + base_rows
+    x = torch.randn(rows, in_features, generator=noise) / in_features**0.5
+    y = torch.randn(rows, sum(slice_sizes), generator=noise)
+    x, a, b, y = (part.to(device, dtype) for part in (x, a, b, y))
+    return LoRACase(x, a, b, y, slice_sizes, mix, pages)
+
+
+@dataclass
+class AttentionCase:
+    q: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    cu_seqlens_q: torch.Tensor
+    context_lens: torch.Tensor
+    block_tables: torch.Tensor
+    max_seqlen_q: int
+    max_context_len: int
+
+
+def attention_case(
+    lengths: list[tuple[int, int]],
+    heads: tuple[int, int],
+    head_dim: int,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> AttentionCase:
+    """`lengths` are (new, context) of each sequence, `heads` are (query, KV) heads."""
+    noise = torch.Generator().manual_seed(len(lengths))
+    counts = [-(-context // block_size) for _, context in lengths]
+    order = torch.randperm(sum(counts) + 2, generator=noise).tolist()
+    tables = torch.zeros(len(lengths), max(counts) + 1, dtype=torch.int32)
+    for row, count in enumerate(counts):
+        tables[row, :count] = torch.tensor([order.pop() for _ in range(count)])
+    shape = (sum(counts) + 2, block_size, heads[1], head_dim)
+    k, v = torch.randn(shape, generator=noise), torch.randn(shape, generator=noise)
+    new = [count for count, _ in lengths]
+    q = torch.randn(sum(new), heads[0], head_dim, generator=noise)
+    starts = torch.tensor([0, *new]).cumsum(0).to(torch.int32)
+    contexts = torch.tensor([context for _, context in lengths], dtype=torch.int32)
+    q, k, v = (part.to(device, dtype) for part in (q, k, v))
+    return AttentionCase(
+        q, k, v, starts.to(device), contexts.to(device), tables.to(device),
+        max(new), max(context for _, context in lengths),
+    )  # fmt: skip
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    """Largest error against the largest expected value."""
+    scale = expected.abs().max().clamp(min=1e-3) if expected.numel() else torch.tensor(1.0)
+    error = (actual.double().cpu() - expected.cpu()).abs().max() if expected.numel() else 0.0
+    assert error <= TOLERANCE[dtype] * scale, f"error {error} of {scale}"

@@ -1,0 +1,46 @@
+"""The CPU path of paged attention and KV write against their references."""
+
+import pytest
+import torch
+from kernel_cases import assert_close, attention_case
+
+from multilora_kernels.kv_write import kv_write
+from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
+
+LENGTHS = {  # (new, context) tokens of each sequence
+    "decode": [(1, 1), (1, 16), (1, 17), (1, 50)],
+    "prefill": [(5, 5), (33, 33)],
+    "prefill behind a cached prefix": [(5, 21), (16, 48)],
+    "mixed": [(1, 30), (7, 7), (1, 3), (20, 41)],
+}
+
+
+@pytest.mark.parametrize("window", [None, 6], ids=["full", "window"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("heads", "head_dim"), [((4, 4), 16), ((8, 2), 32), ((6, 2), 80)])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=list(LENGTHS))
+def test_attention(
+    lengths: list[tuple[int, int]],
+    heads: tuple[int, int],
+    head_dim: int,
+    dtype: torch.dtype,
+    window: int | None,
+):
+    case = attention_case(lengths, heads, head_dim, dtype=dtype)
+    inputs = (case.q, case.k_cache, case.v_cache, case.cu_seqlens_q, case.context_lens,
+              case.block_tables)  # fmt: skip
+    out = paged_attention(
+        *inputs, scale=0.3, max_seqlen_q=case.max_seqlen_q, sliding_window=window,
+        max_context_len=case.max_context_len,
+    )  # fmt: skip
+    assert_close(out, paged_attention_reference(*inputs, 0.3, window), dtype)
+
+
+def test_kv_write_puts_rows_in_their_slots_and_skips_padding():
+    k_cache, v_cache = torch.zeros(3, 8, 2, 4), torch.zeros(3, 8, 2, 4)
+    k, v = torch.randn(4, 2, 4), torch.randn(4, 2, 4)
+    kv_write(k, v, k_cache, v_cache, torch.tensor([17, -1, 0, 9]))
+    for cache, rows in ((k_cache, k), (v_cache, v)):
+        flat = cache.view(24, 2, 4)
+        assert torch.equal(flat[[17, 0, 9]], rows[[0, 2, 3]])
+        assert flat.count_nonzero() == 24
