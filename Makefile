@@ -1,7 +1,7 @@
 # Verbs: each works alone; the first one builds .venv from PyPI, later ones start at once.
 
-SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -32,8 +32,8 @@ check: $(READY)  ## lint, formatting and types
 
 # Installs nothing, so that it runs where PyTorch is there and the network is not.
 test-gpu:  ## run the tests that need a GPU, with .venv or else with PYTHON
-	@py=$(PY); test -x $$py || py="$(PYTHON)"; \
-	"$${py:-python3}" -c 'import pytest, torch' || exit 1; \
+	@py=$(PY); test -x $$py || py="$(or $(PYTHON),python3)"; \
+	"$$py" -c 'import pytest, torch' || exit 1; \
 	if ! "$$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 		echo "test-gpu: PyTorch sees no GPU here; nothing to run."; exit 0; fi; \
 	files=$$(grep -rl --include='*.py' 'mark\.gpu' tests); \
@@ -41,10 +41,12 @@ test-gpu:  ## run the tests that need a GPU, with .venv or else with PYTHON
 	"$$py" -m pytest -m gpu $$files $(ARGS)
 
 # torch comes first: with it in place nothing else asks for another build of it. The CPU build
-# brings no OpenAI Triton, whose interpreter and compiler the kernel tests use.
+# brings no OpenAI Triton, whose interpreter and compiler the kernel tests use. nvidia-pytriton
+# carries tritonserver, whose Python backend needs numpy 1 and so Python 3.12 at most; what else it
+# depends on is for writing one's own servers.
 $(READY): pyproject.toml Makefile
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' || { echo \
-		"make: Python 3.11, 3.12 or 3.13 is needed; name one with 'make … PYTHON=/path/to/python3.12'" \
+		"make: Python 3.11 or 3.12 is needed; name one: make VERB PYTHON=/path/to/python3.12" \
 		>&2; exit 1; }
 	@rm -f $@
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
@@ -52,5 +54,5 @@ $(READY): pyproject.toml Makefile
 	@$(PIP) install -q torch==2.13.0
 	@$(PY) -c 'import triton' 2>/dev/null || $(PIP) install -q triton==3.6.0
 	@$(PIP) install -q --no-deps nvidia-pytriton==0.7.0
-	@$(PIP) install -q -e '.[dev]'
+	@$(PIP) install -q -e '.[dev]' numpy==1.26.4
 	@touch $@

@@ -36,7 +36,9 @@ class HubServer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self._http.shutdown()
@@ -86,8 +88,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _tree(self, folder: Path) -> None:
         entries = [
-            {"type": "file", "path": item.name, "size": item.stat().st_size,
-             "oid": hashlib.sha1(item.read_bytes()).hexdigest()}
+            {
+                "type": "file",
+                "path": item.name,
+                "size": item.stat().st_size,
+                "oid": hashlib.sha1(item.read_bytes()).hexdigest(),
+            }
             for item in sorted(folder.iterdir())
         ]
         self._send(200, json.dumps(entries).encode())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from multilora_kernels.segments import PAGE_RANK, LoRASegments
+from multilora_kernels.segments import PAGE_RANK, LaunchBounds, LoRASegments
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"  # where GPU kernels run
@@ -42,10 +42,10 @@ class LoRACase:
     row_counts: list[int]
     pages: list[tuple[int, ...]]
 
-    def segments(self, **padding: int) -> LoRASegments:
+    def segments(self, bounds: LaunchBounds | None = None) -> LoRASegments:
         starts = [sum(self.row_counts[:i]) for i in range(len(self.row_counts))]
         return LoRASegments.from_lists(
-            starts, self.row_counts, self.pages, len(self.x), self.x.device, self.x.dtype, **padding
+            starts, self.row_counts, self.pages, len(self.x), self.x.device, self.x.dtype, bounds
         )
 
 

@@ -16,16 +16,20 @@ MAX_FILE_LINES = 250
 MAX_FUNCTION_LINES = 40
 
 PURE = {
-    "config", "base_config", "errors", "request", "sequence", "batch", "scheduler",
-    "block_allocator", "adapter_gate", "adapter_slots", "adapter_source", "metrics",
+    "config", "base_config", "rope_config", "json_fields", "errors", "request", "sequence",
+    "batch", "scheduler", "block_allocator", "adapter_config", "adapter_gate", "adapter_loader",
+    "adapter_slots", "adapter_source", "metrics",
 }  # fmt: skip
 DEVICE = {
-    "adapter_checkpoint", "adapter_config", "adapter_loader", "adapter_pages", "adapter_store",
-    "lora_linear", "sampler", "weights", "rope", "llama", "attention", "kv_cache",
-    "forward_input", "model_runner",
+    "adapter_checkpoint", "adapter_pages", "adapter_store", "adapter_tensors", "page_layout",
+    "lora_linear", "sampler", "sampling_input", "weights", "checkpoint_files", "rope", "llama",
+    "kv_cache", "forward_input", "model_runner",
 }  # fmt: skip
 TEXT = {"tokenizer", "detokenizer"}
-ENGINE = {"engine", "engine_parts", "responder", "triton_request", "sources"}
+ENGINE = {
+    "engine", "engine_parts", "sources", "reply", "responder", "stream", "sampling_parameters",
+    "triton_request", "triton_metrics",
+}  # fmt: skip
 
 # What each layer may import beside the standard library: modules of the engine, other packages.
 LAYERS: dict[str, tuple[set[str], set[str], set[str]]] = {

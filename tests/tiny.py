@@ -24,12 +24,25 @@ def write_base(folder: Path, seed: int = 0) -> Path:
     """A Hugging Face checkpoint folder with seeded random float32 weights."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB,
-        "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM,
-        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 256,
-        "hidden_act": "silu", "tie_word_embeddings": True, "attention_bias": False,
-        "mlp_bias": False, "bos_token_id": 0, "eos_token_id": EOS, "torch_dtype": "float32",
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 256,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": 0,
+        "eos_token_id": EOS,
+        "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config))
     noise = torch.Generator().manual_seed(seed)
@@ -52,8 +65,12 @@ def write_adapter(
     """A PEFT folder whose adapter clearly changes the base model's output."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
-        "peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "bias": "none",
-        "target_modules": [name.split(".")[1] for name in modules], "task_type": "CAUSAL_LM",
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "bias": "none",
+        "target_modules": [name.split(".")[1] for name in modules],
+        "task_type": "CAUSAL_LM",
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     noise = torch.Generator().manual_seed(seed)

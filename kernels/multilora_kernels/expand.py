@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from multilora_kernels.segments import PAGE_RANK, LoRASegments
+from multilora_kernels.segments import LoRASegments
 from multilora_kernels.shrink import own_pages
 
 BLOCK_N = 128
@@ -93,9 +93,7 @@ def expand_cpu(
         _add(part, own_pages(b, pages), slice_sizes, y[start : start + count])
 
 
-def _add(
-    h: torch.Tensor, b: torch.Tensor, slice_sizes: tuple[int, ...], y: torch.Tensor
-) -> None:
+def _add(h: torch.Tensor, b: torch.Tensor, slice_sizes: tuple[int, ...], y: torch.Tensor) -> None:
     """y [n, out] += h [n, pages, slices, 16] · b [pages, 16, out], slice by slice."""
     columns = b.reshape(-1, b.shape[2]).split(slice_sizes, dim=1)
     for index, (part, out) in enumerate(zip(columns, y.split(slice_sizes, dim=1), strict=True)):

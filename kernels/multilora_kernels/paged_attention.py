@@ -1,4 +1,4 @@
-"""Paged attention: new tokens of many sequences attend to their KV blocks, prefill and decode mixed.
+"""Paged attention: new tokens of many sequences attend to their KV blocks, prefill and decode.
 
     out[t, h] = softmax(scale · q[t, h] · Kᵀ) · V        over the tokens j <= i of t's sequence
 
@@ -19,6 +19,35 @@ BLOCK_N = 64
 
 
 @triton.jit
+def _load_kv(
+    k_ptr, v_ptr, table_ptr, n, n_mask, kv_column, cache_stride, d, d_mask,
+    BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
+    """K and V [len(n), len(d)] of the context tokens `n`, found through one block table."""
+    block = tl.load(table_ptr + n // BLOCK_SIZE, mask=n_mask, other=0).to(tl.int64)
+    slot = (block * BLOCK_SIZE + n % BLOCK_SIZE) * cache_stride + kv_column
+    mask = n_mask[:, None] & d_mask[None, :]
+    k = tl.load(k_ptr + slot[:, None] + d[None, :], mask=mask, other=0.0)
+    v = tl.load(v_ptr + slot[:, None] + d[None, :], mask=mask, other=0.0)
+    return k, v
+
+
+@triton.jit
+def _online_softmax(q, k, v, seen, scale, top, total, acc):
+    """One more block of scores: the running maximum, sum of weights and weighted sum of V."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    scores = tl.where(seen, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    # A row may have seen nothing yet (sliding window): keep exp(-inf - -inf) out.
+    shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+    weights = tl.exp(scores - shift[:, None])
+    decay = tl.exp(top - shift)
+    total = total * decay + tl.sum(weights, 1)
+    acc = acc * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    return new_top, total, acc
+
+
+@triton.jit
 def paged_attention_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, cu_seqlens_ptr, context_lens_ptr, tables_ptr,
     scale, window, q_stride, out_stride, cache_stride, table_stride,
@@ -32,16 +61,15 @@ def paged_attention_kernel(
     if tile * BLOCK_Q >= new:
         return
     context = tl.load(context_lens_ptr + sequence)
-    m = tl.arange(0, BLOCK_M)
-    d = tl.arange(0, BLOCK_D)
+    m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     query = tile * BLOCK_Q + m // GROUP
-    m_mask = (m < BLOCK_Q * GROUP) & (query < new)
-    d_mask = d < HEAD_DIM
+    position = context - new + query
     rows = (row_start + query).to(tl.int64)
     columns = (kv_head * GROUP + m % GROUP) * HEAD_DIM
-    mask = m_mask[:, None] & d_mask[None, :]
-    q = tl.load(q_ptr + rows[:, None] * q_stride + columns[:, None] + d[None, :], mask=mask, other=0.0)
-    position = context - new + query
+    d_mask = d < HEAD_DIM
+    mask = ((m < BLOCK_Q * GROUP) & (query < new))[:, None] & d_mask[None, :]
+    q_tile = q_ptr + rows[:, None] * q_stride + columns[:, None] + d[None, :]
+    q = tl.load(q_tile, mask=mask, other=0.0)
     last = min(context - new + tile * BLOCK_Q + BLOCK_Q, context)
     first = max(context - new + tile * BLOCK_Q - window + 1, 0) // BLOCK_N * BLOCK_N
     top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
@@ -49,28 +77,16 @@ def paged_attention_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     for start in range(first, last, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
-        n_mask = n < last
-        block = tl.load(
-            tables_ptr + sequence * table_stride + n // BLOCK_SIZE, mask=n_mask, other=0
-        ).to(tl.int64)
-        slot = (block * BLOCK_SIZE + n % BLOCK_SIZE) * cache_stride + kv_head * HEAD_DIM
-        kv_mask = n_mask[:, None] & d_mask[None, :]
-        k = tl.load(k_ptr + slot[:, None] + d[None, :], mask=kv_mask, other=0.0)
-        v = tl.load(v_ptr + slot[:, None] + d[None, :], mask=kv_mask, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        table = tables_ptr + sequence * table_stride
+        k, v = _load_kv(k_ptr, v_ptr, table, n, n < last, kv_head * HEAD_DIM, cache_stride, d,
+                        d_mask, BLOCK_SIZE)  # fmt: skip
         seen = (n[None, :] <= position[:, None]) & (n[None, :] > position[:, None] - window)
-        scores = tl.where(seen & n_mask[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        # A row may have seen nothing yet (sliding window): keep exp(-inf - -inf) out.
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weights = tl.exp(scores - shift[:, None])
-        decay = tl.exp(top - shift)
-        total = total * decay + tl.sum(weights, 1)
-        acc = acc * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        top = new_top
+        top, total, acc = _online_softmax(
+            q, k, v, seen & (n < last)[None, :], scale, top, total, acc
+        )
     out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    out_rows = out_ptr + rows[:, None] * out_stride + columns[:, None] + d[None, :]
-    tl.store(out_rows, out.to(out_ptr.dtype.element_ty), mask=mask)
+    out_tile = out_ptr + rows[:, None] * out_stride + columns[:, None] + d[None, :]
+    tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def paged_attention_gpu(
@@ -164,9 +180,7 @@ def _prefill(
     n, context = len(q), len(k)
     q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
     if n == context and window is None:
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, enable_gqa=True
-        )
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
     else:
         position = torch.arange(context - n, context)[:, None]
         token = torch.arange(context)

@@ -10,9 +10,11 @@ Source: segmented gather matrix-vector multiplication, Punica (arXiv 2310.18547)
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
+
+EntryT = TypeVar("EntryT")
 
 PAGE_RANK = 16  # rank rows of one page
 _DECODE_TILE = 16  # rows of one tensor-core operand
@@ -28,6 +30,15 @@ class Segment(NamedTuple):
     pages: tuple[int, ...]
 
 
+class LaunchBounds(NamedTuple):
+    """What a launch that is replayed (a CUDA graph) must be able to hold, whatever the mix."""
+
+    segments: int
+    pages: int  # over all segments
+    pages_per_segment: int
+    tile_rows: int = _DECODE_TILE
+
+
 @dataclass(frozen=True, eq=False)
 class LoRASegments:
     """Filled by from_lists. S segments, P pages in all, R adapter rows of T."""
@@ -36,7 +47,7 @@ class LoRASegments:
     pages: torch.Tensor  # int32 [max_pages]
     tile_rows: int
     max_pages_per_segment: int
-    num_rows: int  # R
+    num_rows: int  # R; with bounds, T
     segments: tuple[Segment, ...]
     page_window: tuple[int, int]  # lowest page in use, one past the highest
     page_mask: torch.Tensor | None  # [R, window], 1 where the row owns the page; None: loop
@@ -49,40 +60,55 @@ class LoRASegments:
         num_rows: int,
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
-        max_segments: int | None = None,
-        max_pages: int | None = None,
+        bounds: LaunchBounds | None = None,
     ) -> "LoRASegments":
         """Segments in row order, contiguous from row 0; rows from there to `num_rows` are base.
 
-        `dtype` is that of the rows. `max_segments` and `max_pages` pad the tables, for launches
-        that are replayed. ValueError when the lists do not describe such segments.
+        `dtype` is that of the rows. With `bounds` the tables and launches have the size of the
+        bounds. ValueError when the lists do not describe such segments, or exceed the bounds.
         """
-        segments = tuple(
-            Segment(start, count, tuple(own))
-            for start, count, own in zip(row_starts, row_counts, pages, strict=True)
-        )
+        rows_and_pages = zip(row_starts, row_counts, map(tuple, pages), strict=True)
+        segments = tuple(Segment(*fields) for fields in rows_and_pages)
         _check(segments, num_rows)
-        rows = sum(segment.row_count for segment in segments)
-        largest = max((segment.row_count for segment in segments), default=0)
-        tile_rows = _DECODE_TILE if largest <= _DECODE_TILE else _PREFILL_TILE
-        tiles = _tiles(segments, tile_rows)
-        limit = (max_segments or len(segments)) + num_rows // tile_rows
-        tiles += [(0, 0, 0, 0)] * (limit - len(tiles) if max_segments else 0)
+        rows = num_rows if bounds else sum(segment.row_count for segment in segments)
         flat = [page for segment in segments for page in segment.pages]
-        longest = max((len(segment.pages) for segment in segments), default=0)
-        flat_padded = flat + [0] * ((max_pages or 0) - len(flat))
+        launch = bounds or _bounds(segments)
+        tiles = _tiles(segments, launch.tile_rows)
+        if bounds:
+            tiles += _padding(bounds.segments + num_rows // launch.tile_rows - len(tiles), (0,) * 4)
+            flat_padded = flat + _padding(bounds.pages - len(flat), 0)
+        else:
+            flat_padded = flat
         window = (min(flat), max(flat) + 1) if flat else (0, 0)
         dense = torch.device(device).type == "cpu" and _dense_is_faster(segments, rows, window)
         return LoRASegments(
             tiles=torch.tensor(tiles, dtype=torch.int32, device=device).view(-1, 4),
             pages=torch.tensor(flat_padded, dtype=torch.int32, device=device),
-            tile_rows=tile_rows,
-            max_pages_per_segment=longest,
+            tile_rows=launch.tile_rows,
+            max_pages_per_segment=launch.pages_per_segment,
             num_rows=rows,
             segments=segments,
             page_window=window,
             page_mask=_page_mask(segments, rows, window, dtype) if dense else None,
         )
+
+
+def _bounds(segments: Sequence[Segment]) -> LaunchBounds:
+    """The tightest bounds; tall tiles when an adapter has rows to fill them."""
+    return LaunchBounds(
+        segments=len(segments),
+        pages=sum(len(segment.pages) for segment in segments),
+        pages_per_segment=max((len(segment.pages) for segment in segments), default=0),
+        tile_rows=_DECODE_TILE
+        if all(segment.row_count <= _DECODE_TILE for segment in segments)
+        else _PREFILL_TILE,
+    )
+
+
+def _padding(count: int, entry: EntryT) -> list[EntryT]:
+    if count < 0:
+        raise ValueError(f"{-count} entries more than the launch bounds allow")
+    return [entry] * count
 
 
 def _check(segments: Sequence[Segment], num_rows: int) -> None:

@@ -63,9 +63,7 @@ def shrink_gpu(x: torch.Tensor, a: torch.Tensor, segments: LoRASegments) -> torc
     width = -(-in_features // splits // BLOCK_K) * BLOCK_K
     splits = -(-in_features // width)
     pages = segments.max_pages_per_segment
-    h = torch.empty(
-        (splits, segments.num_rows, pages, ranks), dtype=torch.float32, device=x.device
-    )
+    h = torch.empty((splits, segments.num_rows, pages, ranks), dtype=torch.float32, device=x.device)
     grid = (len(segments.tiles), pages, splits)
     shrink_kernel[grid](
         x, a, h, segments.tiles, segments.pages,

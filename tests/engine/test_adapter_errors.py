@@ -14,13 +14,13 @@ import pytest
 import torch
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
-from tiny_adapters import make_adapter
-from tiny_families import make_model
 
 from multilora.adapter_checkpoint import Adapter, read_adapter
 from multilora.adapter_config import parse_config
 from multilora.base_config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
+from tiny_adapters import make_adapter
+from tiny_families import make_model
 
 Tensors = dict[str, torch.Tensor]
 LAYER = "base_model.model.model.layers."

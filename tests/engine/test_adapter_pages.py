@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_adapters import ALL, ATTENTION, make_adapter
-from tiny_families import make_model
 
 from multilora.adapter_checkpoint import Adapter, read_adapter
 from multilora.adapter_pages import AdapterPages
 from multilora.base_config import PROJECTION_GROUPS, BaseConfig
+from tiny_adapters import ALL, ATTENTION, make_adapter
+from tiny_families import make_model
 
 PATTERNS: dict[str, Any] = {
     "rank_pattern": {r"layers\.0\.self_attn\.q_proj": 20, "v_proj": 3, "^model.layers.1.mlp.*": 33},

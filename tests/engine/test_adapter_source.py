@@ -24,7 +24,7 @@ def test_every_form_of_the_grammar():
     "text", ["a=b=c", "a@b@c", "=x", "@v", "a=", "x=../..//@", "sql=bad//id", "na me=org/x y"]
 )
 def test_items_outside_the_grammar(text: str):
-    with pytest.raises(StartupError, match="LoRA adapter format|neither a Hub id"):
+    with pytest.raises(StartupError, match=r"LoRA adapter format|neither a Hub id"):
         parse_lora_adapters(text)
 
 

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tiny_adapters import ALL, ATTENTION, MLP, make_adapter
-from tiny_families import VOCAB, make_model, write_model
 
 from multilora.adapter_checkpoint import Adapter, read_adapter
 from multilora.adapter_pages import AdapterPages
@@ -19,6 +17,8 @@ from multilora.kv_cache import KVCache
 from multilora.llama import Llama, load_llama
 from multilora.request import Request
 from multilora.sequence import Sequence
+from tiny_adapters import ALL, ATTENTION, MLP, make_adapter
+from tiny_families import VOCAB, make_model, write_model
 
 CPU = torch.device("cpu")
 BLOCK_SIZE, BLOCKS_PER_SEQUENCE, NUM_STEPS = 8, 4, 5

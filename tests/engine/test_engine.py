@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import write_adapter, write_base
 
 from multilora.adapter_pages import AdapterPages
 from multilora.base_config import BaseConfig
@@ -15,6 +14,7 @@ from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError, StartupError
 from multilora.kv_cache import KVCache
 from multilora.request import FinishReason, Request, SamplingParams, TokenOutput
+from tiny import write_adapter, write_base
 
 RANKS = {"a": 4, "b": 8, "c": 16, "d": 24, "e": 40, "f": 64}
 MakeEngine = Callable[..., Engine]
@@ -37,8 +37,12 @@ def make_engine(folder: Path) -> Iterator[MakeEngine]:
         paths = adapters or {name: folder / name for name in RANKS}
         listed = ",".join(f"{name}={path}" for name, path in paths.items())
         config = EngineConfig(
-            model_id=str(folder / "base"), lora_adapters=listed, dtype="float32", device="cpu",
-            threads=1, **{"kv_cache_memory": 1 << 22, "adapter_memory": 1 << 24} | settings,
+            model_id=str(folder / "base"),
+            lora_adapters=listed,
+            dtype="float32",
+            device="cpu",
+            threads=1,
+            **{"kv_cache_memory": 1 << 22, "adapter_memory": 1 << 24} | settings,
         )
         engines.append(Engine(config))
         engines[-1].start()
@@ -98,14 +102,22 @@ def page_bytes(folder: Path) -> int:
 def test_a_crowd_answers_as_each_request_does_alone(make_engine: MakeEngine):
     engine = make_engine()
     requests = [
-        request(f"{adapter or 'base'}-{length}-{i}", adapter, length, seed=i,
-                temperature=0.8 if i % 3 == 0 else 0.0)
+        request(
+            f"{adapter or 'base'}-{length}-{i}",
+            adapter,
+            length,
+            seed=i,
+            temperature=0.8 if i % 3 == 0 else 0.0,
+        )
         for i, (adapter, length) in enumerate(
-            (adapter, length) for adapter in ["", *RANKS] for length in (3, 17, 40))
+            (adapter, length) for adapter in ["", *RANKS] for length in (3, 17, 40)
+        )
     ]
     answers = alone(engine, requests)
-    assert len({tuple(answers[f"{a or 'base'}-17-{3 * i + 1}"])
-                for i, a in enumerate(["", *RANKS])}) == 7, "adapters must differ"
+    assert (
+        len({tuple(answers[f"{a or 'base'}-17-{3 * i + 1}"]) for i, a in enumerate(["", *RANKS])})
+        == 7
+    ), "adapters must differ"
     for one in requests:
         engine.submit(one)
     crowd = drain(engine, len(requests))
@@ -120,8 +132,12 @@ def test_more_adapters_than_room_and_fewer_blocks_than_wanted(
     requests = [request(f"r{i}", ["", *RANKS][i % 7], 20 + i, max_tokens=40) for i in range(21)]
     answers = alone(make_engine(), requests)
     block = KVCache.bytes_per_block(BaseConfig.from_folder(folder / "base"), 16, torch.float32)
-    small = make_engine(adapter_memory=5 * page_bytes(folder), kv_cache_memory=16 * block,
-                        adapter_host_memory=1, max_batch_prefill_tokens=24)
+    small = make_engine(
+        adapter_memory=5 * page_bytes(folder),
+        kv_cache_memory=16 * block,
+        adapter_host_memory=1,
+        max_batch_prefill_tokens=24,
+    )
     for one in requests:
         small.submit(one)
     crowd = drain(small, len(requests))

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import write_adapter, write_base
 
 from multilora.config import DEMO, EngineConfig
 from multilora.engine import Engine
 from multilora.request import Request, SamplingParams
+from tiny import write_adapter, write_base
 
 pytestmark = [
     pytest.mark.gpu,

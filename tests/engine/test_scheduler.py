@@ -192,16 +192,16 @@ def test_random_traces_end_every_request_once_and_leak_nothing(seed: int):
     rng = random.Random(seed)
     adapters = [f"a{i}" for i in range(8)]
     gate = Gate(5, {name: rng.randint(1, 4) for name in adapters})
-    scheduler = make(gate, num_blocks=20, max_batch_prefill_tokens=rng.choice([8, 24, 64]),
-                     patience=4)
+    scheduler = make(
+        gate, num_blocks=20, max_batch_prefill_tokens=rng.choice([8, 24, 64]), patience=4
+    )
     ended: Counter[str] = Counter()
     live: list[str] = []
     for step in range(1500):
         if step < 250 and rng.random() < 0.4:
             name = f"r{step}"
             adapter = rng.choice(["", *adapters])
-            scheduler.add(request(name, rng.randint(1, 40), adapter,
-                                  max_tokens=rng.randint(1, 30)))
+            scheduler.add(request(name, rng.randint(1, 40), adapter, max_tokens=rng.randint(1, 30)))
             live.append(name)
         if live and rng.random() < 0.05:
             scheduler.abort(rng.choice(live))

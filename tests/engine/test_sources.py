@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from hub_server import HubServer
 
 _CODE = """
@@ -43,13 +44,19 @@ def fetch(
 ) -> tuple[str, str]:
     """Run the loading code in a process of its own: huggingface_hub reads HF_* at import."""
     settings = {
-        "HF_ENDPOINT": hub_url, "HF_HUB_CACHE": str(cache), "HF_HUB_ETAG_TIMEOUT": "2",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_DISABLE_XET": "1",
+        "HF_ENDPOINT": hub_url,
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_ETAG_TIMEOUT": "2",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_HUB_DISABLE_XET": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     done = subprocess.run(
         [sys.executable, "-c", _CODE, kind, location, revision],
-        env=os.environ | settings | environ, capture_output=True, text=True, timeout=120,
+        env=os.environ | settings | environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     code, _, message = done.stdout.strip().splitlines()[-1].partition(" ")
@@ -62,8 +69,9 @@ def test_download_lands_in_the_cache_and_works_offline(hub: HubServer, tmp_path:
     names = sorted(item.name for item in Path(folder).iterdir())
     assert names == ["adapter_config.json", "adapter_model.safetensors"]
     assert (Path(folder) / "adapter_model.safetensors").stat().st_size == 256 * 64
-    offline = fetch("http://127.0.0.1:9", tmp_path / "cache", "adapter", "org/sql",
-                    HF_HUB_OFFLINE="1")
+    offline = fetch(
+        "http://127.0.0.1:9", tmp_path / "cache", "adapter", "org/sql", HF_HUB_OFFLINE="1"
+    )
     assert offline == ("OK", folder)
     assert hub.hits["org/sql/adapter_model.safetensors"] == 1
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from kernel_cases import assert_close, attention_case
 
+from kernel_cases import assert_close, attention_case
 from multilora_kernels.kv_write import kv_write
 from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
 

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from kernel_cases import DEVICE, DTYPES, INTERPRETED, assert_close, attention_case
-from kernel_cases import needs_gpu
 
+from kernel_cases import DEVICE, DTYPES, INTERPRETED, assert_close, attention_case, needs_gpu
 from multilora_kernels.kv_write import kv_write_gpu
 from multilora_kernels.paged_attention import paged_attention_gpu, paged_attention_reference
 

@@ -45,9 +45,12 @@ def test_compiles(name: str, capability: int, dtype: str):
             signature[argument] = "*" + (dtype if kind == "T" else kind)
         else:
             kinds = {"scale": "fp32"}
-            signature[argument] = "constexpr" if argument in constants else kinds.get(argument, "i32")
-    source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v
-                                           for k, v in constants.items()})
+            signature[argument] = (
+                "constexpr" if argument in constants else kinds.get(argument, "i32")
+            )
+    source = ASTSource(
+        kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}
+    )
     compiled = triton.compile(
         source, target=GPUTarget("cuda", capability, 32),
         options={"num_warps": 4, "num_stages": stages},

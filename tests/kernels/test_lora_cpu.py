@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from kernel_cases import MIXES, LoRACase, assert_close, lora_case
 
+from kernel_cases import MIXES, LoRACase, assert_close, lora_case
 from multilora_kernels.expand import expand_reference
 from multilora_kernels.lora import add_lora
-from multilora_kernels.segments import LoRASegments
+from multilora_kernels.segments import LaunchBounds, LoRASegments
 from multilora_kernels.shrink import shrink_reference
 
 
@@ -55,3 +55,9 @@ def test_segments_that_do_not_fit_the_rows_are_refused():
         LoRASegments.from_lists([0, 3], [2, 1], [(0,), (1,)], 8, "cpu")
     with pytest.raises(ValueError, match="cover 9 rows of 8"):
         LoRASegments.from_lists([0], [9], [(0,)], 8, "cpu")
+
+
+def test_more_than_the_launch_bounds_is_refused():
+    case = lora_case([1] * 5, [40], (8,), 8)
+    with pytest.raises(ValueError, match="2 entries more"):
+        case.segments(LaunchBounds(segments=3, pages=15, pages_per_segment=3))

@@ -2,12 +2,20 @@
 
 import pytest
 import torch
-from kernel_cases import DEVICE, DTYPES, INTERPRETED, MIXES, LoRACase, assert_close, lora_case
-from kernel_cases import needs_gpu
 
+from kernel_cases import (
+    DEVICE,
+    DTYPES,
+    INTERPRETED,
+    MIXES,
+    LoRACase,
+    assert_close,
+    lora_case,
+    needs_gpu,
+)
 from multilora_kernels.expand import expand_gpu, expand_reference
 from multilora_kernels.lora import add_lora
-from multilora_kernels.segments import LoRASegments
+from multilora_kernels.segments import LaunchBounds, LoRASegments
 from multilora_kernels.shrink import shrink_gpu, shrink_reference
 
 pytestmark = needs_gpu
@@ -53,7 +61,7 @@ def test_one_and_two_slices_and_splits(slice_sizes: tuple[int, ...]):
 def test_padded_tables_change_nothing():
     dtype = DTYPES[0]
     case = lora_case([2, 1, 4], [16, 20], (24,), 64, dtype=dtype, device=DEVICE)
-    padded = case.segments(max_segments=10, max_pages=40)
+    padded = case.segments(LaunchBounds(10, 40, 3))
     assert len(padded.tiles) > len(case.segments().tiles)
     assert torch.equal(run(case, padded), run(case, case.segments()))
 
@@ -63,19 +71,20 @@ def test_padded_tables_change_nothing():
 def test_graph_replay_is_right_for_other_mixes(dtype: torch.dtype):
     """Captured over full tables, replayed after their contents were overwritten."""
     cases = [
-        lora_case(mix, [16], (256, 64), 512, dtype, DEVICE, base_rows=16 - sum(mix), seed=seed)
+        lora_case(mix, [16, 40], (256, 64), 512, dtype, DEVICE, base_rows=16 - sum(mix), seed=seed)
         for seed, mix in enumerate(([1] * 16, [1], [1, 1], [7, 1, 3], []))
     ]
     first = cases[0]
-    bounds = {"max_segments": 16, "max_pages": 16}
-    segments = first.segments(**bounds)
+    bounds = LaunchBounds(segments=16, pages=48, pages_per_segment=3)
+    segments = first.segments(bounds)
     x, a, b, y = (part.clone() for part in (first.x, first.a, first.b, first.y))
+    assert len(a) == max(len(case.a) for case in cases)
     add_lora(y, x, a, b, first.slice_sizes, segments)  # compiles outside the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         add_lora(y, x, a, b, first.slice_sizes, segments)
     for case in reversed(cases):
-        tables = case.segments(**bounds)
+        tables = case.segments(bounds)
         segments.tiles.copy_(tables.tiles)
         segments.pages.copy_(tables.pages)
         x.copy_(case.x)

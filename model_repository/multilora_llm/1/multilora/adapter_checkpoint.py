@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from multilora_kernels.segments import PAGE_RANK
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 
@@ -19,6 +18,7 @@ from multilora.adapter_tensors import Factors, Target, lora_factors
 from multilora.base_config import PROJECTION_GROUPS, BaseConfig
 from multilora.errors import RequestError, invalid
 from multilora.page_layout import PageTensors, bytes_per_page
+from multilora_kernels.segments import PAGE_RANK
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"

@@ -5,14 +5,14 @@ string, however the ids were split. A delta never ends in half a character, and 
 a stop string is held back until it is decided.
 
 A window of the last ids is decoded twice, without and with the new ones; the difference is new
-text. The window starts one delta earlier than needed because decoders treat the first token of a
+text. U+FFFD at its end may be the beginning of a character, or in byte-fallback tokenizers a whole
+run of them, so it waits. The window starts one delta earlier than needed because decoders treat the first token of a
 text specially (a leading space).
 """
 
 from multilora.tokenizer import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_MOST_PENDING = 3  # bytes of a UTF-8 character still missing its last one
 
 
 class Detokenizer:
@@ -33,9 +33,9 @@ class Detokenizer:
             return ""
         self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
-        pending = len(text) - len(text.rstrip(_REPLACEMENT))
-        delta = self._emit(text, len(text) - min(pending, _MOST_PENDING))
-        if delta and not pending:
+        certain = len(text.rstrip(_REPLACEMENT))
+        delta = self._emit(text, certain)
+        if delta and certain == len(text):
             del self._window[: self._settled]
             self._settled = len(self._window)
             self._emitted = len(self._tokenizer.decode(self._window))

@@ -10,11 +10,11 @@ import queue
 import secrets
 import threading
 
-from multilora.engine_parts import EngineParts, load_parts
 from multilora.config import EngineConfig
+from multilora.engine_parts import EngineParts, load_parts
 from multilora.errors import ErrorCode, RequestError, invalid
 from multilora.metrics import METRICS
-from multilora.request import FinishReason, Request, TokenOutput
+from multilora.request import Request, TokenOutput
 
 _LOG = logging.getLogger(__name__)
 _IDLE_SECONDS = 1.0  # how long to sleep while every waiting request needs an adapter that loads

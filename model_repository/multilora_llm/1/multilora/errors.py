@@ -1,4 +1,4 @@
-"""Errors that reach a user: a code of the Triton server's vocabulary and a sentence with a remedy."""
+"""Errors that reach a user: a code of the Triton server's vocabulary, and what to do."""
 
 from enum import Enum
 

@@ -2,10 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from multilora_kernels.lora import add_lora
-from multilora_kernels.segments import LoRASegments
 
 from multilora.adapter_pages import AdapterPages
+from multilora_kernels.lora import add_lora
+from multilora_kernels.segments import LoRASegments
 
 
 def lora_linear(

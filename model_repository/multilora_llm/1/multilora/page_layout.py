@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from multilora_kernels.segments import PAGE_RANK
 
 from multilora.base_config import PROJECTION_GROUPS, BaseConfig
+from multilora_kernels.segments import PAGE_RANK
 
 
 def elements_per_layer(base: BaseConfig) -> int:

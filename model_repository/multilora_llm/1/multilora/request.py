@@ -44,49 +44,31 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1")
-        _check(
-            "min_tokens",
-            self.min_tokens,
-            0 <= self.min_tokens <= self.max_tokens,
-            "between 0 and max_tokens",
-        )
-        _check(
-            "temperature",
-            self.temperature,
-            _within(self.temperature, 0, 100),
-            "0 (greedy) or a positive number up to 100",
-        )
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or positive")
-        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1")
-        _check(
-            "repetition_penalty",
-            self.repetition_penalty,
-            0 < self.repetition_penalty and math.isfinite(self.repetition_penalty),
-            "a positive number (1 is off)",
-        )
-        for name in ("presence_penalty", "frequency_penalty"):
-            value = getattr(self, name)
-            _check(name, value, _within(value, -2, 2), "between -2 and 2")
-        _check(
-            "seed",
-            self.seed,
-            self.seed is None or 0 <= self.seed < _UINT64,
-            "between 0 and 2**64 - 1",
-        )
-        _check(
-            "logprobs",
-            self.logprobs,
-            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
-            f"between 0 and {MAX_LOGPROBS}",
-        )
-        _check(
-            "stop_words",
-            list(self.stop),
-            len(self.stop) <= MAX_STOP_STRINGS and all(self.stop),
-            f"at most {MAX_STOP_STRINGS} strings, none empty",
-        )
+        for name, ok, rule in self._rules():
+            if not ok:
+                raise invalid(f"{name} must be {rule}; got {getattr(self, name)}")
+        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
+            raise invalid(
+                f"stop_words must be at most {MAX_STOP_STRINGS} strings, none empty; "
+                f"got {list(self.stop)}"
+            )
+
+    def _rules(self) -> list[tuple[str, bool, str]]:
+        """(field, holds, what it must be)"""
+        repetition, top = self.repetition_penalty, self.logprobs
+        return [
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens"),
+            ("temperature", _within(self.temperature, 0, 100), "0 (greedy) or up to 100"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 (off) or positive"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition_penalty", 0 < repetition < math.inf, "positive (1 is off)"),
+            ("presence_penalty", _within(self.presence_penalty, -2, 2), "between -2 and 2"),
+            ("frequency_penalty", _within(self.frequency_penalty, -2, 2), "between -2 and 2"),
+            ("seed", self.seed is None or 0 <= self.seed < _UINT64, "between 0 and 2**64 - 1"),
+            ("logprobs", top is None or 0 <= top <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
+        ]
 
     @property
     def greedy(self) -> bool:
@@ -122,8 +104,3 @@ class TokenOutput:
 
 def _within(value: float, low: float, high: float) -> bool:
     return math.isfinite(value) and low <= value <= high
-
-
-def _check(name: str, value: object, ok: bool, rule: str) -> None:
-    if not ok:
-        raise invalid(f"{name} must be {rule}; got {value}")

@@ -1,0 +1,125 @@
+"""Reading a tokenizer and rendering chats."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from multilora.errors import ErrorCode, RequestError, StartupError
+from multilora.tokenizer import Tokenizer, parse_messages
+from tiny_tokenizers import byte_level
+
+TEMPLATE = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'tool' %}
+        {{- raise_exception('no tools here') }}
+    {%- endif %}
+    {%- if message['role'] == 'skip' %}{% continue %}{% endif %}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}
+{{ message['content'] }}
+        {%- endgeneration %}
+    {%- else %}
+[{{ message['role'] }}] {{ {'text': message['content']} | tojson }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+[assistant]
+{%- endif %}
+"""
+MESSAGES = [
+    {"role": "user", "content": 'é < "quotes"'},
+    {"role": "skip", "content": "unseen"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "and?"},
+]
+
+
+def write(folder: Path, **config: Any) -> Path:
+    byte_level().save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_text_survives_the_round_trip(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(write(tmp_path))
+    assert tokenizer.decode(tokenizer.encode("naïve 😀 text")) == "naïve 😀 text"
+
+
+def test_truncation_and_padding_in_the_file_are_ignored(tmp_path: Path) -> None:
+    write(tmp_path)
+    backend = byte_level()
+    backend.enable_truncation(4)
+    backend.enable_padding(length=64)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert len(Tokenizer.from_folder(tmp_path).encode("0123456789")) == 10
+
+
+@pytest.mark.parametrize("place", ["config", "list", "jinja"])
+def test_chat_equals_transformers(tmp_path: Path, place: str) -> None:
+    folder = write(tmp_path)
+    if place == "jinja":
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
+    else:
+        named = [{"name": "default", "template": TEMPLATE}, {"name": "rag", "template": "x"}]
+        write(folder, chat_template=TEMPLATE if place == "config" else named)
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(), bos_token="<s>", chat_template=TEMPLATE
+    )
+    want = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.chat(MESSAGES) == want
+    assert tokenizer.encode_chat(MESSAGES)[0] == byte_level().token_to_id("<s>")
+
+
+def test_template_refuses(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(write(tmp_path, chat_template=TEMPLATE))
+    with pytest.raises(RequestError, match="no tools here"):
+        tokenizer.chat([{"role": "tool", "content": ""}])
+
+
+def test_templates_run_in_a_sandbox(tmp_path: Path) -> None:
+    escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    tokenizer = Tokenizer.from_folder(write(tmp_path, chat_template=escape))
+    with pytest.raises(RequestError, match="unsafe"):
+        tokenizer.chat(MESSAGES)
+
+
+def test_no_chat_template(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no chat template; render") as caught:
+        Tokenizer.from_folder(write(tmp_path)).chat(MESSAGES)
+    assert caught.value.code is ErrorCode.INVALID_ARG
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("hello", "not JSON"),
+        ('{"role": "user"}', "not a list"),
+        ("[]", "not a list"),
+        ('["hi"]', "role and content"),
+        ('[{"content": "hi"}]', "role and content"),
+        ('[{"role": "user", "content": 3}]', "must be a string"),
+    ],
+)
+def test_bad_messages(text: str, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        parse_messages(text)
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"tokenizer\.json does not exist"):
+        Tokenizer.from_folder(tmp_path)
+    write(tmp_path, chat_template="{% if %}")
+    with pytest.raises(StartupError, match=r"chat template in .* is broken"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(StartupError, match=r"tokenizer_config\.json is not JSON"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(StartupError, match="cannot be read"):
+        Tokenizer.from_folder(tmp_path)
