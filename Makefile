@@ -53,6 +53,6 @@ $(READY): pyproject.toml Makefile
 	@echo "Installing into $(VENV); the first time takes a few minutes."
 	@$(PIP) install -q torch==2.13.0
 	@$(PY) -c 'import triton' 2>/dev/null || $(PIP) install -q triton==3.6.0
-	@$(PIP) install -q --no-deps nvidia-pytriton==0.7.0
 	@$(PIP) install -q -e '.[dev]' numpy==1.26.4
+	@$(PIP) install -q --no-deps nvidia-pytriton==0.7.0
 	@touch $@

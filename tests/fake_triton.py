@@ -46,6 +46,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         context: grpc.ServicerContext,
     ) -> Iterator[service_pb2.ModelStreamInferResponse]:
         for request in request_iterator:
+            if request.model_name not in ("multilora", "multilora_llm"):
+                message = f"Request for unknown model: '{request.model_name}' is not found"
+                yield service_pb2.ModelStreamInferResponse(error_message=message)
+                return
             inputs = {
                 tensor.name: decode(tensor.datatype, raw)
                 for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
@@ -83,7 +87,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 def _fail(
     code: grpc.StatusCode, context: grpc.ServicerContext
 ) -> Iterator[service_pb2.ModelStreamInferResponse]:
-    message = f"no luck:\n{code.name}"
+    message = f"in ensemble 'multilora', no luck:\n{code.name}"
     if ("triton_grpc_error", "true") not in context.invocation_metadata():
         yield service_pb2.ModelStreamInferResponse(error_message=message)
         return

@@ -82,6 +82,14 @@ def test_an_error_keeps_its_code_and_message(
         assert client.generate("x") == ANSWER, "the client goes on"
 
 
+def test_an_unknown_model_is_not_found(server: FakeTriton) -> None:
+    with (
+        MultiLoRAClient(server.url, model="nothing") as client,
+        pytest.raises(NotFound, match="unknown model: 'nothing'"),
+    ):
+        client.generate("x")
+
+
 def test_closing_a_stream_stops_its_request(server: FakeTriton) -> None:
     with MultiLoRAClient(server.url) as client:
         stream = client.stream("x", adapter_id="endless")

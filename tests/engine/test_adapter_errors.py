@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
 from multilora.adapter_checkpoint import Adapter, read_adapter
-from multilora.adapter_config import parse_config
 from multilora.base_config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
 from tiny_adapters import make_adapter
@@ -74,74 +72,19 @@ def test_the_unchanged_adapter_is_accepted(folder: Path, base: BaseConfig) -> No
     assert read(folder, base).rank == 8
 
 
-REFUSED_FIELDS: list[tuple[dict[str, Any], str]] = [
-    ({"peft_type": "LOHA"}, "peft_type must be LORA, got 'LOHA'; convert"),
-    ({"peft_type": None}, "peft_type must be LORA"),
-    ({"use_dora": True}, "use_dora is set; DoRA"),
-    ({"bias": "all"}, "bias must be 'none', got 'all'"),
-    ({"bias": "lora_only"}, "bias must be 'none', got 'lora_only'"),
-    ({"lora_bias": True}, "lora_bias is set"),
-    ({"modules_to_save": ["lm_head"]}, "modules_to_save is set"),
-    ({"fan_in_fan_out": True}, "fan_in_fan_out is set; transposed"),
-    ({"trainable_token_indices": [1, 2]}, "trainable_token_indices is set"),
-    ({"trainable_token_indices": {"embed_tokens": [1]}}, "trainable_token_indices is set"),
-    ({"use_qalora": True}, "use_qalora is set"),
-    ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is set"),
-    ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens is set; activated LoRA"),
-    ({"arrow_config": {"top_k": 3}}, "arrow_config is set"),
-    ({"kasa_config": {"beta": 0.1}}, "kasa_config is set"),
-    ({"monteclora_config": {"num_samples": 8}}, "monteclora_config is set"),
-    ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication is set"),
-    ({"target_parameters": ["experts.down_proj"]}, "target_parameters is set"),
-    ({"megatron_config": {"tp": 2}}, "megatron_config is set"),
-    ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
-    ({"init_lora_weights": "pissa_niter_16"}, "path_initial_model_for_weight_conversion"),
-    ({"init_lora_weights": "OLoRA"}, "path_initial_model_for_weight_conversion"),
-    ({"init_lora_weights": "corda"}, "path_initial_model_for_weight_conversion"),
-    ({"init_lora_weights": "lora_ga"}, "path_initial_model_for_weight_conversion"),
-    ({"init_lora_weights": "loftq"}, "path_initial_model_for_weight_conversion"),
-    ({"init_lora_weights": "newest"}, "init_lora_weights='newest' is not known"),
-    ({"use_newest_trick": True}, "'use_newest_trick' is not known"),
-    ({"newest_config": {"a": 1}}, "'newest_config' is not known"),
-    ({"r": 0}, "r must be a positive integer, got 0"),
-    ({"r": "8"}, "r must be a positive integer, got '8'"),
-    ({"r": 16}, "has rank 8, but adapter_config.json says 16"),
-    ({"rank_pattern": {"v_proj": 4}}, "v_proj.lora_A.weight' has rank 8, but"),
-    ({"rank_pattern": {"v_proj": -1}}, "rank_pattern['v_proj'] must be a positive integer"),
-    ({"rank_pattern": {"v_(": 8}}, "rank_pattern key 'v_(' is not a regular expression"),
-    ({"rank_pattern": {"(x+)+y": 8}}, "rank_pattern key '(x+)+y' repeats too much"),
-    ({"alpha_pattern": {".*.*.*.*y": 8}}, "alpha_pattern key '.*.*.*.*y' repeats too much"),
-    ({"rank_pattern": [8]}, "rank_pattern must be an object"),
-    ({"lora_alpha": "16"}, "lora_alpha must be a finite number, got '16'"),
-    ({"lora_alpha": float("nan")}, "lora_alpha must be a finite number, got nan"),
-    ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern['q_proj'] must be a finite number"),
-]
-
-
-@pytest.mark.parametrize(("fields", "reason"), REFUSED_FIELDS, ids=lambda value: str(value)[:60])
-def test_config_fields(folder: Path, base: BaseConfig, fields: dict[str, Any], reason: str) -> None:
-    change_config(folder, **fields)
-    assert reason in refused(folder, base)
-
-
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "reason"),
     [
-        {"lora_dropout": 0.1, "inference_mode": False, "peft_version": "0.99.0"},
-        {"velora_config": {"num_groups": 64}, "eva_config": {"rho": 2.0}},
-        {"init_lora_weights": "mica"},
-        {"init_lora_weights": "gaussian"},
-        {"init_lora_weights": False},
-        {"newest_group_size": 16, "newest_config": None, "use_newest": False, "newest_list": []},
+        ({"r": 16}, "lora_A.weight' has rank 8, but adapter_config.json says 16"),
+        ({"rank_pattern": {"v_proj": 4}}, "v_proj.lora_A.weight' has rank 8, but"),
+        ({"use_dora": True}, "use_dora is set; DoRA"),
+        ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
     ],
     ids=str,
 )
-def test_fields_that_leave_the_arithmetic_alone_are_accepted(
-    folder: Path, base: BaseConfig, fields: dict[str, Any]
-) -> None:
-    before = read(folder, base).weights.data
+def test_config_fields(folder: Path, base: BaseConfig, fields: dict[str, Any], reason: str) -> None:
     change_config(folder, **fields)
-    assert torch.equal(read(folder, base).weights.data, before)
+    assert reason in refused(folder, base)
 
 
 def test_the_config_of_an_old_peft_is_enough(folder: Path, base: BaseConfig) -> None:
@@ -149,10 +92,6 @@ def test_the_config_of_an_old_peft_is_enough(folder: Path, base: BaseConfig) -> 
     old = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "bias": "none", "fan_in_fan_out": False}
     (folder / "adapter_config.json").write_text(json.dumps(old))
     assert torch.equal(read(folder, base).weights.data, before)
-
-
-def first(tensors: Tensors, part: str) -> str:
-    return next(name for name in tensors if part in name)
 
 
 def set_value(tensors: Tensors, name: str, value: float) -> None:
@@ -285,23 +224,3 @@ def test_damaged_weights(folder: Path, base: BaseConfig, damage: Callable[[bytes
     path = folder / "adapter_model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     assert "adapter_model.safetensors is corrupt or cut short" in refused(folder, base)
-
-
-def test_patterns_match_as_in_peft() -> None:
-    keys = (
-        "q_proj", "_proj", "self_attn.q_proj", r"layers\.1\.mlp\..*", "^model.layers.0.*",
-        "layers.[02].self_attn.(k|v)_proj", "proj|q_proj", "model", ".*down_proj", "1.mlp.up_proj",
-    )  # fmt: skip
-    modules = [
-        f"{prefix}layers.{layer}.{module}"
-        for prefix in ("model.", "", "model.language_model.")
-        for layer in (0, 1, 2, 10, 11)
-        for module in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")
-    ]
-    for start in range(len(keys)):
-        pattern = {key: rank for rank, key in enumerate(keys[start:], start=1)}
-        fields = {"peft_type": "LORA", "r": 99, "rank_pattern": pattern}
-        config = parse_config(json.dumps(fields).encode())
-        for module in modules:
-            expected = pattern.get(get_pattern_key(list(pattern), module), 99)
-            assert config.rank(module) == expected

@@ -98,9 +98,7 @@ def test_draws_at_successive_positions_of_one_seed_are_independent() -> None:
     n = 4000
     items = [drawn(seed=1, position=position) for position in range(n)]
     tokens = run(logits.expand(n, -1), *items).token_ids
-    single = tokens.bincount(minlength=8).double()
     pairs = (tokens[:-1] * 8 + tokens[1:]).bincount(minlength=64).double()
-    assert ((single - n / 8) ** 2 / (n / 8)).sum() < 30
     assert ((pairs - n / 64) ** 2 / (n / 64)).sum() < 120
 
 
@@ -110,21 +108,14 @@ def test_a_large_flat_vocabulary_is_drawn_evenly() -> None:
     assert thirds.min() >= 6 and len(set(tokens.tolist())) >= 62
 
 
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"top_k": 1},
-        {"top_k": 5},
-        {"top_k": 999},
-        {"top_p": 0.3},
-        {"top_p": 0.9},
-        {"top_p": 1e-6},
-        {"min_p": 0.2},
-        {"min_p": 1.0},
-        {"min_p": 0.05, "top_k": 12, "top_p": 0.8, "temperature": 1.7},
-        {"top_k": 4, "top_p": 0.7, "temperature": 0.6},
-    ],
-)
+FILTERS: tuple[dict[str, Any], ...] = (
+    {"top_k": 1}, {"top_k": 5}, {"top_k": 999}, {"top_p": 0.3}, {"top_p": 0.9}, {"top_p": 1e-6},
+    {"min_p": 0.2}, {"min_p": 1.0}, {"top_k": 4, "top_p": 0.7, "temperature": 0.6},
+    {"min_p": 0.05, "top_k": 12, "top_p": 0.8, "temperature": 1.7},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kwargs", FILTERS, ids=str)
 def test_filters_keep_exactly_what_the_reference_keeps(kwargs: dict[str, Any]) -> None:
     logits = torch.randn(1, 30, generator=torch.Generator().manual_seed(3)) * 1.5
     params = SamplingParams(**{"temperature": 1.0, **kwargs})
@@ -189,19 +180,17 @@ def test_presence_and_frequency_count_output_tokens_only() -> None:
         return int(run(logits, item(params, prompt=(1, 1, 1), output=output)).token_ids[0])
 
     assert pick((), presence_penalty=2.0, frequency_penalty=2.0) == 1
-    assert pick((1,), presence_penalty=0.4) == 1
-    assert pick((1, 1, 1), presence_penalty=0.4) == 1
+    assert pick((1,), presence_penalty=0.4) == pick((1, 1, 1), presence_penalty=0.4) == 1
     assert pick((1,), presence_penalty=0.6) == 7
-    assert pick((1,), frequency_penalty=0.4) == 1
-    assert pick((1, 1), frequency_penalty=0.4) == 7
+    assert pick((1,), frequency_penalty=0.4) == 1 and pick((1, 1), frequency_penalty=0.4) == 7
     assert pick((1, 1, 7), frequency_penalty=0.6) == 4
     assert pick((1, 7, 4), presence_penalty=-1.0) == 1
 
 
 def test_penalties_touch_their_own_row_only() -> None:
     logits = torch.tensor([[9.0, 8.0, 0.0]]).repeat(3, 1)
-    params = SamplingParams(repetition_penalty=3.0)
-    rows = [item(SamplingParams(), (0,)), item(params, (0,)), item(params, (0, 1, 2))]
+    harsh = SamplingParams(repetition_penalty=3.0)
+    rows = [item(SamplingParams(), (0,)), item(harsh, (0,)), item(harsh, (0, 1, 2))]
     assert run(logits, *rows).token_ids.tolist() == [0, 1, 0]
 
 
@@ -213,25 +202,20 @@ def test_eos_is_suppressed_below_min_tokens_only() -> None:
     for p in (params, sampled):
         picked = [run(logits, item(p, output=(5,) * n)).token_ids.item() for n in range(4)]
         assert picked[:2] == [7, 7] and set(picked[2:]) <= {2, 3}
-
-
-def test_an_eos_id_outside_the_vocabulary_is_harmless() -> None:
-    inputs = build_sampling_input([item(SamplingParams(min_tokens=1))], "cpu", 3, (2, 99))
-    assert inputs.suppressed is not None and inputs.suppressed.tolist() == [[0], [2]]
+    outside = build_sampling_input([item(params)], "cpu", 3, EOS).suppressed
+    assert outside is not None and outside.tolist() == [[0], [2]]
 
 
 def test_a_seed_gives_the_same_token_in_any_batch() -> None:
-    generator = torch.Generator().manual_seed(6)
-    logits = torch.randn(12, 300, generator=generator)
+    logits = torch.randn(12, 300, generator=torch.Generator().manual_seed(6))
     kinds: list[dict[str, Any]] = [{}, {"top_k": 7}, {"top_p": 0.8}, {"min_p": 0.1}]
     items = [drawn(seed=(1 << 64) - 1 - i, position=i, **kinds[i % 4]) for i in range(11)]
     items.append(item(SamplingParams()))
     together = run(logits, *items).token_ids
     alone = [int(run(logits[i : i + 1], items[i]).token_ids) for i in range(12)]
     assert together.tolist() == alone
-    order = torch.randperm(12, generator=generator).tolist()
-    shuffled = run(logits[order], *(items[i] for i in order)).token_ids
-    assert shuffled.tolist() == [alone[i] for i in order]
+    backwards = run(logits.flip(0), *reversed(items)).token_ids
+    assert backwards.tolist() == alone[::-1]
 
 
 def test_a_preempted_sequence_draws_the_same_token() -> None:

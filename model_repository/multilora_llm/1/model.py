@@ -53,8 +53,6 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the base model and the adapters. TritonModelException: cannot start, and why."""
-        from multilora.engine import Engine  # torch: the config auto-complete stub must not load it
-
         logging.basicConfig(format="%(levelname).1s %(name)s: %(message)s")
         logging.getLogger("multilora").setLevel(logging.INFO)
         model_config = json.loads(args["model_config"])
@@ -62,7 +60,10 @@ class TritonPythonModel:
             name: value["string_value"] for name, value in model_config["parameters"].items()
         }
         try:
-            self._engine = Engine(EngineConfig.from_settings(parameters, os.environ))
+            config = EngineConfig.from_settings(parameters, os.environ)
+            from multilora.engine import Engine  # torch: the auto-complete stub must not load it
+
+            self._engine = Engine(config)
             self._tokenizer = Tokenizer.from_folder(self._engine.model_folder)
         except StartupError as error:
             raise pb_utils.TritonModelException(str(error)) from None

@@ -4,10 +4,10 @@ Law: the deltas of `push` and `flush` put together are the decoded text up to th
 string, however the ids were split. A delta never ends in half a character, and text that may begin
 a stop string is held back until it is decided.
 
-A window of the last ids is decoded twice, without and with the new ones; the difference is new
-text. U+FFFD at its end may be the beginning of a character, or in byte-fallback tokenizers a whole
-run of them, so it waits. The window starts one delta earlier than needed because decoders treat the first token of a
-text specially (a leading space).
+A window of the last ids is decoded without and with the new one; the difference is new text. U+FFFD
+at its end may be the beginning of a character (byte-fallback decoders write it for a whole run of
+them), so it waits. The window starts one delta earlier than needed because decoders treat the
+first token of a text specially (a leading space).
 """
 
 from multilora.tokenizer import Tokenizer

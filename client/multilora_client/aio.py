@@ -1,0 +1,172 @@
+"""The asyncio client: MultiLoRAClient's methods, awaited."""
+
+# The generated KServe messages carry no types.
+# pyright: reportAttributeAccessIssue=false
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Unpack
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from multilora_client.connection import Endpoint
+from multilora_client.errors import from_status
+from multilora_client.protocol import (
+    CANCEL_SECONDS,
+    METADATA,
+    Generation,
+    Message,
+    Reply,
+    Sampling,
+    generate_request,
+    stop_request,
+)
+
+
+class AsyncMultiLoRAClient:
+    """See MultiLoRAClient. Make it inside the running event loop."""
+
+    def __init__(
+        self,
+        url: str = "localhost:8001",
+        *,
+        timeout: float | None = None,
+        model: str = "multilora",
+        engine: str = "multilora_llm",
+    ) -> None:
+        endpoint = Endpoint.parse(url)
+        self.url = endpoint.address
+        self._timeout = timeout
+        self._model = model
+        self._engine = engine
+        self._channel = endpoint.aio_channel()
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._running: set[str] = set()  # ids of the requests that AsyncTextStreams are reading
+
+    async def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        adapter_id: str = "",
+        timeout: float | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Generation:
+        """The whole answer to a text, or to the messages of a chat."""
+        request = generate_request(self._model, prompt, adapter_id, False, sampling)
+        async with AsyncTextStream(self, request, timeout) as stream:
+            async for _ in stream:
+                pass
+            return stream.result
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        adapter_id: str = "",
+        timeout: float | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> "AsyncTextStream":
+        """The answer in pieces as they are generated."""
+        request = generate_request(self._model, prompt, adapter_id, True, sampling)
+        return AsyncTextStream(self, request, timeout)
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        adapter_id: str = "",
+        timeout: float | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Generation:
+        """The assistant's next turn, in the base model's chat template."""
+        prompt = list(messages)
+        return await self.generate(prompt, adapter_id=adapter_id, timeout=timeout, **sampling)
+
+    async def cancel(self, request_id: str) -> None:
+        """Ask the server to stop a running request; does nothing when there is none, or no server.
+
+        Breaking off a call is not enough: an ensemble does not pass that on to its steps.
+        """
+        request = stop_request(self._engine, request_id)
+        try:
+            async for _ in self._stub.ModelStreamInfer(iter([request]), timeout=CANCEL_SECONDS):
+                pass
+        except (grpc.RpcError, grpc.aio.UsageError):  # UsageError: the channel is closed
+            pass
+
+    async def close(self) -> None:
+        await asyncio.gather(*map(self.cancel, list(self._running)))
+        await self._channel.close()
+
+    async def __aenter__(self) -> "AsyncMultiLoRAClient":
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+class AsyncTextStream(AsyncIterator[str]):
+    """The pieces of one answer, then its `result`. Made by AsyncMultiLoRAClient.
+
+    Leaving early cancels the request: use `async with`, or await `close`.
+    """
+
+    def __init__(
+        self,
+        client: AsyncMultiLoRAClient,
+        request: service_pb2.ModelInferRequest,
+        timeout: float | None,
+    ) -> None:
+        self.request_id: str = request.id
+        self._client = client
+        self._reply = Reply(client.url)
+        seconds = client._timeout if timeout is None else timeout
+        self._call = client._stub.ModelStreamInfer(
+            iter([request]), timeout=seconds, metadata=METADATA
+        )
+        self._responses = aiter(self._call)
+        client._running.add(self.request_id)
+
+    @property
+    def result(self) -> Generation:
+        """The whole answer; RuntimeError before the stream was read to its end."""
+        return self._reply.result()
+
+    async def __anext__(self) -> str:
+        try:
+            while not (piece := self._reply.push(await anext(self._responses))):
+                pass
+            return piece
+        except StopAsyncIteration:
+            self._ended()
+            self._reply.check_complete()
+            raise
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                await self.close()
+            self._ended()
+            raise from_status(error.code(), error.details(), self._client.url) from None
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Cancel the request unless it has ended. Safe to repeat."""
+        if self._ended() and not self._reply.complete:
+            self._call.cancel()
+            await self._client.cancel(self.request_id)
+
+    def _ended(self) -> bool:
+        """Whether this is the first that is heard of the end."""
+        if self.request_id not in self._client._running:
+            return False
+        self._client._running.remove(self.request_id)
+        return True
+
+    async def __aenter__(self) -> "AsyncTextStream":
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()

@@ -1,0 +1,143 @@
+"""The command `multilora`: generate text or chat, with any adapter of a running server.
+
+Answers go to stdout, everything else to stderr. Exit codes: 0, 1 the request failed, 2 the command
+line is wrong, 130 interrupted (the request is cancelled).
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, cast
+
+from multilora_client.client import MultiLoRAClient
+from multilora_client.errors import MultiLoRAError
+from multilora_client.protocol import DATATYPES, Message, Sampling
+
+_PARSERS = {"INT32": int, "UINT64": int, "FP32": float, "BYTES": str}
+_CHAT_MAX_TOKENS = 256  # the server's 16 is too short for a conversation
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        with MultiLoRAClient(args.url, timeout=args.timeout) as client:
+            run = _generate if args.command == "generate" else _chat
+            return run(client, args)
+    except MultiLoRAError as error:
+        return _report(error)
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _generate(client: MultiLoRAClient, args: argparse.Namespace) -> int:
+    prompt = _prompt(args)
+    if args.stream:
+        _print_stream(client, prompt, args)
+    else:
+        print(client.generate(prompt, adapter_id=args.adapter, **_sampling(args)).text)
+    return 0
+
+
+def _chat(client: MultiLoRAClient, args: argparse.Namespace) -> int:
+    messages: list[Message] = []
+    if args.system:
+        messages.append({"role": "system", "content": args.system})
+    if args.prompt is not None or not sys.stdin.isatty():
+        messages.append({"role": "user", "content": _prompt(args)})
+        _print_stream(client, messages, args)
+        return 0
+    print(f"Chat with {args.adapter or 'the base model'}; Ctrl-D ends it.", file=sys.stderr)
+    while True:
+        try:
+            messages.append({"role": "user", "content": input("> ")})
+        except EOFError:
+            print(file=sys.stderr)
+            return 0
+        try:
+            answer = _print_stream(client, messages, args)
+            messages.append({"role": "assistant", "content": answer})
+        except MultiLoRAError as error:  # let the user put it differently
+            _report(error)
+            messages.pop()
+
+
+def _print_stream(
+    client: MultiLoRAClient, prompt: str | list[Message], args: argparse.Namespace
+) -> str:
+    with client.stream(prompt, adapter_id=args.adapter, **_sampling(args)) as stream:
+        for piece in stream:
+            print(piece, end="", flush=True)
+        print(flush=True)
+        return stream.result.text
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.prompt is not None:
+        return args.prompt
+    if sys.stdin.isatty():
+        raise SystemExit(_usage("give a prompt, or pipe one in"))
+    return sys.stdin.read()
+
+
+def _sampling(args: argparse.Namespace) -> Sampling:
+    given = {name: getattr(args, name) for name in DATATYPES}
+    return cast(Sampling, {name: value for name, value in given.items() if value is not None})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="multilora", description="Generate text with any LoRA adapter.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    generate = commands.add_parser("generate", help="continue a text")
+    generate.add_argument("--stream", action="store_true", help="print as it is generated")
+    _add_common(generate)
+    chat = commands.add_parser("chat", help="talk; without a prompt, turn by turn")
+    chat.add_argument("--system", help="the system message")
+    _add_common(chat)
+    chat.set_defaults(max_tokens=_CHAT_MAX_TOKENS)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="?", help="left out: read from stdin when it is piped")
+    parser.add_argument("--adapter", default="", metavar="ID", help="left out: the base model")
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("MULTILORA_URL") or "localhost:8001",
+        help="gRPC address (environment: MULTILORA_URL; now %(default)s)",
+    )
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="left out: no limit")
+    sampling = parser.add_argument_group("sampling (left out: the server's defaults)")
+    for name, datatype in DATATYPES.items():
+        flag = f"--{name.replace('_', '-')}"
+        if datatype == "BOOL":
+            sampling.add_argument(flag, action="store_true", default=None)
+        elif name == "stop_words":
+            sampling.add_argument(
+                "--stop", action="append", dest=name, metavar="TEXT", help="repeatable"
+            )
+        else:
+            sampling.add_argument(flag, type=_PARSERS[datatype], metavar=datatype)
+
+
+def _report(error: MultiLoRAError) -> int:
+    print(f"multilora: {' '.join(error.message.split())}", file=sys.stderr)
+    return 1
+
+
+def _usage(message: str) -> int:
+    print(f"multilora: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""What can go wrong with a request, as exceptions whose message says what to do.
+
+`code` is the gRPC status name (INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE, CANCELLED,
+DEADLINE_EXCEEDED, ...); the subclasses name the codes a caller handles differently.
+"""
+
+import re
+
+import grpc
+
+
+class MultiLoRAError(Exception):
+    """A request failed. `str(error)` is the message alone."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class InvalidRequest(MultiLoRAError):
+    """The request can never work as it stands: a parameter, the prompt or the adapter."""
+
+
+class NotFound(MultiLoRAError):
+    """The adapter, or the Triton model, is not there."""
+
+
+class Unavailable(MultiLoRAError):
+    """No server answers, or it is too busy; try again later."""
+
+
+class Cancelled(MultiLoRAError):
+    """The request was cancelled."""
+
+
+class TimedOut(MultiLoRAError):
+    """The answer did not arrive within `timeout` seconds."""
+
+
+_TYPES: dict[grpc.StatusCode, type[MultiLoRAError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.CANCELLED: Cancelled,
+    grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
+}
+# An ensemble puts its name before the message of the step that failed.
+_ENSEMBLE = re.compile(r"^in ensemble '[^']*', ")
+# How gRPC words a connection that was never made, as opposed to a server that is too busy.
+_NO_CONNECTION = ("failed to connect", "DNS resolution failed", "connection refused", "http1.x")
+
+
+def invalid(message: str) -> InvalidRequest:
+    """An InvalidRequest found before anything was sent."""
+    return InvalidRequest(grpc.StatusCode.INVALID_ARGUMENT.name, message)
+
+
+def from_status(code: grpc.StatusCode, details: str | None, url: str) -> MultiLoRAError:
+    """The exception for a gRPC status that ended a request to `url`."""
+    message = (
+        _ENSEMBLE.sub("", (details or "").strip())
+        or f"the server ended the request with {code.name}"
+    )
+    if code is grpc.StatusCode.UNAVAILABLE and _mentions(message, _NO_CONNECTION):
+        message = (
+            f"no Triton server answers on gRPC at {url}; start one, or give the address of its "
+            f"gRPC port, 8001 by default ({message})"
+        )
+    elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        message = "the answer did not arrive in time; allow a longer timeout or fewer tokens"
+    return _TYPES.get(code, MultiLoRAError)(code.name, message)
+
+
+def from_message(message: str, url: str) -> MultiLoRAError:
+    """The exception for an error without a status, as for a Triton model that is not there."""
+    unknown_model = message.startswith("Request for unknown model")
+    code = grpc.StatusCode.NOT_FOUND if unknown_model else grpc.StatusCode.UNKNOWN
+    return from_status(code, message, url)
+
+
+def _mentions(message: str, phrases: tuple[str, ...]) -> bool:
+    return any(phrase.lower() in message.lower() for phrase in phrases)

@@ -1,0 +1,174 @@
+"""One generation as KServe messages: the request to send and the reply put together again.
+
+Laws: no network here; a parameter travels only when the caller gave it; a reply is whole only
+after the response that carries `triton_final_response`.
+"""
+
+# The generated KServe messages carry no types.
+# pyright: reportAttributeAccessIssue=false
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict, cast
+
+from tritonclient.grpc import service_pb2
+
+from multilora_client.errors import MultiLoRAError, from_message, invalid
+from multilora_client.tensors import Scalar, Value, add_input, outputs
+
+# A stream that fails then ends with a gRPC status, not with a message that has no code.
+METADATA = (("triton_grpc_error", "true"),)
+CANCEL_SECONDS = 2.0  # how long leaving a stream early may wait for the server
+# The longest prompt or answer is the server's to decide.
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+
+
+class Message(TypedDict):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+class Sampling(TypedDict, total=False):
+    """How to pick tokens; what is left out takes the server's default (16 tokens, greedy)."""
+
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    stop_words: Sequence[str]
+    ignore_eos: bool
+
+
+DATATYPES: dict[str, str] = {
+    "max_tokens": "INT32",
+    "min_tokens": "INT32",
+    "temperature": "FP32",
+    "top_p": "FP32",
+    "top_k": "INT32",
+    "min_p": "FP32",
+    "repetition_penalty": "FP32",
+    "presence_penalty": "FP32",
+    "frequency_penalty": "FP32",
+    "seed": "UINT64",
+    "stop_words": "BYTES",
+    "ignore_eos": "BOOL",
+}
+_REPORTS = ("finish_reason", "num_input_tokens", "num_output_tokens")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished answer. `finish_reason` is "stop" (end of text or a stop word) or "length"."""
+
+    text: str
+    finish_reason: str
+    num_input_tokens: int
+    num_output_tokens: int
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def generate_request(
+    model: str,
+    prompt: str | Sequence[Message],
+    adapter_id: str,
+    stream: bool,
+    sampling: Sampling,
+) -> service_pb2.ModelInferRequest:
+    """The request for one answer to a text, or to the messages of a chat."""
+    request = _new_request(model, str(uuid.uuid4()))
+    text = prompt if isinstance(prompt, str) else json.dumps(_checked(prompt), ensure_ascii=False)
+    add_input(request, "text_input", "BYTES", text)
+    if not isinstance(prompt, str):
+        add_input(request, "chat", "BOOL", True)
+    if adapter_id:
+        add_input(request, "adapter_id", "BYTES", adapter_id)
+    if stream:
+        add_input(request, "stream", "BOOL", True)
+    for name, value in cast(Mapping[str, Value | None], sampling).items():
+        if name not in DATATYPES:
+            raise invalid(f"unknown parameter {name}; there are {', '.join(DATATYPES)}")
+        if value is not None and value != [] and value != ():
+            add_input(request, name, DATATYPES[name], value)
+    for name in _REPORTS:
+        add_input(request, f"return_{name}", "BOOL", True)
+    return request
+
+
+def stop_request(model: str, request_id: str) -> service_pb2.ModelInferRequest:
+    """Cancels the running request of that id; `model` is the engine, which an ensemble hides."""
+    request = _new_request(model, request_id)
+    add_input(request, "input_ids", "INT32", 0)  # the engine requires it and ignores it here
+    add_input(request, "stop", "BOOL", True)
+    return request
+
+
+class Reply:
+    """The responses to one request, put together. `push` returns the text that each one adds.
+
+    A response counts its own output tokens; the last one has the finish reason.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._text: list[str] = []
+        self._finish_reason = ""
+        self._num_input_tokens = 0
+        self._num_output_tokens = 0
+        self.complete = False
+
+    def push(self, message: service_pb2.ModelStreamInferResponse) -> str:
+        if message.error_message:
+            raise from_message(message.error_message, self._url)
+        response = message.infer_response
+        self.complete = response.parameters["triton_final_response"].bool_param
+        values = outputs(response)
+        self._finish_reason = str(_first(values, "finish_reason", self._finish_reason))
+        self._num_input_tokens = int(_first(values, "num_input_tokens", self._num_input_tokens))
+        self._num_output_tokens += int(_first(values, "num_output_tokens", 0))
+        piece = "".join(str(element) for element in values.get("text_output", []))
+        self._text.append(piece)
+        return piece
+
+    def check_complete(self) -> None:
+        """The server closed the stream; raises unless the answer is whole."""
+        if not self.complete:
+            raise MultiLoRAError("INTERNAL", "the server closed the stream before the answer ended")
+
+    def result(self) -> Generation:
+        if not self.complete:
+            raise RuntimeError("the result is known once the stream was read to its end")
+        return Generation(
+            "".join(self._text),
+            self._finish_reason,
+            self._num_input_tokens,
+            self._num_output_tokens,
+        )
+
+
+def _new_request(model: str, request_id: str) -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    return request
+
+
+def _first(values: Mapping[str, Sequence[Scalar]], name: str, default: Scalar) -> Scalar:
+    return values[name][0] if values.get(name) else default
+
+
+def _checked(messages: Sequence[Message]) -> list[Message]:
+    for message in messages:
+        if set(message) != {"role", "content"}:
+            raise invalid(f"a message has exactly the keys role and content; got {dict(message)}")
+    return list(messages)

@@ -1,0 +1,120 @@
+"""Start the Triton server with the multi-LoRA models and stay until Ctrl-C.
+
+python scripts/serve.py                                    the embedded demo
+python scripts/serve.py --model-id org/base --lora-adapters sql=/adapters/sql,org/adapter
+"""
+
+import json
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+import triton_log
+from triton_install import LaunchError
+from triton_server import TritonServer
+from triton_settings import engine_environment, model_repository, parse_flags, ports
+
+_TAIL_LINES = 30
+
+
+class Screen:
+    """What the user sees: one line of progress, then the parts of the log that matter."""
+
+    def __init__(self, verbose: bool) -> None:
+        self._verbose = verbose
+        self._stage = ""
+        self._lock = threading.Lock()  # the log arrives on another thread
+
+    def progress(self, seconds: float, stage: str) -> None:
+        """Show the stage: in place on a terminal, as a line when it changes elsewhere."""
+        with self._lock:
+            if sys.stdout.isatty() and not self._verbose:
+                print(f"\r\x1b[K{seconds:5.0f} s  {stage[:100]}", end="", flush=True)
+            elif stage != self._stage:
+                print(f"{seconds:5.0f} s  {stage}", flush=True)
+            self._stage = stage
+
+    def log(self, line: str) -> None:
+        """Show a line of the server's log if it is wanted."""
+        if self._verbose or triton_log.is_warning(line):
+            with self._lock:
+                print(line, file=sys.stderr, flush=True)
+
+    def ready(self, server: TritonServer, seconds: float, example: str) -> None:
+        """Say that requests are welcome, and how to send one."""
+        clear = "\r\x1b[K" if sys.stdout.isatty() and not self._verbose else ""
+        with self._lock:
+            print(
+                f"{clear}{seconds:5.0f} s  ready: HTTP {server.http_url}  gRPC "
+                f"{server.grpc_address}  metrics {server.metrics_url}\n\n{example}\n",
+                flush=True,
+            )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 after Ctrl-C or SIGTERM, 1 when the server did not start or died."""
+    flags = parse_flags(arguments)
+    screen = Screen(flags.log_verbose)
+    signal.signal(signal.SIGTERM, _interrupt)
+    server: TritonServer | None = None
+    try:
+        environment = engine_environment(flags)
+        server = TritonServer(
+            environment,
+            ports=ports(flags),
+            model_repository=model_repository(flags),
+            on_line=screen.log if flags.log_verbose else None,
+        )
+        _serve(server, screen, environment)
+    except KeyboardInterrupt:
+        print("\nstopping", flush=True)
+        return 0
+    except LaunchError as error:
+        _report(error, server, flags.log_verbose)
+        return 1
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave it running
+        if server:
+            server.stop()
+    return 1
+
+
+def _serve(server: TritonServer, screen: Screen, environment: dict[str, str]) -> None:
+    """Start, wait, then watch; returns never: LaunchError or KeyboardInterrupt end it."""
+    start = time.monotonic()
+    server.start()
+    server.wait_ready(progress=screen.progress)
+    server.on_line = screen.log
+    screen.ready(server, time.monotonic() - start, _example(server, environment))
+    while (code := server.poll()) is None:
+        time.sleep(0.5)
+    raise LaunchError(f"the Triton server died with exit code {code}")
+
+
+def _example(server: TritonServer, environment: dict[str, str]) -> str:
+    """A curl command that works as pasted."""
+    adapters = environment.get("LORA_ADAPTERS", "" if "MODEL_ID" in environment else "upper")
+    body: dict[str, object] = {"text_input": "hello world", "max_tokens": 32, "stream": True}
+    name = adapters.split(",")[0].partition("=")[0].partition("@")[0]
+    if name:
+        body["adapter_id"] = name
+    text = json.dumps(body, ensure_ascii=False)
+    return f"curl -N {server.http_url}/v2/models/multilora/generate_stream -d '{text}'"
+
+
+def _report(error: LaunchError, server: TritonServer | None, verbose: bool) -> None:
+    if sys.stdout.isatty():
+        print()
+    if server and not verbose and (tail := server.log_tail(_TAIL_LINES)):
+        print("last lines of the server log:", *tail, sep="\n  ", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

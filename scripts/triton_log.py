@@ -1,0 +1,42 @@
+"""What the lines of a Triton server's log mean to someone who waits for it."""
+
+import re
+from collections.abc import Iterable
+
+_FAILED_LOAD = re.compile(
+    r"failed to load '(\w+)' version \d+: (?:Internal|Invalid argument): (.*)"
+)
+_LOADING = re.compile(r"loading: (\w+):\d+")
+_LOADED = re.compile(r"successfully loaded '(\w+)'")
+_ENGINE = re.compile(r"I multilora[\w.]*: (.*)")
+_NOISE = re.compile(  # what a server says on a machine without a GPU
+    r"pinned|CudaDriverHelper|NVML|DCGM|CUDA driver version is insufficient"
+)
+
+
+def stage(line: str) -> str | None:
+    """The stage of starting up that this line announces."""
+    if match := _ENGINE.match(line):
+        return match[1]
+    if match := _LOADING.search(line):
+        return f"loading the Triton model {match[1]}"
+    if match := _LOADED.search(line):
+        return f"loaded the Triton model {match[1]}"
+    return None
+
+
+def is_warning(line: str) -> bool:
+    """True for what a user should see when all is quiet: warnings and errors that matter."""
+    return bool(re.match(r"[WE]\d{4} |[WEC] multilora", line)) and not _NOISE.search(line)
+
+
+def failure(lines: Iterable[str]) -> str | None:
+    """Why the server could not start, in one line; None when the log does not say."""
+    reason = None
+    for line in lines:
+        if match := _FAILED_LOAD.search(line):
+            text = match[2].split(r"\n\nAt:")[0].rstrip('"').replace(r"\"", '"')
+            return text.removeprefix("TritonModelException: ")
+        if line.startswith("error: "):
+            reason = line.removeprefix("error: ")
+    return reason

@@ -1,0 +1,110 @@
+"""Command line flags of the launcher and the environment variables they set.
+
+A flag's variable is its name in upper case with underscores (`--model-id` ↔ MODEL_ID). A flag wins
+over its variable; a variable wins over the parameter in config.pbtxt.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from triton_install import REPOSITORY, LaunchError
+from triton_server import Ports
+
+_SIZE = "bytes, or with a unit: 512MB, 2GiB"
+_ENGINE_FLAGS: dict[str, tuple[type, str]] = {
+    "model-id": (str, "base model: a folder or a Hub id; the embedded demo if not given"),
+    "revision": (str, "revision of a base model on the Hub"),
+    "lora-adapters": (
+        str,
+        "id, id@revision, name=/path or name=org/repo@revision; commas",
+    ),
+    "dtype": (str, "auto, float32, bfloat16 or float16"),
+    "device": (str, "auto, cpu or cuda"),
+    "max-input-tokens": (int, "longest prompt"),
+    "max-total-tokens": (int, "longest prompt and answer together"),
+    "max-batch-prefill-tokens": (int, "prompt tokens computed in one forward pass"),
+    "max-concurrent-requests": (int, "requests running or waiting before others are refused"),
+    "max-lora-rank": (int, "largest rank an adapter may have"),
+    "adapter-memory": (str, f"device memory for adapters ({_SIZE})"),
+    "adapter-host-memory": (str, f"host memory for adapters ({_SIZE})"),
+    "kv-cache-memory": (str, f"device memory for keys and values ({_SIZE})"),
+    "threads": (int, "CPU threads of PyTorch; 0 lets it choose"),
+}
+_ALIASES = {"max-input-tokens": ["--max-input-length"], "http-port": ["--port"]}
+_PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}
+
+
+def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; None is sys.argv. A flag that was not given is None."""
+    parser = argparse.ArgumentParser(
+        prog="serve.py",
+        description="Serve one base model and many LoRA adapters on a Triton server.",
+        epilog="Each flag has an environment variable: --model-id is MODEL_ID, and so on.",
+        allow_abbrev=False,
+    )
+    for name, (type_, help_) in _ENGINE_FLAGS.items():
+        parser.add_argument(f"--{name}", *_ALIASES.get(name, []), type=type_, help=help_)
+    for name, port in _PORTS.items():
+        help_ = f"default {port}; 0 is any free port"
+        parser.add_argument(f"--{name}", *_ALIASES.get(name, []), type=int, help=help_)
+    parser.add_argument("--model-repository", help="default: the one of this project")
+    parser.add_argument("--log-verbose", action="store_true", help="show the whole server log")
+    return parser.parse_args(arguments)
+
+
+def engine_environment(flags: argparse.Namespace) -> dict[str, str]:
+    """The variables of the engine, with folders made absolute: the server runs elsewhere."""
+    values: dict[str, str] = {}
+    for name in _ENGINE_FLAGS:
+        value = _setting(flags, name, os.environ)
+        if value is not None:
+            values[_variable(name)] = value
+    if "MODEL_ID" in values:
+        values["MODEL_ID"] = _absolute(values["MODEL_ID"])
+    if "LORA_ADAPTERS" in values:
+        items = values["LORA_ADAPTERS"].split(",")
+        values["LORA_ADAPTERS"] = ",".join(_absolute_item(item.strip()) for item in items)
+    return values
+
+
+def ports(flags: argparse.Namespace) -> Ports:
+    """Raises LaunchError for a variable that is no port number."""
+    numbers: list[int] = []
+    for name, default in _PORTS.items():
+        text = _setting(flags, name, os.environ) or str(default)
+        if not text.isdecimal() or int(text) > 65535:
+            raise LaunchError(f"--{name} must be a port number from 0 to 65535; got {text}")
+        numbers.append(int(text))
+    return Ports(*numbers)
+
+
+def model_repository(flags: argparse.Namespace) -> Path:
+    given = _setting(flags, "model-repository", os.environ)
+    return Path(given).expanduser() if given else REPOSITORY / "model_repository"
+
+
+def _variable(name: str) -> str:
+    return name.upper().replace("-", "_")
+
+
+def _setting(flags: argparse.Namespace, name: str, environ: Mapping[str, str]) -> str | None:
+    value = getattr(flags, name.replace("-", "_"))
+    return str(value) if value is not None else environ.get(_variable(name)) or None
+
+
+def _absolute(location: str) -> str:
+    """A folder as an absolute path; anything else, such as a Hub id, as it is."""
+    path = Path(location).expanduser()
+    return str(path.resolve()) if _is_path(location) or path.is_dir() else location
+
+
+def _absolute_item(item: str) -> str:
+    """The LORA_ADAPTERS item with its folder, if it has one, made absolute."""
+    name, equals, location = item.partition("=")
+    return f"{name}={_absolute(location)}" if equals and _is_path(location) else item
+
+
+def _is_path(location: str) -> bool:
+    return location.startswith(("/", "./", "../", "~"))

@@ -1,0 +1,156 @@
+"""Tensors and parameters of a Triton request → TritonRequest, or an error that says what to do."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from multilora.errors import ErrorCode, RequestError
+from multilora.triton_request import TritonRequest, is_stop, parse_request
+
+Tensors = dict[str, np.ndarray]
+
+
+def scalar(value: Any, dtype: Any = None) -> np.ndarray:
+    if isinstance(value, str):
+        return np.array([[value.encode()]], dtype=np.object_)
+    return np.array([[value]], dtype=dtype)
+
+
+def parse(parameters: dict[str, Any] | None = None, **tensors: np.ndarray) -> TritonRequest:
+    given: Tensors = {"input_ids": np.array([[5, 6, 7]], dtype=np.int32), **tensors}
+    return parse_request(given, parameters or {}, "client", "client#1")
+
+
+def refused(match: str, parameters: dict[str, Any] | None = None, **tensors: np.ndarray) -> None:
+    with pytest.raises(RequestError, match=match) as caught:
+        parse(parameters, **tensors)
+    assert caught.value.code is ErrorCode.INVALID_ARG
+
+
+def test_defaults() -> None:
+    parsed = parse()
+    assert parsed.request.prompt_token_ids == (5, 6, 7)
+    assert parsed.request.request_id == "client#1"
+    assert (parsed.client_id, parsed.request.adapter_id) == ("client", "")
+    assert not parsed.stream and not parsed.echo and not parsed.outputs
+    assert parsed.request.sampling.greedy and parsed.request.sampling.max_tokens == 16
+
+
+def test_typed_tensors() -> None:
+    sampling = parse(
+        max_tokens=scalar(7, np.int32),
+        temperature=scalar(0.5, np.float32),
+        top_k=scalar(-1, np.int32),
+        seed=scalar(2**64 - 1, np.uint64),
+        ignore_eos=scalar(True),
+        stop_words=np.array([[b"a", "é".encode()]], dtype=np.object_),
+    ).request.sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_k) == (7, 0.5, 0)
+    assert sampling.seed == 2**64 - 1
+    assert sampling.ignore_eos and sampling.stop == ("a", "é")
+
+
+def test_sampling_parameters_may_be_strings() -> None:
+    text = (
+        '{"temperature": "0.5", "max_tokens": "9", "ignore_eos": "true", "stop": "END", '
+        '"seed": "18446744073709551615", "lora_name": "sql", "n": "1", "top_p": null}'
+    )
+    parsed = parse(sampling_parameters=scalar(text))
+    sampling = parsed.request.sampling
+    assert parsed.request.adapter_id == "sql"
+    assert (sampling.temperature, sampling.max_tokens, sampling.stop) == (0.5, 9, ("END",))
+    assert sampling.ignore_eos and sampling.seed == 2**64 - 1 and sampling.top_p == 1
+
+
+def test_typed_wins_over_json_and_json_over_parameters() -> None:
+    parsed = parse(
+        {"max_tokens": 1, "temperature": 0.1, "top_k": 3, "id": "x", "sequence_id": 0},
+        sampling_parameters=scalar('{"max_tokens": 2, "temperature": 0.2, "lora_name": "json"}'),
+        max_tokens=scalar(4, np.int32),
+        adapter_id=scalar("typed"),
+    )
+    sampling = parsed.request.sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_k) == (4, 0.2, 3)
+    assert parsed.request.adapter_id == "typed"
+
+
+def test_an_empty_adapter_id_is_no_adapter_id() -> None:
+    given = scalar('{"lora_name": "json"}')
+    assert parse(adapter_id=scalar(""), sampling_parameters=given).request.adapter_id == "json"
+    assert parse(adapter_id=scalar("")).request.adapter_id == ""
+
+
+def test_returns() -> None:
+    parsed = parse(return_finish_reason=scalar(True), return_logprobs=scalar(True))
+    assert parsed.outputs == {"finish_reason", "logprobs"}
+    assert parsed.request.sampling.logprobs == 0
+    asked = scalar('{"logprobs": 3}')
+    assert parse(sampling_parameters=asked).request.sampling.logprobs == 3
+
+
+def test_stop() -> None:
+    assert is_stop({"stop": scalar(True)})
+    assert not is_stop({"stop": scalar(False)})
+    assert not is_stop({})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "sampling_parameters is not JSON"),
+        ("[1]", "must be a JSON object"),
+        ('{"temprature": 1}', "unknown name 'temprature'; did you mean temperature"),
+        ('{"zzz": 1}', "unknown name 'zzz'; known are max_tokens"),
+        ('{"max_tokens": "many"}', "max_tokens must be a whole number; got 'many'"),
+        ('{"max_tokens": 1.5}', "max_tokens must be a whole number; got 1.5"),
+        ('{"max_tokens": true}', "max_tokens must be a whole number; got True"),
+        ('{"max_tokens": 1e999}', "max_tokens must be a whole number"),
+        ('{"temperature": "hot"}', "temperature must be a number"),
+        ('{"temperature": NaN}', "temperature must be 0"),
+        ('{"ignore_eos": "maybe"}', "ignore_eos must be true or false"),
+        ('{"stop": [1]}', "stop must be a string or a list of strings"),
+        ('{"lora_name": 3}', "lora_name must be a string"),
+        ('{"n": 2}', "n 2 is not supported"),
+        ('{"stop_token_ids": [1]}', "stop_token_ids .* is not supported"),
+    ],
+)
+def test_bad_sampling_parameters(text: str, reason: str) -> None:
+    refused(reason, sampling_parameters=scalar(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "dtype", "reason"),
+    [
+        ("max_tokens", 0, np.int32, "max_tokens must be at least 1; got 0"),
+        ("max_tokens", -3, np.int32, "max_tokens must be at least 1; got -3"),
+        ("temperature", -0.5, np.float32, "temperature must be"),
+        ("temperature", float("nan"), np.float32, "temperature must be"),
+        ("top_p", 1.5, np.float32, "top_p must be above 0 and at most 1"),
+        ("top_p", 0.0, np.float32, "top_p must be above 0 and at most 1"),
+        ("top_k", -2, np.int32, "top_k must be"),
+        ("min_tokens", 17, np.int32, "min_tokens must be between"),
+    ],
+)
+def test_out_of_range(name: str, value: float, dtype: Any, reason: str) -> None:
+    refused(reason, None, **{name: scalar(value, dtype)})
+
+
+def test_bad_shapes_and_text() -> None:
+    refused("input_ids has 2 rows", input_ids=np.zeros((2, 3), dtype=np.int32))
+    refused("max_tokens must hold one value; got 2", max_tokens=np.array([[1, 2]]))
+    refused("max_tokens must hold one value; got 0", max_tokens=np.empty((1, 0), dtype=np.int32))
+    invalid_utf8 = np.array([[b"\xff"]], dtype=np.object_)
+    refused("adapter_id is not valid UTF-8", adapter_id=invalid_utf8)
+    with pytest.raises(RequestError, match="input_ids is missing"):
+        parse_request({}, {}, "", "#1")
+
+
+def test_misspelt_request_parameters_are_not_ignored() -> None:
+    refused("unknown name 'adpater_id'; did you mean adapter_id", {"adpater_id": "sql"})
+
+
+def test_stream_with_the_prompt_is_refused() -> None:
+    echo = scalar(False)
+    assert parse(exclude_input_in_output=echo).echo
+    refused("exclude_input_in_output", exclude_input_in_output=echo, stream=scalar(True))
