@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from types import FrameType
+from typing import NoReturn
 
 import triton_log
 from triton_install import LaunchError
@@ -17,6 +18,7 @@ from triton_server import TritonServer
 from triton_settings import engine_environment, model_repository, parse_flags, ports
 
 _TAIL_LINES = 30
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Screen:
@@ -57,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 after Ctrl-C or SIGTERM, 1 when the server did not start or died."""
     flags = parse_flags(arguments)
     screen = Screen(flags.log_verbose)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in _ENDINGS:
+        signal.signal(number, _interrupt)
     server: TritonServer | None = None
     try:
         environment = engine_environment(flags)
@@ -75,22 +78,22 @@ def main(arguments: list[str] | None = None) -> int:
         _report(error, server, flags.log_verbose)
         return 1
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave it running
+        for number in _ENDINGS:  # a second Ctrl-C must not leave the server running
+            signal.signal(number, signal.SIG_IGN)
         if server:
             server.stop()
-    return 1
 
 
-def _serve(server: TritonServer, screen: Screen, environment: dict[str, str]) -> None:
-    """Start, wait, then watch; returns never: LaunchError or KeyboardInterrupt end it."""
+def _serve(server: TritonServer, screen: Screen, environment: dict[str, str]) -> NoReturn:
+    """Start, wait, then watch; LaunchError or KeyboardInterrupt end it."""
     start = time.monotonic()
     server.start()
     server.wait_ready(progress=screen.progress)
     server.on_line = screen.log
     screen.ready(server, time.monotonic() - start, _example(server, environment))
-    while (code := server.poll()) is None:
+    while True:
+        server.check()
         time.sleep(0.5)
-    raise LaunchError(f"the Triton server died with exit code {code}")
 
 
 def _example(server: TritonServer, environment: dict[str, str]) -> str:

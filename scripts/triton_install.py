@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CACHE = REPOSITORY / ".cache" / "tritonserver"
 CONTAINER = Path("/opt/tritonserver")
 PYTRITON = "nvidia-pytriton==0.7.0"
+OLDEST = (2, 51)  # the first with histograms for Python models
 _NEEDED = ("torch", "tokenizers", "safetensors", "jinja2", "huggingface_hub", "multilora_kernels")
 
 
@@ -42,6 +43,7 @@ def find_install() -> TritonInstall:
     on_path = shutil.which("tritonserver")
     binary = Path(on_path).resolve() if on_path else CONTAINER / "bin" / "tritonserver"
     if binary.is_file():
+        _check_version(os.environ.get("TRITON_SERVER_VERSION", ""))  # NVIDIA's images set it
         return TritonInstall(binary, binary.parent.parent / "backends", {"PATH": path})
     site = _pytriton_site()
     if site is None:
@@ -76,6 +78,15 @@ def _check_packages() -> None:
         raise LaunchError(
             f"{sys.executable} lacks {', '.join(missing)}; run: pip install -e '.[server]' "
             f"in {REPOSITORY}"
+        )
+
+
+def _check_version(version: str) -> None:
+    """Unknown ("") passes."""
+    if version and tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        raise LaunchError(
+            f"the Triton server here is {version} but at least {OLDEST[0]}.{OLDEST[1]} is needed; "
+            "use NVIDIA's container 24.10 or newer"
         )
 
 

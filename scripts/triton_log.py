@@ -3,14 +3,16 @@
 import re
 from collections.abc import Iterable
 
-_FAILED_LOAD = re.compile(
-    r"failed to load '(\w+)' version \d+: (?:Internal|Invalid argument): (.*)"
+_FAILED_LOAD = re.compile(  # the reason ends before the Python traceback or the closing quote
+    r"failed to load '(\w+)' version \d+: (?:Internal|Invalid argument): "
+    r'(?:TritonModelException: )?(.*?)(?:\\n\\nAt:|(?<!\\)"?$)'
 )
 _LOADING = re.compile(r"loading: (\w+):\d+")
 _LOADED = re.compile(r"successfully loaded '(\w+)'")
 _ENGINE = re.compile(r"I multilora[\w.]*: (.*)")
-_NOISE = re.compile(  # what a server says on a machine without a GPU
+_NOISE = re.compile(  # without a GPU; and after each error on a stream with triton_grpc_error
     r"pinned|CudaDriverHelper|NVML|DCGM|CUDA driver version is insufficient"
+    r"|HandleCancellation called even when the context was not cancelled"
 )
 
 
@@ -35,8 +37,7 @@ def failure(lines: Iterable[str]) -> str | None:
     reason = None
     for line in lines:
         if match := _FAILED_LOAD.search(line):
-            text = match[2].split(r"\n\nAt:")[0].rstrip('"').replace(r"\"", '"')
-            return text.removeprefix("TritonModelException: ")
+            return match[2].replace(r"\"", '"')
         if line.startswith("error: "):
             reason = line.removeprefix("error: ")
     return reason

@@ -21,10 +21,13 @@ from types import TracebackType
 from typing import Self
 
 import triton_log
+import triton_stubs
 from triton_install import CACHE, REPOSITORY, LaunchError, find_install
 
 _TAIL_LINES = 2000
 _STOP_SECONDS = 40.0  # the server itself gives its models 30
+_BROKEN_STOP_SECONDS = 3.0  # it waits in vain for a model whose process has died
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy to ourselves
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class TritonServer:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
+        self._stubs: dict[int, str] = {}  # once ready: process id → Triton model
 
     @property
     def http_url(self) -> str:
@@ -148,10 +152,19 @@ class TritonServer:
             if progress:
                 progress(elapsed, self.stage)
             time.sleep(0.2)
+        assert self._process is not None
+        self._stubs = triton_stubs.stubs(self._process.pid)
+
+    def check(self) -> None:
+        """Raises LaunchError when the server, or the process of one of its models, has died."""
+        if (code := self.poll()) is not None:
+            raise LaunchError(f"the Triton server died with exit code {code}")
+        if dead := self._dead_models():
+            raise LaunchError(f"the process of the Triton model {dead[0]} died; see the log above")
 
     def is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.http_url}/v2/health/ready", timeout=5) as answer:
+            with _DIRECT.open(f"{self.http_url}/v2/health/ready", timeout=5) as answer:
                 return answer.status == 200
         except (urllib.error.URLError, OSError):
             return False
@@ -167,7 +180,7 @@ class TritonServer:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(_STOP_SECONDS)
+                self._process.wait(_BROKEN_STOP_SECONDS if self._dead_models() else _STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
@@ -176,6 +189,9 @@ class TritonServer:
     def log_tail(self, lines: int = 40) -> list[str]:
         """The last lines of the log."""
         return list(self._tail)[-lines:]
+
+    def _dead_models(self) -> list[str]:
+        return [model for pid, model in self._stubs.items() if not triton_stubs.model_of(pid)]
 
     def _read_log(self) -> None:
         assert self._process is not None and self._process.stdout is not None

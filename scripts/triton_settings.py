@@ -32,7 +32,7 @@ _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
     "kv-cache-memory": (str, f"device memory for keys and values ({_SIZE})"),
     "threads": (int, "CPU threads of PyTorch; 0 lets it choose"),
 }
-_ALIASES = {"max-input-tokens": ["--max-input-length"], "http-port": ["--port"]}
+_ALIASES = {"max-input-tokens": ["--max-input-length"]}
 _PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}
 
 
@@ -48,7 +48,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", *_ALIASES.get(name, []), type=type_, help=help_)
     for name, port in _PORTS.items():
         help_ = f"default {port}; 0 is any free port"
-        parser.add_argument(f"--{name}", *_ALIASES.get(name, []), type=int, help=help_)
+        parser.add_argument(f"--{name}", type=int, help=help_)
     parser.add_argument("--model-repository", help="default: the one of this project")
     parser.add_argument("--log-verbose", action="store_true", help="show the whole server log")
     return parser.parse_args(arguments)

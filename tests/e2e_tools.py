@@ -6,7 +6,7 @@ import queue
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from triton_server import TritonServer
 
 DEMO = Path(__file__).parents[1] / "model_repository/multilora_llm/1/demo"
 SECONDS = 60.0  # no answer may take longer
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy to ourselves
 _TYPES: dict[str, tuple[str, Any]] = {
     "input_ids": ("INT32", np.int32),
     "max_tokens": ("INT32", np.int32),
@@ -54,7 +55,7 @@ def post(
     """POST to a model → (HTTP status, JSON answer)."""
     url = f"{server.http_url}/v2/models/{model}/{verb}"
     try:
-        with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=SECONDS) as answer:
+        with DIRECT.open(url, json.dumps(body).encode(), timeout=SECONDS) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -70,7 +71,7 @@ def generate(server: TritonServer, prompt: str, adapter_id: str = "", **inputs: 
 
 def stream_events(
     server: TritonServer, body: dict[str, Any], model: str = "multilora"
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """The events of /generate_stream; leaving the loop closes the connection."""
     connection = http.client.HTTPConnection("localhost", server.ports.http, timeout=SECONDS)
     try:
@@ -158,7 +159,7 @@ def token_ids(server: TritonServer, prompt: str) -> list[int]:
     client = triton.InferenceServerClient(server.grpc_address)
     try:
         answer = client.infer("tokenizer", [_tensor("text_input", prompt)])
-        ids = answer.as_numpy("input_ids")
+        ids = answer.as_numpy("input_ids") if answer else None
         assert ids is not None
         return ids[0].tolist()
     finally:
@@ -167,7 +168,7 @@ def token_ids(server: TritonServer, prompt: str) -> list[int]:
 
 def metrics(server: TritonServer) -> dict[str, float]:
     """The engine's figures on /metrics, by name (histograms by their _count and _sum)."""
-    with urllib.request.urlopen(server.metrics_url, timeout=SECONDS) as answer:
+    with DIRECT.open(server.metrics_url, timeout=SECONDS) as answer:
         lines = answer.read().decode().splitlines()
     return {
         line.split("{")[0]: float(line.rsplit(" ", 1)[1])
@@ -189,10 +190,21 @@ def wait_until_idle(server: TritonServer) -> None:
         time.sleep(0.1)
 
 
+def eventually(value: Callable[[], float], want: float) -> float:
+    """Poll until `value()` is `want`, for a while → the last value."""
+    deadline = time.monotonic() + 5
+    while (last := value()) != want and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return last
+
+
 def _tensor(name: str, value: Any) -> triton.InferInput:
     datatype, dtype = _TYPES.get(name, ("BOOL", np.bool_))
     if isinstance(value, np.ndarray):  # wrong on purpose
-        array, datatype = value, {"int64": "INT64", "float32": "FP32"}.get(value.dtype.name, datatype)
+        array, datatype = (
+            value,
+            {"int64": "INT64", "float32": "FP32"}.get(value.dtype.name, datatype),
+        )
     else:
         values = [value.encode() if isinstance(value, str) else value]
         array = np.array([value if isinstance(value, list) else values], dtype=dtype)

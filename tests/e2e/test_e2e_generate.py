@@ -84,9 +84,7 @@ def test_sampling_parameters_json(server: TritonServer, demo: list[Example]) -> 
     """As clients of the Triton vLLM backend send it, values as strings included."""
     example = first(demo, "reverse")
     parameters = json.dumps({"lora_name": "reverse", "max_tokens": "200", "temperature": "0"})
-    status, answer = post(
-        server, {"text_input": example.prompt, "sampling_parameters": parameters}
-    )
+    status, answer = post(server, {"text_input": example.prompt, "sampling_parameters": parameters})
     assert (status, answer["text_output"]) == (200, example.answer)
 
 

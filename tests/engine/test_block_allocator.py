@@ -38,10 +38,9 @@ def test_a_chain_of_digests_can_be_continued():
 def test_a_block_handed_out_again_is_forgotten():
     blocks = BlockAllocator(1, SIZE)
     (digest,) = prefix_digests("a", range(SIZE), SIZE)
-    held = blocks.allocate(1)
-    assert held == [0]
+    assert blocks.allocate(1) == [0]
     blocks.publish(0, digest)
-    blocks.free(held)
+    blocks.free([0])
     assert blocks.allocate(1) == [0]
     assert blocks.take_prefix([digest]) == []
     assert blocks.allocate(1) is None

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,13 +37,14 @@ def make_engine(folder: Path) -> Iterator[MakeEngine]:
     def make(adapters: dict[str, Path] | None = None, **settings: int) -> Engine:
         paths = adapters or {name: folder / name for name in RANKS}
         listed = ",".join(f"{name}={path}" for name, path in paths.items())
+        sizes: dict[str, Any] = {"kv_cache_memory": 1 << 22, "adapter_memory": 1 << 24, **settings}
         config = EngineConfig(
             model_id=str(folder / "base"),
             lora_adapters=listed,
             dtype="float32",
             device="cpu",
             threads=1,
-            **{"kv_cache_memory": 1 << 22, "adapter_memory": 1 << 24} | settings,
+            **sizes,
         )
         engines.append(Engine(config))
         engines[-1].start()
@@ -79,6 +81,7 @@ def tokens(outputs: list[TokenOutput]) -> list[int]:
 def assert_all_free(engine: Engine) -> None:
     deadline = time.monotonic() + 5
     names = ("running_requests", "waiting_requests", "kv_blocks_used", "adapter_references")
+    left: dict[str, float] = {}
     while time.monotonic() < deadline:
         left = {name: engine.metrics()[f"multilora_{name}"] for name in names}
         if not any(left.values()):

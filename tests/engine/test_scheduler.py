@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def make(gate: Gate | None = None, num_blocks: int = 64, **limits: int) -> Sched
     )
 
 
-def request(name: str, prompt: int = 4, adapter: str = "", **sampling: int) -> Request:
+def request(name: str, prompt: int = 4, adapter: str = "", **sampling: Any) -> Request:
     tokens = tuple(sum(map(ord, name)) % 1000 + 10 + i for i in range(prompt))
     return Request(name, tokens, adapter, SamplingParams(**{"max_tokens": 4, **sampling}))
 

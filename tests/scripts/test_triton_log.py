@@ -1,0 +1,32 @@
+"""Lines as tritonserver 2.51 and the models really write them."""
+
+from triton_log import failure, is_warning, stage
+
+FAILED = (
+    "E1123 01:35:52.091249 7044 model_lifecycle.cc:642] \"failed to load 'multilora_llm' version "
+    '1: Internal: TritonModelException: dtype must be \\"auto\\"\\n\\nAt:\\n  /m/model.py(9): '
+    'initialize\\n"'
+)
+LAST = "error: creating server: Internal - failed to load all models"
+
+
+def test_stages() -> None:
+    assert stage("I multilora.engine_parts: loading adapter sql") == "loading adapter sql"
+    loading = 'I1123 01:36:42.1 7390 model_lifecycle.cc:472] "loading: tokenizer:1"'
+    assert stage(loading) == "loading the Triton model tokenizer"
+    loaded = "I1123 01:36:42.1 7390 model_lifecycle.cc:839] \"successfully loaded 'multilora'\""
+    assert stage(loaded) == "loaded the Triton model multilora"
+    assert stage("W multilora.x: y") is None
+
+
+def test_failure_is_the_reason_of_the_model() -> None:
+    assert failure(["noise", FAILED, LAST]) == 'dtype must be "auto"'
+    assert failure([LAST]) == "creating server: Internal - failed to load all models"
+    assert failure(["noise"]) is None
+
+
+def test_only_warnings_that_matter() -> None:
+    assert is_warning('W1123 01:35:52.0 7044 model.cc:1] "careful"')
+    assert is_warning("E multilora.engine: a forward pass failed")
+    assert not is_warning('I1123 01:35:52.0 7044 server.cc:305] "fine"')
+    assert not is_warning('W1123 01:50:18.4 10527 metrics.cc:798] "DCGM unable to start"')
