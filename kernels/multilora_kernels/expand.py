@@ -68,6 +68,8 @@ def expand_gpu(
     y: torch.Tensor,
 ) -> None:
     """`h` as shrink_gpu gives it. h is rounded to the dtype of b, as PEFT does."""
+    if len(slice_sizes) > 3:
+        raise ValueError(f"{len(slice_sizes)} slices; the kernel takes one to three")
     sizes = (*slice_sizes, 0, 0)[:3]
     blocks = sum(-(-size // BLOCK_N) for size in sizes)
     expand_kernel[(len(segments.tiles), blocks)](

@@ -108,13 +108,15 @@ def paged_attention_gpu(
     block_q = max(1, tile // group)
     block_m = max(16, triton.next_power_of_2(block_q * group))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    # From 64 rows on the weights are the register operand of a wgmma; pipelined, it is still in
+    # flight at the next step, and ptxas before 13.3 may reuse its registers by then.
     grid = (len(context_lens), kv_heads, -(-max_seqlen_q // block_q))
     paged_attention_kernel[grid](
         q, k_cache, v_cache, out, cu_seqlens_q, context_lens, block_tables,
         scale, sliding_window or 1 << 30, q.stride(0), out.stride(0), k_cache.stride(1),
         block_tables.stride(0), GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
         BLOCK_Q=block_q, BLOCK_M=block_m, BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
-        BLOCK_N=BLOCK_N, num_warps=4, num_stages=1 if head_dim > 128 else 2,
+        BLOCK_N=BLOCK_N, num_warps=4, num_stages=1 if head_dim > 128 or block_m >= 64 else 2,
     )  # fmt: skip
     return out
 

@@ -75,6 +75,7 @@ class LoRASegments:
         launch = bounds or _bounds(segments)
         tiles = _tiles(segments, launch.tile_rows)
         if bounds:
+            _check_bounds(_bounds(segments), bounds)
             tiles += _padding(bounds.segments + num_rows // launch.tile_rows - len(tiles), (0,) * 4)
             flat_padded = flat + _padding(bounds.pages - len(flat), 0)
         else:
@@ -105,9 +106,14 @@ def _bounds(segments: Sequence[Segment]) -> LaunchBounds:
     )
 
 
+def _check_bounds(needed: LaunchBounds, bounds: LaunchBounds) -> None:
+    for name in ("segments", "pages", "pages_per_segment"):
+        need, bound = getattr(needed, name), getattr(bounds, name)
+        if need > bound:
+            raise ValueError(f"{need} {name}, but the launch bounds allow {bound}")
+
+
 def _padding(count: int, entry: EntryT) -> list[EntryT]:
-    if count < 0:
-        raise ValueError(f"{-count} entries more than the launch bounds allow")
     return [entry] * count
 
 

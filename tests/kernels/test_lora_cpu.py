@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernel_cases import MIXES, LoRACase, assert_close, lora_case
-from multilora_kernels.expand import expand_reference
+from multilora_kernels.expand import expand_gpu, expand_reference
 from multilora_kernels.lora import add_lora
 from multilora_kernels.segments import LaunchBounds, LoRASegments
 from multilora_kernels.shrink import shrink_reference
@@ -57,7 +57,18 @@ def test_segments_that_do_not_fit_the_rows_are_refused():
         LoRASegments.from_lists([0], [9], [(0,)], 8, "cpu")
 
 
-def test_more_than_the_launch_bounds_is_refused():
+@pytest.mark.parametrize(
+    ("bounds", "what"),
+    [((4, 15, 3), "5 segments"), ((5, 14, 3), "15 pages"), ((5, 15, 2), "3 pages_per_segment")],
+)
+def test_more_than_the_launch_bounds_is_refused(bounds: tuple[int, int, int], what: str):
     case = lora_case([1] * 5, [40], (8,), 8)
-    with pytest.raises(ValueError, match="2 entries more"):
-        case.segments(LaunchBounds(segments=3, pages=15, pages_per_segment=3))
+    with pytest.raises(ValueError, match=f"{what}, but"):
+        case.segments(LaunchBounds(*bounds))
+    case.segments(LaunchBounds(5, 15, 3))
+
+
+def test_more_slices_than_the_gpu_kernel_takes_are_refused():
+    case = lora_case([1], [16], (8, 8, 8, 8), 8)
+    with pytest.raises(ValueError, match="4 slices"):
+        expand_gpu(torch.empty(0), case.b, case.slice_sizes, case.segments(), case.y)
