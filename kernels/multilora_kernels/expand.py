@@ -10,11 +10,10 @@ Sources: Punica (arXiv 2310.18547), S-LoRA (arXiv 2311.03285).
 """
 
 import torch
-import triton
-import triton.language as tl
 
+from multilora_kernels.openai_triton import tl, triton
+from multilora_kernels.row_groups import own_pages
 from multilora_kernels.segments import LoRASegments
-from multilora_kernels.shrink import own_pages
 
 BLOCK_N = 128
 
@@ -60,6 +59,18 @@ def expand_kernel(
     tl.store(y_tile, (y + acc).to(y_ptr.dtype.element_ty), mask=mask)
 
 
+def expand_options(ranks: int, splits: int, tile_rows: int) -> dict[str, int]:
+    """Constants and compile options of a launch.
+
+    One stage: h is a register operand, and ptxas before 13.3 may overwrite the registers of a
+    wgmma still in flight, as pipelining leaves it at 64 rows.
+    """
+    return {
+        "RANKS": ranks, "SPLITS": splits, "BLOCK_M": tile_rows, "BLOCK_N": BLOCK_N,
+        "num_warps": 4, "num_stages": 1,
+    }  # fmt: skip
+
+
 def expand_gpu(
     h: torch.Tensor,
     b: torch.Tensor,
@@ -75,8 +86,7 @@ def expand_gpu(
     expand_kernel[(len(segments.tiles), blocks)](
         h, b, y, segments.tiles, segments.pages,
         *sizes, y.stride(0), b.stride(0), b.stride(1), h.stride(0), h.shape[2],
-        RANKS=h.shape[3], SPLITS=h.shape[0], BLOCK_M=segments.tile_rows, BLOCK_N=BLOCK_N,
-        num_warps=4, num_stages=1,
+        **expand_options(h.shape[3], h.shape[0], segments.tile_rows),
     )  # fmt: skip
 
 
@@ -88,18 +98,11 @@ def expand_cpu(
     y: torch.Tensor,
 ) -> None:
     """`h` as shrink_cpu gives it."""
-    if segments.page_mask is not None:
-        low, high = segments.page_window
-        return _add(h[0], b[low:high], slice_sizes, y[: segments.num_rows])
-    for part, (start, count, pages) in zip(h, segments.segments, strict=True):
-        _add(part, own_pages(b, pages), slice_sizes, y[start : start + count])
-
-
-def _add(h: torch.Tensor, b: torch.Tensor, slice_sizes: tuple[int, ...], y: torch.Tensor) -> None:
-    """y [n, out] += h [n, pages, slices, 16] · b [pages, 16, out], slice by slice."""
-    columns = b.reshape(-1, b.shape[2]).split(slice_sizes, dim=1)
-    for index, (part, out) in enumerate(zip(columns, y.split(slice_sizes, dim=1), strict=True)):
-        out.addmm_(h[:, :, index].reshape(len(y), -1), part)
+    for part, (rows, pages, _) in zip(h, segments.groups, strict=True):
+        columns = own_pages(b, pages).flatten(0, 1).split(slice_sizes, dim=1)
+        out = y[rows].split(slice_sizes, dim=1)
+        for own_h, own_b, own_y in zip(part, columns, out, strict=True):
+            own_y.addmm_(own_h.flatten(1), own_b)
 
 
 def expand_reference(

@@ -8,8 +8,8 @@ Source: PagedAttention (arXiv 2309.06180).
 """
 
 import torch
-import triton
-import triton.language as tl
+
+from multilora_kernels.openai_triton import next_power_of_2, tl, triton
 
 
 @triton.jit
@@ -43,7 +43,7 @@ def kv_write_gpu(
     width = k.shape[1] * k.shape[2]
     kv_write_kernel[(len(kv_slots),)](
         k, v, k_cache, v_cache, kv_slots, k.stride(0), v.stride(0), k_cache.stride(1),
-        WIDTH=width, BLOCK=triton.next_power_of_2(width), num_warps=4,
+        WIDTH=width, BLOCK=next_power_of_2(width), num_warps=4,
     )  # fmt: skip
 
 

@@ -11,9 +11,10 @@ softmax is computed online (arXiv 2205.14135). Paging: arXiv 2309.06180.
 """
 
 import torch
-import torch.nn.functional as F
-import triton
-import triton.language as tl
+
+from multilora_kernels.openai_triton import next_power_of_2, tl, triton
+from multilora_kernels.paged_attention_cpu import paged_attention_cpu
+from multilora_kernels.paged_context import PagedContext
 
 BLOCK_N = 64
 
@@ -89,6 +90,24 @@ def paged_attention_kernel(
     tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+def attention_options(
+    heads: int, kv_heads: int, head_dim: int, block_size: int, max_seqlen_q: int
+) -> dict[str, int]:
+    """Constants and compile options of a launch.
+
+    One stage from 64 rows on: the weights are a register operand, and ptxas before 13.3 may
+    overwrite the registers of a wgmma still in flight, as pipelining leaves it.
+    """
+    group = heads // kv_heads
+    block_q = max(1, (16 if max_seqlen_q == 1 else 64) // group)
+    block_m = max(16, next_power_of_2(block_q * group))
+    return {
+        "GROUP": group, "HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "BLOCK_Q": block_q,
+        "BLOCK_M": block_m, "BLOCK_D": max(16, next_power_of_2(head_dim)), "BLOCK_N": BLOCK_N,
+        "num_warps": 4, "num_stages": 1 if block_m >= 64 or head_dim > 128 else 2,
+    }  # fmt: skip
+
+
 def paged_attention_gpu(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -100,97 +119,18 @@ def paged_attention_gpu(
     max_seqlen_q: int,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """See paged_attention."""
+    """See paged_attention; rows of no sequence are not set."""
     _, heads, head_dim = q.shape
     block_size, kv_heads = k_cache.shape[1:3]
-    group = heads // kv_heads
-    tile = 16 if max_seqlen_q == 1 else 64
-    block_q = max(1, tile // group)
-    block_m = max(16, triton.next_power_of_2(block_q * group))
+    options = attention_options(heads, kv_heads, head_dim, block_size, max_seqlen_q)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    # From 64 rows on the weights are the register operand of a wgmma; pipelined, it is still in
-    # flight at the next step, and ptxas before 13.3 may reuse its registers by then.
-    grid = (len(context_lens), kv_heads, -(-max_seqlen_q // block_q))
+    grid = (len(context_lens), kv_heads, -(-max_seqlen_q // options["BLOCK_Q"]))
     paged_attention_kernel[grid](
         q, k_cache, v_cache, out, cu_seqlens_q, context_lens, block_tables,
         scale, sliding_window or 1 << 30, q.stride(0), out.stride(0), k_cache.stride(1),
-        block_tables.stride(0), GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
-        BLOCK_Q=block_q, BLOCK_M=block_m, BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
-        BLOCK_N=BLOCK_N, num_warps=4, num_stages=1 if head_dim > 128 or block_m >= 64 else 2,
+        block_tables.stride(0), **options,
     )  # fmt: skip
     return out
-
-
-def paged_attention_cpu(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_tables: torch.Tensor,
-    scale: float,
-    max_seqlen_q: int,
-    sliding_window: int | None,
-) -> torch.Tensor:
-    """Decode rows in one padded product over all their sequences, longer ones one by one."""
-    starts = cu_seqlens_q.tolist()
-    contexts = context_lens.tolist()
-    out = torch.empty(q.shape, dtype=q.dtype)
-    decode = [s for s in range(len(contexts)) if starts[s + 1] - starts[s] == 1]
-    if decode:
-        rows = [starts[s] for s in decode]
-        tables, lens = block_tables[decode], context_lens[decode]
-        out[rows] = _decode(q[rows], k_cache, v_cache, lens, tables, scale, sliding_window)
-    for s, context in enumerate(contexts):
-        start, stop = starts[s], starts[s + 1]
-        if stop - start > 1:
-            blocks = block_tables[s, : -(-context // k_cache.shape[1])]
-            k, v = (cache[blocks].flatten(0, 1)[:context] for cache in (k_cache, v_cache))
-            out[start:stop] = _prefill(q[start:stop], k, v, scale, sliding_window)
-    return out
-
-
-def _decode(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_tables: torch.Tensor,
-    scale: float,
-    window: int | None,
-) -> torch.Tensor:
-    """One query per sequence: q [S, heads, D] → [S, heads, D]."""
-    sequences, heads, head_dim = q.shape
-    longest = int(context_lens.max())
-    used = block_tables[:, : -(-longest // k_cache.shape[1])]
-    k = k_cache[used].flatten(1, 2).transpose(1, 2)  # [S, kv_heads, tokens, D]
-    v = v_cache[used].flatten(1, 2).transpose(1, 2)
-    grouped = q.view(sequences, k.shape[1], -1, head_dim)
-    token = torch.arange(k.shape[2])
-    seen = token < context_lens[:, None]
-    if window is not None:
-        seen &= token >= context_lens[:, None] - window
-    mask = seen[:, None, None, :]
-    out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
-    return out.reshape(sequences, heads, head_dim)
-
-
-def _prefill(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None
-) -> torch.Tensor:
-    """One sequence: q [n, heads, D] are the last n of the tokens of k, v [c, kv_heads, D]."""
-    n, context = len(q), len(k)
-    q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
-    if n == context and window is None:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    else:
-        position = torch.arange(context - n, context)[:, None]
-        token = torch.arange(context)
-        mask = token <= position
-        if window is not None:
-            mask &= token > position - window
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
-    return out[0].transpose(0, 1)
 
 
 def paged_attention_reference(
@@ -232,13 +172,19 @@ def paged_attention(
     max_seqlen_q: int,
     max_context_len: int,
     sliding_window: int | None = None,
+    context: PagedContext | None = None,
 ) -> torch.Tensor:
     """q [T, heads, D] → [T, heads, D]; caches [blocks, block_size, kv_heads, D] contiguous.
 
-    cu_seqlens_q int32 [S + 1], context_lens int32 [S], block_tables int32 [S, max_blocks].
+    cu_seqlens_q int32 [S + 1], context_lens int32 [S], block_tables int32 [S, max_blocks], all on
+    q's device; heads a multiple of kv_heads, block_size a power of two, q of the caches' dtype with
+    its heads adjacent. `max_seqlen_q` and `max_context_len` bound the lengths. `context` is the one
+    of this forward pass; without it a CPU works it out again in every layer.
     """
-    run = paged_attention_gpu if q.is_cuda else paged_attention_cpu
-    return run(
-        q, k_cache, v_cache, cu_seqlens_q, context_lens, block_tables, scale, max_seqlen_q,
-        sliding_window,
-    )  # fmt: skip
+    if q.is_cuda:
+        return paged_attention_gpu(
+            q, k_cache, v_cache, cu_seqlens_q, context_lens, block_tables, scale, max_seqlen_q,
+            sliding_window,
+        )  # fmt: skip
+    context = context or PagedContext(cu_seqlens_q, context_lens, block_tables)
+    return paged_attention_cpu(q, k_cache, v_cache, context, scale, sliding_window)

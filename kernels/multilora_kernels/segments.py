@@ -14,20 +14,13 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from multilora_kernels.row_groups import RowGroup, Segment, row_groups
+
 EntryT = TypeVar("EntryT")
 
 PAGE_RANK = 16  # rank rows of one page
-_DECODE_TILE = 16  # rows of one tensor-core operand
-_PREFILL_TILE = 64
-_SEGMENT_COST = 96  # what a segment of its own costs on a CPU, in (row, page) pairs; measured
-
-
-class Segment(NamedTuple):
-    """Host view of one adapter's rows [row_start, row_start + row_count) and its pages."""
-
-    row_start: int
-    row_count: int
-    pages: tuple[int, ...]
+DECODE_TILE = 16  # rows of one tensor-core operand
+PREFILL_TILE = 64
 
 
 class LaunchBounds(NamedTuple):
@@ -36,7 +29,7 @@ class LaunchBounds(NamedTuple):
     segments: int
     pages: int  # over all segments
     pages_per_segment: int
-    tile_rows: int = _DECODE_TILE
+    tile_rows: int = DECODE_TILE
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +42,7 @@ class LoRASegments:
     max_pages_per_segment: int
     num_rows: int  # R; with bounds, T
     segments: tuple[Segment, ...]
-    page_window: tuple[int, int]  # lowest page in use, one past the highest
-    page_mask: torch.Tensor | None  # [R, window], 1 where the row owns the page; None: loop
+    groups: tuple[RowGroup, ...]  # what the CPU path multiplies; empty on a GPU
 
     @staticmethod
     def from_lists(
@@ -70,39 +62,35 @@ class LoRASegments:
         rows_and_pages = zip(row_starts, row_counts, map(tuple, pages), strict=True)
         segments = tuple(Segment(*fields) for fields in rows_and_pages)
         _check(segments, num_rows)
-        rows = num_rows if bounds else sum(segment.row_count for segment in segments)
         flat = [page for segment in segments for page in segment.pages]
-        launch = bounds or _bounds(segments)
-        tiles = _tiles(segments, launch.tile_rows)
+        launch = _tightest(segments)
+        tiles = _tiles(segments, bounds.tile_rows if bounds else launch.tile_rows)
         if bounds:
-            _check_bounds(_bounds(segments), bounds)
-            tiles += _padding(bounds.segments + num_rows // launch.tile_rows - len(tiles), (0,) * 4)
-            flat_padded = flat + _padding(bounds.pages - len(flat), 0)
-        else:
-            flat_padded = flat
-        window = (min(flat), max(flat) + 1) if flat else (0, 0)
-        dense = torch.device(device).type == "cpu" and _dense_is_faster(segments, rows, window)
+            _check_bounds(launch, bounds)
+            tiles += _padding(bounds.segments + num_rows // bounds.tile_rows - len(tiles), (0,) * 4)
+            flat += _padding(bounds.pages - len(flat), 0)
+            launch = bounds
+        on_cpu = torch.device(device).type == "cpu"
         return LoRASegments(
             tiles=torch.tensor(tiles, dtype=torch.int32, device=device).view(-1, 4),
-            pages=torch.tensor(flat_padded, dtype=torch.int32, device=device),
+            pages=torch.tensor(flat, dtype=torch.int32, device=device),
             tile_rows=launch.tile_rows,
             max_pages_per_segment=launch.pages_per_segment,
-            num_rows=rows,
+            num_rows=num_rows if bounds else sum(segment.row_count for segment in segments),
             segments=segments,
-            page_window=window,
-            page_mask=_page_mask(segments, rows, window, dtype) if dense else None,
+            groups=row_groups(segments, dtype) if on_cpu else (),
         )
 
 
-def _bounds(segments: Sequence[Segment]) -> LaunchBounds:
+def _tightest(segments: Sequence[Segment]) -> LaunchBounds:
     """The tightest bounds; tall tiles when an adapter has rows to fill them."""
     return LaunchBounds(
         segments=len(segments),
         pages=sum(len(segment.pages) for segment in segments),
         pages_per_segment=max((len(segment.pages) for segment in segments), default=0),
-        tile_rows=_DECODE_TILE
-        if all(segment.row_count <= _DECODE_TILE for segment in segments)
-        else _PREFILL_TILE,
+        tile_rows=DECODE_TILE
+        if all(segment.row_count <= DECODE_TILE for segment in segments)
+        else PREFILL_TILE,
     )
 
 
@@ -123,6 +111,8 @@ def _check(segments: Sequence[Segment], num_rows: int) -> None:
         if segment.row_start != row or segment.row_count < 0:
             raise ValueError(f"segment {segment} must start at row {row}")
         row += segment.row_count
+        if any(page < 0 for page in segment.pages):
+            raise ValueError(f"segment {segment} names a negative page")
     if row > num_rows:
         raise ValueError(f"segments cover {row} rows of {num_rows}")
 
@@ -135,23 +125,3 @@ def _tiles(segments: Sequence[Segment], tile_rows: int) -> list[tuple[int, int, 
         for row in range(segment.row_start, stop, tile_rows):
             tiles.append((row, min(tile_rows, stop - row), end - len(segment.pages), end))
     return tiles
-
-
-def _dense_is_faster(segments: Sequence[Segment], rows: int, window: tuple[int, int]) -> bool:
-    """Multiply all rows with every page of the window, or segment by segment? In row-page pairs."""
-    own = sum(segment.row_count * len(segment.pages) for segment in segments)
-    return rows * (window[1] - window[0]) <= own + _SEGMENT_COST * len(segments)
-
-
-def _page_mask(
-    segments: Sequence[Segment], rows: int, window: tuple[int, int], dtype: torch.dtype
-) -> torch.Tensor:
-    owners: list[int] = []
-    owned: list[int] = []
-    for segment in segments:
-        for row in range(segment.row_start, segment.row_start + segment.row_count):
-            owners += [row] * len(segment.pages)
-            owned += [page - window[0] for page in segment.pages]
-    mask = torch.zeros(rows, window[1] - window[0], dtype=dtype)
-    mask[owners, owned] = 1
-    return mask

@@ -11,10 +11,10 @@ Sources: Punica (arXiv 2310.18547), S-LoRA (arXiv 2311.03285).
 """
 
 import torch
-import triton
-import triton.language as tl
 
-from multilora_kernels.segments import PAGE_RANK, LoRASegments
+from multilora_kernels.openai_triton import next_power_of_2, tl, triton
+from multilora_kernels.row_groups import own_pages
+from multilora_kernels.segments import DECODE_TILE, PAGE_RANK, LoRASegments
 
 BLOCK_K = 64
 _SPLIT_WIDTH = 1024  # in_features per program at decode
@@ -55,41 +55,43 @@ def shrink_kernel(
     tl.store(h_rows + r[None, :], acc, mask=m_mask[:, None] & r_mask[None, :])
 
 
+def shrink_options(slices: int, tile_rows: int) -> dict[str, int]:
+    """Constants and compile options of a launch."""
+    ranks = slices * PAGE_RANK
+    return {
+        "RANKS": ranks, "BLOCK_M": tile_rows, "BLOCK_R": next_power_of_2(ranks), "BLOCK_K": BLOCK_K,
+        "num_warps": 4, "num_stages": 3 if tile_rows == DECODE_TILE else 1,
+    }  # fmt: skip
+
+
 def shrink_gpu(x: torch.Tensor, a: torch.Tensor, segments: LoRASegments) -> torch.Tensor:
     """h as fp32 planes [splits, R, pages of a segment, slices * 16]; unowned pages are not set."""
-    ranks, in_features = a.shape[1] * PAGE_RANK, a.shape[3]
-    decode = segments.tile_rows == 16
+    slices, in_features = a.shape[1], a.shape[3]
+    decode = segments.tile_rows == DECODE_TILE
     splits = max(1, -(-in_features // _SPLIT_WIDTH)) if decode else 1
     width = -(-in_features // splits // BLOCK_K) * BLOCK_K
     splits = -(-in_features // width)
     pages = segments.max_pages_per_segment
-    h = torch.empty((splits, segments.num_rows, pages, ranks), dtype=torch.float32, device=x.device)
-    grid = (len(segments.tiles), pages, splits)
-    shrink_kernel[grid](
+    shape = (splits, segments.num_rows, pages, slices * PAGE_RANK)
+    h = torch.empty(shape, dtype=torch.float32, device=x.device)
+    shrink_kernel[(len(segments.tiles), pages, splits)](
         x, a, h, segments.tiles, segments.pages,
         in_features, x.stride(0), a.stride(0), width, h.stride(0), pages,
-        RANKS=ranks, BLOCK_M=segments.tile_rows, BLOCK_R=triton.next_power_of_2(ranks),
-        BLOCK_K=BLOCK_K, num_warps=4, num_stages=3 if decode else 1,
+        **shrink_options(slices, segments.tile_rows),
     )  # fmt: skip
     return h
 
 
 def shrink_cpu(x: torch.Tensor, a: torch.Tensor, segments: LoRASegments) -> list[torch.Tensor]:
-    """Dense: [h] over the whole page window, [R, window, slices, 16], zero where not owned.
-
-    Loop: one h per segment, [rows, its pages, slices, 16].
-    """
-    slices = a.shape[1]
-    if segments.page_mask is not None:
-        low, high = segments.page_window
-        h = x[: segments.num_rows] @ a[low:high].reshape(-1, a.shape[3]).T
-        h = h.view(segments.num_rows, high - low, slices, PAGE_RANK)
-        return [h.mul_(segments.page_mask[:, :, None, None])]
+    """For each group h [slices, R, P, 16], zero where the row does not own the page."""
     parts: list[torch.Tensor] = []
-    for start, count, pages in segments.segments:
-        own = own_pages(a, pages).reshape(-1, a.shape[3])
-        h = x[start : start + count] @ own.T
-        parts.append(h.view(count, len(pages), slices, PAGE_RANK))
+    for rows, pages, mask in segments.groups:
+        own = own_pages(a, pages)
+        h = x[rows] @ own.flatten(0, 2).T
+        h = h.view(h.shape[0], *own.shape[:3]).permute(2, 0, 1, 3)
+        if mask is not None:
+            h = torch.mul(h, mask, out=torch.empty(h.shape, dtype=h.dtype))
+        parts.append(h)
     return parts
 
 
@@ -101,11 +103,3 @@ def shrink_reference(
         torch.einsum("td,psjd->tpsj", x[start : start + count].double(), a[list(pages)].double())
         for start, count, pages in segments.segments
     ]
-
-
-def own_pages(pool: torch.Tensor, pages: tuple[int, ...]) -> torch.Tensor:
-    """pool[pages], without a copy when they are neighbours."""
-    first, count = pages[0], len(pages)
-    if pages == tuple(range(first, first + count)):
-        return pool[first : first + count]
-    return pool[list(pages)]

@@ -69,14 +69,14 @@ def names(batch: Batch) -> list[tuple[str, int]]:
     return [(item.sequence.request.request_id, item.num_new_tokens) for item in batch.items]
 
 
-def test_batch_is_ordered_by_adapter_with_base_rows_last():
+def test_batch_is_ordered_by_adapter_pages_with_base_rows_last():
     scheduler = make()
     for name, adapter in [("r0", "b"), ("r1", ""), ("r2", "a"), ("r3", "b")]:
         scheduler.add(request(name, 3, adapter))
     batch, _ = run(scheduler)
-    assert names(batch) == [("r2", 3), ("r0", 3), ("r3", 3), ("r1", 3)]
+    assert names(batch) == [("r0", 3), ("r3", 3), ("r2", 3), ("r1", 3)]
     spans = [(span.adapter_key, span.row_start, span.row_count) for span in batch.spans]
-    assert spans == [("a", 0, 3), ("b", 3, 6)]
+    assert spans == [("b", 0, 6), ("a", 6, 3)]
     assert batch.num_tokens == 12
 
 

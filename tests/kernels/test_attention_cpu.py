@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from kernel_cases import assert_close, attention_case
+from multilora_kernels import paged_context
 from multilora_kernels.kv_write import kv_write
 from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
+from multilora_kernels.paged_context import PagedContext
 
 LENGTHS = {  # (new, context) tokens of each sequence
     "decode": [(1, 1), (1, 16), (1, 17), (1, 50)],
@@ -34,6 +36,33 @@ def test_attention(
         max_context_len=case.max_context_len,
     )  # fmt: skip
     assert_close(out, paged_attention_reference(*inputs, 0.3, window), dtype)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20], ids=["one by one", "together"])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_layers_of_one_pass_share_a_context(
+    head_dim: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Long beside short, an item without new tokens, layers with and without a window; what the
+    cache holds outside the sequences is never used."""
+    monkeypatch.setattr(paged_context, "_CHUNK_BYTES", chunk_bytes)
+    lengths = [(1, 9), (0, 20), (1, 200), (3, 40), (1, 33), (1, 17)]
+    case = attention_case(lengths, (4, 2), head_dim)
+    used = torch.zeros(case.k_cache.shape[:2], dtype=torch.bool)
+    for table, (_, length) in zip(case.block_tables.tolist(), lengths, strict=True):
+        for token in range(length):
+            used[table[token // 16], token % 16] = True
+    for cache in (case.k_cache, case.v_cache):
+        cache[~used] = float("nan")
+    inputs = (case.q, case.k_cache, case.v_cache, case.cu_seqlens_q, case.context_lens,
+              case.block_tables)  # fmt: skip
+    context = PagedContext(*inputs[3:])
+    for window in (None, 6, 37, None):
+        out = paged_attention(
+            *inputs, scale=0.3, max_seqlen_q=case.max_seqlen_q, sliding_window=window,
+            max_context_len=case.max_context_len, context=context,
+        )  # fmt: skip
+        assert_close(out, paged_attention_reference(*inputs, 0.3, window), torch.float32)
 
 
 def test_kv_write_puts_rows_in_their_slots_and_skips_padding():

@@ -1,11 +1,14 @@
 """The CPU path of shrink and expand against the float64 reference, and LoRASegments itself."""
 
-import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from kernel_cases import MIXES, LoRACase, assert_close, lora_case
+from multilora_kernels import row_groups
 from multilora_kernels.expand import expand_gpu, expand_reference
 from multilora_kernels.lora import add_lora
 from multilora_kernels.segments import LaunchBounds, LoRASegments
@@ -30,24 +33,35 @@ def test_add_lora(mix: list[int], ranks: list[int], dtype: torch.dtype):
 
 @pytest.mark.parametrize("slice_sizes", [(7,), (5, 9), (64, 1, 3)])
 @pytest.mark.parametrize("spread", [1, 40])
-def test_dense_and_loop_agree_and_base_rows_stay(slice_sizes: tuple[int, ...], spread: int):
+@pytest.mark.parametrize("waste", [0, 10**9], ids=["loop", "dense"])
+def test_all_ways_agree_and_base_rows_stay(
+    slice_sizes: tuple[int, ...], spread: int, waste: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(row_groups, "_WASTE", waste)
     case = lora_case(MIXES["skewed"], [16, 40], slice_sizes, 33, spread=spread)
-    want, before, segments = expected(case), case.y.clone(), case.segments()
-    for mask in (segments.page_mask, None):
-        case.y.copy_(before)
-        chosen = dataclasses.replace(segments, page_mask=mask)
-        add_lora(case.y, case.x, case.a, case.b, slice_sizes, chosen)
-        assert_close(case.y, want, torch.float32)
-        assert torch.equal(case.y[-3:], before[-3:])
+    want, before = expected(case), case.y.clone()
+    segments = case.segments()
+    assert len(segments.groups) == (1 if waste else len(case.row_counts))
+    add_lora(case.y, case.x, case.a, case.b, slice_sizes, segments)
+    assert_close(case.y, want, torch.float32)
+    assert torch.equal(case.y[-3:], before[-3:])
 
 
-def test_the_path_follows_the_shape_of_the_work():
-    decode = lora_case([1] * 16, [16], (8,), 8).segments()
-    prefill = lora_case([400] * 4, [16], (8,), 8).segments()
-    scattered = lora_case([1] * 16, [16], (8,), 8, spread=100).segments()
-    assert decode.page_mask is not None
-    assert prefill.page_mask is None
-    assert scattered.page_mask is None
+def test_groups_follow_the_shape_of_the_work():
+    def rows(mix: list[int], spread: int = 1) -> list[tuple[int, int]]:
+        groups = lora_case(mix, [16], (8,), 8, spread=spread).segments().groups
+        return [(group.rows.start, group.rows.stop) for group in groups]
+
+    assert rows([1] * 16) == [(0, 16)]
+    assert rows([400] * 2) == [(0, 400), (400, 800)]
+    assert rows([1] * 8 + [128] + [1] * 8) == [(0, 8), (8, 136), (136, 144)]
+    assert rows([0, 5, 0]) == [(0, 5)]
+    assert rows([]) == []
+    near, far = (lora_case([1] * 8, [16], (8,), 8, spread=s).segments().groups for s in (1, 100))
+    assert isinstance(near[0].pages, slice)
+    assert isinstance(far[0].pages, torch.Tensor)
+    (alone,) = lora_case([9], [16], (8,), 8).segments().groups
+    assert alone.mask is None
 
 
 def test_segments_that_do_not_fit_the_rows_are_refused():
@@ -72,3 +86,20 @@ def test_more_slices_than_the_gpu_kernel_takes_are_refused():
     case = lora_case([1], [16], (8, 8, 8, 8), 8)
     with pytest.raises(ValueError, match="4 slices"):
         expand_gpu(torch.empty(0), case.b, case.slice_sizes, case.segments(), case.y)
+
+
+def test_a_cpu_needs_no_openai_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "from kernel_cases import lora_case\n"
+        "from multilora_kernels.lora import add_lora\n"
+        "from multilora_kernels.shrink import shrink_gpu\n"
+        "import multilora_kernels.kv_write, multilora_kernels.paged_attention\n"
+        "c = lora_case([2, 1], [16], (8,), 8)\n"
+        "add_lora(c.y, c.x, c.a, c.b, c.slice_sizes, c.segments())\n"
+        "try: shrink_gpu(c.x, c.a, c.segments())\n"
+        "except ModuleNotFoundError as error: assert 'pip install triton' in str(error)\n"
+        "else: raise AssertionError\n"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)

@@ -49,9 +49,15 @@ class Batch:
 def make_batch(items: list[BatchItem], pages: dict[str, tuple[int, ...]]) -> Batch:
     """Order `items` by adapter and find each adapter's rows.
 
-    `pages` maps the adapter_key of every non-base item to its pool pages.
+    `pages` maps the adapter_key of every non-base item to its pool pages. Adapters come in the
+    order of their pages: what is read together then lies together.
     """
-    ordered = sorted(items, key=lambda item: _order(item.sequence))
+
+    def order(item: BatchItem) -> tuple[bool, tuple[int, ...], int]:
+        key = item.sequence.adapter_key
+        return not key, pages.get(key, ()), item.sequence.arrival
+
+    ordered = sorted(items, key=order)
     spans: list[AdapterSpan] = []
     row = 0
     for sequence, count in ordered:
@@ -63,10 +69,6 @@ def make_batch(items: list[BatchItem], pages: dict[str, tuple[int, ...]]) -> Bat
                 spans.append(AdapterSpan(key, row, count, pages[key]))
         row += count
     return Batch(tuple(ordered), tuple(spans))
-
-
-def _order(sequence: Sequence) -> tuple[bool, str, int]:
-    return (not sequence.adapter_key, sequence.adapter_key, sequence.arrival)
 
 
 class SampledToken(NamedTuple):

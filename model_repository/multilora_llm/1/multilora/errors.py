@@ -24,6 +24,11 @@ class RequestError(Exception):
         self.code = code
         self.message = message
 
+    @property
+    def tagged(self) -> str:
+        """The message with its code behind it: a gRPC stream carries the text of an error alone."""
+        return f"{self.message} [{self.code.value}]"
+
 
 def invalid(message: str) -> RequestError:
     """A RequestError with code INVALID_ARG."""

@@ -21,6 +21,7 @@ from multilora.rope import apply_rope, rope_table
 from multilora.weights import LayerWeights, Weights, load_weights
 from multilora_kernels.kv_write import kv_write
 from multilora_kernels.paged_attention import paged_attention
+from multilora_kernels.paged_context import PagedContext
 
 
 class _Pass(NamedTuple):
@@ -31,6 +32,7 @@ class _Pass(NamedTuple):
     adapters: AdapterPages | None
     cos: torch.Tensor  # [T, 1, head_dim]
     sin: torch.Tensor  # [T, 1, head_dim], see rope_table
+    context: PagedContext
 
 
 class Llama:
@@ -57,7 +59,8 @@ class Llama:
         weights = self._weights
         x = F.embedding(inp.input_ids, weights.embed)
         cos, sin = self._rope.index_select(0, inp.positions).split(1, dim=1)
-        step = _Pass(inp, kv, adapters, cos, sin)
+        context = PagedContext(inp.cu_seqlens_q, inp.context_lens, inp.block_tables)
+        step = _Pass(inp, kv, adapters, cos, sin, context)
         for index, layer in enumerate(weights.layers):
             x += self._attention(index, layer, self._norm(x, layer.input_norm), step)
             x += self._mlp(index, layer, self._norm(x, layer.post_norm), step)
@@ -70,7 +73,7 @@ class Llama:
     def _attention(
         self, index: int, layer: LayerWeights, x: torch.Tensor, step: _Pass
     ) -> torch.Tensor:
-        base, (inp, kv, adapters, cos, sin) = self.base, step
+        base, (inp, kv, adapters, cos, sin, context) = self.base, step
         qkv = lora_linear(x, layer.qkv, layer.qkv_bias, index, "qkv", adapters, inp.segments)
         heads = qkv.view(x.shape[0], -1, base.head_dim)
         qk, v = heads.split((base.num_heads + base.num_kv_heads, base.num_kv_heads), dim=1)
@@ -90,6 +93,7 @@ class Llama:
             max_seqlen_q=inp.max_seqlen_q,
             max_context_len=inp.max_context_len,
             sliding_window=base.layer_windows[index],
+            context=context,
         )
         rows = attended.reshape(x.shape[0], -1)
         return lora_linear(rows, layer.o, layer.o_bias, index, "o", adapters, inp.segments)

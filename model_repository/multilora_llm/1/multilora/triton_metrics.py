@@ -75,6 +75,12 @@ class TritonMetrics:
                 self._metrics[name].set(value)
             self._sent[name] = value
 
+    def close(self) -> None:
+        """Let go of every metric: one that outlives `finalize` crashes the Python backend."""
+        self._metrics.clear()
+        del self._first_token, self._next_token
+        self._families.clear()
+
     def _metric(
         self, metric_family: Any, kind: Any, name: str, help_: str, model: str, **options: Any
     ) -> Any:
