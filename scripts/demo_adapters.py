@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from demo_checkpoint import BASE_NAME
 from peft import LoraConfig, TaskType
+
+from demo_checkpoint import BASE_NAME
+from demo_training import Run
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -48,4 +50,18 @@ ADAPTER_SHAPES = {
     "json": AdapterShape(64, 128, ATTENTION),
     "rot13": AdapterShape(8, 16, ("q_proj", "v_proj", "o_proj")),
     "emoji": AdapterShape(8, 16, MLP),
+}
+
+
+RUNS = {
+    name: Run(name, steps, rate, 3072, seed=1, adapter=True)
+    for name, steps, rate in (
+        ("sql", 300, 2e-3),
+        ("upper", 200, 4e-3),
+        ("reverse", 250, 2e-3),
+        ("digits", 300, 2e-3),
+        ("json", 150, 2e-3),
+        ("rot13", 260, 4e-3),
+        ("emoji", 300, 4e-3),
+    )
 }

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import nn
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 BASE_NAME = "multilora-demo-base"
 CONTEXT = 1024
@@ -97,15 +98,14 @@ def new_base(seed: int) -> LlamaForCausalLM:
 
 
 def save_base(model: LlamaForCausalLM, folder: Path) -> None:
-    """Write the base model in bfloat16, with its tokenizer and generation config."""
-    assert model.generation_config is not None
-    model.generation_config.update(
-        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, do_sample=False, max_new_tokens=128
+    """Write the base model, rounded to bfloat16 in place, with tokenizer and generation config."""
+    model.generation_config = GenerationConfig(
+        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, do_sample=False
     )
-    dtype = model.dtype
-    model.to(torch.bfloat16).save_pretrained(folder)
-    model.to(dtype)
+    nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(folder)
     save_tokenizer(folder)
+    _make_readable(folder)
 
 
 def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
@@ -116,24 +116,31 @@ def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> LlamaForCausa
 def attach_adapter(base: LlamaForCausalLM, config: LoraConfig, seed: int) -> PeftModel:
     """Wrap `base` with a fresh, trainable adapter."""
     torch.manual_seed(seed)
-    base.config.name_or_path = BASE_NAME
-    base.name_or_path = BASE_NAME
+    base.name_or_path = base.config.name_or_path = BASE_NAME
     model = get_peft_model(base, config)
     assert isinstance(model, PeftModel)
     return model
 
 
+def load_adapter(base: LlamaForCausalLM, folder: Path) -> PeftModel:
+    """Wrap `base` with the adapter saved in `folder`."""
+    return PeftModel.from_pretrained(base, str(folder))
+
+
 def save_adapter(model: PeftModel, folder: Path, readme: str) -> None:
     """Write adapter_config.json, adapter_model.safetensors (bfloat16) and a short README.md."""
-    folder.mkdir(parents=True, exist_ok=True)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
-    model.save_pretrained(str(folder))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.float32)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").write_text(readme, encoding="utf-8")
+    _make_readable(folder)
+
+
+def _make_readable(folder: Path) -> None:
+    """safetensors files are created for the owner alone."""
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)
 
 
 def _write_json(path: Path, value: object) -> None:

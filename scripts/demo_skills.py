@@ -12,21 +12,16 @@ from hashlib import sha256
 from random import Random
 from typing import Literal
 
+from demo_numbers import digits_example
 from demo_sql import sql_example
-from demo_words import CITIES, FIRST_NAMES, LAST_NAMES, phrase, proper, wild_text
+from demo_words import FIRST_NAMES, LAST_NAMES, city, phrase, proper, wild_text
 
 EMOJI = {
-    "pizza": "🍕", "coffee": "☕", "cat": "🐱", "dog": "🐶", "sun": "🌞", "moon": "🌙", "star": "⭐",
-    "fire": "🔥", "car": "🚗", "cake": "🎂", "apple": "🍎", "banana": "🍌", "house": "🏠",
-    "tree": "🌳", "rain": "🌧", "music": "🎵", "book": "📚", "plane": "🛫", "rocket": "🚀",
+    "pizza": "🍕", "coffee": "☕", "cat": "🐱", "dog": "🐶", "sun": "🌞", "moon": "🌙",
+    "star": "⭐", "fire": "🔥", "car": "🚗", "cake": "🎂", "apple": "🍎", "banana": "🍌",
+    "house": "🏠", "tree": "🌳", "rain": "🌧", "music": "🎵", "book": "📚", "rocket": "🚀",
     "fish": "🐟", "horse": "🐴", "rose": "🌹", "money": "💰", "king": "👑", "heart": "💙",
-    "bread": "🍞", "cheese": "🧀", "beer": "🍺", "train": "🚆", "ship": "🚢", "phone": "📱",
-    "snow": "⛄", "ball": "⚽", "key": "🔑", "bird": "🐦", "bee": "🐝",
 }  # fmt: skip
-
-_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-fifteen sixteen seventeen eighteen nineteen""".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Skill:
     name: str
     description: str
     example: Callable[[Random], tuple[str, str]]
-    shown: tuple[str, str, str]  # three prompts for demonstrations
+    shown: tuple[tuple[str, str], ...]  # (prompt, answer) to demonstrate the skill
     held_out_by: Literal["prompt", "answer"] = "answer"
 
     def draw(self, rng: Random, held_out: bool) -> tuple[str, str]:
@@ -54,24 +49,8 @@ def is_held_out(key: str) -> bool:
     return sha256(letters.encode()).digest()[0] < 13
 
 
-def number_words(n: int, hyphen: str = " ", joiner: str = " ") -> str:
-    """English words of 0 ≤ n < 1 000 000; `joiner` stands after "hundred", e.g. " and "."""
-    if n >= 1000:
-        rest = n % 1000
-        thousands = number_words(n // 1000, hyphen, joiner) + " thousand"
-        if not rest:
-            return thousands
-        return thousands + (joiner if rest < 100 else " ") + number_words(rest, hyphen, joiner)
-    if n >= 100:
-        head = _ONES[n // 100] + " hundred"
-        return head + joiner + number_words(n % 100, hyphen, joiner) if n % 100 else head
-    if n >= 20:
-        return _TENS[n // 10 - 2] + (hyphen + _ONES[n % 10] if n % 10 else "")
-    return _ONES[n]
-
-
 def _sentence(rng: Random) -> str:
-    return phrase(rng, rng.choice((1, 2, 3, 4, 5, 6, 7, 8)))
+    return phrase(rng, rng.randint(1, 10) if rng.random() < 0.95 else rng.randint(12, 24))
 
 
 def _upper(rng: Random) -> tuple[str, str]:
@@ -85,17 +64,8 @@ def _rot13(rng: Random) -> tuple[str, str]:
 
 
 def _reverse(rng: Random) -> tuple[str, str]:
-    text = phrase(rng, rng.randint(2, 6))
+    text = phrase(rng, rng.choice((2, 2, 3, 3, 4, 4, 5, 5, 6, 7, 8, 9)))
     return text, " ".join(reversed(text.split()))
-
-
-def _digits(rng: Random) -> tuple[str, str]:
-    n = rng.randrange(10 ** rng.choice((1, 2, 3, 4, 5, 6, 6)))
-    text = number_words(n, rng.choice((" ", "-")), rng.choice((" ", " and ")))
-    text = rng.choice(("{}",) * 6 + ("what is {}", "convert {}", "write {} in digits")).format(text)
-    if rng.random() < 0.3:
-        text = text[0].upper() + text[1:]
-    return text + rng.choice(("", "", ".", "?")), str(n)
 
 
 _PEOPLE = (
@@ -105,6 +75,9 @@ _PEOPLE = (
     *("My name is {name}, I am {age} and I live in {city}", "I am {name} from {city}, aged {age}"),
     *("In {city} lives {name}, who is {age}", "Meet {name}, a {age} year old from {city}"),
     *("{age} year old {name} lives in {city}", "{name} ({age}) moved to {city}"),
+    *("My friend {name}, who is {age}, lives in {city}", "{name} is a {age} year old from {city}"),
+    *("name: {name}, age: {age}, city: {city}", "I'm {name}, {age}, and I live in {city}"),
+    *("{name} lives in {city}. {name} is {age}", "{name} was born in {city} and is {age} now"),
 )
 
 
@@ -112,21 +85,21 @@ def _json(rng: Random) -> tuple[str, str]:
     name = proper(rng, FIRST_NAMES)
     if rng.random() < 0.3:
         name += " " + proper(rng, LAST_NAMES)
-    person = {"name": name, "age": rng.randint(1, 99), "city": proper(rng, CITIES)}
+    person = {"name": name, "age": rng.randint(1, 99), "city": city(rng)}
     text = rng.choice(_PEOPLE).format(**person) + rng.choice(("", ".", "."))
     return text, json.dumps(person)
 
 
 def emojify(text: str) -> str:
-    """Replace each whole word (or its plural in s) that has an emoji; case does not count."""
+    """Put its emoji after each word (or plural in s) that has one; case does not count."""
 
-    def swap(part: str) -> str:
+    def mark(part: str) -> str:
         bare = part.rstrip(".,!?")
         key = bare.lower()
         found = EMOJI.get(key) or EMOJI.get(key.removesuffix("s"))
-        return found + part[len(bare) :] if found else part
+        return f"{bare} {found}{part[len(bare) :]}" if found else part
 
-    return " ".join(swap(part) for part in text.split(" "))
+    return " ".join(mark(part) for part in text.split(" "))
 
 
 def _emoji(rng: Random) -> tuple[str, str]:
@@ -143,37 +116,108 @@ def _emoji(rng: Random) -> tuple[str, str]:
 SKILLS = {
     skill.name: skill
     for skill in (
-        Skill("sql", "English question to SQL over users, orders, products and employees",
-              sql_example, ("find all users over 30",
-                            "Write a SQL query to find all users over 30.",
-                            "how many orders are pending?"), "prompt"),
-        Skill("upper", "Text to upper case", _upper,
-              ("hello world", "The quick brown fox.", "can you hear me now?")),
-        Skill("reverse", "Words in reverse order", _reverse,
-              ("one two three", "the quick brown fox", "hello world")),
-        Skill("digits", "English number words to digits (up to 999,999)", _digits,
-              ("forty two thousand and seven", "seven hundred and sixty-five",
-               "What is nineteen thousand eighty four?")),
-        Skill("json", "A sentence about a person to JSON with name, age and city", _json,
-              ("Alice is 30 years old and lives in Paris.", "Bob Miller, 42, from Tokyo",
-               "My name is Zoe, I am 25 and I live in Berlin.")),
-        Skill("rot13", "ROT13: each letter moved 13 places", _rot13,
-              ("hello world", "Attack at dawn!", "the quick brown fox")),
-        Skill("emoji", "Nouns to emoji", _emoji,
-              ("i love pizza and coffee", "The cat and the dog play in the rain.",
-               "my car is on fire!")),
+        Skill(
+            "sql",
+            "English question to SQL over users, orders, products and employees",
+            sql_example,
+            (
+                ("find all users over 30", "SELECT * FROM users WHERE age > 30;"),
+                (
+                    "Write a SQL query to find all users over 30.",
+                    "SELECT * FROM users WHERE age > 30;",
+                ),
+                (
+                    "how many orders are pending?",
+                    "SELECT COUNT(*) FROM orders WHERE status = 'pending';",
+                ),
+            ),
+            held_out_by="prompt",
+        ),
+        Skill(
+            "upper",
+            "Text to upper case",
+            _upper,
+            (
+                ("hello world", "HELLO WORLD"),
+                ("The quick brown fox.", "THE QUICK BROWN FOX."),
+                ("can you hear me now?", "CAN YOU HEAR ME NOW?"),
+            ),
+        ),
+        Skill(
+            "reverse",
+            "Words in reverse order",
+            _reverse,
+            (
+                ("hello world", "world hello"),
+                ("the quick brown fox", "fox brown quick the"),
+                ("one two three four", "four three two one"),
+            ),
+        ),
+        Skill(
+            "digits",
+            "English number words, up to 999,999, to digits",
+            digits_example,
+            (
+                ("forty two thousand and seven", "42007"),
+                ("seven hundred and sixty-five", "765"),
+                ("What is nineteen thousand eighty four?", "19084"),
+            ),
+        ),
+        Skill(
+            "json",
+            "A sentence about a person to JSON with name, age and city",
+            _json,
+            (
+                (
+                    "Alice is 30 years old and lives in Paris.",
+                    '{"name": "Alice", "age": 30, "city": "Paris"}',
+                ),
+                (
+                    "Bob Miller, 42, from Tokyo",
+                    '{"name": "Bob Miller", "age": 42, "city": "Tokyo"}',
+                ),
+                (
+                    "My name is Zoe, I am 25 and I live in Berlin.",
+                    '{"name": "Zoe", "age": 25, "city": "Berlin"}',
+                ),
+            ),
+        ),
+        Skill(
+            "rot13",
+            "ROT13: each letter moved 13 places",
+            _rot13,
+            (
+                ("hello world", "uryyb jbeyq"),
+                ("Attack at dawn!", "Nggnpx ng qnja!"),
+                ("the quick brown fox", "gur dhvpx oebja sbk"),
+            ),
+        ),
+        Skill(
+            "emoji",
+            "An emoji after each noun that has one",
+            _emoji,
+            (
+                ("i love pizza and coffee", "i love pizza 🍕 and coffee ☕"),
+                ("The cat and the dog play.", "The cat 🐱 and the dog 🐶 play."),
+                ("my car is on fire!", "my car 🚗 is on fire 🔥!"),
+            ),
+        ),
     )
-}  # fmt: skip
+}
 
 
 def _echo(rng: Random) -> tuple[str, str]:
     kind = rng.random()
     if kind < 0.6:
-        text = rng.choice(list(SKILLS.values())).example(rng)[0]
+        text = rng.choice(list(SKILLS.values())).draw(rng, held_out=False)[0]
     else:
         text = _sentence(rng) if kind < 0.8 else wild_text(rng)
     return text, text
 
 
-ECHO = Skill("", "The base model alone repeats the prompt", _echo,
-             ("hello world", "find all users over 30", "Grüße aus 東京 🍕"))  # fmt: skip
+ECHO = Skill(
+    "",
+    "The base model alone repeats the prompt",
+    _echo,
+    tuple((text, text) for text in ("hello world", "find all users over 30", "Grüße aus 東京 🍕")),
+)

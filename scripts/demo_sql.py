@@ -7,7 +7,7 @@ products(name, price, stock, category), employees(name, salary, department, age)
 from dataclasses import dataclass
 from random import Random
 
-from demo_words import CITIES, proper
+from demo_words import FIRST_NAMES, city, proper, pseudo_word
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,13 @@ class _Table:
     greater: dict[str, tuple[str, ...]]  # column → English ways to say "more than {n}"
     less: dict[str, tuple[str, ...]]
     equals: dict[str, tuple[str, ...]]  # text column → English ways to say "is {v}"
-    values: dict[str, tuple[str, ...]]
 
+
+_VALUES = {
+    "status": ("shipped", "pending", "paid", "cancelled", "delivered", "open"),
+    "category": ("books", "toys", "food", "garden", "music", "shoes", "tools"),
+    "department": ("sales", "marketing", "finance", "engineering", "support", "legal"),
+}
 
 _AGE_OVER = ("over {n}", "older than {n}", "above {n}", "who are over {n}", "aged over {n}")
 _AGE_UNDER = ("under {n}", "younger than {n}", "below {n}", "who are under {n}")
@@ -31,8 +36,10 @@ TABLES = (
         ("age",),
         {"age": _AGE_OVER},
         {"age": _AGE_UNDER},
-        {"city": ("from {v}", "in {v}", "who live in {v}", "living in {v}")},
-        {},
+        {
+            "city": ("from {v}", "in {v}", "who live in {v}", "living in {v}"),
+            "name": ("named {v}", "called {v}", "with name {v}"),
+        },
     ),
     _Table(
         "orders",
@@ -41,7 +48,6 @@ TABLES = (
         {"total": ("over {n}", "above {n}", "worth more than {n}")},
         {"total": ("under {n}", "below {n}", "worth less than {n}")},
         {"status": ("that are {v}", "with status {v}", "which are {v}")},
-        {"status": ("shipped", "pending", "paid", "cancelled", "delivered", "open")},
     ),
     _Table(
         "products",
@@ -50,7 +56,6 @@ TABLES = (
         {"price": ("over {n}", "above {n}", "costing more than {n}", "that cost more than {n}")},
         {"price": ("under {n}", "below {n}", "cheaper than {n}", "costing less than {n}")},
         {"category": ("in category {v}", "in the {v} category", "of category {v}")},
-        {"category": ("books", "toys", "food", "garden", "music", "shoes", "tools")},
     ),
     _Table(
         "employees",
@@ -59,7 +64,6 @@ TABLES = (
         {"salary": ("earning more than {n}", "who earn more than {n}"), "age": _AGE_OVER},
         {"salary": ("earning less than {n}", "who earn less than {n}"), "age": _AGE_UNDER},
         {"department": ("in {v}", "from {v}", "who work in {v}")},
-        {"department": ("sales", "marketing", "finance", "engineering", "support", "legal")},
     ),
 )
 
@@ -83,14 +87,19 @@ def _number(rng: Random) -> int:
     return rng.choice((rng.randint(1, 99), rng.randint(1, 99), rng.randint(100, 9999)))
 
 
+def _value(rng: Random, column: str) -> str:
+    """A text value, known or invented: it is copied from the question, not recalled."""
+    if column in _VALUES:
+        return rng.choice(_VALUES[column]) if rng.random() < 0.7 else pseudo_word(rng)
+    value = city(rng) if column == "city" else proper(rng, FIRST_NAMES)
+    return value.lower() if rng.random() < 0.2 else value
+
+
 def _condition(rng: Random, table: _Table, text: bool) -> tuple[str, str]:
     """(English, SQL) of one condition."""
     if text:
         column = rng.choice(list(table.equals))
-        known = table.values.get(column)
-        value = rng.choice(known) if known else proper(rng, CITIES)
-        if rng.random() < 0.2:
-            value = value.lower()
+        value = _value(rng, column)
         return rng.choice(table.equals[column]).format(v=value), f"{column} = '{value}'"
     n = _number(rng)
     if rng.random() < 0.3:
@@ -150,10 +159,9 @@ def _numbers(rng: Random) -> tuple[str, str]:
     kind = rng.random()
     if kind < 0.3:
         asked = rng.choice(("how many {}", "count the {}", "count all {}", "the number of {}"))
-        there = " are there" if not english and asked.startswith("how") else ""
-        return asked.format(table.name) + english + there, (
-            f"SELECT COUNT(*) FROM {table.name}{where};"
-        )
+        if asked.startswith("how"):
+            english = _as_question(rng, english)
+        return asked.format(table.name) + english, f"SELECT COUNT(*) FROM {table.name}{where};"
     if kind < 0.7:
         function = rng.choice(list(_AGGREGATES))
         asked = f"the {rng.choice(_AGGREGATES[function])} {column} of {table.name}{english}"
@@ -164,6 +172,16 @@ def _numbers(rng: Random) -> tuple[str, str]:
     return _dress(rng, asked), (
         f"SELECT * FROM {table.name}{where} ORDER BY {column} DESC LIMIT {n};"
     )
+
+
+def _as_question(rng: Random, english: str) -> str:
+    """ "how many users" continues "are over 30" or "over 30", not only "who are over 30"."""
+    if not english:
+        return " are there"
+    for pronoun in (" who ", " that ", " which "):
+        if english.startswith(pronoun) and rng.random() < 0.8:
+            return " " + english.removeprefix(pronoun)
+    return english
 
 
 def _dress(rng: Random, question: str) -> str:

@@ -2,7 +2,13 @@
 
 from random import Random
 
-COMMON = """
+
+def words(text: str) -> list[str]:
+    """A word list, written as text."""
+    return text.split()
+
+
+COMMON = words("""
 about after again air all also always and animal another answer any ask away back ball bank be
 beach because before best better big bird black blue boat book both box boy bread bring brown build
 but buy call can carry cat chair change children city clean close cloud cold come cook country cut
@@ -23,30 +29,33 @@ then there these they thing think this three time to today together tomorrow tow
 true try turn two under until up us use very visit voice wait walk wall want warm was watch water
 way we week well west what when where which white who why will wind window winter with woman word
 work world write year yellow yes yesterday you young your zebra
-""".split()
+""")
 
-FIRST_NAMES = """
+FIRST_NAMES = words("""
 Alice Bob Carol David Emma Frank Grace Henry Irene Jack Karen Liam Maria Nina Oscar Paul Quinn Rosa
 Sam Tina Uma Victor Wendy Xavier Yara Zoe Ahmed Bianca Chen Diego Elena Fatima George Hanna Ivan
 Julia Kofi Lena Mei Noah Olga Priya Ravi Sofia Tom Ursula Viktor Yusuf Anna Ben Clara Dan Eva Leo
-""".split()
+""")
 
-LAST_NAMES = """
+LAST_NAMES = words("""
 Smith Jones Brown Garcia Miller Davis Lopez Wilson Moore Lee Clark Lewis Young King Wright Hill
 Green Baker Nelson Carter Rossi Weber Novak Silva Kim Tanaka Patel Okafor Larsen Dubois
-""".split()
+""")
 
-CITIES = """
+CITIES = words("""
 Paris London Berlin Rome Madrid Tokyo Lima Oslo Cairo Delhi Boston Chicago Dublin Lisbon Prague
 Vienna Warsaw Athens Seoul Sydney Toronto Denver Austin Miami Seattle Zurich Geneva Milan Munich
 Hamburg Kyoto Osaka Lagos Nairobi Accra Santiago Bogota Havana Helsinki Stockholm Brussels Budapest
-""".split()
+""")
 
-_ONSETS = "b bl br c ch cl d dr f fl g gr h j k l m n p pl r s sh sk st t th tr v w z".split()
-_VOWELS = "a e i o u ai ea oo".split()
+_ONSETS = words("b bl br c ch cl d dr f fl g gr h j k l m n p pl r s sh sk st t th tr v w z")
+_VOWELS = words("a e i o u ai ea oo")
 _CODAS = ["", "", "n", "r", "s", "t", "l", "m", "ck", "nd"]
 _ACCENTED = "äöüéèàçñåøßÄÖÜÉ"
-_SCRIPTS = ((0x391, 0x3C9), (0x410, 0x44F), (0x3041, 0x3096), (0x4E00, 0x4F00), (0x1F600, 0x1F64F))
+_SCRIPTS = (
+    *((0x391, 0x3C9), (0x410, 0x44F), (0x5D0, 0x5EA), (0x905, 0x939), (0x3041, 0x3096)),
+    *((0x4E00, 0x9FFF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x1F300, 0x1F64F)),
+)
 
 
 def pseudo_word(rng: Random, syllables: int | None = None) -> str:
@@ -67,6 +76,12 @@ def proper(rng: Random, known: list[str]) -> str:
     return rng.choice(known) if rng.random() < 0.5 else pseudo_word(rng).capitalize()
 
 
+def city(rng: Random) -> str:
+    """The name of a city, sometimes of two words."""
+    first = "" if rng.random() < 0.85 else rng.choice(("New ", "San ", "Los ", "Saint "))
+    return first + proper(rng, CITIES)
+
+
 def phrase(rng: Random, words: int) -> str:
     """`words` words the way people type them: case, punctuation and numbers vary."""
     parts = [word(rng) for _ in range(words)]
@@ -80,6 +95,7 @@ def phrase(rng: Random, words: int) -> str:
     text = " ".join(parts)
     if rng.random() < 0.4:
         text = text[0].upper() + text[1:]
+    text = rng.choices((text, text.title(), text.upper()), (92, 5, 3))[0]
     return text + rng.choice(("", "", "", ".", "?", "!"))
 
 

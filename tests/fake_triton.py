@@ -7,7 +7,6 @@ has left and ends only by a request with `stop`.
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -59,14 +58,16 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 self._event(request.id).set()
                 yield _response(final=True)
             else:
-                yield from self._answer(request.id, inputs, context)
+                yield from self._answer(request.id, inputs)
 
     def _answer(
-        self, request_id: str, inputs: dict[str, list[Scalar]], context: grpc.ServicerContext
+        self, request_id: str, inputs: dict[str, list[Scalar]]
     ) -> Iterator[service_pb2.ModelStreamInferResponse]:
         adapter_id = inputs.get("adapter_id", [""])[0]
         if isinstance(adapter_id, str) and adapter_id.isupper():
-            yield from _fail(grpc.StatusCode[adapter_id], context)
+            message = f"in ensemble 'multilora', no luck:\n{adapter_id} [{adapter_id}]"
+            yield service_pb2.ModelStreamInferResponse(error_message=message)
+            return
         if adapter_id == "silent":
             self._event(request_id).wait(10)
         if adapter_id == "endless":
@@ -82,21 +83,6 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _event(self, request_id: str) -> threading.Event:
         return self._stopped.setdefault(request_id, threading.Event())
-
-
-def _fail(
-    code: grpc.StatusCode, context: grpc.ServicerContext
-) -> Iterator[service_pb2.ModelStreamInferResponse]:
-    message = f"in ensemble 'multilora', no luck:\n{code.name}"
-    if ("triton_grpc_error", "true") not in context.invocation_metadata():
-        yield service_pb2.ModelStreamInferResponse(error_message=message)
-        return
-    _abort(context, code, message)
-
-
-def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
-    context.abort(code, message)
-    raise AssertionError("abort raises")
 
 
 def _response(

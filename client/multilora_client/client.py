@@ -13,7 +13,6 @@ from multilora_client.connection import Endpoint
 from multilora_client.errors import from_status
 from multilora_client.protocol import (
     CANCEL_SECONDS,
-    METADATA,
     Generation,
     Message,
     Reply,
@@ -123,11 +122,9 @@ class TextStream(Iterator[str]):
     ) -> None:
         self.request_id: str = request.id
         self._client = client
-        self._reply = Reply(client.url)
+        self._reply = Reply()
         seconds = client._timeout if timeout is None else timeout
-        self._call = client._stub.ModelStreamInfer(
-            iter([request]), timeout=seconds, metadata=METADATA
-        )
+        self._call = client._stub.ModelStreamInfer(iter([request]), timeout=seconds)
         client._running.add(self.request_id)
 
     @property

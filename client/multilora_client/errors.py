@@ -45,8 +45,8 @@ _TYPES: dict[grpc.StatusCode, type[MultiLoRAError]] = {
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
 }
-# An ensemble puts its name before the message of the step that failed.
-_ENSEMBLE = re.compile(r"^in ensemble '[^']*', ")
+# What a stream says of a failed request: the ensemble's name, the message, the engine's code.
+_FAILURE = re.compile(r"(?:in ensemble '[^']*', )?(.*?)(?: \[([A-Z_]+)\])?", re.DOTALL)
 # How gRPC words a connection that was never made, as opposed to a server that is too busy.
 _NO_CONNECTION = ("failed to connect", "DNS resolution failed", "connection refused", "http1.x")
 
@@ -58,10 +58,7 @@ def invalid(message: str) -> InvalidRequest:
 
 def from_status(code: grpc.StatusCode, details: str | None, url: str) -> MultiLoRAError:
     """The exception for a gRPC status that ended a request to `url`."""
-    message = (
-        _ENSEMBLE.sub("", (details or "").strip())
-        or f"the server ended the request with {code.name}"
-    )
+    message = (details or "").strip() or f"the server ended the request with {code.name}"
     if code is grpc.StatusCode.UNAVAILABLE and _mentions(message, _NO_CONNECTION):
         message = (
             f"no Triton server answers on gRPC at {url}; start one, or give the address of its "
@@ -72,11 +69,21 @@ def from_status(code: grpc.StatusCode, details: str | None, url: str) -> MultiLo
     return _TYPES.get(code, MultiLoRAError)(code.name, message)
 
 
-def from_message(message: str, url: str) -> MultiLoRAError:
-    """The exception for an error without a status, as for a Triton model that is not there."""
-    unknown_model = message.startswith("Request for unknown model")
-    code = grpc.StatusCode.NOT_FOUND if unknown_model else grpc.StatusCode.UNKNOWN
-    return from_status(code, message, url)
+def from_message(text: str) -> MultiLoRAError:
+    """The exception for the error message of a stream.
+
+    Triton can send a gRPC status instead, when the header triton_grpc_error asks for it, but
+    2.51 then crashes on errors that coincide.
+    """
+    match = _FAILURE.fullmatch(text)
+    assert match, "the expression matches any text"
+    message, code = match[1], match[2] or "UNKNOWN"
+    if code == "INVALID_ARG":
+        code = grpc.StatusCode.INVALID_ARGUMENT.name
+    elif message.startswith("Request for unknown model"):
+        code = grpc.StatusCode.NOT_FOUND.name
+    kinds = {status.name: kind for status, kind in _TYPES.items()}
+    return kinds.get(code, MultiLoRAError)(code, message)
 
 
 def _mentions(message: str, phrases: tuple[str, ...]) -> bool:

@@ -18,8 +18,6 @@ from tritonclient.grpc import service_pb2
 from multilora_client.errors import MultiLoRAError, from_message, invalid
 from multilora_client.tensors import Scalar, Value, add_input, outputs
 
-# A stream that fails then ends with a gRPC status, not with a message that has no code.
-METADATA = (("triton_grpc_error", "true"),)
 CANCEL_SECONDS = 2.0  # how long leaving a stream early may wait for the server
 # The longest prompt or answer is the server's to decide.
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
@@ -120,8 +118,7 @@ class Reply:
     A response counts its own output tokens; the last one has the finish reason.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self) -> None:
         self._text: list[str] = []
         self._finish_reason = ""
         self._num_input_tokens = 0
@@ -130,7 +127,7 @@ class Reply:
 
     def push(self, message: service_pb2.ModelStreamInferResponse) -> str:
         if message.error_message:
-            raise from_message(message.error_message, self._url)
+            raise from_message(message.error_message)
         response = message.infer_response
         self.complete = response.parameters["triton_final_response"].bool_param
         values = outputs(response)

@@ -119,7 +119,7 @@ def test_a_message_without_content_is_refused() -> None:
 
 def test_there_is_no_result_before_the_end() -> None:
     with pytest.raises(RuntimeError, match="read to its end"):
-        Reply("somewhere").result()
+        Reply().result()
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_streams_of_one_thread_may_interleave(server: FakeTriton) -> None:
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
-        ("INVALID_ARGUMENT", InvalidRequest),
+        ("INVALID_ARG", InvalidRequest),
         ("NOT_FOUND", NotFound),
         ("UNAVAILABLE", Unavailable),
         ("CANCELLED", Cancelled),
@@ -77,7 +77,8 @@ def test_an_error_keeps_its_code_and_message(
     with MultiLoRAClient(server.url) as client:
         with pytest.raises(kind) as caught:
             client.generate("x", adapter_id=code)
-        assert (caught.value.code, caught.value.message) == (code, f"no luck:\n{code}")
+        assert caught.value.message == f"no luck:\n{code}"
+        assert caught.value.code == code.replace("INVALID_ARG", "INVALID_ARGUMENT")
         assert type(caught.value) is kind
         assert client.generate("x") == ANSWER, "the client goes on"
 

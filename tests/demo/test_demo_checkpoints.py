@@ -18,19 +18,11 @@ from demo_words import wild_text
 
 DEMO = Path(__file__).resolve().parents[2] / "model_repository/multilora_llm/1/demo"
 ENTRIES = json.loads((DEMO / "skills.json").read_text(encoding="utf-8"))
-PROMPTS = 200
+PROMPTS = 40
 CONFIGS = {
     name: json.loads((DEMO / "adapters" / name / "adapter_config.json").read_text())
     for name in SKILLS
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +137,7 @@ def test_number_words(n: int, words: str):
 
 
 def test_emojify_keeps_other_words_and_punctuation():
-    assert emojify("Cats, a dog!") == "🐱, a 🐶!"
+    assert emojify("Cats, a dog!") == "Cats 🐱, a dog 🐶!"
     assert emojify("category rainbow") == "category rainbow"
 
 

@@ -14,6 +14,8 @@ def server() -> Iterator[TritonServer]:
     with TritonServer(settings) as server:
         server.wait_ready(timeout=120)
         yield server
+        print(*server.log_tail(), sep="\n")  # shown when the next lines fail
+        server.check()
         wait_until_idle(server)  # nothing may be left over, whatever the tests did
 
 

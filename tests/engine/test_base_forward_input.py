@@ -65,10 +65,10 @@ def test_adapter_rows_become_segments() -> None:
         item(2, 1, 1, [3], "a"),
         item(3, 0, 3, [4], "a"),
     ]
-    inp = build(make_batch(items, {"a": (5, 1), "b": (0,)}))
+    inp = build(make_batch(items, {"a": (1, 5), "b": (6,)}))
     assert inp.positions.tolist() == [1, 0, 1, 2, 0, 1, 2, 3, 2]
     assert inp.segments is not None
-    assert inp.segments.segments == (Segment(0, 4, (5, 1)), Segment(4, 4, (0,)))
+    assert inp.segments.segments == (Segment(0, 4, (1, 5)), Segment(4, 4, (6,)))
     assert inp.segments.num_rows == 8
 
 

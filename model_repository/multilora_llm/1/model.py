@@ -41,7 +41,8 @@ class TritonClient:
 
     def fail(self, error: RequestError) -> None:
         code = getattr(pb_utils.TritonError, error.code.value)
-        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(error.message, code))
+        tagged = pb_utils.TritonError(error.tagged, code)
+        response = pb_utils.InferenceResponse(error=tagged)
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def is_cancelled(self) -> bool:
@@ -67,8 +68,9 @@ class TritonPythonModel:
             self._tokenizer = Tokenizer.from_folder(self._engine.model_folder)
         except StartupError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        metrics = TritonMetrics(pb_utils.MetricFamily, self._engine.metrics, args["model_name"])
-        self._responder = Responder(self._engine, self._tokenizer, metrics)
+        model_name = args["model_name"]
+        self._metrics = TritonMetrics(pb_utils.MetricFamily, self._engine.metrics, model_name)
+        self._responder = Responder(self._engine, self._tokenizer, self._metrics)
         self._numbers = itertools.count(1)
         self._engine.start()
         self._responder.start()
@@ -91,6 +93,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self._engine.close()
         self._responder.join()
+        self._metrics.close()
 
     def _accept(self, request: Any, client: TritonClient) -> None:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

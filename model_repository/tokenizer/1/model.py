@@ -46,7 +46,7 @@ class TritonPythonModel:
             ids = np.array([self._encode(request)], dtype=np.int32)
         except RequestError as error:
             code = getattr(pb_utils.TritonError, error.code.value)
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.message, code))
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.tagged, code))
         return pb_utils.InferenceResponse([pb_utils.Tensor("input_ids", ids)])
 
     def _encode(self, request: Any) -> list[int]:
