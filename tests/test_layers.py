@@ -23,7 +23,7 @@ PURE = {
 DEVICE = {
     "adapter_checkpoint", "adapter_pages", "adapter_store", "adapter_tensors", "page_layout",
     "lora_linear", "sampler", "sampling_input", "weights", "checkpoint_files", "rope", "llama",
-    "kv_cache", "forward_input", "model_runner",
+    "kv_cache", "forward_input", "model_runner", "zeros",
 }  # fmt: skip
 TEXT = {"tokenizer", "detokenizer"}
 ENGINE = {

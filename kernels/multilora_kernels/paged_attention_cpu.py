@@ -40,8 +40,8 @@ def _decode(
     sequences, heads, head_dim = q.shape
     kv_heads = k_cache.shape[2]
     batch, group = sequences * kv_heads, heads // kv_heads
-    k = k_cache.view(-1, head_dim).index_select(0, chunk.index).view(batch, -1, head_dim)
-    v = v_cache.view(-1, head_dim).index_select(0, chunk.index).view(batch, -1, head_dim)
+    k = k_cache.view(-1, head_dim).index_select(0, chunk.slots).view(batch, -1, head_dim)
+    v = v_cache.view(-1, head_dim).index_select(0, chunk.slots).view(batch, -1, head_dim)
     scores = torch.bmm(q.reshape(batch, group, head_dim), k.transpose(1, 2)).float().mul_(scale)
     if chunk.mask is not None:
         scores.view(sequences, kv_heads, group, -1).add_(chunk.mask)

@@ -19,7 +19,7 @@ class DecodeChunk(NamedTuple):
     """S sequences with one new token each, N tokens seen by the one that sees the most."""
 
     rows: slice | torch.Tensor  # of q: int64 [S] when they are not neighbours
-    index: torch.Tensor  # int64 [S * kv_heads * N], rows of the cache viewed as [-1, head_dim]
+    slots: torch.Tensor  # int64 [S * kv_heads * N], rows of the cache viewed as [-1, head_dim]
     mask: torch.Tensor | None  # float32 [S, 1, 1, N], 0 or -inf; None: all see N tokens
 
 

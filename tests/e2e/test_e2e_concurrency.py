@@ -82,9 +82,8 @@ def test_stop_with_the_same_id(server: TritonServer, model: str) -> None:
             assert (status, answer["text_output"]) == (200, "")
 
         _assert_cancelled(server, stop)
-        with pytest.raises(InferenceServerException, match="request was cancelled") as caught:
+        with pytest.raises(InferenceServerException, match=r"request was cancelled \[CANCELLED\]"):
             stream.text()
-        assert str(caught.value.status()) == "StatusCode.CANCELLED"
 
 
 def test_stop_of_an_unknown_id_and_of_none(server: TritonServer) -> None:

@@ -10,7 +10,7 @@ import pytest
 from e2e_tools import Example, GrpcStream, grpc_error, post, token_ids
 from triton_server import TritonServer
 
-INVALID, NOT_FOUND = "StatusCode.INVALID_ARGUMENT", "StatusCode.NOT_FOUND"
+INVALID, NOT_FOUND = "INVALID_ARG", "NOT_FOUND"
 BAD_TEXT: list[tuple[dict[str, Any], str, str]] = [
     ({"adapter_id": "nobody"}, NOT_FOUND, "adapter 'nobody' is not registered; register it with"),
     ({"sampling_parameters": '{"lora_name": "x"}'}, NOT_FOUND, "adapter 'x' is not registered"),

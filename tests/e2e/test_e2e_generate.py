@@ -140,5 +140,5 @@ def test_figures(server: TritonServer) -> None:
 
 def test_a_chat_without_messages(server: TritonServer) -> None:
     status, message = grpc_error(server, "multilora", {"text_input": "hello", "chat": True})
-    assert status == "StatusCode.INVALID_ARGUMENT"
+    assert status == "INVALID_ARG"
     assert "chat is set but text_input is not JSON" in message

@@ -3,6 +3,7 @@
 import torch
 
 from multilora.base_config import BaseConfig
+from multilora.zeros import zeros
 
 
 class KVCache:
@@ -23,8 +24,8 @@ class KVCache:
         shape = (base.num_layers, num_blocks, block_size, base.num_kv_heads, base.head_dim)
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.k = zeros(shape, dtype, device)
+        self.v = zeros(shape, dtype, device)
 
     @staticmethod
     def bytes_per_block(base: BaseConfig, block_size: int, dtype: torch.dtype) -> int:

@@ -17,6 +17,7 @@ from typing import Self
 import torch
 
 from multilora.base_config import PROJECTION_GROUPS, BaseConfig
+from multilora.zeros import zeros
 from multilora_kernels.segments import PAGE_RANK
 
 
@@ -47,7 +48,7 @@ class PageTensors:
         cls, base: BaseConfig, num_pages: int, dtype: torch.dtype, device: torch.device | str
     ) -> Self:
         shape = (base.num_layers, num_pages * elements_per_layer(base))
-        data = torch.zeros(shape, dtype=dtype, device=device)
+        data = zeros(shape, dtype, device)
         views = [split_layer(row, base, num_pages) for row in data]
         return cls(data, tuple(a for a, _ in views), tuple(b for _, b in views))
 
