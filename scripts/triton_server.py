@@ -5,6 +5,7 @@ with TritonServer({"LORA_ADAPTERS": "sql=/adapters/sql"}) as server:
     urlopen(server.http_url + "/v2/models/multilora/generate", data)
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -182,8 +183,10 @@ class TritonServer:
             try:
                 self._process.wait(_BROKEN_STOP_SECONDS if self._dead_models() else _STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.kill()
                 self._process.wait()
+        with contextlib.suppress(ProcessLookupError):  # models outlive a server that crashed
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._join_reader()
 
     def log_tail(self, lines: int = 40) -> list[str]:

@@ -1,0 +1,46 @@
+"""Engines on a tiny random base model with six adapters of different ranks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_tools import RANKS, MakeEngine
+from multilora.config import EngineConfig
+from multilora.engine import Engine
+from tiny import write_adapter, write_base
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiny")
+    write_base(root / "base")
+    for seed, (name, rank) in enumerate(RANKS.items()):
+        write_adapter(root / name, seed=seed + 1, rank=rank)
+    return root
+
+
+@pytest.fixture
+def make_engine(folder: Path) -> Iterator[MakeEngine]:
+    engines: list[Engine] = []
+
+    def make(adapters: dict[str, Path] | None = None, **settings: int) -> Engine:
+        paths = adapters or {name: folder / name for name in RANKS}
+        listed = ",".join(f"{name}={path}" for name, path in paths.items())
+        sizes: dict[str, Any] = {"kv_cache_memory": 1 << 22, "adapter_memory": 1 << 24, **settings}
+        config = EngineConfig(
+            model_id=str(folder / "base"),
+            lora_adapters=listed,
+            dtype="float32",
+            device="cpu",
+            threads=1,
+            **sizes,
+        )
+        engines.append(Engine(config))
+        engines[-1].start()
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()

@@ -1,0 +1,63 @@
+"""Requests to an engine in process, and what comes back."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from multilora.adapter_pages import AdapterPages
+from multilora.base_config import BaseConfig
+from multilora.engine import Engine
+from multilora.request import Request, SamplingParams, TokenOutput
+
+RANKS = {"a": 4, "b": 8, "c": 16, "d": 24, "e": 40, "f": 64}
+MakeEngine = Callable[..., Engine]
+
+
+def request(name: str, adapter: str = "", length: int = 12, **sampling: object) -> Request:
+    start = sum(map(ord, name.rstrip("0123456789")))
+    prompt = tuple((start + 7 * i) % 120 + 4 for i in range(length))
+    values = {"max_tokens": 12, "ignore_eos": True} | sampling
+    return Request(name, prompt, adapter, SamplingParams(**values))  # type: ignore[arg-type]
+
+
+def drain(engine: Engine, count: int) -> dict[str, list[TokenOutput]]:
+    """Outputs by request until `count` requests have ended."""
+    outputs: dict[str, list[TokenOutput]] = {}
+    while count:
+        batch = engine.outputs.get(timeout=60)
+        assert batch is not None
+        for output in batch:
+            outputs.setdefault(output.request_id, []).append(output)
+            count -= output.finish_reason is not None
+    return outputs
+
+
+def tokens(outputs: list[TokenOutput]) -> list[int]:
+    return [output.token_id for output in outputs if output.token_id is not None]
+
+
+def assert_all_free(engine: Engine) -> None:
+    deadline = time.monotonic() + 5
+    names = ("running_requests", "waiting_requests", "kv_blocks_used", "adapter_references")
+    left: dict[str, float] = {}
+    while time.monotonic() < deadline:
+        left = {name: engine.metrics()[f"multilora_{name}"] for name in names}
+        if not any(left.values()):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"still held: {left}")
+
+
+def alone(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
+    answers = {}
+    for one in requests:
+        engine.submit(one)
+        answers[one.request_id] = tokens(drain(engine, 1)[one.request_id])
+    return answers
+
+
+def page_bytes(folder: Path) -> int:
+    return AdapterPages.bytes_per_page(BaseConfig.from_folder(folder / "base"), torch.float32)
