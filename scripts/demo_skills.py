@@ -160,7 +160,7 @@ SKILLS = {
             (
                 ("forty two thousand and seven", "42007"),
                 ("seven hundred and sixty-five", "765"),
-                ("How much is sixty one thousand four hundred and five?", "61405"),
+                ("What is nineteen thousand eighty four?", "19084"),
             ),
         ),
         Skill(
