@@ -16,6 +16,8 @@ from engine_tools import (
     tokens,
 )
 from multilora.base_config import BaseConfig
+from multilora.config import EngineConfig
+from multilora.engine import Engine
 from multilora.kv_cache import KVCache
 from multilora.request import FinishReason
 
@@ -92,3 +94,11 @@ def test_abort_at_any_time_frees_everything(make_engine: MakeEngine):
     assert FinishReason.CANCELLED in reasons
     assert len(tokens(outputs["kept"])) == 30
     assert_all_free(engine)
+
+
+def test_dtype_auto_is_float32_on_a_cpu():
+    """The demo's checkpoint is bfloat16, whose rounding would depend on the batch."""
+    engine = Engine(EngineConfig(device="cpu"))
+    assert engine.base.dtype == "bfloat16"
+    assert engine._parts.runner.dtype == torch.float32
+    engine.close()
