@@ -29,6 +29,17 @@ _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
     "max-lora-rank": (int, "largest rank an adapter may have"),
     "adapter-memory": (str, f"device memory for adapters ({_SIZE})"),
     "adapter-host-memory": (str, f"host memory for adapters ({_SIZE})"),
+    "adapters-dir": (str, "folder whose PEFT folders are adapters by their relative names"),
+    "adapter-allow": (
+        str,
+        "patterns of Hub ids and URLs that requests may load: org/*,s3://bucket/*; commas",
+    ),
+    "adapter-max-size": (str, f"largest download of one adapter ({_SIZE})"),
+    "adapter-download-timeout": (int, "seconds that one download may take"),
+    "adapter-timeout": (int, "seconds that a request waits for its adapter"),
+    "adapter-loads": (int, "adapters that are downloaded or read at once"),
+    "adapter-admin": (str, "on or off: the Triton model adapters may load and unload"),
+    "adapter-metrics": (int, "adapters that have figures of their own on /metrics"),
     "kv-cache-memory": (str, f"device memory for keys and values ({_SIZE})"),
     "threads": (int, "CPU threads of PyTorch; 0 lets it choose"),
 }
@@ -63,6 +74,8 @@ def engine_environment(flags: argparse.Namespace) -> dict[str, str]:
             values[_variable(name)] = value
     if "MODEL_ID" in values:
         values["MODEL_ID"] = _absolute(values["MODEL_ID"])
+    if "ADAPTERS_DIR" in values:
+        values["ADAPTERS_DIR"] = str(Path(values["ADAPTERS_DIR"]).expanduser().resolve())
     if "LORA_ADAPTERS" in values:
         items = values["LORA_ADAPTERS"].split(",")
         values["LORA_ADAPTERS"] = ",".join(_absolute_item(item.strip()) for item in items)

@@ -7,7 +7,7 @@ from typing import Protocol
 class NotReady(Enum):
     """Why an adapter cannot be used in this pass."""
 
-    LOADING = auto()  # not in host memory yet
+    LOADING = auto()  # on its way to the device pool; no running sequence is in its way
     NO_ROOM = auto()  # the device pool is full of adapters in use
 
 
@@ -24,4 +24,12 @@ class AdapterGate(Protocol):
 
     def pages(self, adapter_key: str) -> tuple[int, ...]:
         """The pool pages of a referenced adapter."""
+        ...
+
+    def is_resident(self, adapter_id: str) -> bool:
+        """The version that new sequences would use stands in the pool: it needs no page more."""
+        ...
+
+    def shortage(self, adapter_id: str) -> int:
+        """How many pages in use must fall idle before the adapter fits; 0: none, or not known."""
         ...

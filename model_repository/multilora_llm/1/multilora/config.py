@@ -13,6 +13,7 @@ from multilora.errors import StartupError
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SWITCH = ("on", "off")
 DEVICES = ("auto", "cpu", "cuda")
 _UNITS = {
     "": 1,
@@ -33,6 +34,12 @@ class EngineConfig:
 
     `model_id` "" is the embedded demo. `max_total_tokens` 0 is what the base model allows, at most
     4096; `max_input_tokens` 0 is one less. `threads` 0 keeps torch's own number of CPU threads.
+
+    `adapters_dir` holds folders that are adapters by their relative names; `adapter_allow` is a
+    comma-separated list of patterns of Hub ids and URLs that a request may load (none: ""). A
+    download may have `adapter_max_size` bytes and take `adapter_download_timeout` seconds, and
+    `adapter_loads` adapters are brought at once; a request waits `adapter_timeout` seconds for its
+    own. `adapter_metrics` is how many adapters have figures of their own on /metrics.
     """
 
     model_id: str = ""
@@ -48,6 +55,14 @@ class EngineConfig:
     max_lora_rank: int = 128
     adapter_memory: int = 1 << 30
     adapter_host_memory: int = 4 << 30
+    adapters_dir: str = ""
+    adapter_allow: str = ""
+    adapter_max_size: int = 4 << 30
+    adapter_download_timeout: int = 1800
+    adapter_timeout: int = 600
+    adapter_loads: int = 4
+    adapter_admin: str = "on"
+    adapter_metrics: int = 100
     kv_cache_memory: int = 1 << 30
     kv_block_size: int = 16
     threads: int = 0
@@ -55,6 +70,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
+        _one_of("adapter_admin", self.adapter_admin, SWITCH)
         for name in (
             "max_batch_prefill_tokens",
             "max_concurrent_requests",
@@ -63,10 +79,14 @@ class EngineConfig:
             "adapter_memory",
             "adapter_host_memory",
             "kv_cache_memory",
+            "adapter_max_size",
+            "adapter_download_timeout",
+            "adapter_timeout",
+            "adapter_loads",
         ):
             if getattr(self, name) < 1:
                 raise StartupError(f"{name} must be positive; got {getattr(self, name)}")
-        for name in ("max_input_tokens", "max_total_tokens", "threads"):
+        for name in ("max_input_tokens", "max_total_tokens", "threads", "adapter_metrics"):
             if getattr(self, name) < 0:
                 raise StartupError(f"{name} must not be negative; got {getattr(self, name)}")
         if self.kv_block_size < 8 or self.kv_block_size & (self.kv_block_size - 1):
@@ -85,7 +105,7 @@ class EngineConfig:
                 continue
             if field.type in (str, "str"):
                 values[field.name] = raw
-            elif field.name.endswith("_memory"):
+            elif field.name.endswith(("_memory", "_size")):
                 values[field.name] = parse_bytes(field.name, raw)
             else:
                 values[field.name] = _parse_int(field.name, raw)

@@ -8,6 +8,7 @@ from multilora.errors import RequestError, invalid
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+ADAPTER_TIMEOUT = 600.0  # seconds; a first download is slow
 _UINT64 = 1 << 64
 
 
@@ -77,12 +78,16 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """One generation. `adapter_id` "" is the base model. Filled by the Triton thread."""
+    """One generation. `adapter_id` "" is the base model. Filled by the Triton thread.
+
+    `adapter_timeout` is how many seconds to wait for an adapter that is being loaded.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     adapter_id: str = ""
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    adapter_timeout: float = ADAPTER_TIMEOUT
 
 
 @dataclass(frozen=True)
