@@ -20,7 +20,10 @@ CACHE = REPOSITORY / ".cache" / "tritonserver"
 CONTAINER = Path("/opt/tritonserver")
 PYTRITON = "nvidia-pytriton==0.7.0"
 OLDEST = (2, 51)  # the first with histograms for Python models
-_NEEDED = ("torch", "tokenizers", "safetensors", "jinja2", "huggingface_hub", "multilora_kernels")
+_NEEDED = (
+    *("torch", "tokenizers", "safetensors", "jinja2", "huggingface_hub", "fsspec"),
+    "multilora_kernels",
+)
 
 
 class LaunchError(Exception):

@@ -1,21 +1,35 @@
-"""A Hugging Face Hub on loopback, as much of it as snapshot_download asks for.
+"""A Hugging Face Hub on loopback, as much of it as downloads ask for, with faults at will.
 
-Serves the folders below `root` as repositories (`root/org/name`), any revision but "missing".
-`faults[path]` makes one file misbehave: "slow" (never answers in time), "broken" (half the bytes,
-then the connection closes). `hits` counts file requests by path.
+Serves the folders below `root` as repositories (`root/org/name`). Any revision but "missing" and a
+commit is the branch that follows the folder: changing its files makes a new commit, and the old
+one stays available. `faults[path]` makes one path misbehave, a file (`org/name/file`) or the
+repository's description (`api/models/org/name`):
+
+    "slow"       silent for 2 s before the answer       "trickle"    a few bytes every 0.1 s
+    "broken"     half of what was asked for, then the connection closes
+    "reset"      half of what was asked for, then the connection is reset
+    "oversized"  more bytes than the HEAD said          "endless"    no length, bytes for ever
+    "damaged"    the right length, wrong bytes          "gated"      403 as for a gated repository
+    "404" …      this status
+
+`hits` counts file requests and `sent` their bytes, by path; `asked` counts all requests.
 """
 
 import contextlib
 import hashlib
 import json
+import socket
+import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import unquote
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_CODES = {401: "RepoNotFound", 404: "EntryNotFound"}
 
 
 class HubServer:
@@ -24,15 +38,23 @@ class HubServer:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.faults: dict[str, str] = {}
+        self.times: dict[str, int] = {}
         self.hits: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+        self.asked = 0
+        self.ranges = True  # whether "Range" is understood
+        self.sizes = True  # whether a HEAD says how long a file is
         self.token: str | None = None  # when set, requests without it get 401
+        self.cdn = False  # whether files come from another host, as large ones of the Hub do
+        self.leaked = 0  # requests that showed the token to that host
+        self._commits: dict[str, Mapping[str, bytes]] = {}
         handler = type("Handler", (_Handler,), {"hub": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
     def __enter__(self) -> "HubServer":
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(
@@ -44,6 +66,31 @@ class HubServer:
         self._http.shutdown()
         self._http.server_close()
 
+    def fail(self, path: str, fault: str, times: int) -> None:
+        """`faults[path]` for the next `times` requests only."""
+        self.faults[path], self.times[path] = fault, times
+
+    def next_fault(self, path: str) -> str:
+        fault = self.faults.get(path, "")
+        if fault and path in self.times:
+            self.times[path] -= 1
+            if not self.times[path]:
+                del self.faults[path], self.times[path]
+        return fault
+
+    def files(self, repo: str, revision: str) -> tuple[str, Mapping[str, bytes]] | None:
+        """(commit, name → content), None for a repository that is not there."""
+        folder = self.root / repo
+        if revision in self._commits:
+            return revision, self._commits[revision]
+        if not folder.is_dir():
+            return None
+        files = {item.name: item.read_bytes() for item in sorted(folder.iterdir())}
+        digests = [f"{repo}/{name} {_sha256(content)}" for name, content in files.items()]
+        commit = hashlib.sha1("\n".join(digests).encode()).hexdigest()
+        self._commits[commit] = files
+        return commit, files
+
 
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
@@ -53,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):  # a client that gave up on a slow answer
+        with contextlib.suppress(OSError):  # a client that gave up on a slow answer
             super().handle()
 
     def do_HEAD(self) -> None:
@@ -63,60 +110,132 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
+        self.hub.asked += 1
+        if self.path.startswith("/cdn/"):
+            return self._from_cdn(body)
         if self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             return self._refuse(401, "RepoNotFound")
-        path = self.path.split("?")[0].strip("/")
+        path = unquote(self.path.split("?")[0]).strip("/")
         if path.startswith("api/models/"):
-            return self._info(path.removeprefix("api/models/"))
+            return self._info(path)
         repo, _, rest = path.partition("/resolve/")
         revision, _, name = rest.partition("/")
         if revision == "missing":
             return self._refuse(404, "RevisionNotFound")
-        self._file(self.hub.root / repo / name, f"{repo}/{name}", body)
+        found = self.hub.files(repo, revision)
+        if found is None:
+            return self._refuse(404, "RepoNotFound")
+        self._file(f"{repo}/{name}", *found, body)
 
     def _info(self, path: str) -> None:
-        if "/tree/" in path:
-            return self._tree(self.hub.root / path.partition("/tree/")[0])
-        repo, _, revision = path.partition("/revision/")
-        folder = self.hub.root / repo
-        if not folder.is_dir():
-            return self._refuse(404, "RepoNotFound")
-        if revision == "missing":
-            return self._refuse(404, "RevisionNotFound")
-        files = [{"rfilename": item.name} for item in sorted(folder.iterdir())]
-        self._send(200, json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode())
-
-    def _tree(self, folder: Path) -> None:
-        entries = [
-            {
-                "type": "file",
-                "path": item.name,
-                "size": item.stat().st_size,
-                "oid": hashlib.sha1(item.read_bytes()).hexdigest(),
-            }
-            for item in sorted(folder.iterdir())
-        ]
-        self._send(200, json.dumps(entries).encode())
-
-    def _file(self, file: Path, path: str, body: bool) -> None:
-        self.hub.hits[path] += body
-        fault = self.hub.faults.get(path)
-        if fault == "slow" and body:
+        repo, _, revision = path.removeprefix("api/models/").partition("/revision/")
+        repo, _, tree_revision = repo.partition("/tree/")
+        found = self.hub.files(repo, revision or tree_revision)
+        fault = self.hub.next_fault(f"api/models/{repo}")
+        if fault == "slow":
             time.sleep(2)
-        if not file.is_file():
-            return self._refuse(404, "EntryNotFound")
-        content = file.read_bytes()
-        etag = hashlib.sha256(content).hexdigest()
-        self.send_response(200)
-        self.send_header("ETag", f'"{etag}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(content)))
+        elif fault:
+            return self._refuse(int(fault), "")
+        if found is None:
+            return self._refuse(404, "RepoNotFound")
+        if "missing" in (revision, tree_revision):
+            return self._refuse(404, "RevisionNotFound")
+        commit, files = found
+        if tree_revision:
+            tree = [
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": len(content),
+                    "oid": hashlib.sha1(content).hexdigest(),
+                }
+                for name, content in files.items()
+            ]
+            return self._send(200, json.dumps(tree).encode())
+        siblings = [{"rfilename": name} for name in files]
+        about = {"id": repo, "sha": commit, "siblings": siblings}
+        self._send(200, json.dumps(about).encode())
+
+    def _from_cdn(self, body: bool) -> None:
+        self.hub.leaked += "Authorization" in self.headers
+        _, _, commit, *path = unquote(self.path).split("/")
+        found = self.hub.files("", commit)
+        assert found, "a file of a commit that was never listed"
+        self._file("/".join(path), *found, body)
+
+    def _to_cdn(self, path: str, commit: str, content: bytes) -> None:
+        self.send_response(302)
+        other_host = self.hub.url.replace("127.0.0.1", "localhost")
+        self.send_header("Location", f"{other_host}/cdn/{commit}/{path}")
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("X-Linked-ETag", f'"{_sha256(content)}"')
+        self.send_header("X-Linked-Size", str(len(content)))
+        self.send_header("Content-Length", "0")
         self.end_headers()
-        if body and fault == "broken":
-            self.wfile.write(content[: len(content) // 2])
+
+    def _file(self, path: str, commit: str, files: Mapping[str, bytes], body: bool) -> None:
+        if self.hub.cdn and not self.path.startswith("/cdn/") and path.endswith(".safetensors"):
+            return self._to_cdn(path, commit, files[path.rpartition("/")[2]])
+        self.hub.hits[path] += body
+        known = self.hub.faults.get(path, "")
+        refused = known.isdigit() or known == "gated"  # a HEAD meets this, too
+        fault = self.hub.next_fault(path) if body or refused else ""
+        if fault == "slow":
+            time.sleep(2)
+        if fault == "gated":
+            return self._refuse(403, "GatedRepo")
+        if fault.isdigit():
+            return self._refuse(int(fault), _CODES.get(int(fault), ""))
+        content = files.get(path.rpartition("/")[2])
+        if content is None:
+            return self._refuse(404, "EntryNotFound")
+        etag = _sha256(content)
+        if fault == "oversized":
+            content += bytes(1 << 20)
+        if fault == "damaged":
+            content = bytes(len(content))
+        start = self._range_start(len(content)) if self.hub.ranges else 0
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", f'"{etag}"')
+        self.send_header("X-Repo-Commit", commit)
+        if fault == "endless" or (not body and not self.hub.sizes):
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if body:
+            self._body(path, content[start:], fault)
+
+    def _range_start(self, size: int) -> int:
+        asked = self.headers.get("Range", "")
+        start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
+        return start if start < size else 0
+
+    def _body(self, path: str, content: bytes, fault: str) -> None:
+        if fault in ("broken", "reset"):
+            self._write(path, content[: len(content) // 2])
             self.close_connection = True
-        elif body:
-            self.wfile.write(content)
+            if fault == "reset":
+                time.sleep(0.1)  # let the half arrive: a reset drops what is on its way
+                no_linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+                self.connection.shutdown(socket.SHUT_RD)
+                self.connection.close()
+        elif fault == "trickle":
+            for i in range(0, len(content), 4):
+                self._write(path, content[i : i + 4])
+                time.sleep(0.1)
+        elif fault == "endless":
+            while True:
+                self._write(path, bytes(1 << 16))
+        else:
+            self._write(path, content)
+
+    def _write(self, path: str, content: bytes) -> None:
+        self.wfile.write(content)
+        self.hub.sent[path] += len(content)
 
     def _refuse(self, status: int, code: str) -> None:
         self._send(status, b"{}", {"X-Error-Code": code} if code else {})
@@ -130,3 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

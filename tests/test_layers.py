@@ -18,17 +18,24 @@ MAX_FUNCTION_LINES = 40
 PURE = {
     "config", "base_config", "rope_config", "json_fields", "errors", "request", "sequence",
     "batch", "scheduler", "block_allocator", "adapter_config", "adapter_gate", "adapter_loader",
-    "adapter_slots", "adapter_source", "metrics",
+    "adapter_claims", "adapter_deadlines", "admission", "fair_queue", "sequence_blocks",
+    "adapter_allow", "adapter_catalog", "adapter_files", "adapter_folders", "adapter_hints",
+    "adapter_names", "adapter_watch", "adapter_record", "adapter_slots", "adapter_source",
+    "adapter_counts", "admin_command", "metrics",
 }  # fmt: skip
 DEVICE = {
-    "adapter_checkpoint", "adapter_pages", "adapter_store", "adapter_tensors", "page_layout",
+    "adapter_checkpoint", "adapter_host", "adapter_pages", "adapter_pool", "adapter_store",
+    "adapter_tensors", "page_layout",
     "lora_linear", "sampler", "sampling_input", "weights", "checkpoint_files", "rope", "llama",
     "kv_cache", "forward_input", "model_runner", "zeros",
 }  # fmt: skip
-TEXT = {"tokenizer", "detokenizer"}
+TEXT = {"tokenizer", "detokenizer", "chat_template", "adapter_text"}
 ENGINE = {
-    "engine", "engine_parts", "sources", "reply", "responder", "stream", "sampling_parameters",
-    "triton_request", "triton_metrics",
+    "adapter_admin", "adapter_parts", "engine", "engine_parts", "sources", "reply", "responder",
+    "stream", "sampling_parameters",
+    "triton_request", "triton_metrics", "triton_series", "lora_requests_info",
+    "download_files", "hub_cache", "hub_download", "hub_errors",
+    "object_store", "partial_file", "remote_file", "store_cache", "store_download", "transfer",
 }  # fmt: skip
 
 # What each layer may import beside the standard library: modules of the engine, other packages.
@@ -40,7 +47,7 @@ LAYERS: dict[str, tuple[set[str], set[str], set[str]]] = {
         ENGINE,
         PURE | DEVICE | TEXT | ENGINE,
         {"torch", "numpy", "safetensors", "multilora_kernels", "tokenizers", "jinja2"}
-        | {"huggingface_hub"},
+        | {"huggingface_hub", "fsspec"},
     ),
 }
 TRITON_MODELS = {"model.py"}  # the only files that know the Triton server

@@ -5,6 +5,9 @@ with MultiLoRAClient("localhost:8001") as client:
         print(piece, end="", flush=True)
 """
 
+from multilora_client.adapters import AdapterInfo, AdapterMemory, Unloaded
+from multilora_client.adapters_aio import AsyncAdapters
+from multilora_client.adapters_client import Adapters
 from multilora_client.aio import AsyncMultiLoRAClient, AsyncTextStream
 from multilora_client.client import MultiLoRAClient, TextStream
 from multilora_client.errors import (
@@ -18,6 +21,10 @@ from multilora_client.errors import (
 from multilora_client.protocol import Generation, Message, Sampling
 
 __all__ = [
+    "AdapterInfo",
+    "AdapterMemory",
+    "Adapters",
+    "AsyncAdapters",
     "AsyncMultiLoRAClient",
     "AsyncTextStream",
     "Cancelled",
@@ -31,4 +38,5 @@ __all__ = [
     "TextStream",
     "TimedOut",
     "Unavailable",
+    "Unloaded",
 ]

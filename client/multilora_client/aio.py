@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from multilora_client.adapters_aio import AsyncAdapters
 from multilora_client.connection import Endpoint
 from multilora_client.errors import from_status
 from multilora_client.protocol import (
@@ -34,6 +35,7 @@ class AsyncMultiLoRAClient:
         timeout: float | None = None,
         model: str = "multilora",
         engine: str = "multilora_llm",
+        admin: str = "adapters",
     ) -> None:
         endpoint = Endpoint.parse(url)
         self.url = endpoint.address
@@ -42,6 +44,7 @@ class AsyncMultiLoRAClient:
         self._engine = engine
         self._channel = endpoint.aio_channel()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self.adapters = AsyncAdapters(self._stub, admin, self.url, timeout)
         self._running: set[str] = set()  # ids of the requests that AsyncTextStreams are reading
 
     async def generate(

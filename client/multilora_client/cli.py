@@ -1,4 +1,4 @@
-"""The command `multilora`: generate text or chat, with any adapter of a running server.
+"""The command `multilora`: generate text or chat with any adapter of a server; administer them.
 
 Answers go to stdout, everything else to stderr. Exit codes: 0, 1 the request failed, 2 the command
 line is wrong, 130 interrupted (the request is cancelled).
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, cast
 
+from multilora_client.adapters_cli import add_actions, run_adapters
 from multilora_client.client import MultiLoRAClient
 from multilora_client.errors import MultiLoRAError
 from multilora_client.protocol import DATATYPES, Message, Sampling
@@ -27,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         with MultiLoRAClient(args.url, timeout=args.timeout) as client:
-            run = _generate if args.command == "generate" else _chat
-            return run(client, args)
+            commands = {"generate": _generate, "chat": _chat, "adapters": run_adapters}
+            return commands[args.command](client, args)
     except MultiLoRAError as error:
         return _report(error)
     except BrokenPipeError:  # the reader of our output has left
@@ -97,25 +98,35 @@ def _sampling(args: argparse.Namespace) -> Sampling:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="multilora", description="Generate text with any LoRA adapter.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    generate = commands.add_parser("generate", help="continue a text")
+    server = _server_flags()
+    generate = commands.add_parser("generate", help="continue a text", parents=[server])
     generate.add_argument("--stream", action="store_true", help="print as it is generated")
     _add_common(generate)
-    chat = commands.add_parser("chat", help="talk; without a prompt, turn by turn")
+    chat = commands.add_parser(
+        "chat", help="talk; without a prompt, turn by turn", parents=[server]
+    )
     chat.add_argument("--system", help="the system message")
     _add_common(chat)
     chat.set_defaults(max_tokens=_CHAT_MAX_TOKENS)
+    add_actions(commands.add_parser("adapters", help="list, load, unload, pin adapters"), server)
     return parser
+
+
+def _server_flags() -> _Parser:
+    """The flags of every command: which server, and how long to wait for it."""
+    flags = _Parser(add_help=False)
+    flags.add_argument(
+        "--url",
+        default=os.environ.get("MULTILORA_URL") or "localhost:8001",
+        help="gRPC address (environment: MULTILORA_URL; now %(default)s)",
+    )
+    flags.add_argument("--timeout", type=float, metavar="SECONDS", help="left out: no limit")
+    return flags
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", help="left out: read from stdin when it is piped")
     parser.add_argument("--adapter", default="", metavar="ID", help="left out: the base model")
-    parser.add_argument(
-        "--url",
-        default=os.environ.get("MULTILORA_URL") or "localhost:8001",
-        help="gRPC address (environment: MULTILORA_URL; now %(default)s)",
-    )
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="left out: no limit")
     sampling = parser.add_argument_group("sampling (left out: the server's defaults)")
     for name, datatype in DATATYPES.items():
         flag = f"--{name.replace('_', '-')}"

@@ -9,6 +9,7 @@ from typing import Unpack, cast
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from multilora_client.adapters_client import Adapters
 from multilora_client.connection import Endpoint
 from multilora_client.errors import from_status
 from multilora_client.protocol import (
@@ -23,7 +24,7 @@ from multilora_client.protocol import (
 
 
 class MultiLoRAClient:
-    """Generates text on a Triton server with any adapter it knows.
+    """Generates text on a Triton server with any adapter it knows; `adapters` administers them.
 
     `timeout` is in seconds per request; None waits for ever. Every method raises MultiLoRAError or
     one of its subclasses. Closing the client cancels what is still running.
@@ -36,6 +37,7 @@ class MultiLoRAClient:
         timeout: float | None = None,
         model: str = "multilora",
         engine: str = "multilora_llm",
+        admin: str = "adapters",
     ) -> None:
         endpoint = Endpoint.parse(url)
         self.url = endpoint.address
@@ -44,6 +46,7 @@ class MultiLoRAClient:
         self._engine = engine
         self._channel = endpoint.channel()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self.adapters = Adapters(self._stub, admin, self.url, timeout)
         self._running: set[str] = set()  # ids of the requests that TextStreams are reading
 
     def generate(

@@ -96,7 +96,7 @@ def test_errors_have_types_and_the_client_survives_many(
     client: MultiLoRAClient, demo: list[Example]
 ) -> None:
     def fail(_: int) -> None:
-        with pytest.raises(NotFound, match=r"^adapter 'nobody' is not registered"):
+        with pytest.raises(NotFound, match=r"^adapter 'nobody' is not known"):
             client.generate("x", adapter_id="nobody")
         with pytest.raises(InvalidRequest, match=r"^temperature must be"):
             client.generate("x", temperature=-1.0)
@@ -148,7 +148,7 @@ def test_command_line_error(server: TritonServer) -> None:
     with command(server, "generate", "--adapter", "nobody", "x") as process:
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (1, "")
-    assert errors.startswith("multilora: adapter 'nobody' is not registered")
+    assert errors.startswith("multilora: adapter 'nobody' is not known")
     assert errors.count("\n") == 1
 
 

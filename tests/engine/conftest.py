@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_engine(folder: Path) -> Iterator[MakeEngine]:
     engines: list[Engine] = []
 
-    def make(adapters: dict[str, Path] | None = None, **settings: int) -> Engine:
+    def make(adapters: dict[str, Path] | None = None, **settings: Any) -> Engine:
         paths = adapters or {name: folder / name for name in RANKS}
         listed = ",".join(f"{name}={path}" for name, path in paths.items())
         sizes: dict[str, Any] = {"kv_cache_memory": 1 << 22, "adapter_memory": 1 << 24, **settings}

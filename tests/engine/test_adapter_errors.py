@@ -4,6 +4,7 @@ Each case is a good adapter, saved by PEFT, with one thing changed in its files.
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -184,7 +185,7 @@ def test_missing_folder(tmp_path: Path, base: BaseConfig) -> None:
 
 def test_missing_config(folder: Path, base: BaseConfig) -> None:
     (folder / "adapter_config.json").unlink()
-    assert "adapter_config.json in" in refused(folder, base)
+    assert "adapter_config.json is missing in" in refused(folder, base)
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b'{"peft_type": "LORA",}'])
@@ -206,6 +207,20 @@ def test_missing_weights(folder: Path, base: BaseConfig) -> None:
 def test_pickled_weights_are_never_opened(folder: Path, base: BaseConfig) -> None:
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     assert "adapter_model.bin is a pickle" in refused(folder, base)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "make",
+    [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")],
+    ids=["folder", "fifo", "device"],
+)
+def test_what_is_no_file_is_not_opened(
+    folder: Path, base: BaseConfig, name: str, make: Callable[[Path], object]
+) -> None:
+    (folder / name).unlink()
+    make(folder / name)
+    assert f"{name} in {folder} is not a regular file" in refused(folder, base)
 
 
 @pytest.mark.parametrize(

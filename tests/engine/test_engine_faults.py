@@ -18,7 +18,7 @@ from tiny import write_adapter
         (Request("r", (5,) * 250), ErrorCode.INVALID_ARG, "max_tokens to at most 6"),
         (Request("r", (5, 128)), ErrorCode.INVALID_ARG, "input_ids holds 128"),
         (Request("r", (-1, 5)), ErrorCode.INVALID_ARG, "input_ids holds -1"),
-        (Request("r", (5,), "nobody"), ErrorCode.NOT_FOUND, "'nobody' is not registered"),
+        (Request("r", (5,), "nobody"), ErrorCode.NOT_FOUND, "'nobody' is not known"),
     ],
 )
 def test_bad_requests_are_refused_at_once(

@@ -2,71 +2,15 @@
 
 import random
 from collections import Counter
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
-from multilora.adapter_gate import NotReady
-from multilora.adapter_slots import AdapterSlots
-from multilora.batch import Batch, SampledToken
-from multilora.block_allocator import BlockAllocator
-from multilora.errors import RequestError, invalid
-from multilora.request import FinishReason, Request, SamplingParams, TokenOutput
-from multilora.scheduler import Scheduler, SchedulerLimits
+from multilora.errors import ErrorCode, RequestError
+from multilora.request import FinishReason, Request, SamplingParams
+from scheduler_tools import EOS, Clock, Gate, make, names, request, run
 
-EOS = 1
-
-
-class Gate:
-    """Adapter memory without tensors: real AdapterSlots; loading and failing as told."""
-
-    def __init__(self, num_pages: int, ranks: dict[str, int] | None = None) -> None:
-        self.slots = AdapterSlots(num_pages)
-        self.num_pages = ranks or {}
-        self.loading: set[str] = set()
-        self.broken: set[str] = set()
-
-    def acquire(self, adapter_id: str) -> str | NotReady:
-        if adapter_id in self.broken:
-            raise invalid(f"{adapter_id} is broken")
-        if adapter_id in self.loading:
-            return NotReady.LOADING
-        if adapter_id not in self.slots and (
-            self.slots.reserve(adapter_id, self.num_pages.get(adapter_id, 1)) is None
-        ):
-            return NotReady.NO_ROOM
-        self.slots.acquire(adapter_id)
-        return adapter_id
-
-    def release(self, adapter_key: str) -> None:
-        self.slots.release(adapter_key)
-
-    def pages(self, adapter_key: str) -> tuple[int, ...]:
-        return self.slots.pages(adapter_key)
-
-
-def make(gate: Gate | None = None, num_blocks: int = 64, **limits: int) -> Scheduler:
-    values = {"max_running": 8, "max_batch_prefill_tokens": 32, "max_total_tokens": 128} | limits
-    return Scheduler(
-        SchedulerLimits(eos_token_ids=frozenset({EOS}), **values),
-        BlockAllocator(num_blocks, 8),
-        gate or Gate(8),
-    )
-
-
-def request(name: str, prompt: int = 4, adapter: str = "", **sampling: Any) -> Request:
-    tokens = tuple(sum(map(ord, name)) % 1000 + 10 + i for i in range(prompt))
-    return Request(name, tokens, adapter, SamplingParams(**{"max_tokens": 4, **sampling}))
-
-
-def run(scheduler: Scheduler, token: int = 7) -> tuple[Batch, list[TokenOutput]]:
-    batch = scheduler.schedule()
-    count = sum(item.samples for item in batch.items)
-    return batch, scheduler.postprocess(batch, [SampledToken(token)] * count)
-
-
-def names(batch: Batch) -> list[tuple[str, int]]:
-    return [(item.sequence.request.request_id, item.num_new_tokens) for item in batch.items]
+GONE = RequestError(ErrorCode.UNAVAILABLE, "the adapter was unloaded")
 
 
 def test_batch_is_ordered_by_adapter_pages_with_base_rows_last():
@@ -136,40 +80,6 @@ def test_short_of_blocks_the_youngest_is_preempted_and_loses_nothing():
     assert scheduler.blocks.num_free == 4
 
 
-def test_a_loading_adapter_is_skipped_and_a_failed_one_ends_its_requests_only():
-    gate = Gate(4)
-    gate.loading, gate.broken = {"cold"}, {"bad"}
-    scheduler = make(gate)
-    for name, adapter in [("r0", "cold"), ("r1", "bad"), ("r2", ""), ("r3", "warm")]:
-        scheduler.add(request(name, 4, adapter))
-    batch, outputs = run(scheduler)
-    assert names(batch) == [("r3", 4), ("r2", 4)]
-    failed = [output for output in outputs if output.finish_reason is FinishReason.ERROR]
-    assert [output.request_id for output in failed] == ["r1"]
-    assert isinstance(failed[0].error, RequestError)
-    gate.loading.clear()
-    assert ("r0", 4) in names(run(scheduler)[0])
-
-
-def test_a_starved_adapter_gets_its_turn_and_base_requests_never_wait():
-    """Two adapters fill the pool and each always has somebody running."""
-    scheduler = make(Gate(2), patience=3)
-    first_pass: dict[str, int] = {}
-    for step in range(60):
-        scheduler.add(request(f"a{step}", 4, "a", max_tokens=3))
-        scheduler.add(request(f"b{step}", 4, "b", max_tokens=3))
-        scheduler.add(request(f"base{step}", 4, "", max_tokens=1))
-        if step == 5:
-            scheduler.add(request("cold", 4, "c"))
-        batch, _ = run(scheduler)
-        for name, _count in names(batch):
-            first_pass.setdefault(name, step)
-        if "cold" in first_pass:
-            break
-    assert first_pass["cold"] <= 5 + 3 + 4  # patience, then at most what still runs
-    assert all(first_pass[f"base{step}"] == step for step in range(first_pass["cold"]))
-
-
 def test_abort_while_waiting_and_while_running():
     scheduler = make(max_running=1)
     scheduler.add(request("r0", 4, "a"))
@@ -187,32 +97,101 @@ def test_abort_while_waiting_and_while_running():
     assert scheduler.blocks.num_free == scheduler.blocks.num_blocks
 
 
-@pytest.mark.parametrize("seed", range(30))
+def test_a_preempted_stream_goes_on_before_anything_new_starts():
+    scheduler = make(num_blocks=4)
+    scheduler.add(request("old", 8, max_tokens=16))
+    scheduler.add(request("young", 8, "a", max_tokens=16))
+    while not scheduler.preemptions:
+        run(scheduler)
+    for number in range(3):
+        scheduler.add(request(f"new{number}", 4, f"n{number}", max_tokens=1))
+    order: list[str] = []
+    while len(scheduler):
+        order += [name for name, _count in names(run(scheduler)[0]) if name not in order]
+    assert order[:2] == ["old", "young"]
+
+
+def test_a_small_request_does_not_overtake_one_that_lacks_kv_blocks():
+    scheduler = make(num_blocks=4)
+    scheduler.add(request("runs", 8, max_tokens=8))
+    run(scheduler)
+    scheduler.add(request("big", 24, "a", max_tokens=1))
+    for step in range(7):
+        scheduler.add(request(f"small{step}", 4, f"b{step}", max_tokens=1))
+        assert names(run(scheduler)[0]) == [("runs", 1)]
+    assert ("big", 24) in names(run(scheduler)[0])  # "runs" has ended
+
+
+def test_a_flood_on_one_adapter_delays_the_others_by_a_turn():
+    scheduler = make(max_running=1, quantum=8)
+    for number in range(50):
+        scheduler.add(request(f"flood{number}", 4, "a", max_tokens=4))
+    run(scheduler)
+    scheduler.add(request("other", 4, "b", max_tokens=4))
+    scheduler.add(request("base", 4, "", max_tokens=4))
+    order = [names(run(scheduler)[0])[0][0] for _ in range(16)]
+    assert order[3::4] == ["other", "base", "flood1", "flood2"]
+
+
+def test_counts_and_the_end_of_an_adapter():
+    gate = Gate(4)
+    scheduler = make(gate, max_running=3)
+    for name, adapter in [("r0", "a"), ("r1", "b"), ("r2", ""), ("r3", "a"), ("r4", "c")]:
+        scheduler.add(request(name, 4, adapter, max_tokens=50))
+    run(scheduler)
+    running = {sequence.request.request_id for sequence in scheduler.running}
+    assert running == {"r0", "r3", "r1"}  # the turn of a is not over after one small request
+    assert scheduler.counts() == {"a": (2, 0), "b": (1, 0), "c": (0, 1)}
+    assert len(scheduler.waiting) == scheduler.num_waiting == 2
+    scheduler.add(request("r5", 4, "a"))
+    scheduler.abort_adapter("a", GONE, running=False)
+    assert [output.request_id for output in scheduler.take_outputs()] == ["r5"]
+    scheduler.abort_adapter("a", GONE, running=True)
+    outputs = scheduler.take_outputs()
+    assert [output.request_id for output in outputs] == ["r0", "r3"]
+    assert all(output.error is GONE for output in outputs)
+    assert scheduler.counts() == {"b": (1, 0), "c": (0, 1)}
+    assert gate.slots.num_references == 1
+
+
+@pytest.mark.parametrize("seed", range(40))
 def test_random_traces_end_every_request_once_and_leak_nothing(seed: int):
     rng = random.Random(seed)
     adapters = [f"a{i}" for i in range(8)]
-    gate = Gate(5, {name: rng.randint(1, 4) for name in adapters})
+    clock = Clock()
+    gate = Gate(5, {name: rng.randint(1, 4) for name in adapters}, rng.choice([0, 0, 2]))
     scheduler = make(
-        gate, num_blocks=20, max_batch_prefill_tokens=rng.choice([8, 24, 64]), patience=4
-    )
+        gate, 20, clock, max_batch_prefill_tokens=rng.choice([8, 24, 64]), patience=4,
+        quantum=rng.choice([4, 32, 256]),
+    )  # fmt: skip
     ended: Counter[str] = Counter()
     live: list[str] = []
     for step in range(1500):
         if step < 250 and rng.random() < 0.4:
             name = f"r{step}"
             adapter = rng.choice(["", *adapters])
-            scheduler.add(request(name, rng.randint(1, 40), adapter, max_tokens=rng.randint(1, 30)))
+            new = request(name, rng.randint(1, 40), adapter, max_tokens=rng.randint(1, 30))
+            scheduler.add(replace(new, adapter_timeout=rng.choice([5.0, 1e9])))
             live.append(name)
         if live and rng.random() < 0.05:
             scheduler.abort(rng.choice(live))
+        if rng.random() < 0.01:
+            scheduler.abort_adapter(rng.choice(adapters), GONE, rng.random() < 0.5)
         gate.loading = set(rng.sample(adapters, 2)) if step < 250 else set()
         gate.broken = {"a7"} if 100 < step < 120 else set()
+        clock.now += rng.random()
+        gate.tick()
         _, outputs = run(scheduler, token=EOS if rng.random() < 0.1 else 7)
         ended.update(output.request_id for output in outputs if output.finish_reason)
         held = {block for sequence in scheduler.running for block in sequence.block_table}
         assert scheduler.blocks.num_free == 20 - len(held)
         busy = sum(bool(sequence.adapter_key) for sequence in scheduler.running)
         assert gate.slots.num_references == busy
+        assert len(scheduler) == len(scheduler.running) + len(scheduler.waiting)
+        counts = scheduler.counts().values()
+        assert sum(running for running, _ in counts) == busy
+        base = sum(not sequence.request.adapter_id for sequence in scheduler.waiting)
+        assert sum(waiting for _, waiting in counts) == scheduler.num_waiting - base
     assert ended == Counter(live)
     assert len(scheduler) == 0
     assert scheduler.blocks.num_free == 20

@@ -1,12 +1,15 @@
 """Reading a tokenizer and rendering chats."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from multilora.chat_template import find_template
 from multilora.errors import ErrorCode, RequestError, StartupError
 from multilora.tokenizer import Tokenizer, parse_messages
 from tiny_tokenizers import byte_level
@@ -95,10 +98,47 @@ def test_no_chat_template(tmp_path: Path) -> None:
     assert caught.value.code is ErrorCode.INVALID_ARG
 
 
+def test_the_template_of_an_adapter_takes_the_place_of_the_base_models(tmp_path: Path) -> None:
+    own = find_template("{{ bos_token }}<own>", {}, {"bos_token": "<s>"})
+    for folder in (write(tmp_path), write(tmp_path, chat_template=TEMPLATE)):
+        tokenizer = Tokenizer.from_folder(folder)
+        assert tokenizer.chat(MESSAGES, own) == "<s><own>"
+        want = byte_level().encode("<s><own>", add_special_tokens=False).ids
+        assert tokenizer.encode_chat(MESSAGES, own) == want
+
+
+def test_the_tokenizer_adds_no_token_of_its_own_to_a_chat(tmp_path: Path) -> None:
+    backend = byte_level()
+    start = backend.token_to_id("<s>")
+    assert start is not None
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", start)]
+    )
+    own = find_template("{{ bos_token }}hi", {}, {"bos_token": "<s>"})
+    tokenizer = Tokenizer(backend, find_template("<s>hi", {}, {}))
+    assert tokenizer.encode("hi").count(start) == 1
+    assert tokenizer.encode_chat(MESSAGES).count(start) == 1
+    assert tokenizer.encode_chat(MESSAGES, own).count(start) == 1
+
+
+def test_threads_share_a_tokenizer(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(write(tmp_path, chat_template=TEMPLATE))
+    chats = [[{"role": "user", "content": f"é {n} " * 50}] for n in range(40)]
+
+    def work(messages: list[dict[str, str]]) -> tuple[list[int], str]:
+        ids = tokenizer.encode_chat(messages)
+        return ids, tokenizer.decode(ids)
+
+    alone = [work(messages) for messages in chats]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, chats * 5)) == alone * 5
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("hello", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ('{"role": "user"}', "not a list"),
         ("[]", "not a list"),
         ('["hi"]', "role and content"),
@@ -116,6 +156,9 @@ def test_bad_folders(tmp_path: Path) -> None:
         Tokenizer.from_folder(tmp_path)
     write(tmp_path, chat_template="{% if %}")
     with pytest.raises(StartupError, match=r"chat template in .* is broken"):
+        Tokenizer.from_folder(tmp_path)
+    write(tmp_path, chat_template={"default": "x"})
+    with pytest.raises(StartupError, match="chat_template must be a string; got dict"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(StartupError, match=r"tokenizer_config\.json is not JSON"):

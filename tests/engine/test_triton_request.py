@@ -5,8 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from multilora.admin_command import AdminCommand
+from multilora.chat_template import find_template
 from multilora.errors import ErrorCode, RequestError
-from multilora.triton_request import TritonRequest, is_stop, parse_request
+from multilora.tokenizer import Tokenizer
+from multilora.triton_request import (
+    TritonRequest,
+    admin_command,
+    is_admin,
+    is_stop,
+    parse_request,
+)
+from tiny_tokenizers import byte_level
 
 Tensors = dict[str, np.ndarray]
 
@@ -154,3 +164,72 @@ def test_stream_with_the_prompt_is_refused() -> None:
     echo = scalar(False)
     assert parse(exclude_input_in_output=echo).echo
     refused("exclude_input_in_output", exclude_input_in_output=echo, stream=scalar(True))
+
+
+def test_adapter_timeout() -> None:
+    assert parse().request.adapter_timeout == 600
+    tensors = {"input_ids": np.array([[1]], dtype=np.int32)}
+    parsed = parse_request(tensors, {"adapter_timeout": None}, "", "#1", 30.0)
+    assert parsed.request.adapter_timeout == 30
+    assert parse({"adapter_timeout": "2.5"}).request.adapter_timeout == 2.5
+    typed = parse({"adapter_timeout": 9}, adapter_timeout=scalar(0.25, np.float32))
+    assert typed.request.adapter_timeout == 0.25
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_adapter_timeout(seconds: float) -> None:
+    reason = "adapter_timeout must be a positive number of seconds; got "
+    refused(reason, adapter_timeout=scalar(seconds, np.float32))
+    refused(reason, {"adapter_timeout": seconds})
+
+
+def test_adapter_timeout_is_not_read_from_elsewhere() -> None:
+    reason = "adapter_timeout must be a positive number"
+    for value in ("soon", True, [1], 10**400):
+        refused(reason, {"adapter_timeout": value})
+    given = scalar('{"adapter_timeout": 5}')
+    refused("unknown name 'adapter_timeout'", sampling_parameters=given)
+
+
+MESSAGES = '[{"role": "user", "content": "hé"}]'
+
+
+def test_a_chat_brings_its_messages() -> None:
+    chat = parse(chat=scalar(True), text_input=scalar(MESSAGES))
+    assert chat.messages == [{"role": "user", "content": "hé"}]
+    assert chat.request.prompt_token_ids == (5, 6, 7)
+    assert parse(text_input=scalar("no JSON")).messages is None
+    assert parse(chat=scalar(False), text_input=scalar("no JSON")).messages is None
+
+
+def test_bad_chats() -> None:
+    refused("chat is set but text_input is missing", chat=scalar(True))
+    refused("text_input is not JSON", chat=scalar(True), text_input=scalar("hello"))
+    invalid_utf8 = np.array([[b"\xff"]], dtype=np.object_)
+    refused("text_input is not valid UTF-8", chat=scalar(True), text_input=invalid_utf8)
+
+
+def test_messages_are_rendered_by_the_template_of_the_adapter() -> None:
+    base = find_template("base: {{ messages[0].content }}", {}, {})
+    own = find_template("own: {{ messages[0].content }}", {}, {})
+    tokenizer = Tokenizer(byte_level(), base)
+    chat = parse(
+        chat=scalar(True), text_input=scalar(MESSAGES), adapter_id=scalar("a"), stream=scalar(True)
+    )
+    for template, text in ((own, "own: hé"), (None, "base: hé")):
+        rendered = chat.with_template(template, tokenizer)
+        assert tokenizer.decode(rendered.request.prompt_token_ids) == text
+        assert rendered.request.adapter_id == "a" and rendered.stream
+    assert parse().with_template(own, tokenizer).request.prompt_token_ids == (5, 6, 7)
+    with pytest.raises(RequestError, match="no chat template"):
+        chat.with_template(None, Tokenizer(byte_level()))
+
+
+def test_administration() -> None:
+    tensors = {"admin": scalar('{"action": "info", "adapter_id": "é"}')}
+    assert is_admin(tensors) and not is_admin({"stop": scalar(True)})
+    assert admin_command(tensors) == AdminCommand("info", "é")
+    with pytest.raises(RequestError, match="admin must hold one value; got 2"):
+        admin_command({"admin": np.array([[b"{}", b"{}"]], dtype=np.object_)})
+    with pytest.raises(RequestError, match="admin is not valid UTF-8"):
+        admin_command({"admin": np.array([[b"\xff"]], dtype=np.object_)})

@@ -10,17 +10,17 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
 from multilora.config import EngineConfig
 from multilora.errors import ErrorCode, RequestError, StartupError, invalid
-from multilora.reply import Reply
+from multilora.reply import Reply, json_reply
 from multilora.responder import Responder, stopped_reply
-from multilora.tokenizer import Tokenizer
 from multilora.triton_metrics import TritonMetrics
-from multilora.triton_request import is_stop, parse_request
+from multilora.triton_request import TritonRequest, admin_command, is_admin, is_stop, parse_request
 
 _LOG = logging.getLogger("multilora.model")
 
@@ -65,16 +65,20 @@ class TritonPythonModel:
             from multilora.engine import Engine  # torch: the auto-complete stub must not load it
 
             self._engine = Engine(config)
-            self._tokenizer = Tokenizer.from_folder(self._engine.model_folder)
+            if self._engine.tokenizer is None:
+                raise StartupError(f"{self._engine.model_folder} holds no tokenizer.json; add it")
         except StartupError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        model_name = args["model_name"]
-        self._metrics = TritonMetrics(pb_utils.MetricFamily, self._engine.metrics, model_name)
+        self._config = config
+        self._tokenizer = self._engine.tokenizer
+        self._metrics = TritonMetrics(pb_utils.MetricFamily, self._engine, args["model_name"])
         self._responder = Responder(self._engine, self._tokenizer, self._metrics)
         self._numbers = itertools.count(1)
+        # answers commands and renders chats that had to wait: neither is the engine thread's work
+        self._helpers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="multilora")
         self._engine.start()
         self._responder.start()
-        _LOG.info("ready, adapters: %s", ", ".join(self._engine.adapter_ids) or "none")
+        _LOG.info("ready")
 
     def execute(self, requests: list[Any]) -> None:
         """Hand requests to the engine; the responder thread answers them."""
@@ -82,17 +86,12 @@ class TritonPythonModel:
             client = TritonClient(
                 request, lambda ids: self._tokenizer.decode(ids, skip_special_tokens=False)
             )
-            try:
-                self._accept(request, client)
-            except RequestError as error:
-                client.fail(error)
-            except Exception as error:
-                _LOG.exception("a request could not be read")
-                client.fail(RequestError(ErrorCode.INTERNAL, f"internal error: {error!r}"))
+            self._guard(client, self._accept, request, client)
 
     def finalize(self) -> None:
         self._engine.close()
         self._responder.join()
+        self._helpers.shutdown()
         self._metrics.close()
 
     def _accept(self, request: Any, client: TritonClient) -> None:
@@ -104,12 +103,52 @@ class TritonPythonModel:
             self._responder.stop(client_id)
             client.send(stopped_reply())
             return
+        if is_admin(tensors):
+            command = admin_command(tensors)
+            answer = self._engine.admin.execute(command, self._config.adapter_timeout)
+            self._when_done(answer, client, lambda result: client.send(json_reply(result)))
+            return
         request_id = f"{client_id}#{next(self._numbers)}"
-        parsed = parse_request(tensors, json.loads(request.parameters()), client_id, request_id)
+        parameters = json.loads(request.parameters())
+        timeout = self._config.adapter_timeout
+        parsed = parse_request(tensors, parameters, client_id, request_id, timeout)
         client.outputs = parsed.outputs
+        if parsed.messages is None or not parsed.request.adapter_id:
+            return self._begin(parsed, client)
+        template = self._engine.admin.chat_template(
+            parsed.request.adapter_id, parsed.request.adapter_timeout
+        )
+        self._when_done(
+            template,
+            client,
+            lambda own: self._begin(parsed.with_template(own, self._tokenizer), client),
+        )
+
+    def _begin(self, parsed: TritonRequest, client: TritonClient) -> None:
         self._responder.add(parsed, client)
         try:
             self._engine.submit(parsed.request)
         except RequestError:
-            self._responder.discard(request_id)
+            self._responder.discard(parsed.request.request_id)
             raise
+
+    def _when_done(
+        self, future: "Future[Any]", client: TritonClient, go_on: Callable[[Any], None]
+    ) -> None:
+        """Go on with the result: at once if it is there, else later on another thread."""
+        if future.done():
+            go_on(future.result())
+        else:
+            future.add_done_callback(
+                lambda done: self._helpers.submit(self._guard, client, lambda: go_on(done.result()))
+            )
+
+    def _guard(self, client: TritonClient, work: Callable[..., None], *arguments: Any) -> None:
+        """Work for one client: what goes wrong is that client's answer."""
+        try:
+            work(*arguments)
+        except RequestError as error:
+            client.fail(error)
+        except Exception as error:
+            _LOG.exception("a request could not be read")
+            client.fail(RequestError(ErrorCode.INTERNAL, f"internal error: {error!r}"))

@@ -8,19 +8,21 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 
-from multilora.adapter_config import AdapterConfig, parse_config, read_config_file
+from multilora.adapter_config import CONFIG_FILE, AdapterConfig, parse_config
+from multilora.adapter_files import WEIGHTS_FILE, read_settled
+from multilora.adapter_record import AdapterFacts
 from multilora.adapter_tensors import Factors, Target, lora_factors
 from multilora.base_config import PROJECTION_GROUPS, BaseConfig
 from multilora.errors import RequestError, invalid
 from multilora.page_layout import PageTensors, bytes_per_page
 from multilora_kernels.segments import PAGE_RANK
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 
 
@@ -39,6 +41,11 @@ class Adapter:
     nbytes: int
     modules: tuple[str, ...]
     weights: PageTensors
+    chat_template: Any = None  # set by the text layer; None: the base model's
+
+    @property
+    def facts(self) -> AdapterFacts:
+        return AdapterFacts(self.digest, self.rank, self.num_pages, self.nbytes, self.modules)
 
     @property
     def key(self) -> str:
@@ -76,22 +83,23 @@ def read_adapter(
 
 def _read_files(folder: Path) -> tuple[AdapterConfig, dict[str, torch.Tensor], str]:
     """Config, tensors and digest of the same bytes."""
-    config, weights = read_config_file(folder), _read_weights_file(folder)
+    contents = read_settled(folder, (CONFIG_FILE, WEIGHTS_FILE))
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if name not in contents:
+            raise _missing(folder, name)
+    config, weights = contents[CONFIG_FILE], contents[WEIGHTS_FILE]
     # of the digests, so that moving a byte from one file to the next changes it
     parts = b"".join(hashlib.sha256(content).digest() for content in (config, weights))
     return parse_config(config), _parse(weights), hashlib.sha256(parts).hexdigest()
 
 
-def _read_weights_file(folder: Path) -> bytes:
-    path = folder / WEIGHTS_FILE
-    if path.is_file():
-        return path.read_bytes()
-    if (folder / PICKLE_FILE).is_file():
-        raise invalid(
+def _missing(folder: Path, name: str) -> RequestError:
+    if name == WEIGHTS_FILE and (folder / PICKLE_FILE).is_file():
+        return invalid(
             f"{PICKLE_FILE} is a pickle, which can run code and is never opened; save the adapter "
             "with save_pretrained(..., safe_serialization=True)"
         )
-    raise invalid(f"{WEIGHTS_FILE} is missing in {folder}; save the adapter with save_pretrained")
+    return invalid(f"{name} is missing in {folder}; save the adapter with save_pretrained")
 
 
 def _parse(content: bytes) -> dict[str, torch.Tensor]:

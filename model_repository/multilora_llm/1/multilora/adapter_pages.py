@@ -32,6 +32,7 @@ class AdapterPages:
         self.b = pool.b
         self.slice_sizes = {group: base.slice_sizes(group) for group in PROJECTION_GROUPS}
         self.num_pages = num_pages
+        self.num_layers = base.num_layers
         self.nbytes = num_pages * self.bytes_per_page(base, dtype)
         self._base = base
         self._device = pool.data.device
@@ -41,16 +42,21 @@ class AdapterPages:
         return bytes_per_page(base, dtype)
 
     def write(self, pages: Sequence[int], adapter: Adapter) -> None:
-        """Copy page i of `adapter` into pool page `pages[i]`.
+        """Copy page i of `adapter` into pool page `pages[i]`."""
+        for layer in range(self.num_layers):
+            self.write_layer(layer, pages, adapter)
 
-        The device needs room for one layer of the adapter meanwhile. ValueError when the number
-        of pages differs.
+    def write_layer(self, layer: int, pages: Sequence[int], adapter: Adapter) -> int:
+        """One layer of `write` → its bytes; the device needs room for them once more meanwhile.
+
+        ValueError when the number of pages differs.
         """
         if len(pages) != adapter.num_pages:
             raise ValueError(f"{adapter.key} has {adapter.num_pages} pages, got {len(pages)}")
         index = torch.tensor(pages, dtype=torch.int64, device=self._device)
-        for layer, row in enumerate(adapter.weights.data):
-            a, b = split_layer(row.to(self._device), self._base, adapter.num_pages)
-            for group in a:
-                self.a[layer][group].index_copy_(0, index, a[group])
-                self.b[layer][group].index_copy_(0, index, b[group])
+        row = adapter.weights.data[layer]
+        a, b = split_layer(row.to(self._device), self._base, adapter.num_pages)
+        for group in a:
+            self.a[layer][group].index_copy_(0, index, a[group])
+            self.b[layer][group].index_copy_(0, index, b[group])
+        return row.nbytes

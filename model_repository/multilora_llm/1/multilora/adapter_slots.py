@@ -1,13 +1,17 @@
 """Which adapters stand in the device pool, on which rank pages, and who may leave.
 
 An adapter key is content identity (id and digest), so two versions of one adapter are two
-entries. A referenced (in use by running sequences) or pinned entry never leaves. Pages are handed
-out lowest first: active pages stay close together, which the CPU path of the kernels rewards.
+entries. What running sequences reference never leaves, nor what is being copied, nor what was
+copied a moment ago and not yet used: whoever waits for it must find it. Of the rest the least
+recently used leaves first, pinned ones after all others. Pages are handed out lowest first: active
+pages stay close together, which the CPU path of the kernels rewards.
 """
 
 import heapq
 from collections import OrderedDict
 from dataclasses import dataclass
+
+HOLD_SECONDS = 1.0  # how long a copied adapter is kept for whoever has asked for it
 
 
 @dataclass
@@ -15,6 +19,9 @@ class _Entry:
     pages: tuple[int, ...]
     references: int = 0
     pinned: bool = False
+    ready: bool = False  # copied
+    held_until: float = 0.0  # 0 once it has been used
+    used: bool = False
 
 
 class AdapterSlots:
@@ -24,6 +31,7 @@ class AdapterSlots:
         self.num_pages = num_pages
         self.evictions = 0
         self.num_references = 0  # over all adapters
+        self.now = 0.0  # seconds of any clock, set by the store in every pass
         self._free = list(range(num_pages))
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
 
@@ -39,31 +47,57 @@ class AdapterSlots:
     def __contains__(self, key: str) -> bool:
         return key in self._entries
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def pages(self, key: str) -> tuple[int, ...]:
         return self._entries[key].pages
 
+    def references(self, key: str) -> int:
+        return self._entries[key].references
+
+    def is_ready(self, key: str) -> bool:
+        """True when the pages hold the adapter: its copy has ended."""
+        return self._entries[key].ready
+
     def reserve(self, key: str, count: int) -> tuple[int, ...] | None:
-        """Give `key` `count` pages, evicting idle adapters if needed.
+        """Give `key` `count` pages to be filled, evicting idle adapters if needed.
 
         None when pages in use leave too few: then nothing is evicted.
         """
         if key in self._entries:
             raise ValueError(f"adapter {key} already has pages")
-        victims = self._victims(count - len(self._free))
-        if victims is None:
+        if self.shortage(count):
             return None
-        for victim in victims:
+        for victim in self._victims(count - len(self._free)):
             self.evict(victim)
             self.evictions += 1
         pages = tuple(heapq.heappop(self._free) for _ in range(count))
         self._entries[key] = _Entry(pages)
         return pages
 
-    def acquire(self, key: str) -> None:
-        """Reference `key` for one running sequence and mark it used."""
-        self._entries[key].references += 1
+    def shortage(self, count: int) -> int:
+        """How many of `count` pages neither are free nor can be freed now."""
+        idle = sum(len(entry.pages) for entry in self._entries.values() if self._is_idle(entry))
+        return max(0, count - len(self._free) - idle)
+
+    def mark_ready(self, key: str, wanted: bool = True) -> None:
+        """The copy has ended; if somebody wants the adapter, it is held for that first use."""
+        entry = self._entries[key]
+        entry.ready = True
+        entry.held_until = self.now + HOLD_SECONDS if wanted else 0.0
+
+    def acquire(self, key: str) -> bool:
+        """Reference `key` for one running sequence and mark it used → True for its first use."""
+        entry = self._entries[key]
+        if not entry.ready:
+            raise ValueError(f"adapter {key} is still being copied")
+        first, entry.used = not entry.used, True
+        entry.held_until = 0.0
+        entry.references += 1
         self.num_references += 1
         self._entries.move_to_end(key)
+        return first
 
     def release(self, key: str) -> None:
         entry = self._entries[key]
@@ -75,21 +109,26 @@ class AdapterSlots:
     def pin(self, key: str, pinned: bool = True) -> None:
         self._entries[key].pinned = pinned
 
-    def evict(self, key: str) -> None:
-        """Free the pages of an adapter that nobody references."""
+    def evict(self, key: str) -> int:
+        """Free the pages of an adapter that nobody references → how many."""
         entry = self._entries[key]
         if entry.references:
             raise ValueError(f"adapter {key} is in use by {entry.references} sequences")
         del self._entries[key]
         for page in entry.pages:
             heapq.heappush(self._free, page)
+        return len(entry.pages)
 
-    def _victims(self, shortage: int) -> list[str] | None:
+    def _is_idle(self, entry: _Entry) -> bool:
+        return entry.ready and not entry.references and self.now >= entry.held_until
+
+    def _victims(self, shortage: int) -> list[str]:
         victims: list[str] = []
-        for key, entry in self._entries.items():
-            if shortage <= 0:
-                break
-            if not entry.references and not entry.pinned:
-                victims.append(key)
-                shortage -= len(entry.pages)
-        return victims if shortage <= 0 else None
+        for pinned in (False, True):
+            for key, entry in self._entries.items():
+                if shortage <= 0:
+                    return victims
+                if entry.pinned is pinned and self._is_idle(entry):
+                    victims.append(key)
+                    shortage -= len(entry.pages)
+        return victims

@@ -2,35 +2,46 @@
 
 import re
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
-from multilora.errors import StartupError
+from multilora.adapter_names import check_name, is_folder_path, is_hub_id, is_url
+from multilora.errors import RequestError, StartupError
 
 _ITEM = re.compile(r"([^=@]+)(?:=([^=@]+))?(?:@([^=@]+))?")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_URL_ITEM = re.compile(r"(?:([^=@:]+)=\s*)?([A-Za-z][A-Za-z0-9+.-]*://.+)")
+
+
+class Origin(Enum):
+    """Why an adapter may be served."""
+
+    REGISTERED = "registered"  # LORA_ADAPTERS or an administrator named it
+    DIRECTORY = "directory"  # a folder below --adapters-dir
+    ON_DEMAND = "on demand"  # a request named it and --adapter-allow matches
 
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """`adapter_id` as clients name it; `location` is a folder or a Hub repository id."""
+    """`adapter_id` as clients name it; `location` is a folder, a URL or a Hub repository id."""
 
     adapter_id: str
     location: str
     revision: str = ""
+    origin: Origin = Origin.REGISTERED
 
     @property
     def is_folder(self) -> bool:
         return is_folder_path(self.location)
 
-
-def is_folder_path(location: str) -> bool:
-    """True for `/path`, `./path`, `../path`, `~/path`; anything else is a Hub repository id."""
-    return location.startswith(("/", "./", "../", "~"))
+    @property
+    def is_url(self) -> bool:
+        return is_url(self.location)
 
 
 def parse_lora_adapters(text: str) -> list[AdapterSource]:
-    """Read `id`, `id@revision`, `name=/path`, `name=org/repo@revision`, separated by commas.
+    """Read `id`, `id@revision`, `name=/path`, `name=org/repo@revision`, `name=scheme://…`; commas.
 
+    An `id` may be a folder of the adapters directory too: `adapter_folders.localise` decides.
     Raises StartupError for an item outside the grammar and for a name given twice.
     """
     sources: dict[str, AdapterSource] = {}
@@ -51,19 +62,28 @@ def sources_in(folder: Path) -> list[AdapterSource]:
 
 
 def _parse_item(item: str) -> AdapterSource:
+    if url := _URL_ITEM.fullmatch(item):
+        return _checked(item, AdapterSource((url[1] or url[2]).strip(), url[2]))
     match = _ITEM.fullmatch(item)
     if not match:
         raise StartupError(
             f"Invalid LoRA adapter format: {item}; LORA_ADAPTERS takes id, id@revision, "
-            "name=/path or name=org/repo@revision, separated by commas"
+            "name=/path, name=org/repo@revision or name=scheme://..., separated by commas"
         )
     name, location, revision = (part.strip() if part else "" for part in match.groups())
     if not location and is_folder_path(name):
         raise StartupError(f"LORA_ADAPTERS item {item} needs a name: write name={item}")
-    location = location or name
-    if not is_folder_path(location) and not _HUB_ID.fullmatch(location):
+    if location and not is_folder_path(location) and not is_hub_id(location):
         raise StartupError(
-            f"LORA_ADAPTERS item {item}: {location!r} is neither a Hub id (org/name) nor a folder "
-            "(start it with / or ./)"
+            f"LORA_ADAPTERS item {item}: {location!r} is neither a Hub id (org/name) nor a URL nor "
+            "a folder (start it with / or ./)"
         )
-    return AdapterSource(name, location, revision)
+    return _checked(item, AdapterSource(name, location or name, revision))
+
+
+def _checked(item: str, source: AdapterSource) -> AdapterSource:
+    try:
+        check_name(source.adapter_id, "the name")
+    except RequestError as error:
+        raise StartupError(f"LORA_ADAPTERS item {item}: {error.message}") from None
+    return source

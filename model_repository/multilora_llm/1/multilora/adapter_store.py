@@ -1,24 +1,30 @@
-"""Adapters in two tiers: checked checkpoints in host memory, rank pages in the device pool.
+"""Adapters while they live: read into host memory, copied to the device pool, replaced, unloaded.
 
-Host memory keeps the most recently used adapters up to a number of bytes and may drop any of them:
-the loader brings it back. The device pool is AdapterSlots (who is where) and AdapterPages (the
-tensors). Nothing here waits: `acquire` answers for this pass. Engine thread only, but for `knows`.
+AdapterLoader reads, AdapterHost keeps the checkpoints, AdapterPool the rank pages; an AdapterRecord
+is what is known of one id. Laws: nothing here waits; a new version is used by new sequences only,
+once it has been read whole; files that cannot be read do not take the version in memory away; a
+failed adapter is not read again for a while. Engine thread only, once that has started.
 """
 
+import contextlib
+import logging
 import queue
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 
 from multilora.adapter_checkpoint import Adapter
 from multilora.adapter_gate import NotReady
-from multilora.adapter_loader import AdapterLoader
+from multilora.adapter_host import AdapterHost
+from multilora.adapter_loader import AdapterLoader, LoadResult
 from multilora.adapter_pages import AdapterPages
-from multilora.adapter_slots import AdapterSlots
+from multilora.adapter_pool import AdapterPool, adapter_id_of
+from multilora.adapter_record import AdapterRecord, Done, LoadState
 from multilora.adapter_source import AdapterSource
-from multilora.errors import RequestError, StartupError, invalid
+from multilora.errors import RequestError, invalid
 
-RETRY_SECONDS = 10.0  # a failed adapter is not read again sooner
+_LOG = logging.getLogger(__name__)
+_RETRY_SECONDS = 30.0  # until a failed adapter is read again, unless somebody asks for it
+_MAX_RECORDS = 10_000
 
 
 class AdapterStore:
@@ -26,115 +32,207 @@ class AdapterStore:
 
     def __init__(
         self,
-        sources: Iterable[AdapterSource],
         read: Callable[[AdapterSource], Adapter],
-        pool: AdapterPages,
+        tensors: AdapterPages,
         host_bytes: int,
         wake: Callable[[], None],
+        downloads: int = 1,
     ) -> None:
-        self.pool = pool
-        self.slots = AdapterSlots(pool.num_pages)
-        self.loads = 0
-        self._sources = {source.adapter_id: source for source in sources}
-        self._read = read
-        self._loader = AdapterLoader(read, wake)
-        self._loading: set[str] = set()
-        self._failed: dict[str, tuple[RequestError, float]] = {}  # until when
-        self._keys: dict[str, str] = {}  # adapter_id → key of the version in use
-        self._host: OrderedDict[str, Adapter] = OrderedDict()  # least recently used first
-        self._host_used = 0
-        self._host_bytes = host_bytes
-
-    @property
-    def adapter_ids(self) -> list[str]:
-        return list(self._sources)
-
-    def knows(self, adapter_id: str) -> bool:
-        return adapter_id in self._sources
-
-    def warm_up(self, progress: Callable[[str], None]) -> None:
-        """Read every registered adapter, and fill the pool while it has room.
-
-        Raises StartupError for the first one that cannot be used.
-        """
-        for source in self._sources.values():
-            progress(source.adapter_id)
-            try:
-                adapter = self._read(source)
-                self._keep(adapter)
-            except RequestError as error:
-                raise StartupError(error.message) from None
-            if adapter.num_pages <= self.slots.num_free:
-                self._fill(adapter)
-
-    def collect(self) -> None:
-        """Take what the loader has finished since the last call."""
-        while True:
-            try:
-                source, adapter, error = self._loader.results.get_nowait()
-            except queue.Empty:
-                return
-            self._loading.discard(source.adapter_id)
-            try:
-                if error:
-                    raise error
-                assert adapter is not None
-                self._keep(adapter)
-            except RequestError as failure:
-                self._failed[source.adapter_id] = (failure, time.monotonic() + RETRY_SECONDS)
+        self.pool = AdapterPool(tensors)
+        self.host = AdapterHost(host_bytes)
+        self.records: dict[str, AdapterRecord] = {}
+        self.loading = 0  # adapters being read
+        self.reads = self.failures = 0
+        self.read_seconds = 0.0
+        self._loader: AdapterLoader[Adapter] = AdapterLoader(read, wake, downloads)
 
     def acquire(self, adapter_id: str) -> str | NotReady:
-        key = self._keys.get(adapter_id, "")
-        adapter = self._host.get(adapter_id)
-        if adapter is not None:
-            self._host.move_to_end(adapter_id)
-        if key not in self.slots:
-            if adapter is None:
-                return self._ask_loader(adapter_id)
-            if not self._fill(adapter):
-                return NotReady.NO_ROOM
-            key = adapter.key
-        self.slots.acquire(key)
-        return key
+        record = self.records[adapter_id]
+        if record.key not in self.pool:
+            return self._bring(record)
+        if not self.pool.is_whole(record.key):
+            return NotReady.LOADING
+        self.pool.acquire(record.key)
+        record.last_used = time.time()
+        return record.key
 
     def release(self, adapter_key: str) -> None:
-        self.slots.release(adapter_key)
+        if self.pool.release(adapter_key):
+            self._end_unload(adapter_id_of(adapter_key))
 
     def pages(self, adapter_key: str) -> tuple[int, ...]:
-        return self.slots.pages(adapter_key)
+        return self.pool.slots.pages(adapter_key)
+
+    def is_resident(self, adapter_id: str) -> bool:
+        record = self.records.get(adapter_id)
+        return record is not None and record.key in self.pool
+
+    def shortage(self, adapter_id: str) -> int:
+        record = self.records.get(adapter_id)
+        if record is None or record.facts is None or record.key in self.pool:
+            return 0
+        return self.pool.slots.shortage(record.facts.num_pages)
+
+    def learn(self, source: AdapterSource) -> AdapterRecord:
+        """The record of an adapter that somebody has named."""
+        record = self.records.setdefault(source.adapter_id, AdapterRecord(source))
+        if not self._in_memory(record):
+            record.source = source
+        return record
+
+    def collect(self, wait: bool = False) -> None:
+        """Take what the loader has finished since the last call; `wait`: at least one."""
+        self.pool.slots.now = time.monotonic()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._finish_load(self._loader.results.get(block=wait))
+                wait = False
+
+    def copy(self, max_bytes: int | None) -> None:
+        """Go on copying to the device: up to a number of bytes, or everything."""
+        for adapter_id in self.pool.copy(max_bytes):
+            self.host.used(adapter_id)
+
+    def forget_unused(self, keep: Container[str]) -> None:
+        """Drop the records of adapters that are in no tier, once there are very many."""
+        if len(self.records) < _MAX_RECORDS:
+            return
+        resident = {adapter_id_of(key) for key in self.pool.slots.resident}
+        for adapter_id, record in list(self.records.items()):
+            idle = not record.pending and not record.pinned
+            in_memory = adapter_id in self.host or adapter_id in resident
+            if idle and not in_memory and adapter_id not in keep:
+                del self.records[adapter_id]
 
     def close(self) -> None:
         self._loader.close()
 
-    def _ask_loader(self, adapter_id: str) -> NotReady:
-        error, until = self._failed.get(adapter_id, (None, 0.0))
-        if error and time.monotonic() < until:
+    def load(self, source: AdapterSource, done: Done) -> None:
+        """Read the adapter anew into host memory, and the pool if it has room; then tell `done`."""
+        record = self.learn(source)
+        record.waiters.append(done)
+        if record.pending == source:
+            record.changed = True  # what is being read may be older than this call
+        else:
+            self._ask_loader(record, source)
+
+    def want(self, source: AdapterSource, done: Done) -> None:
+        """Tell `done` once the adapter has been read, which it may have been long ago."""
+        record = self.learn(source)
+        if record.facts:
+            return done(None)
+        if error := self._recent_failure(record):
+            return done(error)
+        record.waiters.append(done)
+        if not record.pending:
+            self._ask_loader(record, source)
+
+    def refresh(self, adapter_id: str) -> None:
+        """The files have changed: read them again if they are in memory, or forget a failure."""
+        record = self.records.get(adapter_id)
+        if record is None:
+            return
+        if record.pending:
+            record.changed = True
+        elif self._in_memory(record):
+            self._ask_loader(record, record.source)
+        else:
+            record.forget_version()
+
+    def withdraw(self, adapter_id: str) -> int:
+        """No new sequence uses what is in memory: free the host tier, and the pool's pages with
+        their last reference → bytes of host memory freed."""
+        record = self.records[adapter_id]
+        self.loading -= record.pending is not None
+        record.forget_version()
+        for key in self.pool.versions(adapter_id):
+            self.pool.retire(key)
+        return self.host.drop(adapter_id)
+
+    def when_gone(self, adapter_id: str, done: Done) -> None:
+        """Tell `done` when the last page of a withdrawn adapter is free."""
+        self.records[adapter_id].leaving.append(done)
+        self._end_unload(adapter_id)
+
+    def pin(self, source: AdapterSource, pinned: bool) -> None:
+        """A pinned adapter leaves each tier after all that are not."""
+        self.learn(source).pinned = pinned
+        self.host.pin(source.adapter_id, pinned)
+        for key in self.pool.versions(source.adapter_id):
+            self.pool.slots.pin(key, pinned)
+
+    def tier(self, record: AdapterRecord) -> str:
+        """The fastest place where the version in use stands whole: device, host or disk."""
+        if self.pool.is_whole(record.key):
+            return "device"
+        return "host" if record.adapter_id in self.host else "disk"
+
+    def _in_memory(self, record: AdapterRecord) -> bool:
+        return record.key in self.pool or record.adapter_id in self.host
+
+    def _bring(self, record: AdapterRecord) -> NotReady:
+        """On the way to the pool: start the copy, or ask for the files."""
+        adapter = self.host.get(record.adapter_id)
+        if adapter is not None:
+            added = self.pool.add(adapter, record.pinned, wanted=True)
+            return NotReady.LOADING if added else NotReady.NO_ROOM
+        if error := self._recent_failure(record):
             raise error
-        self._failed.pop(adapter_id, None)
-        if adapter_id not in self._loading:
-            self._loading.add(adapter_id)
-            self._loader.request(self._sources[adapter_id])
+        if not record.pending and self.host.has_room:
+            self._ask_loader(record, record.source)
         return NotReady.LOADING
 
-    def _keep(self, adapter: Adapter) -> None:
-        """Put a freshly read adapter into the host tier, dropping others over the budget."""
-        if adapter.num_pages > self.slots.num_pages:
-            raise invalid(
-                f"adapter {adapter.adapter_id!r}: needs {adapter.nbytes} bytes of adapter memory "
-                f"but adapter_memory holds {self.pool.nbytes}; raise --adapter-memory"
-            )
-        replaced = self._host.pop(adapter.adapter_id, None)
-        self._host_used += adapter.nbytes - (replaced.nbytes if replaced else 0)
-        self._host[adapter.adapter_id] = adapter
-        self._keys[adapter.adapter_id] = adapter.key
-        while self._host_used > self._host_bytes and len(self._host) > 1:
-            _, dropped = self._host.popitem(last=False)
-            self._host_used -= dropped.nbytes
+    def _recent_failure(self, record: AdapterRecord) -> RequestError | None:
+        failed = record.state is LoadState.FAILED and time.monotonic() < record.retry_at
+        return record.error if failed else None
 
-    def _fill(self, adapter: Adapter) -> bool:
-        pages = self.slots.reserve(adapter.key, adapter.num_pages)
-        if pages is None:
-            return False
-        self.pool.write(pages, adapter)
-        self.loads += 1
-        return True
+    def _ask_loader(self, record: AdapterRecord, source: AdapterSource) -> None:
+        self.loading += record.pending is None
+        record.state, record.pending, record.changed = LoadState.LOADING, source, False
+        record.ticket += 1
+        self._loader.request(source, record.ticket)
+
+    def _finish_load(self, result: LoadResult[Adapter]) -> None:
+        record = self.records.get(result.source.adapter_id)
+        if record is None or record.ticket != result.ticket:
+            return
+        self.loading -= 1
+        self.reads += 1
+        self.read_seconds += result.seconds
+        error = self._use(record, result.adapter) if result.adapter else result.error
+        self.failures += error is not None
+        record.state, record.pending, record.error = LoadState.READY, None, error
+        if error is None:
+            record.source = result.source
+        elif self._in_memory(record):
+            _LOG.warning("%s; the version in memory stays in use", error.message)
+        else:
+            record.state = LoadState.FAILED
+            record.retry_at = time.monotonic() + _RETRY_SECONDS
+        if record.changed:
+            self._ask_loader(record, result.source)
+        else:
+            record.end_load(error)
+
+    def _use(self, record: AdapterRecord, adapter: Adapter) -> RequestError | None:
+        """Make `adapter` the version of new sequences."""
+        if adapter.num_pages > self.pool.slots.num_pages:
+            return invalid(
+                f"adapter {adapter.adapter_id!r}: needs {adapter.nbytes} bytes of adapter memory "
+                f"but adapter_memory holds {self.pool.tensors.nbytes}; raise --adapter-memory"
+            )
+        if record.key != adapter.key:
+            self.pool.retire(record.key)
+        self.pool.revive(adapter.key)
+        record.end_unload(record.used_again())
+        record.key, record.chat_template = adapter.key, adapter.chat_template
+        record.facts = adapter.facts
+        self.host.keep(adapter)
+        if adapter.key not in self.pool and adapter.num_pages <= self.pool.slots.num_free:
+            self.pool.add(adapter, record.pinned, wanted=False)
+        return None
+
+    def _end_unload(self, adapter_id: str) -> None:
+        record = self.records[adapter_id]
+        if record.leaving and not self.pool.versions(adapter_id):
+            record.end_unload(None)

@@ -9,28 +9,22 @@ import logging
 import queue
 import secrets
 import threading
+import time
+from collections.abc import Callable
 
+from multilora.adapter_admin import AdapterAdmin
+from multilora.adapter_counts import AdapterCounts
+from multilora.adapter_source import AdapterSource
 from multilora.config import EngineConfig
 from multilora.engine_parts import EngineParts, load_parts
 from multilora.errors import ErrorCode, RequestError, invalid
-from multilora.metrics import METRICS
+from multilora.metrics import METRICS, AdapterFigures
 from multilora.request import Request, TokenOutput
 
 _LOG = logging.getLogger(__name__)
-_IDLE_SECONDS = 1.0  # how long to sleep while every waiting request needs an adapter that loads
-
-
-class _Wake:
-    """Inbox message: look again (an adapter was loaded)."""
-
-
-class _Close:
-    """Inbox message: end the thread."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Abort:
-    request_id: str
+_IDLE_SECONDS = 1.0  # how long to sleep while all that waits needs an adapter that loads
+_DESCRIBE_SECONDS = 0.25  # how old the figures of single adapters may be while it runs
+_COPY_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # of adapters between two steps: about 1 ms
 
 
 class Engine:
@@ -39,13 +33,17 @@ class Engine:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.outputs: queue.SimpleQueue[list[TokenOutput] | None] = queue.SimpleQueue()
-        self._inbox: queue.SimpleQueue[Request | _Abort | _Wake | _Close] = queue.SimpleQueue()
-        self._parts: EngineParts = load_parts(config, wake=lambda: self._inbox.put(_Wake()))
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._parts: EngineParts = load_parts(config, self._inbox.put)
         self.base = self._parts.base
         self.model_folder = self._parts.model_folder
+        self.tokenizer = self._parts.tokenizer
         self.max_input_tokens = self._parts.max_input_tokens
         self.max_total_tokens = self._parts.max_total_tokens
-        self._live: set[str] = set()
+        self._copy_bytes = _COPY_BYTES[self._parts.runner.device.type]
+        self._adapters = AdapterCounts(config.adapter_metrics)
+        self._described_at = 0.0
+        self._live: dict[str, str] = {}  # request id → adapter id
         self._lock = threading.Lock()  # guards _live and _closed
         self._closed = False
         self._stalled = False  # the last pass found nothing that can be computed yet
@@ -55,17 +53,21 @@ class Engine:
         self._measure()
 
     @property
-    def adapter_ids(self) -> list[str]:
-        return self._parts.store.adapter_ids
+    def admin(self) -> AdapterAdmin:
+        return self._parts.admin
 
     def start(self) -> None:
         self._thread.start()
+        if self._parts.watch:
+            self._parts.watch.start()
 
     def close(self) -> None:
         """End every request with UNAVAILABLE, stop the threads, put None on `outputs`."""
+        if self._parts.watch:
+            self._parts.watch.close()
         with self._lock:
             self._closed = True
-        self._inbox.put(_Close())
+        self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join()
         self._parts.store.close()
@@ -74,6 +76,7 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Accept a request whose tokens will appear on `outputs`; raises RequestError at once."""
         self._check(request)
+        source = self._parts.catalog.resolve(request.adapter_id) if request.adapter_id else None
         sampling = request.sampling
         if sampling.seed is None and not sampling.greedy:
             sampling = dataclasses.replace(sampling, seed=secrets.randbits(63))
@@ -91,21 +94,27 @@ class Engine:
                     f"{len(self._live)} requests are running or waiting already, the most that "
                     "--max-concurrent-requests allows; try again later",
                 )
-            self._live.add(request.request_id)
-            self._inbox.put(request)
+            self._live[request.request_id] = request.adapter_id
+            self._inbox.put(lambda: self._add(request, source))
 
     def abort(self, request_id: str) -> None:
         """Cancel; the request ends with FinishReason.CANCELLED unless it has ended already."""
-        self._inbox.put(_Abort(request_id))
+        self._inbox.put(lambda: self._parts.scheduler.abort(request_id))
 
     def metrics(self) -> dict[str, float]:
         """The figures of METRICS after the last step."""
         return self._snapshot
 
+    def adapter_figures(self) -> AdapterFigures:
+        """What single adapters do, after the last step."""
+        return self._figures
+
     def step(self) -> None:
         """Schedule, run, postprocess. Engine thread only."""
         parts = self._parts
         parts.store.collect()
+        parts.store.copy(self._copy_bytes if parts.scheduler.running else None)
+        parts.admin.tick()
         batch = parts.scheduler.schedule()
         sampled = parts.runner.run(batch) if batch else []
         outputs = parts.scheduler.postprocess(batch, sampled)
@@ -134,12 +143,16 @@ class Engine:
                 f"input_ids holds {low if low < 0 else high}; token ids of this base model are "
                 f"0 to {self.base.vocab_size - 1}"
             )
-        if request.adapter_id and not self._parts.store.knows(request.adapter_id):
-            raise RequestError(
-                ErrorCode.NOT_FOUND,
-                f"adapter {request.adapter_id!r} is not registered; register it with "
-                "--lora-adapters, or leave adapter_id empty for the base model",
-            )
+
+    def _add(self, request: Request, source: AdapterSource | None) -> None:
+        scheduler, store = self._parts.scheduler, self._parts.store
+        if source:
+            store.forget_unused(scheduler.counts())
+            store.learn(source).requests += 1
+        scheduler.add(request)
+        self._adapters.request(request.adapter_id)
+        self._counts["multilora_requests_total"] += 1
+        self._counts["multilora_prompt_tokens_total"] += len(request.prompt_token_ids)
 
     def _loop(self) -> None:
         while self._read_inbox():
@@ -150,25 +163,26 @@ class Engine:
                 self._fail_running(error)
 
     def _read_inbox(self) -> bool:
-        """Take every message; sleep first when there is nothing to compute. False: close."""
-        scheduler = self._parts.scheduler
-        timeout = _IDLE_SECONDS if len(scheduler) else None
-        block = self._stalled or not len(scheduler)
+        """Run every message; sleep first when there is nothing to compute. False: close."""
+        parts = self._parts
+        live = len(parts.scheduler)
+        timeout = _IDLE_SECONDS if live or parts.admin.is_waiting else None
+        block = (self._stalled or not live) and not parts.store.pool.is_copying
+        if block:
+            self._describe_adapters()
         while True:
             try:
                 message = self._inbox.get(block=block, timeout=timeout)
             except queue.Empty:
                 return True
             block = False
-            if isinstance(message, Request):
-                scheduler.add(message)
-                self._counts["multilora_requests_total"] += 1
-                self._counts["multilora_prompt_tokens_total"] += len(message.prompt_token_ids)
-            elif isinstance(message, _Abort):
-                scheduler.abort(message.request_id)
-            elif isinstance(message, _Close):
+            if message is None:
                 self._end_all(RequestError(ErrorCode.UNAVAILABLE, "the server is shutting down"))
                 return False
+            try:
+                message()
+            except Exception:  # a defect in one command must not end all requests
+                _LOG.exception("a message to the engine failed")
 
     def _fail_running(self, error: Exception) -> None:
         """A pass raised: end what was in it, so that the rest and later requests go on."""
@@ -181,13 +195,17 @@ class Engine:
         scheduler = self._parts.scheduler
         for sequence in scheduler.running + scheduler.waiting:
             scheduler.abort(sequence.request.request_id, reason)
+        self._parts.admin.close()
         self._publish(scheduler.take_outputs())
 
     def _publish(self, outputs: list[TokenOutput]) -> None:
         self._measure()
-        ended = [output.request_id for output in outputs if output.finish_reason]
         with self._lock:
-            self._live.difference_update(ended)
+            for output in outputs:
+                if output.token_id is not None:
+                    self._adapters.tokens(self._live[output.request_id], 1)
+                if output.finish_reason:
+                    del self._live[output.request_id]
         if outputs:
             self.outputs.put(outputs)
 
@@ -204,3 +222,17 @@ class Engine:
     def _measure(self) -> None:
         self._counts.update(self._parts.gauges())
         self._snapshot = dict(self._counts)
+        if time.monotonic() - self._described_at > _DESCRIBE_SECONDS:
+            self._describe_adapters()
+
+    def _describe_adapters(self) -> None:
+        counts = self._parts.scheduler.counts()
+        requests, tokens = self._adapters.figures()
+        self._figures = AdapterFigures(
+            requests=requests,
+            tokens=tokens,
+            running=tuple(name for name, (running, _) in counts.items() if running),
+            waiting=tuple(name for name, (_, waiting) in counts.items() if waiting),
+            max_lora=self.config.max_running_requests,
+        )
+        self._described_at = time.monotonic()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from multilora.adapter_checkpoint import Adapter, read_adapter
-from multilora.adapter_pages import AdapterPages
-from multilora.adapter_source import AdapterSource, parse_lora_adapters, sources_in
+from multilora.adapter_admin import AdapterAdmin
+from multilora.adapter_catalog import AdapterCatalog
+from multilora.adapter_parts import AdapterParts, load_adapters
 from multilora.adapter_store import AdapterStore
+from multilora.adapter_watch import AdapterWatch
 from multilora.base_config import BaseConfig
 from multilora.block_allocator import BlockAllocator
 from multilora.config import DEMO, EngineConfig
@@ -19,8 +20,10 @@ from multilora.kv_cache import KVCache
 from multilora.llama import load_llama
 from multilora.model_runner import ModelRunner
 from multilora.scheduler import Scheduler, SchedulerLimits
-from multilora.sources import adapter_folder, base_folder
+from multilora.sources import base_folder
+from multilora.tokenizer import Tokenizer
 
+Post = Callable[[Callable[[], None]], None]  # runs a function on the engine thread
 _LOG = logging.getLogger(__name__)
 
 
@@ -30,20 +33,34 @@ class EngineParts:
 
     base: BaseConfig
     model_folder: Path
+    tokenizer: Tokenizer | None  # None: the folder has none, so there is no text
     max_input_tokens: int
     max_total_tokens: int
     store: AdapterStore
+    catalog: AdapterCatalog
+    watch: AdapterWatch | None
+    admin: AdapterAdmin
     scheduler: Scheduler
     runner: ModelRunner
 
     def gauges(self) -> dict[str, float]:
         """Current values of the metrics that some part already keeps."""
-        scheduler, slots = self.scheduler, self.store.slots
+        scheduler, store = self.scheduler, self.store
+        pool, slots = store.pool, store.pool.slots
         blocks = scheduler.blocks
         return {
             "multilora_cached_prompt_tokens_total": scheduler.cached_tokens,
             "multilora_preemptions_total": scheduler.preemptions,
-            "multilora_adapter_loads_total": self.store.loads,
+            "multilora_adapter_loads_total": pool.loads,
+            "multilora_adapter_hits_total": pool.hits,
+            "multilora_adapter_misses_total": pool.misses,
+            "multilora_adapter_reads_total": store.reads,
+            "multilora_adapter_read_failures_total": store.failures,
+            "multilora_adapter_read_seconds_total": store.read_seconds,
+            "multilora_adapters_loading": store.loading,
+            "multilora_adapters_resident": len(slots),
+            "multilora_adapter_host_bytes_used": store.host.used_bytes,
+            "multilora_adapter_host_bytes": store.host.max_bytes,
             "multilora_adapter_evictions_total": slots.evictions,
             "multilora_running_requests": len(scheduler.running),
             "multilora_waiting_requests": len(scheduler.waiting),
@@ -55,8 +72,8 @@ class EngineParts:
         }
 
 
-def load_parts(config: EngineConfig, wake: Callable[[], None]) -> EngineParts:
-    """Load base model and adapters; raises StartupError. `wake` stirs the engine thread."""
+def load_parts(config: EngineConfig, post: Post) -> EngineParts:
+    """Load base model and adapters; raises StartupError."""
     if config.threads:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
@@ -66,18 +83,35 @@ def load_parts(config: EngineConfig, wake: Callable[[], None]) -> EngineParts:
     dtype = _dtype(config.dtype, base.dtype, device)
     _LOG.info("loading %s as %s on %s", folder, dtype, device)
     model = load_llama(folder, base, dtype, device)
+    tokenizer = Tokenizer.from_folder(folder) if (folder / "tokenizer.json").is_file() else None
     kv = _kv_cache(config, base, max_total, dtype, device)
-    pool = _adapter_pool(config, base, dtype, device)
-    store = _adapter_store(config, base, pool, dtype, wake)
-    limits = SchedulerLimits(
-        max_running=config.max_running_requests,
-        max_batch_prefill_tokens=config.max_batch_prefill_tokens,
+    adapters = load_adapters(config, base, dtype, device, tokenizer, lambda: post(_nothing))
+    scheduler = _scheduler(config, base, kv, max_total, adapters.store)
+    admin = _admin(config, adapters, scheduler, post)
+    watch = None
+    if adapters.folders:
+        watch = AdapterWatch(
+            adapters.folders, admin.folders_changed, in_memory=admin.names_of_directory
+        )
+    tensors = adapters.store.pool.tensors
+    runner = ModelRunner(model, kv, tensors, base.eos_token_ids, device, dtype)
+    return EngineParts(
+        base=base,
+        model_folder=folder,
+        tokenizer=tokenizer,
+        max_input_tokens=max_input,
         max_total_tokens=max_total,
-        eos_token_ids=frozenset(base.eos_token_ids),
+        catalog=adapters.catalog,
+        store=adapters.store,
+        watch=watch,
+        admin=admin,
+        scheduler=scheduler,
+        runner=runner,
     )
-    scheduler = Scheduler(limits, BlockAllocator(kv.num_blocks, kv.block_size), store)
-    runner = ModelRunner(model, kv, pool, base.eos_token_ids, device, dtype)
-    return EngineParts(base, folder, max_input, max_total, store, scheduler, runner)
+
+
+def _nothing() -> None:
+    """Posted to stir the engine thread."""
 
 
 def _device(name: str) -> torch.device:
@@ -95,6 +129,31 @@ def _dtype(name: str, checkpoint: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
+def _scheduler(
+    config: EngineConfig, base: BaseConfig, kv: KVCache, max_total: int, store: AdapterStore
+) -> Scheduler:
+    limits = SchedulerLimits(
+        max_running=config.max_running_requests,
+        max_batch_prefill_tokens=config.max_batch_prefill_tokens,
+        max_total_tokens=max_total,
+        eos_token_ids=frozenset(base.eos_token_ids),
+    )
+    return Scheduler(limits, BlockAllocator(kv.num_blocks, kv.block_size), store)
+
+
+def _admin(
+    config: EngineConfig, adapters: AdapterParts, scheduler: Scheduler, post: Post
+) -> AdapterAdmin:
+    return AdapterAdmin(
+        catalog=adapters.catalog,
+        store=adapters.store,
+        scheduler=scheduler,
+        post=post,
+        directory=adapters.folders.root if adapters.folders else "",
+        switched_on=config.adapter_admin == "on",
+    )
+
+
 def _kv_cache(
     config: EngineConfig, base: BaseConfig, max_total: int, dtype: torch.dtype, device: torch.device
 ) -> KVCache:
@@ -109,35 +168,3 @@ def _kv_cache(
             f"{needed * bytes_per_block} or lower --max-total-tokens"
         )
     return KVCache(base, num_blocks, size, dtype, device)
-
-
-def _adapter_pool(
-    config: EngineConfig, base: BaseConfig, dtype: torch.dtype, device: torch.device
-) -> AdapterPages:
-    bytes_per_page = AdapterPages.bytes_per_page(base, dtype)
-    num_pages = config.adapter_memory // bytes_per_page
-    if num_pages < 1:
-        raise StartupError(
-            f"adapter_memory {config.adapter_memory} is less than one page of 16 ranks "
-            f"({bytes_per_page} bytes); raise --adapter-memory"
-        )
-    return AdapterPages(base, num_pages, dtype, device)
-
-
-def _adapter_store(
-    config: EngineConfig,
-    base: BaseConfig,
-    pool: AdapterPages,
-    dtype: torch.dtype,
-    wake: Callable[[], None],
-) -> AdapterStore:
-    def read(source: AdapterSource) -> Adapter:
-        folder = adapter_folder(source)
-        return read_adapter(folder, source.adapter_id, base, dtype, config.max_lora_rank)
-
-    sources = parse_lora_adapters(config.lora_adapters)
-    if not config.model_id and not sources:
-        sources = sources_in(DEMO / "adapters")
-    store = AdapterStore(sources, read, pool, config.adapter_host_memory, wake)
-    store.warm_up(lambda adapter_id: _LOG.info("loading adapter %s", adapter_id))
-    return store

@@ -1,5 +1,7 @@
 """The engine's figures, as they appear on the Triton server's /metrics."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -28,4 +30,39 @@ METRICS: dict[str, MetricSpec] = {
     "multilora_max_adapters_in_batch": MetricSpec(
         False, "Largest number of distinct adapters in one forward pass"
     ),
+    "multilora_adapter_hits_total": MetricSpec(
+        True, "Requests whose adapter stood in the device pool when they were admitted"
+    ),
+    "multilora_adapter_misses_total": MetricSpec(
+        True, "Requests whose adapter had to be brought into the device pool first"
+    ),
+    "multilora_adapter_reads_total": MetricSpec(True, "Adapters brought into host memory"),
+    "multilora_adapter_read_failures_total": MetricSpec(
+        True, "Adapters that could not be brought into host memory"
+    ),
+    "multilora_adapter_read_seconds_total": MetricSpec(
+        True, "Seconds spent on bringing adapters into host memory"
+    ),
+    "multilora_adapter_host_bytes_used": MetricSpec(False, "Host memory that adapters take"),
+    "multilora_adapter_host_bytes": MetricSpec(False, "Host memory that adapters may take"),
+    "multilora_adapters_loading": MetricSpec(False, "Adapters being brought into host memory"),
+    "multilora_adapters_resident": MetricSpec(False, "Adapters in the device pool"),
+    "multilora_adapters_known": MetricSpec(
+        False, "Adapters that requests may name: registered or found in the adapters directory"
+    ),
 }
+
+
+@dataclass(frozen=True)
+class AdapterFigures:
+    """What single adapters do, at one moment. Filled by the engine thread.
+
+    `requests` and `tokens` are counters by label (see AdapterCounts), `running` and `waiting` the
+    ids of adapters that have such sequences; `max_lora` adapters may run at once.
+    """
+
+    requests: Mapping[str, int]
+    tokens: Mapping[str, int]
+    running: tuple[str, ...]
+    waiting: tuple[str, ...]
+    max_lora: int

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from multilora.request import TokenOutput
+from multilora.request import FinishReason, TokenOutput
 
 RUNNING = "None"  # finish_reason of a response that is not the last (the vLLM backend's word)
 
@@ -53,6 +53,11 @@ class Reply:
             entries = [_logprobs(token, decode) for token in self.tokens]
             arrays["logprobs"] = _string(json.dumps(entries, ensure_ascii=False))
         return arrays
+
+
+def json_reply(answer: dict[str, object]) -> Reply:
+    """The answer to an administrator: one final response whose text is JSON."""
+    return Reply(json.dumps(answer, ensure_ascii=False), finish_reason=FinishReason.STOP.value)
 
 
 def _logprobs(

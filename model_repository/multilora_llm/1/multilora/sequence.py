@@ -18,8 +18,10 @@ class Sequence:
 
     `token_ids` is prompt then output. `num_computed_tokens` counts those whose K and V stand in
     the cache. `block_table[i]` is the KV block of tokens [i * block_size, (i + 1) * block_size).
-    `adapter_key` is the content identity of the adapter version this sequence runs on ("" = base);
-    the scheduler sets it on admission and every use of pages or prefix hashes goes through it.
+    `block_digests` names those of its blocks that are full (see block_allocator). `adapter_key` is
+    the content identity of the adapter version this sequence runs on ("" = base); the scheduler
+    sets it on admission and every use of pages or prefix hashes goes through it. `admitted` says
+    that it has run before: preempted, it has had its turn.
     """
 
     request: Request
@@ -28,6 +30,8 @@ class Sequence:
     token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
+    block_digests: list[bytes] = field(default_factory=list)
+    admitted: bool = False
     status: SequenceStatus = SequenceStatus.WAITING
 
     def __post_init__(self) -> None:
@@ -44,3 +48,13 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_tokens_to_come(self) -> int:
+        """Output tokens at most."""
+        return self.request.sampling.max_tokens - self.num_output_tokens
+
+    @property
+    def cost(self) -> int:
+        """Tokens of prompt and output, at most: what its turn costs."""
+        return self.num_prompt_tokens + self.request.sampling.max_tokens

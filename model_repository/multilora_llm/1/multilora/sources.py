@@ -1,25 +1,22 @@
-"""Brings a base model or an adapter to a local folder: the folder itself, or the Hub's cache.
+"""Brings a base model or an adapter to a local folder.
 
-HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE and HF_HUB_OFFLINE are huggingface_hub's own settings.
+That is the folder itself, or a copy in the Hub's cache: HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE and
+HF_HUB_OFFLINE are huggingface_hub's own settings.
 """
 
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from multilora.adapter_source import AdapterSource, is_folder_path
-from multilora.errors import ErrorCode, RequestError, StartupError
+from multilora.errors import ErrorCode, RequestError, StartupError, invalid
+from multilora.hub_download import HubDownload
+from multilora.hub_errors import hub_error
+from multilora.store_download import StoreDownload
+from multilora.transfer import DownloadLimits, Transfer
 
 BASE_FILES = ["*.json", "*.safetensors", "*.jinja"]
-ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
+_DEFAULT_LIMITS = DownloadLimits()
 
 
 def base_folder(model_id: str, revision: str) -> Path:
@@ -29,53 +26,38 @@ def base_folder(model_id: str, revision: str) -> Path:
         return folder
     if is_folder_path(model_id):
         raise StartupError(f"model_id {model_id!r}: there is no such folder; check --model-id")
+    where = f"{model_id}@{revision}" if revision else model_id
     try:
-        return _download(model_id, revision, BASE_FILES)
-    except RequestError as error:
-        raise StartupError(f"model_id {model_id!r}: {error.message}") from None
+        return Path(
+            snapshot_download(model_id, revision=revision or None, allow_patterns=BASE_FILES)
+        )
+    except Exception as error:
+        raise StartupError(f"model_id {model_id!r}: {hub_error(where, error).message}") from None
 
 
-def adapter_folder(source: AdapterSource) -> Path:
-    """The local folder of an adapter; raises RequestError (NOT_FOUND, UNAVAILABLE)."""
+def adapter_folder(source: AdapterSource, limits: DownloadLimits = _DEFAULT_LIMITS) -> Path:
+    """The local folder of an adapter, downloaded within `limits` unless it is a folder already.
+
+    RequestError: NOT_FOUND (no such adapter, or no leave to read it), UNAVAILABLE (may pass by
+    itself), INVALID_ARG (it can never be served: too large, a pickle, a URL without a driver).
+    Two calls for the same source at once are safe, also in two processes; what one has brought,
+    the other does not fetch again.
+    """
     try:
-        if not source.is_folder:
-            return _download(source.location, source.revision, ADAPTER_FILES)
-        folder = Path(source.location).expanduser()
-        if not folder.is_dir():
-            raise RequestError(ErrorCode.NOT_FOUND, f"there is no folder {source.location}")
-        return folder
+        if source.is_folder:
+            return _existing_folder(source.location)
+        transfer = Transfer(f"adapter {source.adapter_id}", limits)
+        if not source.is_url:
+            return HubDownload(source.location, source.revision, transfer).folder()
+        if source.revision:
+            raise invalid("a URL has no revisions; leave the revision out")
+        return StoreDownload(source.location, transfer).folder()
     except RequestError as error:
         raise RequestError(error.code, f"adapter {source.adapter_id!r}: {error.message}") from None
 
 
-def _download(repo_id: str, revision: str, patterns: list[str]) -> Path:
-    where = f"{repo_id}@{revision}" if revision else repo_id
-    try:
-        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=patterns))
-    except GatedRepoError:
-        raise RequestError(
-            ErrorCode.NOT_FOUND,
-            f"{where} on the Hub is gated: accept its terms and set HF_TOKEN",
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise RequestError(
-            ErrorCode.NOT_FOUND,
-            f"{where} is neither a local folder nor a Hub repository that can be read; check the "
-            "id, and set HF_TOKEN if it is private",
-        ) from None
-    except RevisionNotFoundError:
-        raise RequestError(
-            ErrorCode.NOT_FOUND, f"{where}: the Hub repository has no such revision"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise RequestError(
-            ErrorCode.UNAVAILABLE,
-            f"{where} is not in the Hub cache and the Hub cannot be reached; check the network, "
-            "HF_ENDPOINT and HF_HUB_OFFLINE, then try again",
-        ) from None
-    except EntryNotFoundError as error:
-        raise RequestError(ErrorCode.NOT_FOUND, f"{where}: {error}") from None
-    except Exception as error:  # of whichever HTTP library this huggingface_hub uses
-        raise RequestError(
-            ErrorCode.UNAVAILABLE, f"{where} could not be downloaded ({error!r}); try again"
-        ) from None
+def _existing_folder(location: str) -> Path:
+    folder = Path(location).expanduser()
+    if not folder.is_dir():
+        raise RequestError(ErrorCode.NOT_FOUND, f"there is no folder {location}")
+    return folder

@@ -5,52 +5,69 @@ running server.
 """
 
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from multilora.metrics import METRICS
+from multilora.lora_requests_info import LoraRequestsInfo
+from multilora.metrics import METRICS, AdapterFigures
+from multilora.triton_series import CounterSeries, Series
 
 _UPDATE_SECONDS = 0.5  # every changed value costs a message to the server process
 _FIRST_TOKEN_BUCKETS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
 _NEXT_TOKEN_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
 
 
+class FigureSource(Protocol):
+    """The side of the engine that is measured; called on the responder thread."""
+
+    def metrics(self) -> dict[str, float]:
+        """The figures of METRICS."""
+        ...
+
+    def adapter_figures(self) -> AdapterFigures: ...
+
+
 class TritonMetrics:
     """Implements the responder's Observer; used by its thread only."""
 
-    def __init__(
-        self, metric_family: Any, snapshot: Callable[[], dict[str, float]], model: str
-    ) -> None:
-        self._snapshot = snapshot
-        self._sent = dict.fromkeys(METRICS, 0.0)
+    def __init__(self, metric_family: Any, source: FigureSource, model: str) -> None:
+        self._source = source
         self._next_update = 0.0
-        self._families = []  # a family and its metrics live as long as a reference to it
-        self._metrics = {
-            name: self._metric(
-                metric_family,
-                metric_family.COUNTER if spec.counter else metric_family.GAUGE,
-                name,
-                spec.help,
-                model,
+        labels = {"model": model}
+        self._figures = {
+            name: Series(
+                metric_family, "counter" if spec.counter else "gauge", name, spec.help, labels
             )
             for name, spec in METRICS.items()
         }
-        self._first_token = self._metric(
+        self._first_token = Series(
             metric_family,
-            metric_family.HISTOGRAM,
+            "histogram",
             "multilora_time_to_first_token_seconds",
             "Time from the arrival of a request to its first token",
-            model,
+            labels,
             buckets=_FIRST_TOKEN_BUCKETS,
         )
-        self._next_token = self._metric(
+        self._next_token = Series(
             metric_family,
-            metric_family.HISTOGRAM,
+            "histogram",
             "multilora_time_per_output_token_seconds",
             "Time between output tokens of a request, after the first",
-            model,
+            labels,
             buckets=_NEXT_TOKEN_BUCKETS,
         )
+        self._requests = CounterSeries(
+            metric_family,
+            "multilora_adapter_requests_total",
+            "Requests accepted for an adapter; _base is the base model, _other the sum of the rest",
+            model,
+        )
+        self._tokens = CounterSeries(
+            metric_family,
+            "multilora_adapter_generated_tokens_total",
+            "Tokens generated with an adapter; _base is the base model, _other the sum of the rest",
+            model,
+        )
+        self._info = LoraRequestsInfo(metric_family)
 
     def first_token(self, seconds: float) -> None:
         self._first_token.observe(seconds)
@@ -65,25 +82,17 @@ class TritonMetrics:
         if now < self._next_update:
             return
         self._next_update = now + _UPDATE_SECONDS
-        for name, value in self._snapshot().items():
-            change = value - self._sent[name]
-            if not change:
-                continue
-            if METRICS[name].counter:
-                self._metrics[name].increment(change)
-            else:
-                self._metrics[name].set(value)
-            self._sent[name] = value
+        for name, value in self._source.metrics().items():
+            self._figures[name].send(value)
+        figures = self._source.adapter_figures()
+        self._requests.send(figures.requests)
+        self._tokens.send(figures.tokens)
+        self._info.send(figures)
 
     def close(self) -> None:
         """Let go of every metric: one that outlives `finalize` crashes the Python backend."""
-        self._metrics.clear()
-        del self._first_token, self._next_token
-        self._families.clear()
-
-    def _metric(
-        self, metric_family: Any, kind: Any, name: str, help_: str, model: str, **options: Any
-    ) -> Any:
-        family = metric_family(name=name, description=help_, kind=kind)
-        self._families.append(family)
-        return family.Metric(labels={"model": model}, **options)
+        for series in (*self._figures.values(), self._first_token, self._next_token):
+            series.drop()
+        for several in (self._requests, self._tokens, self._info):
+            several.drop()
+        self._figures.clear()

@@ -2,18 +2,22 @@
 
 Shapes are [1, 1] for scalars, [1, n] for `input_ids` and `stop_words`. One Triton request is one
 prompt; the engine batches requests by itself. Typed tensors win over `sampling_parameters`, which
-wins over request parameters. Everything wrong is a RequestError (INVALID_ARG) naming the input.
+wins over request parameters. A chat brings its messages beside the prompt, because an adapter may
+render them in its own way. Everything wrong is a RequestError (INVALID_ARG) naming the input.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from multilora.admin_command import AdminCommand, parse_admin_command
+from multilora.chat_template import ChatTemplate
 from multilora.errors import invalid
-from multilora.request import Request
+from multilora.request import ADAPTER_TIMEOUT, Request
 from multilora.sampling_parameters import (
     READERS,
     adapter_name,
@@ -21,6 +25,7 @@ from multilora.sampling_parameters import (
     parse_sampling_parameters,
     sampling_params,
 )
+from multilora.tokenizer import Tokenizer, parse_messages
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -34,6 +39,7 @@ OPTIONAL_OUTPUTS = (
 _TENSOR_FIELDS = tuple(name for name in READERS if name not in ("stop", "logprobs"))
 _TRITON_PARAMETERS = ("id", "priority", "timeout", "binary_data_output")  # the server's own
 _TRITON_PREFIXES = ("triton_", "sequence_")
+_ADAPTER_TIMEOUT = "adapter_timeout"
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,18 @@ class TritonRequest:
     stream: bool
     echo: bool  # put the prompt before the text (exclude_input_in_output = false)
     outputs: frozenset[str]  # which of OPTIONAL_OUTPUTS were asked for
+    messages: list[dict[str, Any]] | None = None  # of a chat
+
+    def with_template(self, template: ChatTemplate | None, tokenizer: Tokenizer) -> "TritonRequest":
+        """The same with its messages rendered by an adapter's template, or by the base model's.
+
+        Raises RequestError (INVALID_ARG).
+        """
+        if self.messages is None:
+            return self
+        prompt = tuple(tokenizer.encode_chat(self.messages, template))
+        request = dataclasses.replace(self.request, prompt_token_ids=prompt)
+        return dataclasses.replace(self, request=request)
 
 
 def is_stop(tensors: Tensors) -> bool:
@@ -52,10 +70,27 @@ def is_stop(tensors: Tensors) -> bool:
     return bool(_scalar(tensors, "stop", False))
 
 
+def is_admin(tensors: Tensors) -> bool:
+    """True when this Triton request administers the adapters."""
+    return "admin" in tensors
+
+
+def admin_command(tensors: Tensors) -> AdminCommand:
+    """What `admin` asks for; raises RequestError (INVALID_ARG)."""
+    return parse_admin_command(_text("admin", _scalar(tensors, "admin", b"")))
+
+
 def parse_request(
-    tensors: Tensors, parameters: Mapping[str, Any], client_id: str, request_id: str
+    tensors: Tensors,
+    parameters: Mapping[str, Any],
+    client_id: str,
+    request_id: str,
+    default_adapter_timeout: float = ADAPTER_TIMEOUT,
 ) -> TritonRequest:
-    """`request_id` names the request inside; it must be unique, `client_id` need not."""
+    """`request_id` names the request inside; it must be unique, `client_id` need not.
+
+    `default_adapter_timeout` (seconds) is for requests that name none.
+    """
     outputs = {name for name in OPTIONAL_OUTPUTS if _scalar(tensors, f"return_{name}", False)}
     stream = bool(_scalar(tensors, "stream", False))
     echo = not _scalar(tensors, "exclude_input_in_output", True)
@@ -68,18 +103,24 @@ def parse_request(
     sampling = sampling_params(values)
     if sampling.logprobs is None and outputs & {"logprobs", "cumulative_logprob"}:
         sampling = dataclasses.replace(sampling, logprobs=0)
+    timeout = _adapter_timeout(tensors, parameters, default_adapter_timeout)
     return TritonRequest(
-        request=Request(request_id, _prompt(tensors), adapter_id, sampling),
+        request=Request(request_id, _prompt(tensors), adapter_id, sampling, timeout),
         client_id=client_id,
         stream=stream,
         echo=echo,
         outputs=frozenset(outputs),
+        messages=_messages(tensors),
     )
 
 
 def _named_values(tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling names → values, the strongest source last."""
-    own = {name: value for name, value in parameters.items() if not _is_tritons(name)}
+    own = {
+        name: value
+        for name, value in parameters.items()
+        if not _is_tritons(name) and name != _ADAPTER_TIMEOUT
+    }
     check_names(own, "request parameters")
     json_text = _text("sampling_parameters", _scalar(tensors, "sampling_parameters", b""))
     given = parse_sampling_parameters(json_text)
@@ -97,6 +138,29 @@ def _named_values(tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, 
 
 def _is_tritons(name: str) -> bool:
     return name in _TRITON_PARAMETERS or name.startswith(_TRITON_PREFIXES)
+
+
+def _adapter_timeout(tensors: Tensors, parameters: Mapping[str, Any], default: float) -> float:
+    """Seconds to wait for an adapter that loads."""
+    given = _scalar(tensors, _ADAPTER_TIMEOUT, parameters.get(_ADAPTER_TIMEOUT))
+    if given is None:
+        return default
+    try:
+        seconds = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise invalid(f"{_ADAPTER_TIMEOUT} must be a positive number of seconds; got {given!r}")
+    return seconds
+
+
+def _messages(tensors: Tensors) -> list[dict[str, Any]] | None:
+    """The messages of a chat; None when it is none."""
+    if not _scalar(tensors, "chat", False):
+        return None
+    if "text_input" not in tensors:
+        raise invalid("chat is set but text_input is missing; send the messages there as JSON")
+    return parse_messages(_text("text_input", _scalar(tensors, "text_input", b"")))
 
 
 def _prompt(tensors: Tensors) -> tuple[int, ...]:

@@ -1,0 +1,107 @@
+"""The command `multilora adapters`: see, load, unload and pin the adapters of a running server."""
+
+import argparse
+import fnmatch
+import json
+import shutil
+import sys
+import time
+from typing import Any
+
+from multilora_client.adapters import (
+    AdapterInfo,
+    Unloaded,
+    adapter_infos,
+    adapter_memory,
+)
+from multilora_client.adapters_table import adapter_text, adapters_table, printable, size_text
+from multilora_client.client import MultiLoRAClient
+
+_HELP = {
+    "list": "a table of all adapters and their memory",
+    "info": "everything about one adapter",
+    "load": "bring one into memory, again if its files have changed",
+    "unload": "free its memory once the requests that use it have ended",
+    "pin": "keep it in memory, loading it if need be",
+    "unpin": "let it give way to others",
+}
+
+
+def add_actions(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    """Give `parser` its actions, each with the flags of `common`."""
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser))
+    for name, help_ in _HELP.items():
+        action = actions.add_parser(name, help=help_, parents=[common])
+        action.add_argument("--json", action="store_true", help="print the server's answer itself")
+        if name == "list":
+            action.add_argument(
+                "--filter",
+                default="*",
+                metavar="PATTERN",
+                help="ids like acme/*; without * ? [ ] a part of the id",
+            )
+            continue
+        action.add_argument("id", metavar="ID", help="what requests call it")
+        if name == "load":
+            action.add_argument(
+                "source",
+                nargs="?",
+                default="",
+                metavar="SOURCE",
+                help="folder on the server, Hub id or URL; left out: where the server knows it",
+            )
+            action.add_argument("--revision", default="", help="of a Hub id")
+        elif name == "unload":
+            action.add_argument("--cancel", action="store_true", help="end what runs with it")
+
+
+def run_adapters(client: MultiLoRAClient, args: argparse.Namespace) -> int:
+    """Carry out the action of the command line → the exit code."""
+    inputs: dict[str, Any] = {
+        name: getattr(args, name, None) for name in ("source", "revision", "cancel")
+    }
+    values = client.adapters.ask(args.action, adapter_id=getattr(args, "id", None), **inputs)
+    if args.action == "list":
+        values = _filtered(values, args.filter)
+    text = json.dumps(values, indent=2) if args.json else _text(args.action, values)
+    print(text)
+    return 0
+
+
+def _text(action: str, values: dict[str, Any]) -> str:
+    now = time.time()
+    if action == "list":
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        return adapters_table(adapter_infos(values), adapter_memory(values), now, width)
+    if action == "unload":
+        return _unloaded_text(Unloaded.from_json(values))
+    info = AdapterInfo.from_json(values)
+    return adapter_text(info, now) if action == "info" else _changed_text(action, info)
+
+
+def _changed_text(action: str, info: AdapterInfo) -> str:
+    done = {"load": "loaded", "pin": "pinned", "unpin": "no longer pinned"}[action]
+    facts = [f"tier {info.tier}"]
+    if info.rank is not None:
+        facts.append(f"rank {info.rank}")
+    if info.bytes is not None:
+        facts.append(size_text(info.bytes))
+    return f"{printable(info.id)}: {done} ({', '.join(facts)})"
+
+
+def _unloaded_text(unloaded: Unloaded) -> str:
+    pages = f"{unloaded.freed_pages} device page{'' if unloaded.freed_pages == 1 else 's'}"
+    host = f"{size_text(unloaded.freed_bytes)} of host memory"
+    return f"{printable(unloaded.id)}: unloaded, freed {pages} and {host}"
+
+
+def _filtered(values: dict[str, Any], pattern: str) -> dict[str, Any]:
+    """The answer to `list` with only the adapters whose id matches."""
+    if not any(c in pattern for c in "*?["):
+        pattern = f"*{pattern}*"
+    adapters = [
+        entry
+        for entry in values.get("adapters", [])
+        if fnmatch.fnmatchcase(str(entry.get("id")), pattern)
+    ]
+    return {**values, "adapters": adapters}

@@ -1,0 +1,80 @@
+"""Administration of a server's adapters, synchronously: `MultiLoRAClient.adapters`."""
+
+from typing import Any, cast
+
+import grpc
+
+from multilora_client.adapters import (
+    AdapterInfo,
+    AdapterMemory,
+    Unloaded,
+    adapter_infos,
+    adapter_memory,
+    admin_request,
+    answer,
+    deadline,
+    failure,
+)
+from multilora_client.tensors import Scalar
+
+
+class Adapters:
+    """Lists, loads, unloads and pins adapters. Made by MultiLoRAClient.
+
+    `timeout` is in seconds; None takes the client's own, and without one the server decides. Every
+    method raises MultiLoRAError or one of its subclasses.
+    """
+
+    def __init__(self, stub: Any, model: str, url: str, timeout: float | None) -> None:
+        self._stub = stub
+        self._model = model
+        self._url = url
+        self._timeout = timeout
+
+    def list(self) -> list[AdapterInfo]:
+        """Every adapter that is registered, in the adapters directory, or in memory."""
+        return adapter_infos(self.ask("list"))
+
+    def memory(self) -> AdapterMemory:
+        """What the adapters occupy on the device and in host memory."""
+        return adapter_memory(self.ask("list"))
+
+    def info(self, adapter_id: str) -> AdapterInfo:
+        return AdapterInfo.from_json(self.ask("info", adapter_id=adapter_id))
+
+    def load(
+        self, adapter_id: str, source: str = "", revision: str = "", timeout: float | None = None
+    ) -> AdapterInfo:
+        """Bring an adapter into memory, again if its files have changed; returns once it is there.
+
+        `source` makes a new name for a folder, a Hub id or a URL that the server allows. After
+        `timeout` the load goes on without this call.
+        """
+        return AdapterInfo.from_json(
+            self.ask("load", timeout, adapter_id=adapter_id, source=source, revision=revision)
+        )
+
+    def unload(
+        self, adapter_id: str, cancel: bool = False, timeout: float | None = None
+    ) -> Unloaded:
+        """Free its memory once the requests that run with it have ended; `cancel` ends them."""
+        return Unloaded.from_json(self.ask("unload", timeout, adapter_id=adapter_id, cancel=cancel))
+
+    def pin(self, adapter_id: str, timeout: float | None = None) -> AdapterInfo:
+        """Keep it in memory, loading it first if need be."""
+        return AdapterInfo.from_json(self.ask("pin", timeout, adapter_id=adapter_id))
+
+    def unpin(self, adapter_id: str) -> AdapterInfo:
+        return AdapterInfo.from_json(self.ask("unpin", adapter_id=adapter_id))
+
+    def ask(
+        self, action: str, timeout: float | None = None, **inputs: Scalar | None
+    ) -> dict[str, Any]:
+        """The server's answer to any action, as the JSON object that it is."""
+        seconds = self._timeout if timeout is None else timeout
+        request = admin_request(self._model, action, {**inputs, "timeout": seconds})
+        try:
+            return answer(self._stub.ModelInfer(request, timeout=deadline(seconds)))
+        except grpc.RpcError as error:
+            call = cast(grpc.Call, error)
+            raise failure(call.code(), call.details(), self._url) from None

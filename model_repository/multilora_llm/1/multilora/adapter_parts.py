@@ -1,0 +1,126 @@
+"""What serves adapters (catalog, store, pool), made once at start from the configuration."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from multilora.adapter_catalog import AdapterCatalog, localise
+from multilora.adapter_checkpoint import Adapter, read_adapter
+from multilora.adapter_folders import AdapterFolders
+from multilora.adapter_pages import AdapterPages
+from multilora.adapter_source import AdapterSource, parse_lora_adapters, sources_in
+from multilora.adapter_store import AdapterStore
+from multilora.adapter_text import read_adapter_text
+from multilora.base_config import BaseConfig
+from multilora.config import DEMO, EngineConfig
+from multilora.errors import RequestError, StartupError
+from multilora.sources import DownloadLimits, adapter_folder
+from multilora.tokenizer import Tokenizer
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AdapterParts:
+    """`folders` is the adapters directory, if there is one."""
+
+    catalog: AdapterCatalog
+    folders: AdapterFolders | None
+    store: AdapterStore
+
+
+def load_adapters(
+    config: EngineConfig,
+    base: BaseConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokenizer: Tokenizer | None,
+    wake: Callable[[], None],
+) -> AdapterParts:
+    """Make the pool and read the registered adapters; raises StartupError.
+
+    `wake` stirs the engine thread when an adapter has been read.
+    """
+    folders = AdapterFolders(Path(config.adapters_dir)) if config.adapters_dir else None
+    registered = _registered(config, folders)
+    catalog = AdapterCatalog(registered, folders, config.adapter_allow.split(","))
+    store = AdapterStore(
+        _adapter_reader(config, base, dtype, tokenizer),
+        _adapter_pool(config, base, dtype, device),
+        config.adapter_host_memory,
+        wake,
+        config.adapter_loads,
+    )
+    _warm_up(store, registered)
+    return AdapterParts(catalog, folders, store)
+
+
+def _adapter_pool(
+    config: EngineConfig, base: BaseConfig, dtype: torch.dtype, device: torch.device
+) -> AdapterPages:
+    bytes_per_page = AdapterPages.bytes_per_page(base, dtype)
+    num_pages = config.adapter_memory // bytes_per_page
+    if num_pages < 1:
+        raise StartupError(
+            f"adapter_memory {config.adapter_memory} is less than one page of 16 ranks "
+            f"({bytes_per_page} bytes); raise --adapter-memory"
+        )
+    return AdapterPages(base, num_pages, dtype, device)
+
+
+def _registered(config: EngineConfig, folders: AdapterFolders | None) -> list[AdapterSource]:
+    """LORA_ADAPTERS, where a bare name may be a folder of the adapters directory or of the demo;
+    if the demo is served and nothing is named, all of its adapters."""
+    directories = [folders] if folders else []
+    if config.model_id:
+        return localise(parse_lora_adapters(config.lora_adapters), *directories)
+    demo = AdapterFolders(DEMO / "adapters")
+    named = localise(parse_lora_adapters(config.lora_adapters), *directories, demo)
+    return named or sources_in(DEMO / "adapters")
+
+
+def _adapter_reader(
+    config: EngineConfig, base: BaseConfig, dtype: torch.dtype, tokenizer: Tokenizer | None
+) -> Callable[[AdapterSource], Adapter]:
+    """What a loader thread does with a source."""
+    limits = DownloadLimits(config.adapter_max_size, config.adapter_download_timeout)
+
+    def read(source: AdapterSource) -> Adapter:
+        folder = adapter_folder(source, limits)
+        adapter = read_adapter(folder, source.adapter_id, base, dtype, config.max_lora_rank)
+        if tokenizer is None:
+            return adapter
+        try:
+            template = read_adapter_text(folder, tokenizer)
+        except RequestError as error:
+            message = f"adapter {source.adapter_id!r}: {error.message}"
+            raise RequestError(error.code, message) from None
+        return dataclasses.replace(adapter, chat_template=template)
+
+    return read
+
+
+def _warm_up(store: AdapterStore, sources: list[AdapterSource]) -> None:
+    """Read and pin the registered adapters, and fill the pool while it has room.
+
+    Raises StartupError for the first one that cannot be used.
+    """
+    failures: list[RequestError] = []
+
+    def loaded(error: RequestError | None) -> None:
+        if error:
+            failures.append(error)
+        _LOG.info("loaded %d of %d adapters", len(sources) - store.loading, len(sources))
+
+    for source in sources:
+        store.pin(source, True)
+        store.load(source, loaded)
+    while store.loading and not failures:
+        store.collect(wait=True)
+    if failures:
+        raise StartupError(failures[0].message)
+    store.copy(None)

@@ -1,0 +1,109 @@
+"""The device tier: which adapter versions stand in the pool of rank pages, whole or being copied.
+
+AdapterSlots decides who stands where, AdapterPages holds the tensors; copies are made between the
+engine's steps in bounded pieces (one layer of one adapter), the oldest copy first, so that running
+streams keep their pace. A retired version gives its pages back with its last reference.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from multilora.adapter_checkpoint import Adapter
+from multilora.adapter_pages import AdapterPages
+from multilora.adapter_slots import AdapterSlots
+
+
+@dataclass
+class _Copy:
+    adapter: Adapter
+    pages: tuple[int, ...]
+    wanted: bool  # by somebody who waits for it
+    layer: int = 0  # the next one
+
+
+class AdapterPool:
+    """Engine thread only. Keys are content identities."""
+
+    def __init__(self, tensors: AdapterPages) -> None:
+        self.tensors = tensors
+        self.slots = AdapterSlots(tensors.num_pages)
+        self.loads = self.hits = self.misses = 0
+        self._copies: deque[_Copy] = deque()
+        self._retired: set[str] = set()
+
+    @property
+    def is_copying(self) -> bool:
+        return bool(self._copies)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.slots
+
+    def is_whole(self, key: str) -> bool:
+        return key in self.slots and self.slots.is_ready(key)
+
+    def versions(self, adapter_id: str) -> list[str]:
+        """Keys of every version of the adapter in the pool."""
+        return [key for key in self.slots.resident if adapter_id_of(key) == adapter_id]
+
+    def num_pages(self, adapter_id: str) -> int:
+        return sum(len(self.slots.pages(key)) for key in self.versions(adapter_id))
+
+    def acquire(self, key: str) -> None:
+        """Reference a whole version for one sequence."""
+        if self.slots.acquire(key):
+            self.misses += 1
+        else:
+            self.hits += 1
+
+    def release(self, key: str) -> bool:
+        """→ True when that has freed a retired version."""
+        self.slots.release(key)
+        return self._evict_if_retired(key)
+
+    def add(self, adapter: Adapter, pinned: bool, wanted: bool) -> bool:
+        """Start to copy a version in; False when pages in use leave too few."""
+        pages = self.slots.reserve(adapter.key, adapter.num_pages)
+        if pages is None:
+            return False
+        self.slots.pin(adapter.key, pinned)
+        self._copies.append(_Copy(adapter, pages, wanted))
+        return True
+
+    def copy(self, max_bytes: int | None) -> list[str]:
+        """Copy up to `max_bytes` but at least one piece; None: everything → ids now whole."""
+        whole: list[str] = []
+        left = max_bytes
+        while self._copies and (left is None or left > 0):
+            copy = self._copies[0]
+            size = self.tensors.write_layer(copy.layer, copy.pages, copy.adapter)
+            left = None if left is None else left - size
+            copy.layer += 1
+            if copy.layer == self.tensors.num_layers:
+                self._copies.popleft()
+                self.slots.mark_ready(copy.adapter.key, copy.wanted)
+                self.loads += 1
+                whole.append(copy.adapter.adapter_id)
+        return whole
+
+    def retire(self, key: str) -> None:
+        """No new sequence will use this version: free it now, or with its last reference."""
+        if key in self.slots:
+            self._retired.add(key)
+            self._evict_if_retired(key)
+
+    def revive(self, key: str) -> None:
+        """A retired version is in use again."""
+        self._retired.discard(key)
+
+    def _evict_if_retired(self, key: str) -> bool:
+        if key not in self._retired or self.slots.references(key):
+            return False
+        self._retired.discard(key)
+        self._copies = deque(copy for copy in self._copies if copy.adapter.key != key)
+        self.slots.evict(key)
+        return True
+
+
+def adapter_id_of(key: str) -> str:
+    """See Adapter.key."""
+    return key.rpartition("@")[0]

@@ -1,0 +1,124 @@
+"""A file that is still arriving, and the disk it arrives on.
+
+Law: a file under its final name is whole. What has arrived so far has a name of its own, survives
+for the next attempt to go on from, and is removed when the disk is full.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from multilora.errors import ErrorCode, RequestError
+from multilora.transfer import Transfer
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_POLL_SECONDS = 0.05
+
+
+class PartialFile:
+    """What has arrived of one file: `size` bytes at `path`. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with on_disk(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.size = os.lseek(self._fd, 0, os.SEEK_END)
+
+    def __enter__(self) -> "PartialFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def write(self, chunk: bytes) -> None:
+        try:
+            with on_disk(self.path.parent):
+                left = memoryview(chunk)
+                while left:
+                    left = left[os.write(self._fd, left) :]
+        except RequestError:
+            self.path.unlink(missing_ok=True)  # others may need the room
+            raise
+        self.size += len(chunk)
+
+    def restart(self) -> None:
+        """Forget what has arrived."""
+        with on_disk(self.path.parent):
+            os.ftruncate(self._fd, 0)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+        self.size = 0
+
+    def settle(self) -> None:
+        """Return once the bytes are on the disk itself: a power cut must not shorten the file."""
+        with on_disk(self.path.parent):
+            os.fsync(self._fd)
+
+
+@contextlib.contextmanager
+def on_disk(folder: Path) -> Iterator[None]:
+    """What fails in here is the disk below `folder`: UNAVAILABLE."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            message = f"the disk of {folder} is full; free some of it"
+        else:
+            message = f"{folder} cannot be written ({error.strerror or error}); check the disk"
+        raise RequestError(
+            ErrorCode.UNAVAILABLE, f"{message}, or set HF_HUB_CACHE to another folder"
+        ) from None
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """UNAVAILABLE unless `num_bytes` more fit on the disk of `folder`."""
+    with on_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise RequestError(
+            ErrorCode.UNAVAILABLE,
+            f"the disk of {folder} is full: {num_bytes / 1e6:.1f} MB are needed and "
+            f"{free / 1e6:.1f} MB free; free some of it, or set HF_HUB_CACHE to another folder",
+        )
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Readers see the old content or the new one."""
+    with on_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
+        try:
+            draft.write_text(content)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, transfer: Transfer) -> Iterator[None]:
+    """One thread of one process at a time; waiting for the others is part of the download's time.
+
+    Where a network file system ignores flock(2), two may fetch the same file: then the check of
+    the arrived file decides, and one of them tries again.
+    """
+    with on_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                transfer.pause(_POLL_SECONDS)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,144 @@
+"""Time between tokens of running streams, while cold adapters load and while none do.
+
+Three kinds of phases take turns, each with streams of its own that start anew:
+loading   requests of one token for cold adapters, one after another;
+warm      the same requests at the same moments, all for one warm adapter: what is left of the
+          difference is the loads', as a request's own forward pass is in both;
+quiet     only the streams, as long as the others.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from bench_checkpoint import adapter_name
+from bench_client import BenchmarkError, Client, Work, serving
+from bench_plan import Plan
+from bench_statistics import Figure, Ratio, Result, median, percentile
+
+_ROOM = 32  # adapters in the pool; full before the first phase
+_LEAD_TOKENS = 8  # of every stream before a phase begins
+KINDS = ("loading", "warm", "quiet")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`starts`: when each request was made, in seconds since the phase began; all in seconds."""
+
+    gaps: list[float]
+    starts: list[float]
+    first_tokens: list[float]
+    seconds: float
+
+    @property
+    def p99(self) -> float:
+        return percentile(self.gaps, 99)
+
+
+@dataclass
+class Rounds:
+    """The phases of each kind, by round."""
+
+    phases: dict[str, list[Phase]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+
+    def p99s(self, kind: str) -> list[float]:
+        return [phase.p99 for phase in self.phases[kind]]
+
+    def gaps(self, kind: str) -> list[float]:
+        return [gap for phase in self.phases[kind] for gap in phase.gaps]
+
+    def first_tokens(self, kind: str) -> list[float]:
+        return [seconds for phase in self.phases[kind] for seconds in phase.first_tokens]
+
+
+def measure_streams(plan: Plan) -> Result:
+    """Rounds of the three kinds of phases."""
+    warm, cold = plan.streams, plan.streams + 1
+    total = cold + _ROOM + plan.stream_rounds * plan.loads
+    rounds = Rounds()
+    with serving(plan.config(total, room=_ROOM, host_room=2 * _ROOM)) as client:
+        for index in range(cold + _ROOM):
+            client.run(Work(adapter_name(index), plan.short_prompt, 1))
+        names = iter([adapter_name(index) for index in range(cold + _ROOM, total)])
+        for _ in range(plan.stream_rounds):
+            _round(client, plan, names, adapter_name(warm), rounds)
+    return _result(plan, rounds)
+
+
+def _round(
+    client: Client, plan: Plan, cold: Iterator[str], warm: str, rounds: Rounds
+) -> None:
+    client.run(Work(warm, plan.short_prompt, 1))
+    loading = _phase(client, plan, [(next(cold), 0.0) for _ in range(plan.loads)])
+    again = [(warm, start) for start in loading.starts]
+    client.run(Work(warm, plan.short_prompt, 1))
+    rounds.phases["loading"].append(loading)
+    rounds.phases["warm"].append(_phase(client, plan, again, loading.seconds))
+    rounds.phases["quiet"].append(_phase(client, plan, [], loading.seconds))
+
+
+def _phase(
+    client: Client, plan: Plan, requests: list[tuple[str, float]], seconds: float = 0.0
+) -> Phase:
+    """`requests` are made one after another, none before its moment; at least `seconds`."""
+    streams = [
+        client.submit(Work(adapter_name(index), plan.prompt, plan.stream_tokens))
+        for index in range(plan.streams)
+    ]
+    while min(len(stream.times) for stream in streams) < _LEAD_TOKENS:
+        client.read()
+    begin = time.perf_counter()
+    answers = []
+    for name, start in requests:
+        client.read_until(begin + start)
+        answers.append(client.run(Work(name, plan.short_prompt, 1)))
+    client.read_until(begin + seconds)
+    end = time.perf_counter()
+    if any(stream.ended for stream in streams):
+        raise BenchmarkError("a stream ended before its phase did; raise stream_tokens")
+    client.abort(*streams)
+    return Phase(
+        gaps=[gap for stream in streams for gap in stream.gaps(begin, end)],
+        starts=[answer.submitted - begin for answer in answers],
+        first_tokens=[answer.first_token for answer in answers],
+        seconds=end - begin,
+    )
+
+
+def _result(plan: Plan, rounds: Rounds) -> Result:
+    loading, warm, quiet = (rounds.p99s(kind) for kind in KINDS)
+    samples = f"{plan.stream_rounds} rounds, {len(rounds.gaps('loading'))} gaps each"
+    figures = [
+        Figure(
+            "2 p99 between tokens, 50 loads / same requests warm"
+            if plan.loads == 50
+            else f"2 p99 between tokens, {plan.loads} loads / same requests warm",
+            Ratio.of(loading, warm),
+            base=f"{median(loading) * 1000:.1f} / {median(warm) * 1000:.1f} ms",
+            samples=samples,
+            target=1.1,
+            floor=1.0,
+        ),
+        Figure(
+            "  the same / no requests at all",
+            Ratio.of(loading, quiet),
+            base=f"{median(loading) * 1000:.1f} / {median(quiet) * 1000:.1f} ms",
+            samples=samples,
+        ),
+    ]
+    gaps = {f"between tokens, {kind}": rounds.gaps(kind) for kind in KINDS}
+    return Result(figures, gaps, [_note(plan, rounds)])
+
+
+def _note(plan: Plan, rounds: Rounds) -> str:
+    half = ", ".join(f"{kind} {median(rounds.gaps(kind)) * 1000:.1f} ms" for kind in KINDS)
+    first = median(rounds.first_tokens("loading")) * 1000
+    alone = median(rounds.first_tokens("warm")) * 1000
+    return (
+        f"{plan.streams} streams of as many adapters; a loading phase makes {plan.loads} requests "
+        f"(prompt {plan.short_prompt}, 1 token) for cold adapters, one after another; a warm phase "
+        "makes the same requests at the same moments for one warm adapter, so both have the "
+        f"requests' own passes; a quiet phase has the streams alone. Median between tokens: {half}. "
+        f"First token of those requests beside the streams: cold {first:.0f} ms, warm {alone:.0f} "
+        "ms. The p99 is that of all gaps of one phase, the ratio that of the phases of one round."
+    )

@@ -1,0 +1,83 @@
+"""Requests and tokens of adapters: bounded in number, complete in sum."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from multilora.adapter_counts import AdapterCounts, adapter_label
+
+
+def test_the_base_model_and_few_adapters() -> None:
+    counts = AdapterCounts(2)
+    assert counts.figures() == ({}, {})
+    counts.request("")
+    counts.request("a")
+    counts.tokens("a", 3)
+    figures = counts.figures()
+    assert figures == ({"_base": 1, "a": 1}, {"_base": 0, "a": 3})
+    counts.tokens("a", 1)
+    assert figures.tokens["a"] == 3  # a snapshot
+    with pytest.raises(TypeError):
+        figures.tokens["a"] = 0  # type: ignore[index]
+
+
+def test_the_least_recently_used_falls_into_other() -> None:
+    counts = AdapterCounts(2)
+    for adapter_id in ("a", "b"):
+        counts.request(adapter_id)
+    counts.tokens("a", 5)  # using it counts, not only asking for it
+    counts.request("c")
+    assert counts.figures() == ({"_other": 1, "a": 1, "c": 1}, {"_other": 0, "a": 5, "c": 0})
+    counts.request("b")
+    counts.request("")
+    requests, tokens = counts.figures()
+    assert requests == {"_base": 1, "_other": 2, "b": 1, "c": 1}
+    assert tokens["_other"] == 5
+
+
+def test_no_room_at_all() -> None:
+    counts = AdapterCounts(0)
+    counts.request("a")
+    counts.tokens("b", 2)
+    assert counts.figures() == ({"_other": 1}, {"_other": 2})
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7])
+def test_sums_stay_right_and_nothing_falls_while_it_has_a_label(limit: int) -> None:
+    random_ = random.Random(limit)
+    counts = AdapterCounts(limit)
+    asked, generated = 0, 0
+    before: Counter[str] = Counter()
+    for _ in range(3000):
+        adapter_id = random_.choice(["", *(f"a{i}" for i in range(20))])
+        if random_.random() < 0.5:
+            counts.request(adapter_id)
+            asked += 1
+        else:
+            number = random_.randrange(5)
+            counts.tokens(adapter_id, number)
+            generated += number
+        requests, tokens = counts.figures()
+        assert sum(requests.values()) == asked and sum(tokens.values()) == generated
+        assert len(requests.keys() - {"_base", "_other"}) <= limit
+        assert all(requests.get(label, 0) >= before[label] for label in ("_base", "_other"))
+        before = Counter(requests)
+
+
+@pytest.mark.parametrize(
+    "adapter_id", ["sql", "org/name@v1", 'say "hi"', "grüße-東京-🎉", "x" * 256]
+)
+def test_a_label_is_the_id(adapter_id: str) -> None:
+    assert adapter_label(adapter_id) == adapter_id
+
+
+def test_labels_that_cannot_be_the_id_still_differ() -> None:
+    odd = ["_base", "_other", "a\0b", "a\nb", "a\ud83db", "x" * 257, "x" * 258, "\u2028"]
+    labels = [adapter_label(adapter_id) for adapter_id in odd]
+    assert len({*labels, *odd}) == 2 * len(odd)
+    assert all(len(label) <= 256 and label.isprintable() for label in labels)
+    assert labels[2].startswith("a?b~") and adapter_label("a\0b") == labels[2]
+    counts = AdapterCounts(2)
+    counts.request("_base")
+    assert "_base" not in counts.figures().requests

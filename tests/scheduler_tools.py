@@ -1,0 +1,108 @@
+"""A scheduler and adapter memory without tensors, driven pass by pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+from multilora.adapter_gate import NotReady
+from multilora.adapter_slots import AdapterSlots
+from multilora.batch import Batch, SampledToken
+from multilora.block_allocator import BlockAllocator
+from multilora.errors import invalid
+from multilora.request import Request, SamplingParams, TokenOutput
+from multilora.scheduler import Scheduler, SchedulerLimits
+
+EOS = 1
+BLOCK = 8
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Gate:
+    """Real AdapterSlots; reading and failing as told, copying takes `copy_passes` passes."""
+
+    def __init__(
+        self, num_pages: int, sizes: dict[str, int] | None = None, copy_passes: int = 0
+    ) -> None:
+        self.slots = AdapterSlots(num_pages)
+        self.sizes = sizes or {}
+        self.copy_passes = copy_passes
+        self.loading: set[str] = set()
+        self.broken: set[str] = set()
+        self.asked = 0
+        self._copies: dict[str, int] = {}  # adapter id → passes to come
+
+    def tick(self) -> None:
+        """Between two passes: go on copying."""
+        self.slots.now += 1
+        for name in list(self._copies):
+            self._copies[name] -= 1
+            if self._copies[name] == 0:
+                del self._copies[name]
+                self.slots.mark_ready(name)
+
+    def acquire(self, adapter_id: str) -> str | NotReady:
+        self.asked += 1
+        if adapter_id in self.broken:
+            raise invalid(f"{adapter_id} is broken")
+        if adapter_id in self.loading or adapter_id in self._copies:
+            return NotReady.LOADING
+        if adapter_id not in self.slots:
+            if self.slots.reserve(adapter_id, self.sizes.get(adapter_id, 1)) is None:
+                return NotReady.NO_ROOM
+            if self.copy_passes:
+                self._copies[adapter_id] = self.copy_passes
+                return NotReady.LOADING
+            self.slots.mark_ready(adapter_id)
+        self.slots.acquire(adapter_id)
+        return adapter_id
+
+    def release(self, adapter_key: str) -> None:
+        self.slots.release(adapter_key)
+
+    def pages(self, adapter_key: str) -> tuple[int, ...]:
+        return self.slots.pages(adapter_key)
+
+    def is_resident(self, adapter_id: str) -> bool:
+        return adapter_id in self.slots
+
+    def shortage(self, adapter_id: str) -> int:
+        if adapter_id in self.slots or adapter_id in self.loading:
+            return 0
+        return self.slots.shortage(self.sizes.get(adapter_id, 1))
+
+
+def make(
+    gate: Gate | None = None,
+    num_blocks: int = 64,
+    clock: Callable[[], float] = lambda: 0.0,
+    **limits: int,
+) -> Scheduler:
+    values = {"max_running": 8, "max_batch_prefill_tokens": 32, "max_total_tokens": 128} | limits
+    return Scheduler(
+        SchedulerLimits(eos_token_ids=frozenset({EOS}), **values),
+        BlockAllocator(num_blocks, BLOCK),
+        gate or Gate(8),
+        clock,
+    )
+
+
+def request(name: str, prompt: int = 4, adapter: str = "", **sampling: Any) -> Request:
+    tokens = tuple(sum(map(ord, name)) % 1000 + 10 + i for i in range(prompt))
+    return Request(name, tokens, adapter, SamplingParams(**{"max_tokens": 4, **sampling}))
+
+
+def run(scheduler: Scheduler, token: int = 7) -> tuple[Batch, list[TokenOutput]]:
+    """One pass that samples `token` everywhere."""
+    batch = scheduler.schedule()
+    count = sum(item.samples for item in batch.items)
+    return batch, scheduler.postprocess(batch, [SampledToken(token)] * count)
+
+
+def names(batch: Batch) -> list[tuple[str, int]]:
+    return [(item.sequence.request.request_id, item.num_new_tokens) for item in batch.items]
