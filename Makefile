@@ -11,7 +11,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check test-gpu
+.PHONY: help demo serve test check bench test-gpu
 
 help:  ## show the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*##/ { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,9 @@ check: $(READY)  ## lint, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m basedpyright
+
+bench: $(READY)  ## measure the life of adapters, 10 minutes on quiet cores; ARGS="--quick"
+	@$(PY) scripts/bench_adapters.py $(ARGS)
 
 # Installs nothing, so that it runs where PyTorch is there and the network is not: a GPU machine
 # need not have tritonclient.

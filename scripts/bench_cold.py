@@ -44,10 +44,11 @@ def _result(plan: Plan, cold: list[float], warm: list[float], reads: float) -> R
         target=1.3,
         floor=1 + floor.load / median(warm),
     )
-    notes = [
+    note = (
         f"Idle server, prompts of {plan.prompt} random tokens, one token each. Cold: on disk and "
         "in the page cache, never read by this server; the pool is full, so each load also evicts. "
         f"The difference is {cold_ms - warm_ms:.1f} ms; its floor, measured in the same run by one "
-        f"thread: {floor}. {reads:.2f} reads per adapter.",
-    ]
-    return Result([figure], {"cold first token": cold, "warm first token": warm}, notes)
+        f"thread: {floor}. {reads:.2f} reads per adapter."
+    )
+    samples = {"cold": cold, "warm": warm}
+    return Result("First token of a cold adapter", [figure], samples, note)

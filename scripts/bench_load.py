@@ -37,9 +37,7 @@ class Traffic:
         return self.counters[f"multilora_{counter}_total"] / (self.end - self.begin)
 
 
-def closed_loop(
-    client: Client, works: Iterator[Work], concurrency: int, seconds: float
-) -> Traffic:
+def closed_loop(client: Client, works: Iterator[Work], concurrency: int, seconds: float) -> Traffic:
     """`seconds` are measured after a ramp of a fifth of them."""
     begin = time.perf_counter() + seconds / 5
     end = begin + seconds

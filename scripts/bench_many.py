@@ -70,8 +70,8 @@ def _result(plan: Plan, phases: dict[int, list[Traffic]]) -> Result:
         "The floor takes away from five adapters' throughput only the processor time of the loads: "
         "read, SHA-256 and plain copies."
     )
-    named = {f"tokens/s, {kind} adapters": values for kind, values in speeds.items()}
-    return Result(figures, named, [note])
+    named = {f"{kind} adapters": values for kind, values in speeds.items()}
+    return Result("Thousands of adapters", figures, named, note)
 
 
 def _floor(plan: Plan, phases: list[Traffic]) -> float:

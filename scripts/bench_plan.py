@@ -36,9 +36,8 @@ class Plan:
     many_host: int
     many_rounds: int
     many_seconds: float
-    dtype: str = "float32"
+    dtype: str = "bfloat16"  # on a CPU with avx512_bf16 several times faster than float32
     prompt: int = 64
-    short_prompt: int = 16
     concurrency: int = 8
     room_tokens: int = 16
     many_concurrency: int = 16
@@ -89,8 +88,8 @@ QUICK = Plan(
     room_rounds=2,
     room_seconds=0.4,
     many=40,
-    many_room=8,
-    many_host=16,
+    many_room=20,
+    many_host=30,
     many_rounds=2,
     many_seconds=0.5,
 )

@@ -53,8 +53,8 @@ def _result(plan: Plan, crowded: list[Traffic], roomy: list[Traffic]) -> Result:
         f"8: {loads[1]:.1f} and {speed[1]:.0f}. The floor is one plain copy of an adapter "
         f"({floor.copy * 1000:.1f} ms) on top of the first token with 8."
     )
-    samples = {"first token, 16 adapters": _all(crowded), "first token, 8 adapters": _all(roomy)}
-    return Result([figure], samples, [note])
+    samples = {"16 adapters": _all(crowded), "8 adapters": _all(roomy)}
+    return Result("More adapters than room", [figure], samples, note)
 
 
 def _all(phases: list[Traffic]) -> list[float]:

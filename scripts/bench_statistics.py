@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -84,12 +84,13 @@ COLUMNS = ["figure", "ratio", "quartiles", "target", "met", "floor", "from", "sa
 class Result:
     """What a scenario has measured. `samples` (seconds, or tokens/s) are for JSON and plots.
 
-    `notes` are sentences for the page: what was done and what explains the figures.
+    `note` is for the page: what was done and what explains the figures.
     """
 
+    title: str
     figures: list[Figure]
     samples: dict[str, list[float]]
-    notes: list[str] = field(default_factory=list)
+    note: str
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,9 +1,8 @@
 """Time between tokens of running streams, while cold adapters load and while none do.
 
 Three kinds of phases take turns, each with streams of its own that start anew:
-loading   requests of one token for cold adapters, one after another;
-warm      the same requests at the same moments, all for one warm adapter: what is left of the
-          difference is the loads', as a request's own forward pass is in both;
+loading   requests (a token in, a token out) for cold adapters, one after another;
+warm      the same requests at the same moments, all for one warm adapter;
 quiet     only the streams, as long as the others.
 """
 
@@ -58,20 +57,17 @@ def measure_streams(plan: Plan) -> Result:
     rounds = Rounds()
     with serving(plan.config(total, room=_ROOM, host_room=2 * _ROOM)) as client:
         for index in range(cold + _ROOM):
-            client.run(Work(adapter_name(index), plan.short_prompt, 1))
+            client.run(Work(adapter_name(index), 1, 1))
         names = iter([adapter_name(index) for index in range(cold + _ROOM, total)])
         for _ in range(plan.stream_rounds):
             _round(client, plan, names, adapter_name(warm), rounds)
     return _result(plan, rounds)
 
 
-def _round(
-    client: Client, plan: Plan, cold: Iterator[str], warm: str, rounds: Rounds
-) -> None:
-    client.run(Work(warm, plan.short_prompt, 1))
+def _round(client: Client, plan: Plan, cold: Iterator[str], warm: str, rounds: Rounds) -> None:
     loading = _phase(client, plan, [(next(cold), 0.0) for _ in range(plan.loads)])
     again = [(warm, start) for start in loading.starts]
-    client.run(Work(warm, plan.short_prompt, 1))
+    client.run(Work(warm, 1, 1))
     rounds.phases["loading"].append(loading)
     rounds.phases["warm"].append(_phase(client, plan, again, loading.seconds))
     rounds.phases["quiet"].append(_phase(client, plan, [], loading.seconds))
@@ -91,7 +87,7 @@ def _phase(
     answers = []
     for name, start in requests:
         client.read_until(begin + start)
-        answers.append(client.run(Work(name, plan.short_prompt, 1)))
+        answers.append(client.run(Work(name, 1, 1)))
     client.read_until(begin + seconds)
     end = time.perf_counter()
     if any(stream.ended for stream in streams):
@@ -110,9 +106,7 @@ def _result(plan: Plan, rounds: Rounds) -> Result:
     samples = f"{plan.stream_rounds} rounds, {len(rounds.gaps('loading'))} gaps each"
     figures = [
         Figure(
-            "2 p99 between tokens, 50 loads / same requests warm"
-            if plan.loads == 50
-            else f"2 p99 between tokens, {plan.loads} loads / same requests warm",
+            f"2 p99 between tokens, {plan.loads} loads / same requests warm",
             Ratio.of(loading, warm),
             base=f"{median(loading) * 1000:.1f} / {median(warm) * 1000:.1f} ms",
             samples=samples,
@@ -126,19 +120,20 @@ def _result(plan: Plan, rounds: Rounds) -> Result:
             samples=samples,
         ),
     ]
-    gaps = {f"between tokens, {kind}": rounds.gaps(kind) for kind in KINDS}
-    return Result(figures, gaps, [_note(plan, rounds)])
+    gaps = {kind: rounds.gaps(kind) for kind in KINDS}
+    return Result("Running streams while adapters load", figures, gaps, _note(plan, rounds))
 
 
 def _note(plan: Plan, rounds: Rounds) -> str:
     half = ", ".join(f"{kind} {median(rounds.gaps(kind)) * 1000:.1f} ms" for kind in KINDS)
-    first = median(rounds.first_tokens("loading")) * 1000
-    alone = median(rounds.first_tokens("warm")) * 1000
+    cold = median(rounds.first_tokens("loading")) * 1000
+    warm = median(rounds.first_tokens("warm")) * 1000
     return (
-        f"{plan.streams} streams of as many adapters; a loading phase makes {plan.loads} requests "
-        f"(prompt {plan.short_prompt}, 1 token) for cold adapters, one after another; a warm phase "
-        "makes the same requests at the same moments for one warm adapter, so both have the "
-        f"requests' own passes; a quiet phase has the streams alone. Median between tokens: {half}. "
-        f"First token of those requests beside the streams: cold {first:.0f} ms, warm {alone:.0f} "
-        "ms. The p99 is that of all gaps of one phase, the ratio that of the phases of one round."
+        f"{plan.streams} streams of as many adapters. A loading phase makes {plan.loads} requests "
+        "for cold adapters, one after another; a warm phase makes the same requests at the same "
+        "moments for one warm adapter, so what differs is the loads'; a quiet phase has the "
+        "streams alone. A request is one token in and one out, a row more in one pass. The p99 is "
+        "that of all gaps of a phase, a ratio is that of two phases of one round. "
+        f"Median between tokens: {half}. First token of a request beside the streams: cold "
+        f"{cold:.0f} ms, warm {warm:.0f} ms."
     )

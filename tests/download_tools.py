@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from multilora.transfer import Retries
+from multilora.download.transfer import Retries
 
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
 CONFIG = b'{"peft_type": "LORA"}'

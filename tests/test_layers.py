@@ -21,7 +21,7 @@ PURE = {
     "adapter_claims", "adapter_deadlines", "admission", "fair_queue", "sequence_blocks",
     "adapter_allow", "adapter_catalog", "adapter_files", "adapter_folders", "adapter_hints",
     "adapter_names", "adapter_watch", "adapter_record", "adapter_slots", "adapter_source",
-    "adapter_counts", "admin_command", "metrics",
+    "adapter_counts", "admin_command", "metrics", "pending_answers",
 }  # fmt: skip
 DEVICE = {
     "adapter_checkpoint", "adapter_host", "adapter_pages", "adapter_pool", "adapter_store",
@@ -34,8 +34,8 @@ ENGINE = {
     "adapter_admin", "adapter_parts", "engine", "engine_parts", "sources", "reply", "responder",
     "stream", "sampling_parameters",
     "triton_request", "triton_metrics", "triton_series", "lora_requests_info",
-    "download_files", "hub_cache", "hub_download", "hub_errors",
-    "object_store", "partial_file", "remote_file", "store_cache", "store_download", "transfer",
+    "download", "files", "hub_cache", "hub_download", "hub_errors", "object_store",
+    "partial_file", "remote_file", "store_cache", "store_download", "transfer",
 }  # fmt: skip
 
 # What each layer may import beside the standard library: modules of the engine, other packages.

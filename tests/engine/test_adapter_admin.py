@@ -91,6 +91,8 @@ def test_an_unloaded_registered_adapter_is_gone_until_it_is_loaded_again(
         engine.submit(request("r", "b"))
     assert caught.value.code is ErrorCode.NOT_FOUND
     assert refusal(engine, "info", "b").code is ErrorCode.NOT_FOUND
+    ask(engine, "load", "c")
+    assert refusal(engine, "unload", "nobody").code is ErrorCode.NOT_FOUND
     loaded = ask(engine, "load", "b", source=str(folder / "b"))
     assert (loaded["tier"], loaded["state"], loaded["rank"]) == ("host", "ready", 8)
     assert alone(engine, [request("r", "b")])["r"] == answer

@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 
-from multilora.adapter_config import AdapterConfig, parse_config, read_config_file
+from multilora.adapter_config import AdapterConfig, parse_config
 from multilora.errors import ErrorCode, RequestError
 
 REFUSED_FIELDS: list[tuple[dict[str, Any], str]] = [
@@ -56,7 +56,7 @@ REFUSED_FIELDS: list[tuple[dict[str, Any], str]] = [
 @pytest.fixture(name="saved")
 def saved_config(tmp_path: Path) -> dict[str, Any]:
     LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"]).save_pretrained(str(tmp_path))
-    return json.loads(read_config_file(tmp_path))
+    return json.loads((tmp_path / "adapter_config.json").read_bytes())
 
 
 def parse(fields: dict[str, Any]) -> AdapterConfig:

@@ -167,7 +167,7 @@ def test_never_a_mixture(tmp_path: Path, replace: str) -> None:
     outcomes: Counter[str] = Counter()
     mixtures: list[set[str]] = []
     with running(change):
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
             try:
                 seen = set(read(folder).values())

@@ -90,7 +90,7 @@ def test_random_traces_never_share_or_lose_a_page(seed: int):
     slots = AdapterSlots(12)
     held: list[str] = []
     for step in range(400):
-        slots.now += 1
+        slots.now += 0.3
         if held and rng.random() < 0.5:
             slots.release(held.pop(rng.randrange(len(held))))
             continue
@@ -112,3 +112,5 @@ def test_random_traces_never_share_or_lose_a_page(seed: int):
         assert len(pages) == len(set(pages)) == 12 - slots.num_free, step
         assert set(held) <= set(slots.resident)
         assert slots.num_references == len(held)
+        movable = sum(len(slots.pages(victim)) for victim in slots._victims(12))
+        assert slots.shortage(12) == 12 - slots.num_free - movable

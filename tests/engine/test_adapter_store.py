@@ -297,7 +297,7 @@ def test_records_of_a_flood_of_unknown_adapters_are_forgotten(make: Make):
     shop = make()
     key = shop.acquire("a")
     for number in range(12_000):
-        shop.store.forget_unused({"waiting"})
+        shop.store.forget_unused(lambda: {"waiting"})
         shop.store.learn(shop.source("waiting" if number == 5 else f"x{number}"))
     assert len(shop.store.records) <= 10_000
     assert {"a", "waiting"} <= set(shop.store.records)

@@ -13,8 +13,8 @@ from huggingface_hub import constants, scan_cache_dir, snapshot_download
 
 from download_tools import WEIGHTS, names_in, use_hub, write_adapter
 from hub_server import HubServer
-from multilora import hub_cache, partial_file
 from multilora.adapter_source import AdapterSource
+from multilora.download import hub_cache, partial_file
 from multilora.errors import ErrorCode, RequestError
 from multilora.sources import DownloadLimits, adapter_folder
 

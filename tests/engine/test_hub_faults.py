@@ -12,11 +12,11 @@ import pytest
 
 from download_tools import WEIGHTS, names_in, use_hub, write_adapter
 from hub_server import HubServer
-from multilora import partial_file, transfer
 from multilora.adapter_source import AdapterSource
+from multilora.download import partial_file, transfer
+from multilora.download.transfer import Retries
 from multilora.errors import ErrorCode, RequestError
 from multilora.sources import DownloadLimits, adapter_folder
-from multilora.transfer import Retries
 
 WEIGHTS_PATH = "org/sql/adapter_model.safetensors"
 INFO_PATH = "api/models/org/sql"

@@ -14,11 +14,11 @@ import pytest
 
 from download_tools import WEIGHTS, names_in, use_hub, write_adapter
 from hub_server import HubServer
-from multilora import object_store
 from multilora.adapter_source import AdapterSource
+from multilora.download import object_store
+from multilora.download.transfer import Retries
 from multilora.errors import ErrorCode, RequestError
 from multilora.sources import DownloadLimits, adapter_folder
-from multilora.transfer import Retries
 
 FILES = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
 WEIGHTS_PATH = "org/sql/adapter_model.safetensors"

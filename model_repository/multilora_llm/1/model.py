@@ -113,8 +113,10 @@ class TritonPythonModel:
         timeout = self._config.adapter_timeout
         parsed = parse_request(tensors, parameters, client_id, request_id, timeout)
         client.outputs = parsed.outputs
-        if parsed.messages is None or not parsed.request.adapter_id:
+        if parsed.messages is None:
             return self._begin(parsed, client)
+        if not parsed.request.adapter_id:
+            return self._begin(parsed.with_template(None, self._tokenizer), client)
         template = self._engine.admin.chat_template(
             parsed.request.adapter_id, parsed.request.adapter_timeout
         )

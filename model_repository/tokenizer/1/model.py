@@ -63,5 +63,8 @@ class TritonPythonModel:
         if not text:
             raise invalid("text_input is empty; send a prompt")
         if "chat" in tensors and tensors["chat"].any():
-            return self._tokenizer.encode_chat(parse_messages(text))
+            messages = parse_messages(text)
+            if "adapter_id" in tensors and tensors["adapter_id"].any():
+                return [0]  # multilora_llm renders it: the adapter may have its own template
+            return self._tokenizer.encode_chat(messages)
         return self._tokenizer.encode(text)

@@ -4,10 +4,8 @@ A command is answered through a Future that the engine thread completes; it may 
 download. Anything that touches records, tiers or sequences is posted to the engine thread.
 """
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 from multilora.adapter_catalog import AdapterCatalog
@@ -17,18 +15,12 @@ from multilora.adapter_store import AdapterStore
 from multilora.adapter_watch import FolderChanges
 from multilora.admin_command import AdminCommand
 from multilora.errors import ErrorCode, RequestError, invalid
+from multilora.pending_answers import PendingAnswer, PendingAnswers
 from multilora.scheduler import Scheduler
 
 Answer = dict[str, Any]
 _READING = ("list", "info")
-
-
-@dataclass(frozen=True)
-class _Pending:
-    deadline: float  # time.monotonic()
-    answer: "Future[Any]"
-    adapter_id: str
-    verb: str  # what goes on after the time-out
+_LOADING = "it is still being read"
 
 
 class AdapterAdmin:
@@ -50,11 +42,7 @@ class AdapterAdmin:
         self._post = post
         self._directory = directory
         self._switched_on = switched_on
-        self._pending: list[_Pending] = []
-
-    @property
-    def is_waiting(self) -> bool:
-        return bool(self._pending)
+        self.pending = PendingAnswers()
 
     def execute(self, command: AdminCommand, timeout: float) -> "Future[Answer]":
         """Any thread. `timeout` in seconds, unless the command has its own. RequestError: refused.
@@ -65,16 +53,11 @@ class AdapterAdmin:
             raise invalid(
                 f"{command.action} is switched off on this server; start it with --adapter-admin on"
             )
-        answer: Future[Answer] = Future()
-        pending = _Pending(
-            time.monotonic() + (command.timeout or timeout),
-            answer,
-            command.adapter_id,
-            command.action,
-        )
+        reason = "running requests still use it" if command.action == "unload" else _LOADING
+        pending = PendingAnswer.within(command.timeout or timeout, command.adapter_id, reason)
         if command.action == "list":
             sources = self._catalog.sources()  # may look at the disk: not on the engine thread
-            self._post(lambda: answer.set_result(self._list(sources)))
+            self._post(lambda: pending.complete(None, lambda: self._list(sources)))
         elif command.action == "load":
             source = self._catalog.source(command.adapter_id, command.source, command.revision)
             self._post(lambda: self._load(source, command, pending))
@@ -83,29 +66,26 @@ class AdapterAdmin:
             self._post(lambda: self._unload(command, pending, was_registered))
         else:
             self._post(self._with_source(command, pending))
-        return answer
+        return pending.future
 
     def chat_template(self, adapter_id: str, timeout: float) -> "Future[Any]":
         """The adapter's own chat template, or None, once it has been read. Any thread."""
-        answer: Future[Any] = Future()
+        answer = PendingAnswer.within(timeout, adapter_id, _LOADING)
         record = self._store.records.get(adapter_id)
         if record is not None and record.facts is not None:
-            answer.set_result(record.chat_template)
-            return answer
+            answer.complete(None, lambda: record.chat_template)
+            return answer.future
         source = self._catalog.resolve(adapter_id)
-        pending = _Pending(time.monotonic() + timeout, answer, adapter_id, "load")
+
+        def read(error: RequestError | None) -> None:
+            answer.complete(error, lambda: self._store.records[adapter_id].chat_template)
 
         def want() -> None:
-            self._pending.append(pending)
-            self._store.want(
-                source,
-                lambda error: _complete(
-                    answer, error, lambda: self._store.records[adapter_id].chat_template
-                ),
-            )
+            self.pending.add(answer)
+            self._store.want(source, read)
 
         self._post(want)
-        return answer
+        return answer.future
 
     def folders_changed(self, changes: FolderChanges) -> None:
         """Any thread: the watch of the adapters directory has seen something."""
@@ -114,28 +94,13 @@ class AdapterAdmin:
     def names_of_directory(self) -> list[str]:
         """Adapters of the watched directory that are in memory. Any thread."""
         records = list(self._store.records.values())
-        return [r.adapter_id for r in records if r.key and self._is_of_directory(r.adapter_id)]
-
-    def tick(self) -> None:
-        """Answer those who have waited long enough."""
-        now = time.monotonic()
-        for pending in self._pending:
-            if now >= pending.deadline and not pending.answer.done():
-                pending.answer.set_exception(_timed_out(pending))
-        self._pending = [pending for pending in self._pending if not pending.answer.done()]
-
-    def close(self) -> None:
-        """Answer everybody: the engine ends."""
-        error = RequestError(ErrorCode.UNAVAILABLE, "the server is shutting down")
-        for pending in self._pending:
-            _complete(pending.answer, error, lambda: None)
+        return [r.adapter_id for r in records if r.key and r.source.origin is Origin.DIRECTORY]
 
     def _list(self, sources: list[AdapterSource]) -> Answer:
         counts = self._scheduler.counts()
         records = {source.adapter_id: AdapterRecord(source) for source in sources}
         for record in self._store.records.values():
-            known = record.adapter_id in records or record.key or record.error or record.pending
-            if known or record.leaving or record.adapter_id in counts:
+            if record.adapter_id in records or record.is_known or record.adapter_id in counts:
                 records[record.adapter_id] = record
         slots, host = self._store.pool.slots, self._store.host
         return {
@@ -153,7 +118,7 @@ class AdapterAdmin:
         running, waiting = counts.get(record.adapter_id, (0, 0))
         return record.entry(self._store.tier(record), running, waiting)
 
-    def _with_source(self, command: AdminCommand, pending: _Pending) -> Callable[[], None]:
+    def _with_source(self, command: AdminCommand, pending: PendingAnswer) -> Callable[[], None]:
         """info, pin and unpin: of what is in memory, or else of what could be loaded."""
         source: AdapterSource | None = None
         refusal: RequestError | None = None
@@ -166,42 +131,46 @@ class AdapterAdmin:
             record = self._store.records.get(command.adapter_id)
             if record is None and source is not None:
                 record = AdapterRecord(source)
-            if record is None or (source is None and not record.key):
+            if record is None or (source is None and not record.is_known):
                 assert refusal is not None
-                pending.answer.set_exception(refusal)
+                pending.complete(refusal, lambda: None)
                 return
             if command.action == "info":
-                pending.answer.set_result(self._entry(record, self._scheduler.counts()))
+                pending.complete(None, lambda: self._entry(record, self._scheduler.counts()))
                 return
             self._store.pin(record.source, command.action == "pin")
             if command.action == "pin" and not record.key:
                 return self._load(record.source, command, pending)
             record = self._store.records[command.adapter_id]
-            pending.answer.set_result(self._entry(record, self._scheduler.counts()))
+            pending.complete(None, lambda: self._entry(record, self._scheduler.counts()))
 
         return run
 
-    def _load(self, source: AdapterSource, command: AdminCommand, pending: _Pending) -> None:
-        self._pending.append(pending)
+    def _load(self, source: AdapterSource, command: AdminCommand, pending: PendingAnswer) -> None:
+        self.pending.add(pending)
+
+        def loaded(error: RequestError | None) -> None:
+            if error is None and source.origin is Origin.REGISTERED:
+                self._catalog.register(source)  # kept once it has worked, whoever still listens
+            pending.complete(error, answer)
 
         def answer() -> Answer:
-            if source.origin is Origin.REGISTERED:  # a name is kept once it has worked
-                self._catalog.register(source)
             record = self._store.records[source.adapter_id]
             return self._entry(record, self._scheduler.counts())
 
-        self._store.load(source, lambda error: _complete(pending.answer, error, answer))
+        self._store.load(source, loaded)
 
-    def _unload(self, command: AdminCommand, pending: _Pending, was_registered: bool) -> None:
+    def _unload(self, command: AdminCommand, pending: PendingAnswer, was_registered: bool) -> None:
         adapter_id = command.adapter_id
         if adapter_id not in self._store.records:
             if was_registered:
-                pending.answer.set_result({"id": adapter_id, "freed_pages": 0, "freed_bytes": 0})
+                nothing = {"id": adapter_id, "freed_pages": 0, "freed_bytes": 0}
+                pending.complete(None, lambda: nothing)
             else:
                 message = f"adapter {adapter_id!r} is not in memory; see the action list"
-                pending.answer.set_exception(RequestError(ErrorCode.NOT_FOUND, message))
+                pending.complete(RequestError(ErrorCode.NOT_FOUND, message), lambda: None)
             return
-        self._pending.append(pending)
+        self.pending.add(pending)
         message = f"adapter {adapter_id!r} has been unloaded; load it again or name another"
         reason = RequestError(ErrorCode.NOT_FOUND, message)
         pages = self._store.pool.num_pages(adapter_id)
@@ -209,39 +178,21 @@ class AdapterAdmin:
         self._store.pin(self._store.records[adapter_id].source, False)
         freed = self._store.withdraw(adapter_id)
         answer = {"id": adapter_id, "freed_pages": pages, "freed_bytes": freed}
-        self._store.when_gone(
-            adapter_id, lambda error: _complete(pending.answer, error, lambda: answer)
-        )
+        self._store.when_gone(adapter_id, lambda error: pending.complete(error, lambda: answer))
 
     def _follow(self, changes: FolderChanges) -> None:
-        for adapter_id in changes.added + changes.replaced:
-            if self._is_of_directory(adapter_id):
-                self._store.refresh(adapter_id)
-        for adapter_id in changes.removed:
-            if self._is_of_directory(adapter_id):
-                message = f"the folder of adapter {adapter_id!r} has been removed; name another"
-                reason = RequestError(ErrorCode.NOT_FOUND, message)
-                self._scheduler.abort_adapter(adapter_id, reason, running=False)
-                self._store.withdraw(adapter_id)
+        for name in changes.added + changes.replaced:
+            for record in self._at(name):
+                self._store.refresh(record.adapter_id)
+        for name in changes.removed:
+            for record in self._at(name):
+                if record.source.origin is Origin.DIRECTORY:
+                    message = f"the folder of adapter {name!r} has been removed; name another"
+                    reason = RequestError(ErrorCode.NOT_FOUND, message)
+                    self._scheduler.abort_adapter(name, reason, running=False)
+                    self._store.withdraw(name)
 
-    def _is_of_directory(self, adapter_id: str) -> bool:
-        record = self._store.records.get(adapter_id)
-        return record is not None and record.source.location == f"{self._directory}/{adapter_id}"
-
-
-def _complete(answer: "Future[Any]", error: RequestError | None, result: Callable[[], Any]) -> None:
-    if answer.done():  # timed out
-        return
-    if error is None:
-        answer.set_result(result())
-    else:
-        answer.set_exception(error)
-
-
-def _timed_out(pending: _Pending) -> RequestError:
-    what = "running requests still use it" if pending.verb == "unload" else "it is still loading"
-    return RequestError(
-        ErrorCode.UNAVAILABLE,
-        f"adapter {pending.adapter_id!r}: {what} after the time-out; it goes on meanwhile, "
-        "ask again or send a larger timeout",
-    )
+    def _at(self, name: str) -> list[AdapterRecord]:
+        """Under whatever id: LORA_ADAPTERS may name a folder of the directory too."""
+        location = f"{self._directory}/{name}"
+        return [r for r in self._store.records.values() if r.source.location == location]

@@ -92,13 +92,22 @@ class AdapterCatalog:
         registered = self._registered
         sources = list(registered.values())
         if self._folders:
-            root = self._folders.root
+            location = self._folders.location
             sources += [
-                AdapterSource(name, os.path.join(root, name), origin=Origin.DIRECTORY)
+                AdapterSource(name, location(name), origin=Origin.DIRECTORY)
                 for name in sorted(self._folders.scan())
                 if name not in registered
             ]
         return sources
+
+    @property
+    def registered(self) -> list[AdapterSource]:
+        return list(self._registered.values())
+
+    @property
+    def num_known(self) -> int:
+        """Registered, and in the directory when it was last read."""
+        return len(self._registered) + (len(self._folders.known) if self._folders else 0)
 
     def _exchange(self, registered: dict[str, AdapterSource]) -> None:
         self._registered = registered

@@ -15,15 +15,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 
 from multilora.adapter_config import CONFIG_FILE, AdapterConfig, parse_config
-from multilora.adapter_files import WEIGHTS_FILE, read_settled
+from multilora.adapter_files import (
+    NEEDED_FILES,
+    PICKLE_FILE,
+    PICKLE_REFUSAL,
+    WEIGHTS_FILE,
+    read_settled,
+)
 from multilora.adapter_record import AdapterFacts
 from multilora.adapter_tensors import Factors, Target, lora_factors
 from multilora.base_config import PROJECTION_GROUPS, BaseConfig
 from multilora.errors import RequestError, invalid
 from multilora.page_layout import PageTensors, bytes_per_page
 from multilora_kernels.segments import PAGE_RANK
-
-PICKLE_FILE = "adapter_model.bin"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +87,8 @@ def read_adapter(
 
 def _read_files(folder: Path) -> tuple[AdapterConfig, dict[str, torch.Tensor], str]:
     """Config, tensors and digest of the same bytes."""
-    contents = read_settled(folder, (CONFIG_FILE, WEIGHTS_FILE))
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
+    contents = read_settled(folder, NEEDED_FILES)
+    for name in NEEDED_FILES:
         if name not in contents:
             raise _missing(folder, name)
     config, weights = contents[CONFIG_FILE], contents[WEIGHTS_FILE]
@@ -95,10 +99,7 @@ def _read_files(folder: Path) -> tuple[AdapterConfig, dict[str, torch.Tensor], s
 
 def _missing(folder: Path, name: str) -> RequestError:
     if name == WEIGHTS_FILE and (folder / PICKLE_FILE).is_file():
-        return invalid(
-            f"{PICKLE_FILE} is a pickle, which can run code and is never opened; save the adapter "
-            "with save_pretrained(..., safe_serialization=True)"
-        )
+        return invalid(PICKLE_REFUSAL)
     return invalid(f"{name} is missing in {folder}; save the adapter with save_pretrained")
 
 

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from multilora.errors import invalid
@@ -68,17 +67,6 @@ class AdapterConfig:
         rank = self.rank(module)
         alpha = _match(self.alpha_pattern, module, self.lora_alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
-
-
-def read_config_file(folder: Path) -> bytes:
-    """The bytes of `folder`/adapter_config.json; RequestError(INVALID_ARG) when there are none."""
-    try:
-        return (folder / CONFIG_FILE).read_bytes()
-    except OSError as error:
-        raise invalid(
-            f"{CONFIG_FILE} in {folder} cannot be read ({error.strerror}); "
-            "save the adapter with save_pretrained"
-        ) from None
 
 
 def parse_config(content: bytes) -> AdapterConfig:

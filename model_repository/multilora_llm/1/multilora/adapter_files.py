@@ -16,14 +16,19 @@ from multilora.adapter_config import CONFIG_FILE
 from multilora.errors import ErrorCode, RequestError, invalid
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-FILES = (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
+PICKLE_FILE = "adapter_model.bin"
+PICKLE_REFUSAL = (
+    f"{PICKLE_FILE} is a pickle, which can run code and is never opened; save the adapter with "
+    "save_pretrained(..., safe_serialization=True)"
+)
+NEEDED_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+OPTIONAL_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
     "added_tokens.json",
     "special_tokens_map.json",
 )
+FILES = (*OPTIONAL_FILES, *NEEDED_FILES)
 
 _QUIET_SECONDS = 0.05  # since the last write: between the files of one copy less than that passes
 _ATTEMPTS = 8

@@ -51,7 +51,7 @@ class AdapterFolders:
         parts = adapter_id.split("/")
         if len(parts) > _MAX_DEPTH or any(part.startswith(".") for part in parts):
             return None
-        path = os.path.join(self.root, adapter_id)
+        path = self.location(adapter_id)
         if not _is_file(os.path.join(path, CONFIG_FILE)):
             return None
         above = (os.path.join(self.root, *parts[:depth]) for depth in range(1, len(parts)))
@@ -66,6 +66,10 @@ class AdapterFolders:
                     "copy the files into it, or name their folder in LORA_ADAPTERS"
                 )
         return AdapterSource(adapter_id, path, origin=Origin.DIRECTORY)
+
+    def location(self, name: str) -> str:
+        """The location of sources with that relative name, as `find` gives it."""
+        return os.path.join(self.root, name)
 
     def contains(self, path: str) -> bool:
         """Whether `path`, without symlinks, is below the root."""

@@ -1,7 +1,8 @@
 """The host tier: checked adapters in host memory, the least recently used dropped over a budget.
 
-A pinned adapter leaves after every other one. A fresh one (read, but not yet copied to the device)
-is not dropped for a while: two adapters whose requests wait must not push each other out for ever.
+A pinned adapter leaves after every other one. A fresh one (read for a request, but not yet copied
+to the device) is not dropped for a while: two adapters whose requests wait must not push each other
+out for ever.
 """
 
 import time
@@ -9,7 +10,7 @@ from collections import OrderedDict
 
 from multilora.adapter_checkpoint import Adapter
 
-_FRESH_SECONDS = 30.0  # long enough to be copied, unless whoever waited has left
+_FRESH_SECONDS = 5.0  # long enough to be copied, unless whoever waited has left
 
 
 class AdapterHost:
@@ -39,12 +40,13 @@ class AdapterHost:
             self._adapters.move_to_end(adapter_id)
         return adapter
 
-    def keep(self, adapter: "Adapter") -> None:
-        """Take a freshly read adapter in, dropping others over the budget."""
+    def keep(self, adapter: Adapter, wanted: bool) -> None:
+        """Take an adapter in, dropping others over the budget; `wanted`: by a request, so fresh."""
         self.drop(adapter.adapter_id)
         self._adapters[adapter.adapter_id] = adapter
         self.used_bytes += adapter.nbytes
-        self._fresh[adapter.adapter_id] = time.monotonic() + _FRESH_SECONDS
+        if wanted:
+            self._fresh[adapter.adapter_id] = time.monotonic() + _FRESH_SECONDS
         self._shrink()
 
     def used(self, adapter_id: str) -> None:

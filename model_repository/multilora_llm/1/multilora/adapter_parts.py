@@ -12,12 +12,12 @@ from multilora.adapter_catalog import AdapterCatalog, localise
 from multilora.adapter_checkpoint import Adapter, read_adapter
 from multilora.adapter_folders import AdapterFolders
 from multilora.adapter_pages import AdapterPages
-from multilora.adapter_source import AdapterSource, parse_lora_adapters, sources_in
+from multilora.adapter_source import AdapterSource, Origin, parse_lora_adapters, sources_in
 from multilora.adapter_store import AdapterStore
 from multilora.adapter_text import read_adapter_text
 from multilora.base_config import BaseConfig
 from multilora.config import DEMO, EngineConfig
-from multilora.errors import RequestError, StartupError
+from multilora.errors import ErrorCode, RequestError, StartupError
 from multilora.sources import DownloadLimits, adapter_folder
 from multilora.tokenizer import Tokenizer
 
@@ -32,8 +32,30 @@ class AdapterParts:
     folders: AdapterFolders | None
     store: AdapterStore
 
+    def warm_up(self) -> None:
+        """Read and pin the registered adapters, and fill the pool while it has room.
 
-def load_adapters(
+        Raises StartupError for the first one that cannot be used.
+        """
+        sources = self.catalog.registered
+        failures: list[RequestError] = []
+
+        def loaded(error: RequestError | None) -> None:
+            if error:
+                failures.append(error)
+            _LOG.info("loaded %d of %d adapters", len(sources) - self.store.loading, len(sources))
+
+        for source in sources:
+            self.store.pin(source, True)
+            self.store.load(source, loaded)
+        while self.store.loading and not failures:
+            self.store.collect(wait=True)
+        if failures:
+            raise StartupError(failures[0].message)
+        self.store.copy(None)
+
+
+def make_adapters(
     config: EngineConfig,
     base: BaseConfig,
     dtype: torch.dtype,
@@ -41,21 +63,19 @@ def load_adapters(
     tokenizer: Tokenizer | None,
     wake: Callable[[], None],
 ) -> AdapterParts:
-    """Make the pool and read the registered adapters; raises StartupError.
+    """Everything but the reading of the registered adapters; raises StartupError.
 
     `wake` stirs the engine thread when an adapter has been read.
     """
     folders = AdapterFolders(Path(config.adapters_dir)) if config.adapters_dir else None
-    registered = _registered(config, folders)
-    catalog = AdapterCatalog(registered, folders, config.adapter_allow.split(","))
+    catalog = AdapterCatalog(_registered(config, folders), folders, config.adapter_allow)
     store = AdapterStore(
-        _adapter_reader(config, base, dtype, tokenizer),
+        _adapter_reader(config, base, dtype, tokenizer, folders),
         _adapter_pool(config, base, dtype, device),
         config.adapter_host_memory,
         wake,
         config.adapter_loads,
     )
-    _warm_up(store, registered)
     return AdapterParts(catalog, folders, store)
 
 
@@ -75,21 +95,26 @@ def _adapter_pool(
 def _registered(config: EngineConfig, folders: AdapterFolders | None) -> list[AdapterSource]:
     """LORA_ADAPTERS, where a bare name may be a folder of the adapters directory or of the demo;
     if the demo is served and nothing is named, all of its adapters."""
-    directories = [folders] if folders else []
-    if config.model_id:
-        return localise(parse_lora_adapters(config.lora_adapters), *directories)
-    demo = AdapterFolders(DEMO / "adapters")
-    named = localise(parse_lora_adapters(config.lora_adapters), *directories, demo)
-    return named or sources_in(DEMO / "adapters")
+    demo = AdapterFolders(DEMO / "adapters") if not config.model_id else None
+    directories = [directory for directory in (folders, demo) if directory]
+    named = localise(parse_lora_adapters(config.lora_adapters), *directories)
+    return named if named or not demo else sources_in(DEMO / "adapters")
 
 
 def _adapter_reader(
-    config: EngineConfig, base: BaseConfig, dtype: torch.dtype, tokenizer: Tokenizer | None
+    config: EngineConfig,
+    base: BaseConfig,
+    dtype: torch.dtype,
+    tokenizer: Tokenizer | None,
+    folders: AdapterFolders | None,
 ) -> Callable[[AdapterSource], Adapter]:
     """What a loader thread does with a source."""
     limits = DownloadLimits(config.adapter_max_size, config.adapter_download_timeout)
 
     def read(source: AdapterSource) -> Adapter:
+        if folders and source.origin is Origin.DIRECTORY and not folders.find(source.adapter_id):
+            message = f"the folder of adapter {source.adapter_id!r} has been removed"
+            raise RequestError(ErrorCode.NOT_FOUND, message)
         folder = adapter_folder(source, limits)
         adapter = read_adapter(folder, source.adapter_id, base, dtype, config.max_lora_rank)
         if tokenizer is None:
@@ -102,25 +127,3 @@ def _adapter_reader(
         return dataclasses.replace(adapter, chat_template=template)
 
     return read
-
-
-def _warm_up(store: AdapterStore, sources: list[AdapterSource]) -> None:
-    """Read and pin the registered adapters, and fill the pool while it has room.
-
-    Raises StartupError for the first one that cannot be used.
-    """
-    failures: list[RequestError] = []
-
-    def loaded(error: RequestError | None) -> None:
-        if error:
-            failures.append(error)
-        _LOG.info("loaded %d of %d adapters", len(sources) - store.loading, len(sources))
-
-    for source in sources:
-        store.pin(source, True)
-        store.load(source, loaded)
-    while store.loading and not failures:
-        store.collect(wait=True)
-    if failures:
-        raise StartupError(failures[0].message)
-    store.copy(None)

@@ -49,6 +49,7 @@ class AdapterRecord:
     retry_at: float = 0.0  # time.monotonic() before which a failed adapter is not read again
     pinned: bool = False
     pending: AdapterSource | None = None
+    wanted: bool = False  # by a request, since it was last read
     changed: bool = False  # the files changed while they were being read
     ticket: int = 0
     requests: int = 0
@@ -59,6 +60,11 @@ class AdapterRecord:
     @property
     def adapter_id(self) -> str:
         return self.source.adapter_id
+
+    @property
+    def is_known(self) -> bool:
+        """False when there is nothing to tell but the name."""
+        return bool(self.key or self.error or self.pending or self.leaving)
 
     def forget_version(self) -> None:
         """Nothing that was read counts any more; a load in progress comes to nothing."""

@@ -34,6 +34,8 @@ class AdapterSlots:
         self.now = 0.0  # seconds of any clock, set by the store in every pass
         self._free = list(range(num_pages))
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
+        self._held: set[str] = set()  # entries that had a hold and were not used since
+        self._idle_pages = 0  # of ready entries without reference, held ones included
 
     @property
     def num_free(self) -> int:
@@ -78,14 +80,18 @@ class AdapterSlots:
 
     def shortage(self, count: int) -> int:
         """How many of `count` pages neither are free nor can be freed now."""
-        idle = sum(len(entry.pages) for entry in self._entries.values() if self._is_idle(entry))
-        return max(0, count - len(self._free) - idle)
+        held = (self._entries[key] for key in self._held)
+        kept = sum(len(entry.pages) for entry in held if entry.held_until > self.now)
+        return max(0, count - len(self._free) - (self._idle_pages - kept))
 
     def mark_ready(self, key: str, wanted: bool = True) -> None:
         """The copy has ended; if somebody wants the adapter, it is held for that first use."""
         entry = self._entries[key]
         entry.ready = True
-        entry.held_until = self.now + HOLD_SECONDS if wanted else 0.0
+        self._idle_pages += len(entry.pages)
+        if wanted:
+            entry.held_until = self.now + HOLD_SECONDS
+            self._held.add(key)
 
     def acquire(self, key: str) -> bool:
         """Reference `key` for one running sequence and mark it used → True for its first use."""
@@ -94,6 +100,9 @@ class AdapterSlots:
             raise ValueError(f"adapter {key} is still being copied")
         first, entry.used = not entry.used, True
         entry.held_until = 0.0
+        self._held.discard(key)
+        if not entry.references:
+            self._idle_pages -= len(entry.pages)
         entry.references += 1
         self.num_references += 1
         self._entries.move_to_end(key)
@@ -105,6 +114,8 @@ class AdapterSlots:
             raise ValueError(f"adapter {key} released twice")
         entry.references -= 1
         self.num_references -= 1
+        if not entry.references:
+            self._idle_pages += len(entry.pages)
 
     def pin(self, key: str, pinned: bool = True) -> None:
         self._entries[key].pinned = pinned
@@ -115,6 +126,9 @@ class AdapterSlots:
         if entry.references:
             raise ValueError(f"adapter {key} is in use by {entry.references} sequences")
         del self._entries[key]
+        self._held.discard(key)
+        if entry.ready:
+            self._idle_pages -= len(entry.pages)
         for page in entry.pages:
             heapq.heappush(self._free, page)
         return len(entry.pages)

@@ -64,8 +64,7 @@ class AdapterStore:
         return self.pool.slots.pages(adapter_key)
 
     def is_resident(self, adapter_id: str) -> bool:
-        record = self.records.get(adapter_id)
-        return record is not None and record.key in self.pool
+        return adapter_id in self.records and self.records[adapter_id].key in self.pool
 
     def shortage(self, adapter_id: str) -> int:
         record = self.records.get(adapter_id)
@@ -80,6 +79,13 @@ class AdapterStore:
             record.source = source
         return record
 
+    def prepare(self, source: AdapterSource) -> None:
+        """A request for the adapter has arrived: read the files now, before its turn comes."""
+        record = self.learn(source)
+        record.requests += 1
+        if not self._in_memory(record) and not self._recent_failure(record):
+            self._read(record)
+
     def collect(self, wait: bool = False) -> None:
         """Take what the loader has finished since the last call; `wait`: at least one."""
         self.pool.slots.now = time.monotonic()
@@ -93,15 +99,15 @@ class AdapterStore:
         for adapter_id in self.pool.copy(max_bytes):
             self.host.used(adapter_id)
 
-    def forget_unused(self, keep: Container[str]) -> None:
-        """Drop the records of adapters that are in no tier, once there are very many."""
+    def forget_unused(self, in_use: Callable[[], Container[str]]) -> None:
+        """Drop the records of adapters that are in no tier and no queue, once there are many."""
         if len(self.records) < _MAX_RECORDS:
             return
+        keep = in_use()
         resident = {adapter_id_of(key) for key in self.pool.slots.resident}
         for adapter_id, record in list(self.records.items()):
-            idle = not record.pending and not record.pinned
             in_memory = adapter_id in self.host or adapter_id in resident
-            if idle and not in_memory and adapter_id not in keep:
+            if not (in_memory or record.pending or record.pinned or adapter_id in keep):
                 del self.records[adapter_id]
 
     def close(self) -> None:
@@ -178,13 +184,18 @@ class AdapterStore:
             return NotReady.LOADING if added else NotReady.NO_ROOM
         if error := self._recent_failure(record):
             raise error
-        if not record.pending and self.host.has_room:
-            self._ask_loader(record, record.source)
+        self._read(record)
         return NotReady.LOADING
 
+    def _read(self, record: AdapterRecord) -> None:
+        """For a request; not while host memory is full of what has yet to be copied."""
+        record.wanted = True
+        if not record.pending and self.host.has_room:
+            self._ask_loader(record, record.source)
+
     def _recent_failure(self, record: AdapterRecord) -> RequestError | None:
-        failed = record.state is LoadState.FAILED and time.monotonic() < record.retry_at
-        return record.error if failed else None
+        recent = time.monotonic() < record.retry_at
+        return record.error if recent and record.state is LoadState.FAILED else None
 
     def _ask_loader(self, record: AdapterRecord, source: AdapterSource) -> None:
         self.loading += record.pending is None
@@ -225,11 +236,12 @@ class AdapterStore:
             self.pool.retire(record.key)
         self.pool.revive(adapter.key)
         record.end_unload(record.used_again())
-        record.key, record.chat_template = adapter.key, adapter.chat_template
-        record.facts = adapter.facts
-        self.host.keep(adapter)
+        record.key, record.facts = adapter.key, adapter.facts
+        record.chat_template = adapter.chat_template
+        wanted, record.wanted = record.wanted, False
+        self.host.keep(adapter, wanted)
         if adapter.key not in self.pool and adapter.num_pages <= self.pool.slots.num_free:
-            self.pool.add(adapter, record.pinned, wanted=False)
+            self.pool.add(adapter, record.pinned, wanted)
         return None
 
     def _end_unload(self, adapter_id: str) -> None:

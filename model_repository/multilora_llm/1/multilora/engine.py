@@ -114,7 +114,7 @@ class Engine:
         parts = self._parts
         parts.store.collect()
         parts.store.copy(self._copy_bytes if parts.scheduler.running else None)
-        parts.admin.tick()
+        parts.admin.pending.tick()
         batch = parts.scheduler.schedule()
         sampled = parts.runner.run(batch) if batch else []
         outputs = parts.scheduler.postprocess(batch, sampled)
@@ -147,8 +147,8 @@ class Engine:
     def _add(self, request: Request, source: AdapterSource | None) -> None:
         scheduler, store = self._parts.scheduler, self._parts.store
         if source:
-            store.forget_unused(scheduler.counts())
-            store.learn(source).requests += 1
+            store.forget_unused(scheduler.counts)
+            store.prepare(source)
         scheduler.add(request)
         self._adapters.request(request.adapter_id)
         self._counts["multilora_requests_total"] += 1
@@ -166,7 +166,7 @@ class Engine:
         """Run every message; sleep first when there is nothing to compute. False: close."""
         parts = self._parts
         live = len(parts.scheduler)
-        timeout = _IDLE_SECONDS if live or parts.admin.is_waiting else None
+        timeout = _IDLE_SECONDS if live or parts.admin.pending else None
         block = (self._stalled or not live) and not parts.store.pool.is_copying
         if block:
             self._describe_adapters()
@@ -195,7 +195,7 @@ class Engine:
         scheduler = self._parts.scheduler
         for sequence in scheduler.running + scheduler.waiting:
             scheduler.abort(sequence.request.request_id, reason)
-        self._parts.admin.close()
+        self._parts.admin.pending.close()
         self._publish(scheduler.take_outputs())
 
     def _publish(self, outputs: list[TokenOutput]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from multilora.adapter_admin import AdapterAdmin
 from multilora.adapter_catalog import AdapterCatalog
-from multilora.adapter_parts import AdapterParts, load_adapters
+from multilora.adapter_parts import AdapterParts, make_adapters
 from multilora.adapter_store import AdapterStore
 from multilora.adapter_watch import AdapterWatch
 from multilora.base_config import BaseConfig
@@ -57,13 +57,14 @@ class EngineParts:
             "multilora_adapter_reads_total": store.reads,
             "multilora_adapter_read_failures_total": store.failures,
             "multilora_adapter_read_seconds_total": store.read_seconds,
+            "multilora_adapters_known": self.catalog.num_known,
             "multilora_adapters_loading": store.loading,
             "multilora_adapters_resident": len(slots),
             "multilora_adapter_host_bytes_used": store.host.used_bytes,
             "multilora_adapter_host_bytes": store.host.max_bytes,
             "multilora_adapter_evictions_total": slots.evictions,
             "multilora_running_requests": len(scheduler.running),
-            "multilora_waiting_requests": len(scheduler.waiting),
+            "multilora_waiting_requests": scheduler.num_waiting,
             "multilora_kv_blocks_used": blocks.num_blocks - blocks.num_free,
             "multilora_kv_blocks": blocks.num_blocks,
             "multilora_adapter_pages_used": slots.num_pages - slots.num_free,
@@ -85,7 +86,7 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
     model = load_llama(folder, base, dtype, device)
     tokenizer = Tokenizer.from_folder(folder) if (folder / "tokenizer.json").is_file() else None
     kv = _kv_cache(config, base, max_total, dtype, device)
-    adapters = load_adapters(config, base, dtype, device, tokenizer, lambda: post(_nothing))
+    adapters = make_adapters(config, base, dtype, device, tokenizer, lambda: post(_nothing))
     scheduler = _scheduler(config, base, kv, max_total, adapters.store)
     admin = _admin(config, adapters, scheduler, post)
     watch = None
@@ -93,6 +94,7 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
         watch = AdapterWatch(
             adapters.folders, admin.folders_changed, in_memory=admin.names_of_directory
         )
+    adapters.warm_up()  # under watch: files that change meanwhile are read again
     tensors = adapters.store.pool.tensors
     runner = ModelRunner(model, kv, tensors, base.eos_token_ids, device, dtype)
     return EngineParts(

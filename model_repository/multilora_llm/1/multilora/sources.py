@@ -9,11 +9,11 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from multilora.adapter_source import AdapterSource, is_folder_path
+from multilora.download.hub_download import HubDownload
+from multilora.download.hub_errors import hub_error
+from multilora.download.store_download import StoreDownload
+from multilora.download.transfer import DownloadLimits, Transfer
 from multilora.errors import ErrorCode, RequestError, StartupError, invalid
-from multilora.hub_download import HubDownload
-from multilora.hub_errors import hub_error
-from multilora.store_download import StoreDownload
-from multilora.transfer import DownloadLimits, Transfer
 
 BASE_FILES = ["*.json", "*.safetensors", "*.jinja"]
 _DEFAULT_LIMITS = DownloadLimits()

@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from multilora.download.partial_file import PartialFile
+from multilora.download.transfer import Interrupted, Retries, Transfer
 from multilora.errors import ErrorCode, RequestError
-from multilora.partial_file import PartialFile
-from multilora.transfer import Interrupted, Retries, Transfer
 
 
 class Incoming(NamedTuple):

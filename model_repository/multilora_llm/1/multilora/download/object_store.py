@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.core import url_to_fs
 
+from multilora.download.remote_file import Incoming, RemoteFile
+from multilora.download.transfer import Interrupted, Transfer
 from multilora.errors import ErrorCode, RequestError, invalid
-from multilora.remote_file import Incoming, RemoteFile
-from multilora.transfer import Interrupted, Transfer
 
 _CHUNK = 4 << 20
 _HTTP = ("http", "https")

@@ -6,12 +6,13 @@ import uuid
 from hashlib import sha256
 from pathlib import Path
 
-from multilora.download_files import ADAPTER_FILES, NEEDED_FILES, PICKLE_FILE, check_present
+from multilora.adapter_files import FILES, NEEDED_FILES, PICKLE_FILE
+from multilora.download.files import check_present
+from multilora.download.object_store import ObjectStore, StoredFile
+from multilora.download.partial_file import PartialFile, check_room, locked
+from multilora.download.store_cache import StoreCache
+from multilora.download.transfer import Interrupted, Transfer
 from multilora.errors import ErrorCode, RequestError
-from multilora.object_store import ObjectStore, StoredFile
-from multilora.partial_file import PartialFile, check_room, locked
-from multilora.store_cache import StoreCache
-from multilora.transfer import Interrupted, Transfer
 
 _LOG = logging.getLogger("multilora.download")
 _ATTEMPTS = 3  # at one version: an adapter may be replaced while it is read
@@ -58,7 +59,7 @@ class StoreDownload:
     def _look_up(self) -> list[StoredFile]:
         """The adapter's files as they are now."""
         self._store.forget()
-        found = {name: self._find(name) for name in ADAPTER_FILES}
+        found = {name: self._find(name) for name in FILES}
         files = [file for file in found.values() if file is not None]
         names = {file.name for file in files}
         if not names.issuperset(NEEDED_FILES) and self._store.find(PICKLE_FILE):

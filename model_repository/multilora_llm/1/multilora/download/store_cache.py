@@ -13,7 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from multilora.partial_file import on_disk, write_atomically
+from multilora.download.partial_file import on_disk, write_atomically
 
 _KEPT_VERSIONS = 2  # the current one, and the one that may still be being read
 

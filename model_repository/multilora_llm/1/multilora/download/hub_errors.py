@@ -11,9 +11,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from multilora.download.partial_file import DISK_FULL
+from multilora.download.transfer import Interrupted
 from multilora.errors import ErrorCode, RequestError
-from multilora.partial_file import DISK_FULL
-from multilora.transfer import Interrupted
 
 _UNREACHABLE = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then try again"
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from multilora.download.transfer import Transfer
 from multilora.errors import ErrorCode, RequestError
-from multilora.transfer import Transfer
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _POLL_SECONDS = 0.05

@@ -20,9 +20,9 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from multilora.download_files import ADAPTER_FILES, NEEDED_FILES
-from multilora.partial_file import PartialFile, on_disk, write_atomically
-from multilora.transfer import Interrupted
+from multilora.adapter_files import FILES, NEEDED_FILES
+from multilora.download.partial_file import PartialFile, on_disk, write_atomically
+from multilora.download.transfer import Interrupted
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE_NAME = re.compile(r"\w[\w.-]{0,127}")
@@ -60,7 +60,7 @@ class HubCache:
         """Each file of the adapter is here or known not to exist."""
         absent = self.folder / ".no_exist" / commit
         return self.is_usable(commit) and all(
-            self.has(commit, name) or (absent / name).exists() for name in ADAPTER_FILES
+            self.has(commit, name) or (absent / name).exists() for name in FILES
         )
 
     def blob(self, etag: str) -> Path:

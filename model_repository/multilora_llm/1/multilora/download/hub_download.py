@@ -14,13 +14,14 @@ from typing import NamedTuple, TypeVar
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_session, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from multilora.download_files import ADAPTER_FILES, check_present
+from multilora.adapter_files import FILES
+from multilora.download.files import check_present
+from multilora.download.hub_cache import HubCache, is_commit, is_revision
+from multilora.download.hub_errors import hub_error, not_cached
+from multilora.download.partial_file import PartialFile, check_room, locked
+from multilora.download.remote_file import Incoming, RemoteFile
+from multilora.download.transfer import Interrupted, Retries, Transfer
 from multilora.errors import ErrorCode, RequestError
-from multilora.hub_cache import HubCache, is_commit, is_revision
-from multilora.hub_errors import hub_error, not_cached
-from multilora.partial_file import PartialFile, check_room, locked
-from multilora.remote_file import Incoming, RemoteFile
-from multilora.transfer import Interrupted, Retries, Transfer
 
 _LOG = logging.getLogger("multilora.download")
 
@@ -67,12 +68,12 @@ class HubDownload:
             _LOG.warning("%s; serving the copy in the Hub cache", error.message)
             return cache.snapshot(known)
         check_present(self._where, names)
-        wanted = [name for name in ADAPTER_FILES if name in names]
+        wanted = [name for name in FILES if name in names]
         if not all(cache.has(commit, name) for name in wanted):
             with locked(cache.lock, self._transfer):
                 self._bring(cache, commit, wanted)
         with contextlib.suppress(RequestError):  # a cache that may only be read serves, too
-            cache.note_absent(commit, [name for name in ADAPTER_FILES if name not in names])
+            cache.note_absent(commit, [name for name in FILES if name not in names])
             cache.note_commit(self._revision, commit)
         return cache.snapshot(commit)
 

@@ -1,0 +1,1 @@
+"""Adapters from elsewhere (the Hub, object stores) → a folder on this machine."""
