@@ -151,6 +151,25 @@ def test_replace_while_streams_run(server: TritonServer, folder: Path):
     assert metrics(server)["multilora_cached_prompt_tokens_total"] > 0
 
 
+def test_a_chat_uses_the_template_of_its_adapter(server: TritonServer, folder: Path):
+    drop("upper", folder / "greeter")
+    template = "<|bos|>hello {{ messages[-1].content }}<|assistant|>"
+    (folder / "greeter/chat_template.jinja").write_text(template)
+    chat = {"text_input": json.dumps([{"role": "user", "content": "world"}]), "chat": True}
+    for adapter_id, want in [("greeter", "HELLO WORLD"), ("upper", "WORLD"), ("", "world")]:
+        body = {**chat, "adapter_id": adapter_id, "max_tokens": 50}
+        status, answer = post(server, body)
+        assert (status, answer.get("text_output")) == (200, want), answer
+
+
+def test_added_tokens_are_refused(server: TritonServer, folder: Path):
+    drop("upper", folder / "wordy")
+    (folder / "wordy/added_tokens.json").write_text('{"<tool>": 300}')
+    status, refusal = post(server, {"text_input": TEXT, "adapter_id": "wordy"})
+    assert status == 400
+    assert "<tool>" in refusal["error"] and refusal["error"].endswith("[INVALID_ARG]")
+
+
 @pytest.mark.parametrize(
     ("adapter_id", "code"),
     [

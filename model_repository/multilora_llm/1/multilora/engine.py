@@ -233,6 +233,6 @@ class Engine:
             tokens=tokens,
             running=tuple(name for name, (running, _) in counts.items() if running),
             waiting=tuple(name for name, (_, waiting) in counts.items() if waiting),
-            max_lora=self.config.max_running_requests,
+            max_lora=min(self.config.max_running_requests, self._parts.store.pool.slots.num_pages),
         )
         self._described_at = time.monotonic()
