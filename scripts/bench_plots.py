@@ -60,7 +60,7 @@ def _cumulative(axes: Axes, samples: Mapping[str, Sequence[float]]) -> None:
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("milliseconds")
     axes.set_ylabel("share of requests")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="best")
 
 
 def _exceeding(axes: Axes, samples: Mapping[str, Sequence[float]]) -> None:
