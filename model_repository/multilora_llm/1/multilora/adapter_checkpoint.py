@@ -6,6 +6,7 @@ whatever cannot be served exactly is refused, never approximated.
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 
-from multilora.adapter_config import CONFIG_FILE, AdapterConfig, parse_config
+from multilora.adapter_config import CONFIG_FILE, parse_config
 from multilora.adapter_files import (
     NEEDED_FILES,
     PICKLE_FILE,
@@ -23,7 +24,7 @@ from multilora.adapter_files import (
     read_settled,
 )
 from multilora.adapter_record import AdapterFacts
-from multilora.adapter_tensors import Factors, Target, lora_factors
+from multilora.adapter_tensors import Factors, Target, check_finite, is_finite, lora_factors
 from multilora.base_config import PROJECTION_GROUPS, BaseConfig
 from multilora.errors import RequestError, invalid
 from multilora.page_layout import PageTensors, bytes_per_page
@@ -67,34 +68,47 @@ def read_adapter(
     try:
         if not folder.is_dir():
             raise invalid(f"folder {folder} does not exist; check the adapter's path")
-        config, tensors, digest = _read_files(folder)
-        factors = lora_factors(tensors, config, base, max_rank)
-        rank = max(pair.rank for pair in factors.values())
-        num_pages = -(-rank // PAGE_RANK)
+        config, weights = _read_files(folder)
+        with ThreadPoolExecutor(max_workers=1) as beside:  # a third of the work, without the GIL
+            digest = beside.submit(_digest, config, weights)
+            tensors = _parse(weights)
+            factors = lora_factors(tensors, parse_config(config), base, max_rank)
+            rank = max(pair.rank for pair in factors.values())
+            num_pages = -(-rank // PAGE_RANK)
+            pages = _pack(factors, base, num_pages, dtype)
+            if not is_finite(pages.data):
+                check_finite(tensors)
+                raise invalid(
+                    f"{WEIGHTS_FILE} holds values beyond the range of {dtype} once scaled; "
+                    "serve with --dtype bfloat16"
+                )
         touched = {target.projection for target in factors}
         return Adapter(
             adapter_id=adapter_id,
-            digest=digest,
+            digest=digest.result(),
             rank=rank,
             num_pages=num_pages,
             nbytes=num_pages * bytes_per_page(base, dtype),
             modules=tuple(name for name in base.projections if name in touched),
-            weights=_pack(factors, base, num_pages, dtype),
+            weights=pages,
         )
     except RequestError as error:
         raise RequestError(error.code, f"adapter {adapter_id!r}: {error.message}") from None
 
 
-def _read_files(folder: Path) -> tuple[AdapterConfig, dict[str, torch.Tensor], str]:
-    """Config, tensors and digest of the same bytes."""
+def _read_files(folder: Path) -> tuple[bytes, bytes]:
+    """Config and weights, of the same moment."""
     contents = read_settled(folder, NEEDED_FILES)
     for name in NEEDED_FILES:
         if name not in contents:
             raise _missing(folder, name)
-    config, weights = contents[CONFIG_FILE], contents[WEIGHTS_FILE]
-    # of the digests, so that moving a byte from one file to the next changes it
-    parts = b"".join(hashlib.sha256(content).digest() for content in (config, weights))
-    return parse_config(config), _parse(weights), hashlib.sha256(parts).hexdigest()
+    return contents[CONFIG_FILE], contents[WEIGHTS_FILE]
+
+
+def _digest(*contents: bytes) -> str:
+    """SHA-256 of the digests, so that moving a byte from one file to the next changes it."""
+    parts = b"".join(hashlib.sha256(content).digest() for content in contents)
+    return hashlib.sha256(parts).hexdigest()
 
 
 def _missing(folder: Path, name: str) -> RequestError:
@@ -126,11 +140,6 @@ def _pack(
                 if pair is not None:
                     _fill(a[group][:, slot], pair.a)
                     _fill(columns[slot], pair.b.T.float() * pair.scaling)
-    if not pages.data.isfinite().all():
-        raise invalid(
-            f"{WEIGHTS_FILE} holds values beyond the range of {dtype} once scaled; "
-            "serve with --dtype bfloat16"
-        )
     return pages
 
 

@@ -1,7 +1,7 @@
 """The device tier: which adapter versions stand in the pool of rank pages, whole or being copied.
 
-AdapterSlots decides who stands where, AdapterPages holds the tensors; copies are made between the
-engine's steps in bounded pieces (one layer of one adapter), the oldest copy first, so that running
+AdapterSlots decides who stands where, AdapterPages holds the tensors. Copies are made in pieces of
+one layer of one adapter, the oldest copy first, up to a number of bytes a pass, so that running
 streams keep their pace. A retired version gives its pages back with its last reference.
 """
 
@@ -28,6 +28,7 @@ class AdapterPool:
         self.tensors = tensors
         self.slots = AdapterSlots(tensors.num_pages)
         self.loads = self.hits = self.misses = 0
+        self.budget: int | None = 0  # bytes that may still be copied in this pass; None: any
         self._copies: deque[_Copy] = deque()
         self._retired: set[str] = set()
 
@@ -69,14 +70,13 @@ class AdapterPool:
         self._copies.append(_Copy(adapter, pages, wanted))
         return True
 
-    def copy(self, max_bytes: int | None) -> list[str]:
-        """Copy up to `max_bytes` but at least one piece; None: everything → ids now whole."""
+    def copy(self) -> list[str]:
+        """Go on copying while the budget lasts → ids now whole. The last piece may exceed it."""
         whole: list[str] = []
-        left = max_bytes
-        while self._copies and (left is None or left > 0):
+        while self._copies and (self.budget is None or self.budget > 0):
             copy = self._copies[0]
             size = self.tensors.write_layer(copy.layer, copy.pages, copy.adapter)
-            left = None if left is None else left - size
+            self.budget = None if self.budget is None else self.budget - size
             copy.layer += 1
             if copy.layer == self.tensors.num_layers:
                 self._copies.popleft()

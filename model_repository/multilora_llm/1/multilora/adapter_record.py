@@ -1,5 +1,6 @@
 """What is known of one adapter id while the server runs: version in use, failure, pin, history."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -8,6 +9,7 @@ from typing import Any
 from multilora.adapter_source import AdapterSource
 from multilora.errors import ErrorCode, RequestError
 
+RETRY_SECONDS = 30.0  # until a failed adapter is read again, unless somebody asks for it
 Done = Callable[[RequestError | None], None]
 
 
@@ -65,6 +67,12 @@ class AdapterRecord:
     def is_known(self) -> bool:
         """False when there is nothing to tell but the name."""
         return bool(self.key or self.error or self.pending or self.leaving)
+
+    @property
+    def recent_failure(self) -> RequestError | None:
+        """The error of a failed adapter that is not to be read again yet."""
+        recent = time.monotonic() < self.retry_at
+        return self.error if recent and self.state is LoadState.FAILED else None
 
     def forget_version(self) -> None:
         """Nothing that was read counts any more; a load in progress comes to nothing."""

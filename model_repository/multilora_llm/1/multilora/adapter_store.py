@@ -18,12 +18,11 @@ from multilora.adapter_host import AdapterHost
 from multilora.adapter_loader import AdapterLoader, LoadResult
 from multilora.adapter_pages import AdapterPages
 from multilora.adapter_pool import AdapterPool, adapter_id_of
-from multilora.adapter_record import AdapterRecord, Done, LoadState
+from multilora.adapter_record import RETRY_SECONDS, AdapterRecord, Done, LoadState
 from multilora.adapter_source import AdapterSource
 from multilora.errors import RequestError, invalid
 
 _LOG = logging.getLogger(__name__)
-_RETRY_SECONDS = 30.0  # until a failed adapter is read again, unless somebody asks for it
 _MAX_RECORDS = 10_000
 
 
@@ -48,8 +47,8 @@ class AdapterStore:
 
     def acquire(self, adapter_id: str) -> str | NotReady:
         record = self.records[adapter_id]
-        if record.key not in self.pool:
-            return self._bring(record)
+        if record.key not in self.pool and not self._bring(record):
+            return NotReady.NO_ROOM
         if not self.pool.is_whole(record.key):
             return NotReady.LOADING
         self.pool.acquire(record.key)
@@ -83,7 +82,7 @@ class AdapterStore:
         """A request for the adapter has arrived: read the files now, before its turn comes."""
         record = self.learn(source)
         record.requests += 1
-        if not self._in_memory(record) and not self._recent_failure(record):
+        if not self._in_memory(record) and not record.recent_failure:
             self._read(record)
 
     def collect(self, wait: bool = False) -> None:
@@ -95,9 +94,9 @@ class AdapterStore:
                 wait = False
 
     def copy(self, max_bytes: int | None) -> None:
-        """Go on copying to the device: up to a number of bytes, or everything."""
-        for adapter_id in self.pool.copy(max_bytes):
-            self.host.used(adapter_id)
+        """Begin a pass, in which so many bytes (None: any) may be copied to the device."""
+        self.pool.budget = max_bytes
+        self._copy()
 
     def forget_unused(self, in_use: Callable[[], Container[str]]) -> None:
         """Drop the records of adapters that are in no tier and no queue, once there are many."""
@@ -127,7 +126,7 @@ class AdapterStore:
         record = self.learn(source)
         if record.facts:
             return done(None)
-        if error := self._recent_failure(record):
+        if error := record.recent_failure:
             return done(error)
         record.waiters.append(done)
         if not record.pending:
@@ -176,26 +175,27 @@ class AdapterStore:
     def _in_memory(self, record: AdapterRecord) -> bool:
         return record.key in self.pool or record.adapter_id in self.host
 
-    def _bring(self, record: AdapterRecord) -> NotReady:
-        """On the way to the pool: start the copy, or ask for the files."""
+    def _bring(self, record: AdapterRecord) -> bool:
+        """Copy as much as this pass allows, or ask for the files; False: there is no room."""
         adapter = self.host.get(record.adapter_id)
-        if adapter is not None:
-            added = self.pool.add(adapter, record.pinned, wanted=True)
-            return NotReady.LOADING if added else NotReady.NO_ROOM
-        if error := self._recent_failure(record):
-            raise error
-        self._read(record)
-        return NotReady.LOADING
+        if adapter is None:
+            if error := record.recent_failure:
+                raise error
+            self._read(record)
+            return True
+        added = self.pool.add(adapter, record.pinned, wanted=True)
+        self._copy()
+        return added
+
+    def _copy(self) -> None:
+        for adapter_id in self.pool.copy():
+            self.host.used(adapter_id)
 
     def _read(self, record: AdapterRecord) -> None:
         """For a request; not while host memory is full of what has yet to be copied."""
         record.wanted = True
         if not record.pending and self.host.has_room:
             self._ask_loader(record, record.source)
-
-    def _recent_failure(self, record: AdapterRecord) -> RequestError | None:
-        recent = time.monotonic() < record.retry_at
-        return record.error if recent and record.state is LoadState.FAILED else None
 
     def _ask_loader(self, record: AdapterRecord, source: AdapterSource) -> None:
         self.loading += record.pending is None
@@ -219,7 +219,7 @@ class AdapterStore:
             _LOG.warning("%s; the version in memory stays in use", error.message)
         else:
             record.state = LoadState.FAILED
-            record.retry_at = time.monotonic() + _RETRY_SECONDS
+            record.retry_at = time.monotonic() + RETRY_SECONDS
         if record.changed:
             self._ask_loader(record, result.source)
         else:
