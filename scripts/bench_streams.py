@@ -1,23 +1,25 @@
 """Time between tokens of running streams, while cold adapters load and while none do.
 
-Three kinds of phases take turns, each with streams of its own that start anew:
+Four kinds of phases take turns, each with streams of its own that start anew:
 loading   requests (a token in, a token out) for cold adapters, one after another;
 warm      the same requests at the same moments, all for one warm adapter;
-quiet     only the streams, as long as the others.
+reading   an administrator loads cold adapters one after another, no requests;
+quiet     only the streams, as long as the loading.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bench_checkpoint import adapter_name
 from bench_client import BenchmarkError, Client, Work, serving
 from bench_plan import Plan
 from bench_statistics import Figure, Ratio, Result, median, percentile
+from multilora.admin_command import AdminCommand
 
 _ROOM = 32  # adapters in the pool; full before the first phase
 _LEAD_TOKENS = 8  # of every stream before a phase begins
-KINDS = ("loading", "warm", "quiet")
+KINDS = ("loading", "warm", "reading", "quiet")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Rounds:
 def measure_streams(plan: Plan) -> Result:
     """Rounds of the three kinds of phases."""
     warm, cold = plan.streams, plan.streams + 1
-    total = cold + _ROOM + plan.stream_rounds * plan.loads
+    total = cold + _ROOM + 2 * plan.stream_rounds * plan.loads
     rounds = Rounds()
     with serving(plan.config(total, room=_ROOM, host_room=2 * _ROOM)) as client:
         for index in range(cold + _ROOM):
@@ -70,13 +72,20 @@ def _round(client: Client, plan: Plan, cold: Iterator[str], warm: str, rounds: R
     client.run(Work(warm, 1, 1))
     rounds.phases["loading"].append(loading)
     rounds.phases["warm"].append(_phase(client, plan, again, loading.seconds))
+    names = [next(cold) for _ in range(plan.loads)]
+    rounds.phases["reading"].append(_phase(client, plan, [], loads=names))
     rounds.phases["quiet"].append(_phase(client, plan, [], loading.seconds))
 
 
 def _phase(
-    client: Client, plan: Plan, requests: list[tuple[str, float]], seconds: float = 0.0
+    client: Client,
+    plan: Plan,
+    requests: list[tuple[str, float]],
+    seconds: float = 0.0,
+    loads: Sequence[str] = (),
 ) -> Phase:
-    """`requests` are made one after another, none before its moment; at least `seconds`."""
+    """`requests` are made one after another, none before its moment, then `loads`; at least
+    `seconds`."""
     streams = [
         client.submit(Work(adapter_name(index), plan.prompt, plan.stream_tokens))
         for index in range(plan.streams)
@@ -88,6 +97,11 @@ def _phase(
     for name, start in requests:
         client.read_until(begin + start)
         answers.append(client.run(Work(name, 1, 1)))
+    for name in loads:
+        loaded = client.engine.admin.execute(AdminCommand("load", name), timeout=60)
+        while not loaded.done():
+            client.read()
+        loaded.result()
     client.read_until(begin + seconds)
     end = time.perf_counter()
     if any(stream.ended for stream in streams):
@@ -102,11 +116,11 @@ def _phase(
 
 
 def _result(plan: Plan, rounds: Rounds) -> Result:
-    loading, warm, quiet = (rounds.p99s(kind) for kind in KINDS)
+    loading, warm, reading, quiet = (rounds.p99s(kind) for kind in KINDS)
     samples = f"{plan.stream_rounds} rounds, {len(rounds.gaps('loading'))} gaps each"
     figures = [
         Figure(
-            f"2 p99 between tokens, {plan.loads} loads / same requests warm",
+            f"2 p99 between tokens, {plan.loads} cold requests / warm ones",
             Ratio.of(loading, warm),
             base=f"{median(loading) * 1000:.1f} / {median(warm) * 1000:.1f} ms",
             samples=samples,
@@ -114,7 +128,15 @@ def _result(plan: Plan, rounds: Rounds) -> Result:
             floor=1.0,
         ),
         Figure(
-            "  the same / no requests at all",
+            f"2 p99 between tokens, {plan.loads} loads alone / quiet",
+            Ratio.of(reading, quiet),
+            base=f"{median(reading) * 1000:.1f} / {median(quiet) * 1000:.1f} ms",
+            samples=f"{plan.stream_rounds} rounds, {len(rounds.gaps('reading'))} gaps",
+            target=1.1,
+            floor=1.0,
+        ),
+        Figure(
+            "  cold requests / quiet",
             Ratio.of(loading, quiet),
             base=f"{median(loading) * 1000:.1f} / {median(quiet) * 1000:.1f} ms",
             samples=samples,
@@ -131,9 +153,10 @@ def _note(plan: Plan, rounds: Rounds) -> str:
     return (
         f"{plan.streams} streams of as many adapters. A loading phase makes {plan.loads} requests "
         "for cold adapters, one after another; a warm phase makes the same requests at the same "
-        "moments for one warm adapter, so what differs is the loads'; a quiet phase has the "
-        "streams alone. A request is one token in and one out, a row more in one pass. The p99 is "
-        "that of all gaps of a phase, a ratio is that of two phases of one round. "
+        "moments for one warm adapter, so what differs is the loads'; in a reading phase an "
+        f"administrator loads {plan.loads} into host memory, without requests; a quiet phase has "
+        "the streams alone. A request is one token in and one out, a row more in one pass. The p99 "
+        "is that of all gaps of a phase, a ratio is that of two phases of one round. "
         f"Median between tokens: {half}. First token of a request beside the streams: cold "
         f"{cold:.0f} ms, warm {warm:.0f} ms."
     )

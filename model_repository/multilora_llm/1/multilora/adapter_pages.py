@@ -53,10 +53,17 @@ class AdapterPages:
         """
         if len(pages) != adapter.num_pages:
             raise ValueError(f"{adapter.key} has {adapter.num_pages} pages, got {len(pages)}")
-        index = torch.tensor(pages, dtype=torch.int64, device=self._device)
         row = adapter.weights.data[layer]
         a, b = split_layer(row.to(self._device), self._base, adapter.num_pages)
         for group in a:
-            self.a[layer][group].index_copy_(0, index, a[group])
-            self.b[layer][group].index_copy_(0, index, b[group])
+            _copy_pages(self.a[layer][group], pages, a[group])
+            _copy_pages(self.b[layer][group], pages, b[group])
         return row.nbytes
+
+
+def _copy_pages(pool: torch.Tensor, pages: Sequence[int], source: torch.Tensor) -> None:
+    first = pages[0]
+    if tuple(pages) == tuple(range(first, first + len(pages))):  # one copy, without an index
+        pool[first : first + len(pages)].copy_(source)
+    else:
+        pool.index_copy_(0, torch.tensor(pages, device=pool.device), source)
