@@ -3,13 +3,16 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from multilora.adapter_pages import AdapterPages
+from multilora.admin_command import AdminCommand
 from multilora.base_config import BaseConfig
 from multilora.engine import Engine
+from multilora.errors import RequestError
 from multilora.request import Request, SamplingParams, TokenOutput
 
 RANKS = {"a": 4, "b": 8, "c": 16, "d": 24, "e": 40, "f": 64}
@@ -61,3 +64,19 @@ def alone(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
 
 def page_bytes(folder: Path) -> int:
     return AdapterPages.bytes_per_page(BaseConfig.from_folder(folder / "base"), torch.float32)
+
+
+def ask(engine: Engine, action: str, adapter_id: str = "", timeout: float = 30, **more: Any) -> Any:
+    command = AdminCommand(action=action, adapter_id=adapter_id, timeout=timeout, **more)
+    return engine.admin.execute(command, 30).result(60)
+
+
+def entry(engine: Engine, adapter_id: str) -> dict[str, Any]:
+    listed = {item["id"]: item for item in ask(engine, "list")["adapters"]}
+    return listed[adapter_id]
+
+
+def refusal(engine: Engine, action: str, adapter_id: str = "", **more: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        ask(engine, action, adapter_id, **more)
+    return caught.value

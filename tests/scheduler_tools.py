@@ -68,6 +68,9 @@ class Gate:
     def pages(self, adapter_key: str) -> tuple[int, ...]:
         return self.slots.pages(adapter_key)
 
+    def unwanted(self, adapter_id: str) -> None:
+        """This gate holds nothing for anybody."""
+
     def is_resident(self, adapter_id: str) -> bool:
         return adapter_id in self.slots
 

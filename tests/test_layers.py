@@ -20,7 +20,8 @@ PURE = {
     "batch", "scheduler", "block_allocator", "adapter_config", "adapter_gate", "adapter_loader",
     "adapter_claims", "adapter_deadlines", "admission", "fair_queue", "sequence_blocks",
     "adapter_allow", "adapter_catalog", "adapter_files", "adapter_folders", "adapter_hints",
-    "adapter_names", "adapter_watch", "adapter_record", "adapter_slots", "adapter_source",
+    "adapter_names", "adapter_watch", "adapter_record", "adapter_records",
+    "adapter_slots", "adapter_source",
     "adapter_counts", "admin_command", "metrics", "pending_answers",
 }  # fmt: skip
 DEVICE = {

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from adapter_workshop import MakeShop, Workshop
 from engine_tools import RANKS, MakeEngine
 from multilora.config import EngineConfig
 from multilora.engine import Engine
@@ -44,3 +45,21 @@ def make_engine(folder: Path) -> Iterator[MakeEngine]:
     yield make
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def make_shop(tmp_path: Path, folder: Path) -> Iterator[MakeShop]:
+    """Stores over the adapters "a" to "d" of one page."""
+    (tmp_path / "base").symlink_to(folder / "base")
+    for seed, name in enumerate("abcd"):
+        write_adapter(tmp_path / name, seed, rank=8)
+    shops: list[Workshop] = []
+
+    def make(**sizes: int) -> Workshop:
+        shops.append(Workshop(tmp_path, **sizes))
+        return shops[-1]
+
+    yield make
+    for shop in shops:
+        shop.gate.set()
+        shop.store.close()

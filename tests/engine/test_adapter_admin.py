@@ -1,20 +1,26 @@
 """Adapters of a running engine: found, loaded, replaced, unloaded, while requests come and go."""
 
-import shutil
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from download_tools import use_hub
-from engine_tools import MakeEngine, alone, assert_all_free, drain, page_bytes, request, tokens
+from engine_tools import (
+    MakeEngine,
+    alone,
+    ask,
+    assert_all_free,
+    drain,
+    entry,
+    page_bytes,
+    refusal,
+    request,
+    tokens,
+)
 from hub_server import HubServer
-from multilora.adapter_watch import FolderChanges
 from multilora.admin_command import AdminCommand
-from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, Request, SamplingParams
 from tiny import write_adapter
@@ -27,22 +33,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         use_hub(monkeypatch, server.url, tmp_path / "cache")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 10)
         yield server
-
-
-def ask(engine: Engine, action: str, adapter_id: str = "", timeout: float = 30, **more: Any) -> Any:
-    command = AdminCommand(action=action, adapter_id=adapter_id, timeout=timeout, **more)
-    return engine.admin.execute(command, 30).result(60)
-
-
-def entry(engine: Engine, adapter_id: str) -> dict[str, Any]:
-    listed = {item["id"]: item for item in ask(engine, "list")["adapters"]}
-    return listed[adapter_id]
-
-
-def refusal(engine: Engine, action: str, adapter_id: str = "", **more: Any) -> RequestError:
-    with pytest.raises(RequestError) as caught:
-        ask(engine, action, adapter_id, **more)
-    return caught.value
 
 
 def test_list_shows_tiers_facts_and_counts(make_engine: MakeEngine, folder: Path):
@@ -235,55 +225,4 @@ def test_what_the_hub_lacks_is_told_to_its_requests_only(make_engine: MakeEngine
         error = outputs[f"missing{number}"][-1].error
         assert error is not None and error.code is ErrorCode.NOT_FOUND, error
     assert len(tokens(outputs["fine"])) == 12
-    assert_all_free(engine)
-
-
-def test_ten_thousand_unknown_adapters_leave_nothing_behind(
-    make_engine: MakeEngine, tmp_path: Path
-):
-    engine = make_engine(adapters_dir=str(tmp_path))
-    records = len(engine._parts.store.records)
-    for number in range(10_000):
-        with pytest.raises(RequestError):
-            engine.submit(request("r", f"missing{number}", length=1, max_tokens=1))
-    assert len(engine._parts.store.records) == records
-    assert len(alone(engine, [request("r", "a")])["r"]) == 12
-
-
-def test_a_removed_folder_ends_who_waits_and_lets_who_runs_finish(
-    make_engine: MakeEngine, tmp_path: Path
-):
-    write_adapter(tmp_path / "x", seed=4, rank=16)
-    engine = make_engine(adapters_dir=str(tmp_path), max_running_requests=1)
-    engine.submit(request("runs", "x", max_tokens=200))
-    engine.submit(request("waits", "x", max_tokens=200))
-    engine.outputs.get(timeout=10)
-    shutil.rmtree(tmp_path / "x")
-    engine.admin.folders_changed(FolderChanges((), (), ("x",)))
-    outputs = drain(engine, 2)
-    assert outputs["runs"][-1].finish_reason is FinishReason.LENGTH
-    error = outputs["waits"][-1].error
-    assert error is not None and error.code is ErrorCode.NOT_FOUND and "removed" in error.message
-    assert_all_free(engine)
-
-
-def test_commands_from_many_threads_while_requests_run(make_engine: MakeEngine):
-    engine = make_engine()
-    failures: list[BaseException] = []
-
-    def administrate(number: int) -> None:
-        try:
-            for turn in range(20):
-                ask(engine, ("list", "info", "load", "pin", "unpin")[turn % 5], "abc"[number])
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=administrate, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    answers = [alone(engine, [request("r", name)])["r"] for name in "abcabc"]
-    for thread in threads:
-        thread.join(60)
-    assert not failures
-    assert answers[:3] == answers[3:]
     assert_all_free(engine)

@@ -1,103 +1,16 @@
 """AdapterStore: loading, replacing, withdrawing and the tiers, with real files and a real pool."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 import torch
 
-from multilora.adapter_checkpoint import Adapter, read_adapter
+from adapter_workshop import MakeShop
+from multilora.adapter_checkpoint import read_adapter
 from multilora.adapter_gate import NotReady
-from multilora.adapter_pages import AdapterPages
-from multilora.adapter_source import AdapterSource
-from multilora.adapter_store import AdapterStore
-from multilora.base_config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
-from tiny import write_adapter, write_base
 
 
-class Workshop:
-    """A store over one-page adapters in `root`; reading waits while `gate` is closed."""
-
-    def __init__(self, root: Path, num_pages: int = 2, host_adapters: int = 8) -> None:
-        self.root = root
-        self.base = BaseConfig.from_folder(root / "base")
-        self.gate = threading.Event()
-        self.gate.set()
-        self.num_reads = 0
-        tensors = AdapterPages(self.base, num_pages, torch.float32, "cpu")
-        self.page_bytes = tensors.nbytes // num_pages
-        self.wake = threading.Event()
-        self.store = AdapterStore(
-            self._read, tensors, host_adapters * self.page_bytes, self.wake.set
-        )
-
-    def _read(self, source: AdapterSource) -> Adapter:
-        self.num_reads += 1
-        assert self.gate.wait(10)
-        folder = Path(source.location)
-        return read_adapter(folder, source.adapter_id, self.base, torch.float32, 64)
-
-    def source(self, name: str) -> AdapterSource:
-        return AdapterSource(name, str(self.root / name))
-
-    def write(self, name: str, seed: int, rank: int = 8) -> None:
-        write_adapter(self.root / name, seed, rank)
-
-    def settle(self) -> None:
-        """What the engine does between steps, until nothing is under way."""
-        deadline = time.monotonic() + 10
-        while self.store.loading or self.store.pool.is_copying:
-            assert time.monotonic() < deadline
-            self.wake.wait(0.1)
-            self.wake.clear()
-            self.store.collect()
-            self.store.copy(None)
-
-    def acquire(self, name: str) -> str:
-        """As the scheduler: ask in every pass until the adapter is there."""
-        self.store.learn(self.source(name))
-        for _ in range(5):
-            ready = self.store.acquire(name)
-            if isinstance(ready, str):
-                return ready
-            assert ready is NotReady.LOADING
-            self.settle()
-        raise AssertionError(f"{name} does not come")
-
-    def expire_holds(self) -> None:
-        self.store.pool.slots.now += 1000
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture
-def make(tmp_path: Path, base: Path) -> Iterator[Callable[..., Workshop]]:
-    (tmp_path / "base").symlink_to(base)
-    for seed, name in enumerate("abcd"):
-        write_adapter(tmp_path / name, seed, rank=8)
-    shops: list[Workshop] = []
-
-    def build(**sizes: int) -> Workshop:
-        shops.append(Workshop(tmp_path, **sizes))
-        return shops[-1]
-
-    yield build
-    for shop in shops:
-        shop.gate.set()
-        shop.store.close()
-
-
-Make = Callable[..., Workshop]
-
-
-def test_one_read_serves_all_who_wait(make: Make):
-    shop = make()
+def test_one_read_serves_all_who_wait(make_shop: MakeShop):
+    shop = make_shop()
     shop.gate.clear()
     shop.store.learn(shop.source("a"))
     answers: list[RequestError | None] = []
@@ -113,8 +26,8 @@ def test_one_read_serves_all_who_wait(make: Make):
     assert shop.store.pool.hits == 1
 
 
-def test_two_loads_at_once_share_the_reads_and_see_the_newest_files(make: Make):
-    shop = make()
+def test_two_loads_at_once_share_the_reads_and_see_the_newest_files(make_shop: MakeShop):
+    shop = make_shop()
     shop.gate.clear()
     answers: list[RequestError | None] = []
     shop.store.load(shop.source("a"), answers.append)
@@ -129,8 +42,10 @@ def test_two_loads_at_once_share_the_reads_and_see_the_newest_files(make: Make):
     assert shop.acquire("a") == fresh.key
 
 
-def test_copies_are_bounded_and_an_adapter_is_not_used_before_it_is_whole(make: Make):
-    shop = make()
+def test_copies_are_bounded_and_an_adapter_is_not_used_before_it_is_whole(
+    make_shop: MakeShop,
+):
+    shop = make_shop()
     shop.store.learn(shop.source("a"))
     assert shop.store.acquire("a") is NotReady.LOADING
     while shop.store.loading:
@@ -151,8 +66,8 @@ def test_copies_are_bounded_and_an_adapter_is_not_used_before_it_is_whole(make: 
             assert torch.equal(shop.store.pool.tensors.a[layer][group][list(pages)], a)
 
 
-def test_a_full_pool_refuses_until_a_reference_is_given_back(make: Make):
-    shop = make(num_pages=1)
+def test_a_full_pool_refuses_until_a_reference_is_given_back(make_shop: MakeShop):
+    shop = make_shop(num_pages=1)
     key = shop.acquire("a")
     shop.store.learn(shop.source("b"))
     shop.store.acquire("b")
@@ -165,8 +80,8 @@ def test_a_full_pool_refuses_until_a_reference_is_given_back(make: Make):
     assert shop.store.pool.slots.evictions == 1
 
 
-def test_what_never_fits_is_refused_and_not_read_again_at_once(make: Make):
-    shop = make(num_pages=1)
+def test_what_never_fits_is_refused_and_not_read_again_at_once(make_shop: MakeShop):
+    shop = make_shop(num_pages=1)
     shop.write("big", seed=3, rank=40)
     shop.store.learn(shop.source("big"))
     shop.store.acquire("big")
@@ -178,8 +93,10 @@ def test_what_never_fits_is_refused_and_not_read_again_at_once(make: Make):
     assert shop.num_reads == 1
 
 
-def test_a_replaced_adapter_serves_new_sequences_while_old_ones_keep_theirs(make: Make):
-    shop = make()
+def test_a_replaced_adapter_serves_new_sequences_while_old_ones_keep_theirs(
+    make_shop: MakeShop,
+):
+    shop = make_shop()
     old = shop.acquire("a")
     shop.write("a", seed=55)
     shop.store.refresh("a")
@@ -194,8 +111,8 @@ def test_a_replaced_adapter_serves_new_sequences_while_old_ones_keep_theirs(make
     assert new in shop.store.pool  # the version in use stays for the next request
 
 
-def test_broken_new_files_leave_the_version_in_memory_in_use(make: Make):
-    shop = make()
+def test_broken_new_files_leave_the_version_in_memory_in_use(make_shop: MakeShop):
+    shop = make_shop()
     key = shop.acquire("a")
     (shop.root / "a" / "adapter_model.safetensors").write_bytes(b"rubbish")
     shop.store.refresh("a")
@@ -210,8 +127,8 @@ def test_broken_new_files_leave_the_version_in_memory_in_use(make: Make):
     assert shop.store.records["a"].error is None
 
 
-def test_a_failed_adapter_can_be_retried_once_its_files_changed(make: Make):
-    shop = make()
+def test_a_failed_adapter_can_be_retried_once_its_files_changed(make_shop: MakeShop):
+    shop = make_shop()
     (shop.root / "a" / "adapter_config.json").write_text("{}")
     shop.store.learn(shop.source("a"))
     shop.store.acquire("a")
@@ -225,8 +142,10 @@ def test_a_failed_adapter_can_be_retried_once_its_files_changed(make: Make):
     assert shop.acquire("a").startswith("a@")
 
 
-def test_withdraw_frees_the_host_at_once_and_pages_with_the_last_reference(make: Make):
-    shop = make()
+def test_withdraw_frees_the_host_at_once_and_pages_with_the_last_reference(
+    make_shop: MakeShop,
+):
+    shop = make_shop()
     key = shop.acquire("a")
     gone: list[RequestError | None] = []
     assert shop.store.withdraw("a") == shop.page_bytes
@@ -238,8 +157,8 @@ def test_withdraw_frees_the_host_at_once_and_pages_with_the_last_reference(make:
     assert (shop.store.pool.slots.num_free, gone) == (2, [None])
 
 
-def test_a_load_withdrawn_while_it_goes_on_comes_to_nothing(make: Make):
-    shop = make()
+def test_a_load_withdrawn_while_it_goes_on_comes_to_nothing(make_shop: MakeShop):
+    shop = make_shop()
     shop.gate.clear()
     answers: list[RequestError | None] = []
     shop.store.load(shop.source("a"), answers.append)
@@ -253,8 +172,8 @@ def test_a_load_withdrawn_while_it_goes_on_comes_to_nothing(make: Make):
     assert shop.store.loading == 0
 
 
-def test_an_unload_that_requests_undo_says_so(make: Make):
-    shop = make()
+def test_an_unload_that_requests_undo_says_so(make_shop: MakeShop):
+    shop = make_shop()
     shop.acquire("a")
     gone: list[RequestError | None] = []
     shop.store.withdraw("a")
@@ -264,8 +183,10 @@ def test_an_unload_that_requests_undo_says_so(make: Make):
     assert again in shop.store.pool
 
 
-def test_the_host_tier_drops_the_least_recently_used_and_reads_it_again(make: Make):
-    shop = make(num_pages=1, host_adapters=2)
+def test_the_host_tier_drops_the_least_recently_used_and_reads_it_again(
+    make_shop: MakeShop,
+):
+    shop = make_shop(num_pages=1, host_adapters=2)
     for name in "abc":
         shop.store.release(shop.acquire(name))
     assert shop.store.host.used_bytes == 2 * shop.page_bytes
@@ -276,8 +197,8 @@ def test_the_host_tier_drops_the_least_recently_used_and_reads_it_again(make: Ma
     assert shop.num_reads == 4
 
 
-def test_pinned_adapters_leave_the_host_tier_last(make: Make):
-    shop = make(num_pages=1, host_adapters=2)
+def test_pinned_adapters_leave_the_host_tier_last(make_shop: MakeShop):
+    shop = make_shop(num_pages=1, host_adapters=2)
     shop.store.pin(shop.source("a"), True)
     for name in "abcd":
         shop.store.release(shop.acquire(name))
@@ -285,16 +206,18 @@ def test_pinned_adapters_leave_the_host_tier_last(make: Make):
     assert shop.num_reads == 4
 
 
-def test_waiting_adapters_never_push_each_other_out_of_a_tiny_host_tier(make: Make):
+def test_waiting_adapters_never_push_each_other_out_of_a_tiny_host_tier(
+    make_shop: MakeShop,
+):
     """Two adapters, room for none in the host tier and for one in the pool: both get there."""
-    shop = make(num_pages=1, host_adapters=0)
+    shop = make_shop(num_pages=1, host_adapters=0)
     for name in "ab" * 3:
         shop.store.release(shop.acquire(name))
     assert shop.store.pool.loads == 6
 
 
-def test_records_of_a_flood_of_unknown_adapters_are_forgotten(make: Make):
-    shop = make()
+def test_records_of_a_flood_of_unknown_adapters_are_forgotten(make_shop: MakeShop):
+    shop = make_shop()
     key = shop.acquire("a")
     for number in range(12_000):
         shop.store.forget_unused(lambda: {"waiting"})

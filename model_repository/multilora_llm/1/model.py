@@ -15,6 +15,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
+from multilora.admin_command import AdminCommand
 from multilora.config import EngineConfig
 from multilora.errors import ErrorCode, RequestError, StartupError, invalid
 from multilora.reply import Reply, json_reply
@@ -105,8 +106,7 @@ class TritonPythonModel:
             return
         if is_admin(tensors):
             command = admin_command(tensors)
-            answer = self._engine.admin.execute(command, self._config.adapter_timeout)
-            self._when_done(answer, client, lambda result: client.send(json_reply(result)))
+            self._helpers.submit(self._guard, client, self._administer, command, client)
             return
         request_id = f"{client_id}#{next(self._numbers)}"
         parameters = json.loads(request.parameters())
@@ -125,6 +125,11 @@ class TritonPythonModel:
             client,
             lambda own: self._begin(parsed.with_template(own, self._tokenizer), client),
         )
+
+    def _administer(self, command: AdminCommand, client: TritonClient) -> None:
+        """On a thread of its own: to list the adapters may take a look at thousands of folders."""
+        answer = self._engine.admin.execute(command, self._config.adapter_timeout)
+        self._when_done(answer, client, lambda result: client.send(json_reply(result)))
 
     def _begin(self, parsed: TritonRequest, client: TritonClient) -> None:
         self._responder.add(parsed, client)

@@ -53,38 +53,26 @@ class AdapterAdmin:
             raise invalid(
                 f"{command.action} is switched off on this server; start it with --adapter-admin on"
             )
+        run = self._prepared(command)
         reason = "running requests still use it" if command.action == "unload" else _LOADING
-        pending = PendingAnswer.within(command.timeout or timeout, command.adapter_id, reason)
-        if command.action == "list":
-            sources = self._catalog.sources()  # may look at the disk: not on the engine thread
-            self._post(lambda: pending.complete(None, lambda: self._list(sources)))
-        elif command.action == "load":
-            source = self._catalog.source(command.adapter_id, command.source, command.revision)
-            self._post(lambda: self._load(source, command, pending))
-        elif command.action == "unload":
-            was_registered = self._catalog.unregister(command.adapter_id)  # new requests see it now
-            self._post(lambda: self._unload(command, pending, was_registered))
-        else:
-            self._post(self._with_source(command, pending))
+        pending = self.pending.open(command.timeout or timeout, command.adapter_id, reason)
+        self._post(lambda: run(pending))
         return pending.future
 
     def chat_template(self, adapter_id: str, timeout: float) -> "Future[Any]":
         """The adapter's own chat template, or None, once it has been read. Any thread."""
-        answer = PendingAnswer.within(timeout, adapter_id, _LOADING)
         record = self._store.records.get(adapter_id)
         if record is not None and record.facts is not None:
-            answer.complete(None, lambda: record.chat_template)
-            return answer.future
+            known: Future[Any] = Future()
+            known.set_result(record.chat_template)
+            return known
         source = self._catalog.resolve(adapter_id)
+        answer = self.pending.open(timeout, adapter_id, _LOADING)
 
         def read(error: RequestError | None) -> None:
             answer.complete(error, lambda: self._store.records[adapter_id].chat_template)
 
-        def want() -> None:
-            self.pending.add(answer)
-            self._store.want(source, read)
-
-        self._post(want)
+        self._post(lambda: self._store.want(source, read))
         return answer.future
 
     def folders_changed(self, changes: FolderChanges) -> None:
@@ -96,15 +84,29 @@ class AdapterAdmin:
         records = list(self._store.records.values())
         return [r.adapter_id for r in records if r.key and r.source.origin is Origin.DIRECTORY]
 
-    def _list(self, sources: list[AdapterSource]) -> Answer:
+    def _prepared(self, command: AdminCommand) -> Callable[[PendingAnswer], None]:
+        """What the engine thread has to do, after all that may look at the disk."""
+        if command.action == "list":
+            sources = self._catalog.sources()
+            entries = {s.adapter_id: AdapterRecord(s).entry("disk", 0, 0) for s in sources}
+            return lambda pending: pending.complete(None, lambda: self._list(entries))
+        if command.action == "load":
+            source = self._catalog.source(command.adapter_id, command.source, command.revision)
+            return lambda pending: self._load(source, pending)
+        if command.action == "unload":
+            was_registered = self._catalog.unregister(command.adapter_id)  # new requests see it now
+            return lambda pending: self._unload(command, pending, was_registered)
+        return self._with_source(command)
+
+    def _list(self, entries: dict[str, Answer]) -> Answer:
+        """`entries` of all that could be loaded, as if nothing were known of them."""
         counts = self._scheduler.counts()
-        records = {source.adapter_id: AdapterRecord(source) for source in sources}
-        for record in self._store.records.values():
-            if record.adapter_id in records or record.is_known or record.adapter_id in counts:
-                records[record.adapter_id] = record
+        for name, record in self._store.records.items():
+            if name in entries or record.is_known or name in counts:
+                entries[name] = self._entry(record, counts)
         slots, host = self._store.pool.slots, self._store.host
         return {
-            "adapters": [self._entry(record, counts) for record in records.values()],
+            "adapters": list(entries.values()),
             "memory": {
                 "device_pages_used": slots.num_pages - slots.num_free,
                 "device_pages": slots.num_pages,
@@ -118,7 +120,7 @@ class AdapterAdmin:
         running, waiting = counts.get(record.adapter_id, (0, 0))
         return record.entry(self._store.tier(record), running, waiting)
 
-    def _with_source(self, command: AdminCommand, pending: PendingAnswer) -> Callable[[], None]:
+    def _with_source(self, command: AdminCommand) -> Callable[[PendingAnswer], None]:
         """info, pin and unpin: of what is in memory, or else of what could be loaded."""
         source: AdapterSource | None = None
         refusal: RequestError | None = None
@@ -127,7 +129,7 @@ class AdapterAdmin:
         except RequestError as error:
             refusal = error
 
-        def run() -> None:
+        def run(pending: PendingAnswer) -> None:
             record = self._store.records.get(command.adapter_id)
             if record is None and source is not None:
                 record = AdapterRecord(source)
@@ -139,16 +141,14 @@ class AdapterAdmin:
                 pending.complete(None, lambda: self._entry(record, self._scheduler.counts()))
                 return
             self._store.pin(record.source, command.action == "pin")
-            if command.action == "pin" and not record.key:
-                return self._load(record.source, command, pending)
             record = self._store.records[command.adapter_id]
+            if command.action == "pin" and not self._store.in_memory(record):
+                return self._load(record.source, pending)
             pending.complete(None, lambda: self._entry(record, self._scheduler.counts()))
 
         return run
 
-    def _load(self, source: AdapterSource, command: AdminCommand, pending: PendingAnswer) -> None:
-        self.pending.add(pending)
-
+    def _load(self, source: AdapterSource, pending: PendingAnswer) -> None:
         def loaded(error: RequestError | None) -> None:
             if error is None and source.origin is Origin.REGISTERED:
                 self._catalog.register(source)  # kept once it has worked, whoever still listens
@@ -162,6 +162,8 @@ class AdapterAdmin:
 
     def _unload(self, command: AdminCommand, pending: PendingAnswer, was_registered: bool) -> None:
         adapter_id = command.adapter_id
+        # again: a load may have registered it in between, and this is what ends that
+        was_registered = self._catalog.unregister(adapter_id) or was_registered
         if adapter_id not in self._store.records:
             if was_registered:
                 nothing = {"id": adapter_id, "freed_pages": 0, "freed_bytes": 0}
@@ -170,7 +172,6 @@ class AdapterAdmin:
                 message = f"adapter {adapter_id!r} is not in memory; see the action list"
                 pending.complete(RequestError(ErrorCode.NOT_FOUND, message), lambda: None)
             return
-        self.pending.add(pending)
         message = f"adapter {adapter_id!r} has been unloaded; load it again or name another"
         reason = RequestError(ErrorCode.NOT_FOUND, message)
         pages = self._store.pool.num_pages(adapter_id)
@@ -181,18 +182,16 @@ class AdapterAdmin:
         self._store.when_gone(adapter_id, lambda error: pending.complete(error, lambda: answer))
 
     def _follow(self, changes: FolderChanges) -> None:
+        at: dict[str, list[AdapterRecord]] = {}  # LORA_ADAPTERS may name a folder of it too
+        for record in self._store.records.values():
+            at.setdefault(record.source.location, []).append(record)
         for name in changes.added + changes.replaced:
-            for record in self._at(name):
+            for record in at.get(f"{self._directory}/{name}", ()):
                 self._store.refresh(record.adapter_id)
         for name in changes.removed:
-            for record in self._at(name):
+            for record in at.get(f"{self._directory}/{name}", ()):
                 if record.source.origin is Origin.DIRECTORY:
                     message = f"the folder of adapter {name!r} has been removed; name another"
                     reason = RequestError(ErrorCode.NOT_FOUND, message)
                     self._scheduler.abort_adapter(name, reason, running=False)
                     self._store.withdraw(name)
-
-    def _at(self, name: str) -> list[AdapterRecord]:
-        """Under whatever id: LORA_ADAPTERS may name a folder of the directory too."""
-        location = f"{self._directory}/{name}"
-        return [r for r in self._store.records.values() if r.source.location == location]

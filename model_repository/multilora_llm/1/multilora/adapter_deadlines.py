@@ -17,6 +17,11 @@ class AdapterDeadlines:
     def add(self, sequence: Sequence, now: float) -> None:
         self._push(sequence, now + sequence.request.adapter_timeout)
 
+    @property
+    def next(self) -> float | None:
+        """Of a sequence that may have ended meanwhile."""
+        return self._heap[0][0] if self._heap else None
+
     def due(self, now: float) -> list[Sequence]:
         """Sequences that still wait past their deadline; each again in a while if it lives on."""
         due: list[Sequence] = []

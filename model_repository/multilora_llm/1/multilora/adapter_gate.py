@@ -26,6 +26,10 @@ class AdapterGate(Protocol):
         """The pool pages of a referenced adapter."""
         ...
 
+    def unwanted(self, adapter_id: str) -> None:
+        """Nobody waits for the adapter any more: each has started, or has ended."""
+        ...
+
     def is_resident(self, adapter_id: str) -> bool:
         """The version that new sequences would use stands in the pool: it needs no page more."""
         ...

@@ -19,6 +19,7 @@ from multilora.errors import ErrorCode, RequestError
 
 LoadedT = TypeVar("LoadedT")
 _NICENESS = 10  # loading yields the processor to the engine
+_MOST_QUEUED = 4  # reads that wait in a lane: enough to keep it busy over a pass of the engine
 
 _Wanted = queue.SimpleQueue[tuple[AdapterSource, int] | None]
 
@@ -50,6 +51,7 @@ class AdapterLoader(Generic[LoadedT]):
         self._downloads: _Wanted = queue.SimpleQueue()
         self._read = read
         self._wake = wake
+        self._closed = False
         lanes = [self._folders] + [self._downloads] * downloads
         self._threads = [
             threading.Thread(target=self._loop, args=(lane,), name="adapter-loader", daemon=True)
@@ -58,12 +60,16 @@ class AdapterLoader(Generic[LoadedT]):
         for thread in self._threads:
             thread.start()
 
+    def has_room(self, source: AdapterSource) -> bool:
+        """False while enough waits before it: what is not asked for yet takes no memory."""
+        return self._lane(source).qsize() < _MOST_QUEUED
+
     def request(self, source: AdapterSource, ticket: int = 0) -> None:
-        lane = self._folders if source.is_folder else self._downloads
-        lane.put((source, ticket))
+        self._lane(source).put((source, ticket))
 
     def close(self) -> None:
         """Stop after the loads in progress; a download may outlast the wait."""
+        self._closed = True
         self._folders.put(None)
         for _ in self._threads[1:]:
             self._downloads.put(None)
@@ -71,10 +77,13 @@ class AdapterLoader(Generic[LoadedT]):
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
+    def _lane(self, source: AdapterSource) -> _Wanted:
+        return self._folders if source.is_folder else self._downloads
+
     def _loop(self, lane: _Wanted) -> None:
         with contextlib.suppress(OSError, AttributeError):  # a thread is a process to Linux alone
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-        while (wanted := lane.get()) is not None:
+        while (wanted := lane.get()) is not None and not self._closed:
             self.results.put(self._load(*wanted))
             self._wake()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multilora.adapter_checkpoint import Adapter
 from multilora.adapter_pages import AdapterPages
 from multilora.adapter_slots import AdapterSlots
+from multilora.errors import RequestError, invalid
 
 
 @dataclass
@@ -84,6 +85,37 @@ class AdapterPool:
                 self.loads += 1
                 whole.append(copy.adapter.adapter_id)
         return whole
+
+    def retire_all(self, adapter_id: str) -> None:
+        for key in self.versions(adapter_id):
+            self.retire(key)
+
+    def pin(self, adapter_id: str, pinned: bool) -> None:
+        for key in self.versions(adapter_id):
+            self.slots.pin(key, pinned)
+
+    def refusal(self, adapter: Adapter) -> RequestError | None:
+        """Why the whole pool does not hold an adapter."""
+        if adapter.num_pages <= self.slots.num_pages:
+            return None
+        return invalid(
+            f"adapter {adapter.adapter_id!r}: needs {adapter.nbytes} bytes of adapter memory "
+            f"but adapter_memory holds {self.tensors.nbytes}; raise --adapter-memory"
+        )
+
+    def give_up(self) -> str:
+        """End the copy in progress, which cannot go on → its adapter id."""
+        adapter = self._copies.popleft().adapter
+        self._retired.discard(adapter.key)
+        self.slots.evict(adapter.key)
+        return adapter.adapter_id
+
+    def unwanted(self, key: str) -> None:
+        """Nobody waits for the version any more: it is not held for a first use."""
+        for copy in self._copies:
+            copy.wanted = copy.wanted and copy.adapter.key != key
+        if key in self.slots:
+            self.slots.end_hold(key)
 
     def retire(self, key: str) -> None:
         """No new sequence will use this version: free it now, or with its last reference."""

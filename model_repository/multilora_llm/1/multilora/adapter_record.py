@@ -48,10 +48,11 @@ class AdapterRecord:
     facts: AdapterFacts | None = None
     chat_template: Any = None  # as the text layer compiled it; None: the base model's
     error: RequestError | None = None
+    failed: AdapterSource | None = None  # where the error comes from, in the state FAILED
     retry_at: float = 0.0  # time.monotonic() before which a failed adapter is not read again
     pinned: bool = False
     pending: AdapterSource | None = None
-    wanted: bool = False  # by a request, since it was last read
+    wanted: bool = False  # by a request that waits
     changed: bool = False  # the files changed while they were being read
     ticket: int = 0
     requests: int = 0
@@ -70,9 +71,15 @@ class AdapterRecord:
 
     @property
     def recent_failure(self) -> RequestError | None:
-        """The error of a failed adapter that is not to be read again yet."""
-        recent = time.monotonic() < self.retry_at
+        """The error of a failed adapter that is not to be read again yet. That an administrator
+        tried another source in vain is no failure of this one."""
+        recent = time.monotonic() < self.retry_at and self.failed == self.source
         return self.error if recent and self.state is LoadState.FAILED else None
+
+    def fail(self, error: RequestError, source: AdapterSource) -> None:
+        """There is no version that could be used."""
+        self.state, self.error, self.failed = LoadState.FAILED, error, source
+        self.retry_at = time.monotonic() + RETRY_SECONDS
 
     def forget_version(self) -> None:
         """Nothing that was read counts any more; a load in progress comes to nothing."""

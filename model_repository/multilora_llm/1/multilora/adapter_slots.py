@@ -108,6 +108,11 @@ class AdapterSlots:
         self._entries.move_to_end(key)
         return first
 
+    def end_hold(self, key: str) -> None:
+        """Whoever waited for the adapter has left."""
+        self._entries[key].held_until = 0.0
+        self._held.discard(key)
+
     def release(self, key: str) -> None:
         entry = self._entries[key]
         if entry.references < 1:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import queue
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Iterable
 
 from multilora.adapter_checkpoint import Adapter
 from multilora.adapter_gate import NotReady
@@ -18,12 +18,12 @@ from multilora.adapter_host import AdapterHost
 from multilora.adapter_loader import AdapterLoader, LoadResult
 from multilora.adapter_pages import AdapterPages
 from multilora.adapter_pool import AdapterPool, adapter_id_of
-from multilora.adapter_record import RETRY_SECONDS, AdapterRecord, Done, LoadState
+from multilora.adapter_record import AdapterRecord, Done, LoadState
+from multilora.adapter_records import AdapterRecords
 from multilora.adapter_source import AdapterSource
-from multilora.errors import RequestError, invalid
+from multilora.errors import ErrorCode, RequestError
 
 _LOG = logging.getLogger(__name__)
-_MAX_RECORDS = 10_000
 
 
 class AdapterStore:
@@ -39,7 +39,7 @@ class AdapterStore:
     ) -> None:
         self.pool = AdapterPool(tensors)
         self.host = AdapterHost(host_bytes)
-        self.records: dict[str, AdapterRecord] = {}
+        self.records = AdapterRecords()
         self.loading = 0  # adapters being read
         self.reads = self.failures = 0
         self.read_seconds = 0.0
@@ -74,16 +74,24 @@ class AdapterStore:
     def learn(self, source: AdapterSource) -> AdapterRecord:
         """The record of an adapter that somebody has named."""
         record = self.records.setdefault(source.adapter_id, AdapterRecord(source))
-        if not self._in_memory(record):
+        if record.source != source and not self.in_memory(record):
+            if not record.pending:
+                record.forget_version()  # of another source
             record.source = source
         return record
 
     def prepare(self, source: AdapterSource) -> None:
         """A request for the adapter has arrived: read the files now, before its turn comes."""
         record = self.learn(source)
-        record.requests += 1
-        if not self._in_memory(record) and not record.recent_failure:
+        record.requests, record.wanted = record.requests + 1, True
+        if not self.in_memory(record) and not record.recent_failure:
             self._read(record)
+
+    def unwanted(self, adapter_id: str) -> None:
+        if record := self.records.get(adapter_id):
+            record.wanted = False
+            self.host.unwanted(adapter_id)
+            self.pool.unwanted(record.key)
 
     def collect(self, wait: bool = False) -> None:
         """Take what the loader has finished since the last call; `wait`: at least one."""
@@ -98,23 +106,17 @@ class AdapterStore:
         self.pool.budget = max_bytes
         self._copy()
 
-    def forget_unused(self, in_use: Callable[[], Container[str]]) -> None:
+    def forget_unused(self, in_use: Callable[[], Iterable[str]]) -> None:
         """Drop the records of adapters that are in no tier and no queue, once there are many."""
-        if len(self.records) < _MAX_RECORDS:
-            return
-        keep = in_use()
-        resident = {adapter_id_of(key) for key in self.pool.slots.resident}
-        for adapter_id, record in list(self.records.items()):
-            in_memory = adapter_id in self.host or adapter_id in resident
-            if not (in_memory or record.pending or record.pinned or adapter_id in keep):
-                del self.records[adapter_id]
+        resident = map(adapter_id_of, self.pool.slots.resident)
+        self.records.forget(lambda: {*in_use(), *self.host, *resident})
 
     def close(self) -> None:
         self._loader.close()
 
     def load(self, source: AdapterSource, done: Done) -> None:
         """Read the adapter anew into host memory, and the pool if it has room; then tell `done`."""
-        record = self.learn(source)
+        record = self.records.setdefault(source.adapter_id, AdapterRecord(source))
         record.waiters.append(done)
         if record.pending == source:
             record.changed = True  # what is being read may be older than this call
@@ -134,12 +136,11 @@ class AdapterStore:
 
     def refresh(self, adapter_id: str) -> None:
         """The files have changed: read them again if they are in memory, or forget a failure."""
-        record = self.records.get(adapter_id)
-        if record is None:
+        if (record := self.records.get(adapter_id)) is None:
             return
         if record.pending:
             record.changed = True
-        elif self._in_memory(record):
+        elif self.in_memory(record):
             self._ask_loader(record, record.source)
         else:
             record.forget_version()
@@ -150,8 +151,7 @@ class AdapterStore:
         record = self.records[adapter_id]
         self.loading -= record.pending is not None
         record.forget_version()
-        for key in self.pool.versions(adapter_id):
-            self.pool.retire(key)
+        self.pool.retire_all(adapter_id)
         return self.host.drop(adapter_id)
 
     def when_gone(self, adapter_id: str, done: Done) -> None:
@@ -163,16 +163,14 @@ class AdapterStore:
         """A pinned adapter leaves each tier after all that are not."""
         self.learn(source).pinned = pinned
         self.host.pin(source.adapter_id, pinned)
-        for key in self.pool.versions(source.adapter_id):
-            self.pool.slots.pin(key, pinned)
+        self.pool.pin(source.adapter_id, pinned)
 
     def tier(self, record: AdapterRecord) -> str:
         """The fastest place where the version in use stands whole: device, host or disk."""
-        if self.pool.is_whole(record.key):
-            return "device"
-        return "host" if record.adapter_id in self.host else "disk"
+        in_host = "host" if record.adapter_id in self.host else "disk"
+        return "device" if self.pool.is_whole(record.key) else in_host
 
-    def _in_memory(self, record: AdapterRecord) -> bool:
+    def in_memory(self, record: AdapterRecord) -> bool:
         return record.key in self.pool or record.adapter_id in self.host
 
     def _bring(self, record: AdapterRecord) -> bool:
@@ -188,13 +186,20 @@ class AdapterStore:
         return added
 
     def _copy(self) -> None:
-        for adapter_id in self.pool.copy():
-            self.host.used(adapter_id)
+        try:
+            for adapter_id in self.pool.copy():
+                self.host.unwanted(adapter_id)
+        except Exception as error:
+            record = self.records[self.pool.give_up()]
+            self.host.drop(record.adapter_id)
+            message = f"adapter {record.adapter_id!r}: copying it to the device failed: {error!r}"
+            _LOG.exception(message)
+            record.fail(RequestError(ErrorCode.INTERNAL, message), record.source)
 
     def _read(self, record: AdapterRecord) -> None:
         """For a request; not while host memory is full of what has yet to be copied."""
         record.wanted = True
-        if not record.pending and self.host.has_room:
+        if not record.pending and self.host.has_room and self._loader.has_room(record.source):
             self._ask_loader(record, record.source)
 
     def _ask_loader(self, record: AdapterRecord, source: AdapterSource) -> None:
@@ -215,11 +220,10 @@ class AdapterStore:
         record.state, record.pending, record.error = LoadState.READY, None, error
         if error is None:
             record.source = result.source
-        elif self._in_memory(record):
+        elif self.in_memory(record):
             _LOG.warning("%s; the version in memory stays in use", error.message)
         else:
-            record.state = LoadState.FAILED
-            record.retry_at = time.monotonic() + RETRY_SECONDS
+            record.fail(error, result.source)
         if record.changed:
             self._ask_loader(record, result.source)
         else:
@@ -227,21 +231,17 @@ class AdapterStore:
 
     def _use(self, record: AdapterRecord, adapter: Adapter) -> RequestError | None:
         """Make `adapter` the version of new sequences."""
-        if adapter.num_pages > self.pool.slots.num_pages:
-            return invalid(
-                f"adapter {adapter.adapter_id!r}: needs {adapter.nbytes} bytes of adapter memory "
-                f"but adapter_memory holds {self.pool.tensors.nbytes}; raise --adapter-memory"
-            )
+        if error := self.pool.refusal(adapter):
+            return error
         if record.key != adapter.key:
             self.pool.retire(record.key)
         self.pool.revive(adapter.key)
         record.end_unload(record.used_again())
+        record.chat_template = adapter.chat_template  # before the facts: other threads look at both
         record.key, record.facts = adapter.key, adapter.facts
-        record.chat_template = adapter.chat_template
-        wanted, record.wanted = record.wanted, False
-        self.host.keep(adapter, wanted)
+        self.host.keep(adapter, record.wanted)
         if adapter.key not in self.pool and adapter.num_pages <= self.pool.slots.num_free:
-            self.pool.add(adapter, record.pinned, wanted)
+            self.pool.add(adapter, record.pinned, record.wanted)
         return None
 
     def _end_unload(self, adapter_id: str) -> None:

@@ -44,11 +44,20 @@ class Admission:
         if adapter_id not in self.queue:
             self._claims.settle(adapter_id)
             self._passed_over.pop(adapter_id, None)
+            self._adapters.unwanted(adapter_id)
 
     def take(self, sequence: Sequence) -> None:
         """It starts to run."""
         self.queue.take(sequence)
-        self._claims.settle(sequence.request.adapter_id)
+        adapter_id = sequence.request.adapter_id
+        self._claims.settle(adapter_id)
+        if adapter_id not in self.queue:
+            self._adapters.unwanted(adapter_id)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When the first adapter_timeout ends, on the clock."""
+        return self._deadlines.next
 
     def turns(self, running: Collection[Sequence]) -> Iterator[Sequence]:
         """See FairQueue.turns; once a pass, also when nothing can be taken."""

@@ -24,6 +24,7 @@ from multilora.request import Request, TokenOutput
 _LOG = logging.getLogger(__name__)
 _IDLE_SECONDS = 1.0  # how long to sleep while all that waits needs an adapter that loads
 _DESCRIBE_SECONDS = 0.25  # how old the figures of single adapters may be while it runs
+_IDLE_COPIES = 8  # times as many bytes while nothing runs: requests may come any time
 _COPY_BYTES = {"cpu": 16 << 20, "cuda": 32 << 20}  # of adapters in a pass: 2 ms or less
 
 
@@ -70,6 +71,7 @@ class Engine:
         self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join()
+        self._parts.admin.pending.close()  # also when the thread was never started
         self._parts.store.close()
         self.outputs.put(None)
 
@@ -113,7 +115,7 @@ class Engine:
         """Schedule, run, postprocess. Engine thread only."""
         parts = self._parts
         parts.store.collect()
-        parts.store.copy(self._copy_bytes if parts.scheduler.running else None)
+        parts.store.copy(self._copy_bytes * (1 if parts.scheduler.running else _IDLE_COPIES))
         parts.admin.pending.tick()
         batch = parts.scheduler.schedule()
         sampled = parts.runner.run(batch) if batch else []
@@ -166,10 +168,11 @@ class Engine:
         """Run every message; sleep first when there is nothing to compute. False: close."""
         parts = self._parts
         live = len(parts.scheduler)
-        timeout = _IDLE_SECONDS if live or parts.admin.pending else None
         block = (self._stalled or not live) and not parts.store.pool.is_copying
+        timeout = None
         if block:
             self._describe_adapters()
+            timeout = self._idle_seconds()
         while True:
             try:
                 message = self._inbox.get(block=block, timeout=timeout)
@@ -184,18 +187,27 @@ class Engine:
             except Exception:  # a defect in one command must not end all requests
                 _LOG.exception("a message to the engine failed")
 
+    def _idle_seconds(self) -> float | None:
+        """How long to sleep when no message comes: until somebody has waited for too long."""
+        left = [end - time.monotonic() for end in self._parts.deadlines()]
+        left += [_IDLE_SECONDS] if len(self._parts.scheduler) else []
+        return max(0.0, min(left)) if left else None
+
     def _fail_running(self, error: Exception) -> None:
-        """A pass raised: end what was in it, so that the rest and later requests go on."""
+        """A pass raised: end what was in it, so that the rest and later requests go on.
+
+        If nothing was, it would raise again and again: end what waits.
+        """
         reason = RequestError(ErrorCode.INTERNAL, f"the forward pass failed: {error!r}")
-        for sequence in list(self._parts.scheduler.running):
-            self._parts.scheduler.abort(sequence.request.request_id, reason)
-        self._publish(self._parts.scheduler.take_outputs())
+        scheduler = self._parts.scheduler
+        for sequence in list(scheduler.running) or scheduler.waiting:
+            scheduler.abort(sequence.request.request_id, reason)
+        self._publish(scheduler.take_outputs())
 
     def _end_all(self, reason: RequestError) -> None:
         scheduler = self._parts.scheduler
         for sequence in scheduler.running + scheduler.waiting:
             scheduler.abort(sequence.request.request_id, reason)
-        self._parts.admin.pending.close()
         self._publish(scheduler.take_outputs())
 
     def _publish(self, outputs: list[TokenOutput]) -> None:

@@ -43,6 +43,11 @@ class EngineParts:
     scheduler: Scheduler
     runner: ModelRunner
 
+    def deadlines(self) -> list[float]:
+        """When the first of those who wait has waited for too long (time.monotonic())."""
+        ends = (self.scheduler.next_deadline, self.admin.pending.next_deadline)
+        return [end for end in ends if end is not None]
+
     def gauges(self) -> dict[str, float]:
         """Current values of the metrics that some part already keeps."""
         scheduler, store = self.scheduler, self.store

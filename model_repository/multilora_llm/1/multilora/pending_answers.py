@@ -1,5 +1,6 @@
 """Answers that the engine thread owes to other threads, each with a time limit."""
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -7,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multilora.errors import ErrorCode, RequestError
+
+_CLOSED = "the server is shutting down"
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,10 +20,6 @@ class PendingAnswer:
     reason: str
     deadline: float  # time.monotonic()
     future: "Future[Any]" = field(default_factory=Future)
-
-    @staticmethod
-    def within(seconds: float, adapter_id: str, reason: str) -> "PendingAnswer":
-        return PendingAnswer(adapter_id, reason, time.monotonic() + seconds)
 
     def complete(self, error: RequestError | None, result: Callable[[], Any]) -> None:
         """Give the result, or the error; one that has timed out has had its answer."""
@@ -33,33 +32,53 @@ class PendingAnswer:
 
 
 class PendingAnswers:
-    """Engine thread only."""
+    """Any thread opens an answer; the engine thread does the rest, so that each gets its answer."""
 
     def __init__(self) -> None:
         self._answers: list[PendingAnswer] = []
+        self._lock = threading.Lock()  # guards both
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._answers)
 
-    def add(self, answer: PendingAnswer) -> None:
-        self._answers.append(answer)
+    @property
+    def next_deadline(self) -> float | None:
+        """Of one that may have been given meanwhile."""
+        return min((answer.deadline for answer in self._take()), default=None)
+
+    def open(self, seconds: float, adapter_id: str, reason: str) -> PendingAnswer:
+        """What the engine thread will answer within `seconds`. RequestError: it has stopped."""
+        answer = PendingAnswer(adapter_id, reason, time.monotonic() + seconds)
+        with self._lock:
+            if self._closed:
+                raise RequestError(ErrorCode.UNAVAILABLE, _CLOSED)
+            self._answers.append(answer)
+        return answer
 
     def tick(self) -> None:
         """Answer those who have waited long enough; what they wait for goes on."""
         now = time.monotonic()
-        for answer in self._answers:
+        for answer in self._take():
             if now >= answer.deadline:
                 self._refuse(
                     answer,
                     f"adapter {answer.adapter_id!r}: {answer.reason} after the time-out; that goes "
                     "on, so ask again later or send a larger timeout",
                 )
-        self._answers = [answer for answer in self._answers if not answer.future.done()]
 
     def close(self) -> None:
-        for answer in self._answers:
-            self._refuse(answer, "the server is shutting down")
-        self._answers.clear()
+        """No answer comes any more."""
+        with self._lock:
+            self._closed = True
+        for answer in self._take():
+            self._refuse(answer, _CLOSED)
+
+    def _take(self) -> list[PendingAnswer]:
+        """Those that are still to be given."""
+        with self._lock:
+            self._answers = [answer for answer in self._answers if not answer.future.done()]
+            return self._answers
 
     def _refuse(self, answer: PendingAnswer, message: str) -> None:
         answer.complete(RequestError(ErrorCode.UNAVAILABLE, message), lambda: None)

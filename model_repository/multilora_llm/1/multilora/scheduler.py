@@ -2,12 +2,12 @@
 
 Laws. Running sequences come first, oldest first; a decode row is always scheduled; prompt tokens
 share `max_batch_prefill_tokens` a pass (chunked prefill). KV blocks are short → the youngest
-running sequence is preempted and recomputed later. Waiting sequences start in the order of
-FairQueue, and none overtakes one whose turn it is but for want of KV blocks. One whose adapter is
-loading, or has no room, or is held back by a claim of another (AdapterClaims) is skipped, never
-waited on; one that waits longer than its adapter_timeout for a load ends. The base model never
-waits for an adapter. Every sequence ends exactly once, with one TokenOutput that has a
-finish_reason.
+running sequence is preempted and recomputed later, on the adapter version it began with. Waiting
+sequences start in the order of FairQueue, and none overtakes one whose turn it is but for want of
+KV blocks. One whose adapter is loading, or has no room, or is held back by a claim of another
+(AdapterClaims) is skipped, never waited on; one that waits longer than its adapter_timeout for a
+load ends. The base model never waits for an adapter. Every sequence ends exactly once, with one
+TokenOutput that has a finish_reason.
 """
 
 import time
@@ -77,6 +77,10 @@ class Scheduler:
     def cached_tokens(self) -> int:
         return self._held.cached_tokens
 
+    @property
+    def next_deadline(self) -> float | None:
+        return self.admission.next_deadline
+
     def counts(self) -> dict[str, tuple[int, int]]:
         """adapter id → how many of its sequences run and wait; the base model is not listed."""
         counts = {name: (0, waiting) for name, waiting in self.admission.queue.counts().items()}
@@ -102,9 +106,9 @@ class Scheduler:
         self._outputs.append(TokenOutput(request_id, None, finish_reason=reason, error=error))
 
     def abort_adapter(self, adapter_id: str, error: RequestError, running: bool) -> None:
-        """End the waiting requests of an adapter with `error`, and the running ones if told so."""
-        for sequence in self.waiting + (self.running if running else []):
-            if sequence.request.adapter_id == adapter_id:
+        """End the requests of an adapter that never ran with `error`, and the others if told so."""
+        for sequence in self.waiting + self.running:
+            if sequence.request.adapter_id == adapter_id and (running or not sequence.admitted):
                 self.abort(sequence.request.request_id, error)
 
     def schedule(self) -> Batch:
@@ -165,7 +169,7 @@ class Scheduler:
             if sequence is None:
                 return
             try:
-                key = self.admission.acquire(sequence)
+                key = sequence.adapter_key or self.admission.acquire(sequence)
             except RequestError as error:
                 self.abort(sequence.request.request_id, error)
                 continue
@@ -173,7 +177,8 @@ class Scheduler:
                 continue
             sequence.adapter_key = key
             if not self._held.take(sequence):
-                self._release_adapter(sequence)
+                if not sequence.admitted:
+                    self._release_adapter(sequence)
                 return
             self._start(sequence)
             item = BatchItem(sequence, min(sequence.num_uncomputed_tokens, budget))
@@ -186,7 +191,9 @@ class Scheduler:
         insort(self.running, sequence, key=_arrival)
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._drop(sequence)
+        """Its blocks are given back, its adapter is not: it goes on with the same version."""
+        self.running.remove(sequence)
+        self._held.drop(sequence)
         sequence.status = SequenceStatus.WAITING
         self.admission.queue.push(sequence)
         self.preemptions += 1
@@ -216,17 +223,13 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence) -> None:
         if sequence.status is SequenceStatus.RUNNING:
-            self._drop(sequence)
+            self.running.remove(sequence)
+            self._held.drop(sequence)
         else:
             self.admission.remove(sequence)
+        self._release_adapter(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self._sequences[sequence.request.request_id]
-
-    def _drop(self, sequence: Sequence) -> None:
-        """Give back what a running sequence holds."""
-        self.running.remove(sequence)
-        self._held.drop(sequence)
-        self._release_adapter(sequence)
 
     def _release_adapter(self, sequence: Sequence) -> None:
         if sequence.adapter_key:

@@ -7,7 +7,7 @@ from multilora.request import Request
 
 
 class SequenceStatus(Enum):
-    WAITING = auto()  # holds no KV block and no adapter reference
+    WAITING = auto()  # holds no KV block, and its adapter only when it was preempted
     RUNNING = auto()  # holds both
     FINISHED = auto()  # holds neither
 
@@ -20,8 +20,8 @@ class Sequence:
     the cache. `block_table[i]` is the KV block of tokens [i * block_size, (i + 1) * block_size).
     `block_digests` names those of its blocks that are full (see block_allocator). `adapter_key` is
     the content identity of the adapter version this sequence runs on ("" = base); the scheduler
-    sets it on admission and every use of pages or prefix hashes goes through it. `admitted` says
-    that it has run before: preempted, it has had its turn.
+    sets it on the first admission and every use of pages or prefix hashes goes through it.
+    `admitted` says that it has run before: preempted, it has had its turn.
     """
 
     request: Request
