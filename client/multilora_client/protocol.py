@@ -45,6 +45,7 @@ class Sampling(TypedDict, total=False):
     seed: int
     stop_words: Sequence[str]
     ignore_eos: bool
+    adapter_timeout: float  # seconds to wait for an adapter that the server has to load first
 
 
 DATATYPES: dict[str, str] = {
@@ -60,6 +61,7 @@ DATATYPES: dict[str, str] = {
     "seed": "UINT64",
     "stop_words": "BYTES",
     "ignore_eos": "BOOL",
+    "adapter_timeout": "FP32",
 }
 _REPORTS = ("finish_reason", "num_input_tokens", "num_output_tokens")
 

@@ -233,3 +233,15 @@ def test_switched_off() -> None:
             assert client.generate(TEXT, adapter_id="upper").text == TEXT.upper()[:16]
         code, _, errors = command(server, "unload", "sql")
         assert code == 1 and "--adapter-admin on" in errors
+
+
+def test_a_request_waits_for_its_adapter_as_long_as_it_says(
+    client: MultiLoRAClient, hub: HubServer
+) -> None:
+    shutil.copytree(hub.root / "acme/slow", hub.root / "acme/patient")
+    hub.fail("acme/patient/adapter_model.safetensors", "slow", times=1)
+    with pytest.raises(Unavailable, match="adapter_timeout"):
+        client.generate(TEXT, adapter_id="acme/patient", adapter_timeout=0.3)
+    answer = client.generate(TEXT, adapter_id="acme/patient", adapter_timeout=30)
+    assert answer.text == "uryyb jbeyq"
+    client.adapters.unload("acme/patient")
