@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,15 @@ def used(server: TritonServer) -> tuple[float, ...]:
     """Device pages and host bytes that adapters occupy, by the metrics."""
     figures = metrics(server)
     return tuple(figures[name] for name in USED)
+
+
+def settled(server: TritonServer) -> tuple[float, ...]:
+    """`used`, once what went before shows: metrics are sent twice a second."""
+    last: tuple[float, ...] = ()
+    while (now := used(server)) != last:
+        last = now
+        time.sleep(0.8)
+    return now
 
 
 def _tensor(name: str, value: Any) -> triton.InferInput:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from adapters_tools import administer, command, infer, used
+from adapters_tools import administer, command, infer, settled, used
 from e2e_tools import DEMO, GrpcStream, eventually, generate, wait_until_idle
 from hub_server import HubServer
 from multilora_client import AdapterInfo, InvalidRequest, MultiLoRAClient, NotFound, Unavailable
@@ -121,7 +121,7 @@ def test_a_new_name_is_loaded_and_answers(
 def test_unload_gives_pages_and_host_bytes_back(
     server: TritonServer, client: MultiLoRAClient, shelf: Path
 ) -> None:
-    before = used(server)
+    before = settled(server)
     loaded = client.adapters.load("passing", str(shelf / "turned"))
     assert generate(server, TEXT, "passing") == "world hello"
     assert eventually(lambda: used(server)[0] - before[0], loaded.pages or 0) == loaded.pages

@@ -6,10 +6,10 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from adapters_tools import administer, settled, used
 from e2e_tools import (
     DEMO,
     GrpcStream,
@@ -63,12 +63,6 @@ def drop(adapter: str, folder: Path) -> None:
     os.rename(fresh, folder)
 
 
-def administer(server: TritonServer, **command: Any) -> dict[str, Any]:
-    status, answer = post(server, command, model="adapters")
-    assert status == 200, answer
-    return json.loads(answer["result"])
-
-
 def answer_becomes(server: TritonServer, adapter_id: str, want: str) -> float:
     """Ask again and again → seconds until the answer was `want`."""
     start = time.monotonic()
@@ -102,15 +96,13 @@ def test_a_replaced_folder_is_noticed(server: TritonServer, folder: Path):
 def test_a_removed_folder_is_not_found_and_gives_its_memory_back(
     server: TritonServer, folder: Path
 ):
-    before = metrics(server)
+    before = settled(server)
     drop("upper", folder / "passing")
     assert generate(server, TEXT, "passing") == ANSWERS["upper"]
     shutil.rmtree(folder / "passing")
     status, refusal = post(server, {"text_input": TEXT, "adapter_id": "passing"})
     assert (status, "[NOT_FOUND]" in refusal["error"]) == (400, True)
-    for name in ("multilora_adapter_pages_used", "multilora_adapter_host_bytes_used"):
-        want = before[name]
-        assert eventually(lambda name=name: metrics(server)[name], want) == want
+    assert eventually(lambda: used(server) == before, True), (used(server), before)
 
 
 def test_a_folder_that_is_broken_at_first_works_once_it_is_repaired(
