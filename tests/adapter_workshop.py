@@ -65,8 +65,5 @@ class Workshop:
             self.settle()
         raise AssertionError(f"{name} does not come")
 
-    def expire_holds(self) -> None:
-        self.store.pool.slots.now += 1000
-
 
 MakeShop = Callable[..., Workshop]

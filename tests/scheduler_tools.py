@@ -39,7 +39,6 @@ class Gate:
 
     def tick(self) -> None:
         """Between two passes: go on copying."""
-        self.slots.now += 1
         for name in list(self._copies):
             self._copies[name] -= 1
             if self._copies[name] == 0:
@@ -53,7 +52,7 @@ class Gate:
         if adapter_id in self.loading or adapter_id in self._copies:
             return NotReady.LOADING
         if adapter_id not in self.slots:
-            if self.slots.reserve(adapter_id, self.sizes.get(adapter_id, 1)) is None:
+            if self.slots.reserve(adapter_id, self.sizes.get(adapter_id, 1), True) is None:
                 return NotReady.NO_ROOM
             if self.copy_passes:
                 self._copies[adapter_id] = self.copy_passes
@@ -69,7 +68,8 @@ class Gate:
         return self.slots.pages(adapter_key)
 
     def unwanted(self, adapter_id: str) -> None:
-        """This gate holds nothing for anybody."""
+        if adapter_id in self.slots:
+            self.slots.want(adapter_id, False)
 
     def is_resident(self, adapter_id: str) -> bool:
         return adapter_id in self.slots

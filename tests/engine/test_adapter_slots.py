@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from multilora.adapter_slots import HOLD_SECONDS, AdapterSlots
+from multilora.adapter_slots import AdapterSlots
 
 
 def fill(slots: AdapterSlots, key: str, count: int) -> tuple[int, ...] | None:
@@ -60,21 +60,34 @@ def test_pinned_adapters_leave_last():
 
 def test_a_copy_in_progress_and_a_fresh_copy_cannot_be_evicted():
     slots = AdapterSlots(2)
-    slots.reserve("a", 2)
+    slots.reserve("a", 2, wanted=True)
     with pytest.raises(ValueError, match="still being copied"):
         slots.acquire("a")
     assert slots.reserve("b", 1) is None
     slots.mark_ready("a")
     assert slots.reserve("b", 1) is None  # whoever asked for a has not come back for it yet
-    slots.now += HOLD_SECONDS
+    slots.want("a", False)
     assert slots.reserve("b", 1) == (0,)  # and will not
 
 
 def test_a_copy_that_nobody_waits_for_may_be_evicted_at_once():
     slots = AdapterSlots(2)
     slots.reserve("a", 2)
-    slots.mark_ready("a", wanted=False)
+    slots.mark_ready("a")
     assert slots.reserve("b", 1) == (0,)
+
+
+def test_who_waits_may_come_and_leave_during_the_copy():
+    slots = AdapterSlots(2)
+    slots.reserve("a", 1)
+    slots.want("a", True)
+    slots.reserve("b", 1, wanted=True)
+    slots.want("b", False)
+    slots.mark_ready("a")
+    slots.mark_ready("b")
+    assert slots.shortage(2) == 1
+    assert slots.reserve("c", 1) == (1,)
+    assert slots.resident == ["a", "c"]
 
 
 def test_the_first_use_after_a_copy_is_told_from_later_ones():
@@ -90,7 +103,6 @@ def test_random_traces_never_share_or_lose_a_page(seed: int):
     slots = AdapterSlots(12)
     held: list[str] = []
     for step in range(400):
-        slots.now += 0.3
         if held and rng.random() < 0.5:
             slots.release(held.pop(rng.randrange(len(held))))
             continue
@@ -98,13 +110,16 @@ def test_random_traces_never_share_or_lose_a_page(seed: int):
         count = rng.randint(1, 5)
         if key not in slots:
             short = slots.shortage(count)
-            pages = slots.reserve(key, count)
+            pages = slots.reserve(key, count, wanted=rng.random() < 0.5)
             assert (pages is None) is (short > 0)
             if pages is None:
                 continue
         if slots.is_ready(key) or rng.random() < 0.5:
             if not slots.is_ready(key):
                 slots.mark_ready(key)
+                if rng.random() < 0.3:
+                    slots.want(key, rng.random() < 0.5)
+                    continue
             slots.acquire(key)
             held.append(key)
         slots.pin(key, rng.random() < 0.3)

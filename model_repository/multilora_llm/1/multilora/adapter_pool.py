@@ -18,7 +18,6 @@ from multilora.errors import RequestError, invalid
 class _Copy:
     adapter: Adapter
     pages: tuple[int, ...]
-    wanted: bool  # by somebody who waits for it
     layer: int = 0  # the next one
 
 
@@ -64,11 +63,11 @@ class AdapterPool:
 
     def add(self, adapter: Adapter, pinned: bool, wanted: bool) -> bool:
         """Start to copy a version in; False when pages in use leave too few."""
-        pages = self.slots.reserve(adapter.key, adapter.num_pages)
+        pages = self.slots.reserve(adapter.key, adapter.num_pages, wanted)
         if pages is None:
             return False
         self.slots.pin(adapter.key, pinned)
-        self._copies.append(_Copy(adapter, pages, wanted))
+        self._copies.append(_Copy(adapter, pages))
         return True
 
     def copy(self) -> list[str]:
@@ -81,7 +80,7 @@ class AdapterPool:
             copy.layer += 1
             if copy.layer == self.tensors.num_layers:
                 self._copies.popleft()
-                self.slots.mark_ready(copy.adapter.key, copy.wanted)
+                self.slots.mark_ready(copy.adapter.key)
                 self.loads += 1
                 whole.append(copy.adapter.adapter_id)
         return whole
@@ -110,12 +109,10 @@ class AdapterPool:
         self.slots.evict(adapter.key)
         return adapter.adapter_id
 
-    def unwanted(self, key: str) -> None:
-        """Nobody waits for the version any more: it is not held for a first use."""
-        for copy in self._copies:
-            copy.wanted = copy.wanted and copy.adapter.key != key
+    def want(self, key: str, wanted: bool) -> None:
+        """See AdapterSlots.want; nothing happens to what is not in the pool."""
         if key in self.slots:
-            self.slots.end_hold(key)
+            self.slots.want(key, wanted)
 
     def retire(self, key: str) -> None:
         """No new sequence will use this version: free it now, or with its last reference."""

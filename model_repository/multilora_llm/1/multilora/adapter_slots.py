@@ -1,17 +1,17 @@
 """Which adapters stand in the device pool, on which rank pages, and who may leave.
 
 An adapter key is content identity (id and digest), so two versions of one adapter are two
-entries. What running sequences reference never leaves, nor what is being copied, nor what was
-copied a moment ago and not yet used: whoever waits for it must find it. Of the rest the least
-recently used leaves first, pinned ones after all others. Pages are handed out lowest first: active
-pages stay close together, which the CPU path of the kernels rewards.
+entries. What running sequences reference never leaves, nor what is being copied, nor what somebody
+waits for and has not used yet: it must be there when its turn comes. Of the rest the least recently
+used leaves first, pinned ones after all others. Pages are handed out lowest first: active pages
+stay close together, which the CPU path of the kernels rewards.
 """
 
+import contextlib
 import heapq
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
-
-HOLD_SECONDS = 1.0  # how long a copied adapter is kept for whoever has asked for it
 
 
 @dataclass
@@ -20,8 +20,12 @@ class _Entry:
     references: int = 0
     pinned: bool = False
     ready: bool = False  # copied
-    held_until: float = 0.0  # 0 once it has been used
+    wanted: bool = False  # by somebody who waits for it
     used: bool = False
+
+    @property
+    def is_idle(self) -> bool:
+        return self.ready and not self.references and not self.wanted
 
 
 class AdapterSlots:
@@ -31,11 +35,9 @@ class AdapterSlots:
         self.num_pages = num_pages
         self.evictions = 0
         self.num_references = 0  # over all adapters
-        self.now = 0.0  # seconds of any clock, set by the store in every pass
         self._free = list(range(num_pages))
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
-        self._held: set[str] = set()  # entries that had a hold and were not used since
-        self._idle_pages = 0  # of ready entries without reference, held ones included
+        self._idle_pages = 0  # of the entries that are idle
 
     @property
     def num_free(self) -> int:
@@ -62,10 +64,11 @@ class AdapterSlots:
         """True when the pages hold the adapter: its copy has ended."""
         return self._entries[key].ready
 
-    def reserve(self, key: str, count: int) -> tuple[int, ...] | None:
+    def reserve(self, key: str, count: int, wanted: bool = False) -> tuple[int, ...] | None:
         """Give `key` `count` pages to be filled, evicting idle adapters if needed.
 
-        None when pages in use leave too few: then nothing is evicted.
+        `wanted`: somebody waits for it, so it stays until its first use. None when pages in use
+        leave too few: then nothing is evicted.
         """
         if key in self._entries:
             raise ValueError(f"adapter {key} already has pages")
@@ -75,52 +78,41 @@ class AdapterSlots:
             self.evict(victim)
             self.evictions += 1
         pages = tuple(heapq.heappop(self._free) for _ in range(count))
-        self._entries[key] = _Entry(pages)
+        self._entries[key] = _Entry(pages, wanted=wanted)
         return pages
 
     def shortage(self, count: int) -> int:
         """How many of `count` pages neither are free nor can be freed now."""
-        held = (self._entries[key] for key in self._held)
-        kept = sum(len(entry.pages) for entry in held if entry.held_until > self.now)
-        return max(0, count - len(self._free) - (self._idle_pages - kept))
+        return max(0, count - len(self._free) - self._idle_pages)
 
-    def mark_ready(self, key: str, wanted: bool = True) -> None:
-        """The copy has ended; if somebody wants the adapter, it is held for that first use."""
-        entry = self._entries[key]
-        entry.ready = True
-        self._idle_pages += len(entry.pages)
-        if wanted:
-            entry.held_until = self.now + HOLD_SECONDS
-            self._held.add(key)
+    def mark_ready(self, key: str) -> None:
+        """The copy has ended."""
+        with self._counted(key) as entry:
+            entry.ready = True
+
+    def want(self, key: str, wanted: bool) -> None:
+        """Somebody waits for an adapter that has not been used yet, or nobody does any more."""
+        with self._counted(key) as entry:
+            entry.wanted = wanted and not entry.used
 
     def acquire(self, key: str) -> bool:
         """Reference `key` for one running sequence and mark it used → True for its first use."""
-        entry = self._entries[key]
-        if not entry.ready:
+        if not self.is_ready(key):
             raise ValueError(f"adapter {key} is still being copied")
-        first, entry.used = not entry.used, True
-        entry.held_until = 0.0
-        self._held.discard(key)
-        if not entry.references:
-            self._idle_pages -= len(entry.pages)
-        entry.references += 1
+        with self._counted(key) as entry:
+            first, entry.used = not entry.used, True
+            entry.wanted = False
+            entry.references += 1
         self.num_references += 1
         self._entries.move_to_end(key)
         return first
 
-    def end_hold(self, key: str) -> None:
-        """Whoever waited for the adapter has left."""
-        self._entries[key].held_until = 0.0
-        self._held.discard(key)
-
     def release(self, key: str) -> None:
-        entry = self._entries[key]
-        if entry.references < 1:
-            raise ValueError(f"adapter {key} released twice")
-        entry.references -= 1
+        with self._counted(key) as entry:
+            if entry.references < 1:
+                raise ValueError(f"adapter {key} released twice")
+            entry.references -= 1
         self.num_references -= 1
-        if not entry.references:
-            self._idle_pages += len(entry.pages)
 
     def pin(self, key: str, pinned: bool = True) -> None:
         self._entries[key].pinned = pinned
@@ -130,16 +122,19 @@ class AdapterSlots:
         entry = self._entries[key]
         if entry.references:
             raise ValueError(f"adapter {key} is in use by {entry.references} sequences")
+        self._idle_pages -= len(entry.pages) * entry.is_idle
         del self._entries[key]
-        self._held.discard(key)
-        if entry.ready:
-            self._idle_pages -= len(entry.pages)
         for page in entry.pages:
             heapq.heappush(self._free, page)
         return len(entry.pages)
 
-    def _is_idle(self, entry: _Entry) -> bool:
-        return entry.ready and not entry.references and self.now >= entry.held_until
+    @contextlib.contextmanager
+    def _counted(self, key: str) -> Iterator[_Entry]:
+        """An entry to be changed, with `_idle_pages` right afterwards."""
+        entry = self._entries[key]
+        before = entry.is_idle
+        yield entry
+        self._idle_pages += len(entry.pages) * (entry.is_idle - before)
 
     def _victims(self, shortage: int) -> list[str]:
         victims: list[str] = []
@@ -147,7 +142,7 @@ class AdapterSlots:
             for key, entry in self._entries.items():
                 if shortage <= 0:
                     return victims
-                if entry.pinned is pinned and self._is_idle(entry):
+                if entry.pinned is pinned and entry.is_idle:
                     victims.append(key)
                     shortage -= len(entry.pages)
         return victims

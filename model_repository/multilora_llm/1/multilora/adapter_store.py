@@ -50,6 +50,7 @@ class AdapterStore:
         if record.key not in self.pool and not self._bring(record):
             return NotReady.NO_ROOM
         if not self.pool.is_whole(record.key):
+            self.pool.want(record.key, True)
             return NotReady.LOADING
         self.pool.acquire(record.key)
         record.last_used = time.time()
@@ -91,11 +92,10 @@ class AdapterStore:
         if record := self.records.get(adapter_id):
             record.wanted = False
             self.host.unwanted(adapter_id)
-            self.pool.unwanted(record.key)
+            self.pool.want(record.key, False)
 
     def collect(self, wait: bool = False) -> None:
         """Take what the loader has finished since the last call; `wait`: at least one."""
-        self.pool.slots.now = time.monotonic()
         with contextlib.suppress(queue.Empty):
             while True:
                 self._finish_load(self._loader.results.get(block=wait))
