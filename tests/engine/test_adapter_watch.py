@@ -64,12 +64,11 @@ def wait_for_scans(folders: Scripted, count: int) -> None:
         time.sleep(0.005)
 
 
-def test_added_replaced_and_removed_are_told_once(
-    folders: Scripted, reports: Reports, watch: AdapterWatch
-) -> None:
+@pytest.mark.usefixtures("watch")
+def test_added_replaced_and_removed_are_told_once(folders: Scripted, reports: Reports) -> None:
     root = Path(folders.root)
     wait_for_scans(folders, 4)
-    assert reports.empty() and watch.names == ["old"]  # what was there is no news
+    assert reports.empty() and folders.known == ("old",)  # what was there is no news
     for change, expected in (
         (lambda: make(root / "team/new"), FolderChanges(("team/new",), (), ())),
         (lambda: make(root / "old", "v2"), FolderChanges((), ("old",), ())),
@@ -80,7 +79,7 @@ def test_added_replaced_and_removed_are_told_once(
         assert reports.get(timeout=20) == expected
         wait_for_scans(folders, 4)
         assert reports.empty()
-    assert watch.names == ["old", "team/new"]
+    assert folders.known == ("old", "team/new")
 
 
 def test_several_changes_in_one_report(folders: Scripted, reports: Reports) -> None:
@@ -141,7 +140,7 @@ def test_failures_are_logged_once_and_take_nothing_away(
     wait_for_scans(folders, 5)
     assert len(caplog.records) == 1
     assert f"watching the adapters directory {root}" in caplog.text
-    assert watch.names == ["old"]
+    assert folders.known == ("old",)
     root.with_name("away").rename(root)
     wait_for_scans(folders, 4)
     assert reports.empty() and len(caplog.records) == 1

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from multilora.adapter_catalog import AdapterCatalog
+from multilora.adapter_folders import AdapterFolders
 from multilora.adapter_record import AdapterRecord
 from multilora.adapter_source import AdapterSource, Origin
 from multilora.adapter_store import AdapterStore
@@ -24,8 +25,8 @@ _LOADING = "it is still being read"
 
 
 class AdapterAdmin:
-    """`post` runs a function on the engine thread; `tick` is called there, between steps.
-    `directory` is the one that is watched, "" when there is none."""
+    """`post` runs a function on the engine thread, which also ticks `pending` between its steps.
+    `folders` is the directory that is watched, if there is one."""
 
     def __init__(
         self,
@@ -33,14 +34,14 @@ class AdapterAdmin:
         store: AdapterStore,
         scheduler: Scheduler,
         post: Callable[[Callable[[], None]], None],
-        directory: str,
+        folders: AdapterFolders | None,
         switched_on: bool,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._scheduler = scheduler
         self._post = post
-        self._directory = directory
+        self._folders = folders
         self._switched_on = switched_on
         self.pending = PendingAnswers()
 
@@ -169,7 +170,7 @@ class AdapterAdmin:
                 nothing = {"id": adapter_id, "freed_pages": 0, "freed_bytes": 0}
                 pending.complete(None, lambda: nothing)
             else:
-                message = f"adapter {adapter_id!r} is not in memory; see the action list"
+                message = f"adapter {adapter_id!r} is not in memory; the action list shows what is"
                 pending.complete(RequestError(ErrorCode.NOT_FOUND, message), lambda: None)
             return
         message = f"adapter {adapter_id!r} has been unloaded; load it again or name another"
@@ -182,14 +183,15 @@ class AdapterAdmin:
         self._store.when_gone(adapter_id, lambda error: pending.complete(error, lambda: answer))
 
     def _follow(self, changes: FolderChanges) -> None:
+        assert self._folders is not None  # or nobody would watch
         at: dict[str, list[AdapterRecord]] = {}  # LORA_ADAPTERS may name a folder of it too
         for record in self._store.records.values():
             at.setdefault(record.source.location, []).append(record)
         for name in changes.added + changes.replaced:
-            for record in at.get(f"{self._directory}/{name}", ()):
+            for record in at.get(self._folders.location(name), ()):
                 self._store.refresh(record.adapter_id)
         for name in changes.removed:
-            for record in at.get(f"{self._directory}/{name}", ()):
+            for record in at.get(self._folders.location(name), ()):
                 if record.source.origin is Origin.DIRECTORY:
                     message = f"the folder of adapter {name!r} has been removed; name another"
                     reason = RequestError(ErrorCode.NOT_FOUND, message)

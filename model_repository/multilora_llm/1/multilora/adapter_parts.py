@@ -113,7 +113,10 @@ def _adapter_reader(
 
     def read(source: AdapterSource) -> Adapter:
         if folders and source.origin is Origin.DIRECTORY and not folders.find(source.adapter_id):
-            message = f"the folder of adapter {source.adapter_id!r} has been removed"
+            message = (
+                f"the folder of adapter {source.adapter_id!r} has been removed; put it back or "
+                "name another"
+            )
             raise RequestError(ErrorCode.NOT_FOUND, message)
         folder = adapter_folder(source, limits)
         adapter = read_adapter(folder, source.adapter_id, base, dtype, config.max_lora_rank)

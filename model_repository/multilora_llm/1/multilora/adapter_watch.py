@@ -55,11 +55,6 @@ class AdapterWatch:
         with self._failures_logged():
             self._reported = self._latest = folders.scan()
 
-    @property
-    def names(self) -> list[str]:
-        """The adapters that the latest scan has found."""
-        return sorted(self._latest)
-
     def start(self) -> None:
         self._thread.start()
 

@@ -156,7 +156,7 @@ def _admin(
         store=adapters.store,
         scheduler=scheduler,
         post=post,
-        directory=adapters.folders.root if adapters.folders else "",
+        folders=adapters.folders,
         switched_on=config.adapter_admin == "on",
     )
 
