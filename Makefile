@@ -8,10 +8,11 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 ARGS ?=
+PEERS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check bench test-gpu
+.PHONY: help demo serve test check bench test-gpu bench-gpu
 
 help:  ## show the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*##/ { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,14 +34,22 @@ check: $(READY)  ## lint, formatting and types
 bench: $(READY)  ## measure the life of adapters, 10 minutes on quiet cores; ARGS="--quick"
 	@$(PY) scripts/bench_adapters.py $(ARGS)
 
-# Installs nothing, so that it runs where PyTorch is there and the network is not: a GPU machine
-# need not have tritonclient.
+# The GPU verbs install nothing, so that they run where PyTorch is there and the network is not: a
+# GPU machine need not have tritonclient. Without a GPU there is nothing to do, nor a need of PyTorch.
+define find_gpu
+py=$(PY); test -x $$py || py="$(or $(PYTHON),python3)"; \
+if ! "$$py" -c 'import torch' 2>/dev/null; then \
+	if ls /dev/nvidia* >/dev/null 2>&1; then "$$py" -c 'import torch'; exit 1; fi; \
+	echo "$@: no GPU and no PyTorch here; nothing to run."; exit 0; fi; \
+"$$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	{ echo "$@: PyTorch sees no GPU here; nothing to run."; exit 0; }
+endef
+
 test-gpu:  ## run the tests that need a GPU, with .venv or else with PYTHON
-	@py=$(PY); test -x $$py || py="$(or $(PYTHON),python3)"; \
-	"$$py" -c 'import pytest, torch' || exit 1; \
-	if ! "$$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		echo "test-gpu: PyTorch sees no GPU here; nothing to run."; exit 0; fi; \
-	"$$py" -m pytest -m gpu --ignore=tests/client --ignore=tests/e2e $(ARGS)
+	@$(find_gpu); "$$py" -m pytest -m gpu --ignore=tests/client --ignore=tests/e2e $(ARGS)
+
+bench-gpu:  ## measure kernels and a whole model on a GPU, 9 minutes; PEERS=folder-with-peers_api
+	@$(find_gpu); "$$py" scripts/bench_gpu.py --peers "$(PEERS)" $(ARGS)
 
 # torch comes first: with it in place nothing else asks for another build of it. The CPU build
 # brings no OpenAI Triton, whose interpreter and compiler the kernel tests use. nvidia-pytriton

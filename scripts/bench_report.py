@@ -9,9 +9,8 @@ from bench_checkpoint import RANK
 from bench_machine import Machine
 from bench_plan import Plan
 from bench_plots import plot
-from bench_statistics import COLUMNS, Result, markdown_table, percentile, text_table
+from bench_statistics import COLUMNS, Result, markdown_table, percentile, text_table, write_page
 
-KEEP = "<!-- The benchmark writes what is above this line and keeps what is below it. -->"
 _PERCENTILES = (0, 5, 25, 50, 75, 90, 95, 99, 100)
 _MOST_SAMPLES = 1000  # more are kept as percentiles alone
 
@@ -36,8 +35,7 @@ class Report:
         text = json.dumps(self._json(), indent=1, ensure_ascii=False)
         page.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
         plots = plot(self.results, page.with_suffix(""))
-        below = page.read_text(encoding="utf-8").partition(KEEP)[2] if page.is_file() else "\n"
-        page.write_text(self._page(plots) + KEEP + below, encoding="utf-8")
+        write_page(page, self._page(plots))
         return page
 
     def _rows(self) -> list[list[str]]:

@@ -1,8 +1,11 @@
-"""Arithmetic of the benchmarks: percentiles, ratios of pairs, and the figures of a table."""
+"""Arithmetic of the benchmarks: percentiles, ratios of pairs; tables and pages."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+KEEP = "<!-- The benchmark writes what is above this line and keeps what is below it. -->"
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -105,3 +108,9 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def write_page(page: Path, text: str) -> None:
+    """Replace what a benchmark has written, and keep what somebody has written below it."""
+    below = page.read_text(encoding="utf-8").partition(KEEP)[2] if page.is_file() else "\n"
+    page.write_text(text + KEEP + below, encoding="utf-8")

@@ -18,6 +18,7 @@ from triton_server import TritonServer
 from triton_settings import engine_environment, model_repository, parse_flags, ports
 
 _TAIL_LINES = 30
+_START_LINES = 2000
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -45,11 +46,13 @@ class Screen:
                 print(line, file=sys.stderr, flush=True)
 
     def ready(self, server: TritonServer, seconds: float, example: str) -> None:
-        """Say that requests are welcome, and how to send one."""
+        """Say what memory is used for, that requests are welcome, and how to send one."""
         clear = "\r\x1b[K" if sys.stdout.isatty() and not self._verbose else ""
+        said = [] if self._verbose else triton_log.report(server.log_tail(_START_LINES))
+        report = "".join(f"         {line}\n" for line in said)
         with self._lock:
             print(
-                f"{clear}{seconds:5.0f} s  ready: HTTP {server.http_url}  gRPC "
+                f"{clear}{report}{seconds:5.0f} s  ready: HTTP {server.http_url}  gRPC "
                 f"{server.grpc_address}  metrics {server.metrics_url}\n\n{example}\n",
                 flush=True,
             )

@@ -9,7 +9,8 @@ _FAILED_LOAD = re.compile(  # the reason ends before the Python traceback or the
 )
 _LOADING = re.compile(r"loading: (\w+):\d+")
 _LOADED = re.compile(r"successfully loaded '(\w+)'")
-_ENGINE = re.compile(r"I multilora[\w.]*: (.*)")
+_ENGINE = re.compile(r"I multilora(?!\.memory:)[\w.]*: (.*)")
+_REPORT = re.compile(r"I multilora\.memory: (.*)|W multilora[\w.]*: (.*)")
 _NOISE = re.compile(  # without a GPU; and after each error on a stream with triton_grpc_error
     r"pinned|CudaDriverHelper|NVML|DCGM|CUDA driver version is insufficient"
     r"|HandleCancellation called even when the context was not cancelled"
@@ -25,6 +26,13 @@ def stage(line: str) -> str | None:
     if match := _LOADED.search(line):
         return f"loaded the Triton model {match[1]}"
     return None
+
+
+def report(lines: Iterable[str]) -> list[str]:
+    """What the engine said at start that a user should see once it is ready: how memory is used,
+    and its warnings."""
+    found = (_REPORT.match(line) for line in lines)
+    return [match[1] or f"warning: {match[2]}" for match in found if match]
 
 
 def is_warning(line: str) -> bool:

@@ -27,7 +27,8 @@ _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
     "max-batch-prefill-tokens": (int, "prompt tokens computed in one forward pass"),
     "max-concurrent-requests": (int, "requests running or waiting before others are refused"),
     "max-lora-rank": (int, "largest rank an adapter may have"),
-    "adapter-memory": (str, f"device memory for adapters ({_SIZE})"),
+    "gpu-memory-utilization": (float, "part of a GPU's memory that may be in use, by others too"),
+    "adapter-memory": (str, f"device memory for adapters: auto, or {_SIZE}"),
     "adapter-host-memory": (str, f"host memory for adapters ({_SIZE})"),
     "adapters-dir": (str, "folder whose PEFT folders are adapters by their relative names"),
     "adapter-allow": (
@@ -40,10 +41,14 @@ _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
     "adapter-loads": (int, "adapters that are downloaded or read at once"),
     "adapter-admin": (str, "on or off: the Triton model adapters may load and unload"),
     "adapter-metrics": (int, "adapters that have figures of their own on /metrics"),
-    "kv-cache-memory": (str, f"device memory for keys and values ({_SIZE})"),
+    "kv-cache-memory": (str, f"device memory for keys and values: auto, or {_SIZE}"),
+    "cuda-graphs": (str, "on or off: capture decode passes on a GPU"),
     "threads": (int, "CPU threads of PyTorch; 0 lets it choose"),
 }
-_ALIASES = {"max-input-tokens": ["--max-input-length"]}
+_ALIASES = {  # TGI's names
+    "max-input-tokens": ["--max-input-length"],
+    "gpu-memory-utilization": ["--cuda-memory-fraction"],
+}
 _PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}
 
 

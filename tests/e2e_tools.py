@@ -1,12 +1,13 @@
 """What end-to-end tests say to a running Triton server, over real HTTP and real gRPC."""
 
+import contextlib
 import http.client
 import json
 import queue
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +29,20 @@ _TYPES: dict[str, tuple[str, Any]] = {
     "seed": ("UINT64", np.uint64),
     **dict.fromkeys(("text_input", "adapter_id", "sampling_parameters"), ("BYTES", np.object_)),
 }
+# "" is the default, the demo, whatever the environment says
+_SETTINGS = {"MODEL_ID": "", "LORA_ADAPTERS": "", "THREADS": "1", "KV_CACHE_MEMORY": "64MiB"}
+
+
+@contextlib.contextmanager
+def demo_server(**settings: str) -> Iterator[TritonServer]:
+    """A Triton server with the demo and `settings`, by name. Fails when, at the end, one of its
+    processes has died or something is left over, whatever the tests did."""
+    with TritonServer({**_SETTINGS, **settings}) as server:
+        server.wait_ready(timeout=120)
+        yield server
+        print(*server.log_tail(), sep="\n")  # shown when the next lines fail
+        server.check()
+        wait_until_idle(server)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from collections import Counter
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import unquote
 
 _CODES = {401: "RepoNotFound", 404: "EntryNotFound"}
@@ -57,12 +56,7 @@ class HubServer:
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._http.shutdown()
         self._http.server_close()
 
@@ -142,15 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "RevisionNotFound")
         commit, files = found
         if tree_revision:
-            tree = [
-                {
-                    "type": "file",
-                    "path": name,
-                    "size": len(content),
-                    "oid": hashlib.sha1(content).hexdigest(),
-                }
-                for name, content in files.items()
-            ]
+            tree = [_tree_entry(name, content) for name, content in files.items()]
             return self._send(200, json.dumps(tree).encode())
         siblings = [{"rfilename": name} for name in files]
         about = {"id": repo, "sha": commit, "siblings": siblings}
@@ -217,8 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("broken", "reset"):
             self._write(path, content[: len(content) // 2])
             self.close_connection = True
+            time.sleep(0.1)  # let the half arrive: at the end, clients drop what is unread
             if fault == "reset":
-                time.sleep(0.1)  # let the half arrive: a reset drops what is on its way
                 no_linger = struct.pack("ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
                 self.connection.shutdown(socket.SHUT_RD)
@@ -249,6 +235,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _tree_entry(name: str, content: bytes) -> dict[str, str | int]:
+    oid = hashlib.sha1(content).hexdigest()
+    return {"type": "file", "path": name, "size": len(content), "oid": oid}
 
 
 def _sha256(content: bytes) -> str:

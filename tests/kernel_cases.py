@@ -99,17 +99,25 @@ def attention_case(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> AttentionCase:
-    """`lengths` are (new, context) of each sequence, `heads` are (query, KV) heads."""
+    """`lengths` are (new, context) of each sequence, `heads` are (query, KV) heads.
+
+    What the caches hold outside of the sequences is NaN, and so is the block that the unused
+    entries of the block tables name.
+    """
     noise = torch.Generator().manual_seed(len(lengths))
     counts = [-(-context // block_size) for _, context in lengths]
     order = torch.randperm(sum(counts) + 2, generator=noise).tolist()
-    tables = torch.zeros(len(lengths), max(counts) + 1, dtype=torch.int32)
-    for row, count in enumerate(counts):
-        tables[row, :count] = torch.tensor([order.pop() for _ in range(count)])
+    tables = torch.full((len(lengths), max(counts) + 1), order.pop(), dtype=torch.int32)
     shape = (sum(counts) + 2, block_size, heads[1], head_dim)
-    k, v = torch.randn(shape, generator=noise), torch.randn(shape, generator=noise)
+    k, v = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
+    for row, (_, context) in enumerate(lengths):
+        for start in range(0, context, block_size):
+            block = tables[row, start // block_size] = order.pop()
+            used = (block, slice(min(block_size, context - start)))
+            for cache in (k, v):
+                cache[used] = torch.randn(cache[used].shape, generator=noise)
     new = [count for count, _ in lengths]
-    q = torch.randn(sum(new), heads[0], head_dim, generator=noise)
+    q = torch.randn(sum(new), heads[0] + 1, head_dim, generator=noise)[:, :-1]
     starts = torch.tensor([0, *new]).cumsum(0).to(torch.int32)
     contexts = torch.tensor([context for _, context in lengths], dtype=torch.int32)
     q, k, v = (part.to(device, dtype) for part in (q, k, v))

@@ -22,13 +22,14 @@ PURE = {
     "adapter_allow", "adapter_catalog", "adapter_files", "adapter_folders", "adapter_hints",
     "adapter_names", "adapter_watch", "adapter_record", "adapter_records",
     "adapter_slots", "adapter_source",
-    "adapter_counts", "admin_command", "metrics", "pending_answers",
+    "adapter_counts", "admin_command", "memory_plan", "metrics", "pending_answers",
 }  # fmt: skip
 DEVICE = {
     "adapter_checkpoint", "adapter_host", "adapter_pages", "adapter_pool", "adapter_store",
     "adapter_tensors", "page_layout",
     "lora_linear", "sampler", "sampling_input", "weights", "checkpoint_files", "rope", "llama",
-    "kv_cache", "forward_input", "model_runner", "zeros",
+    "kv_cache", "forward_input", "model_runner", "zeros", "upload", "lora_plan", "captured_pass",
+    "decode_graphs", "gpu_check", "memory_profile", "kernel_warm_up",
 }  # fmt: skip
 TEXT = {"tokenizer", "detokenizer", "chat_template", "adapter_text"}
 ENGINE = {

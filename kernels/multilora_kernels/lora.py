@@ -1,13 +1,43 @@
-"""add_lora: what all adapters of a batch add to one fused projection, y += (x · A) · B.
+"""The update that all adapters of a batch add to one fused projection, y += (x · A) · B.
 
-Chooses by device: OpenAI Triton kernels on a GPU, dense or looped torch products on a CPU.
+add_lora chooses by device: OpenAI Triton kernels on a GPU, dense or looped torch products on a
+CPU. Where kernels run the halves may be apart: shrink gives the update, and the kernel that reads
+the projection adds it on the fly (lora_tile), or expand does.
 """
+
+from typing import NamedTuple
 
 import torch
 
 from multilora_kernels.expand import expand_cpu, expand_gpu
+from multilora_kernels.openai_triton import uses_kernels
 from multilora_kernels.segments import LoRASegments
 from multilora_kernels.shrink import shrink_cpu, shrink_gpu
+
+
+class LoRAUpdate(NamedTuple):
+    """y += h · B, still to be added. Filled by shrink."""
+
+    h: torch.Tensor  # fp32 [splits, max_pairs, tile_rows, slices * 16]; only real rows are set
+    b: torch.Tensor  # [pages, 16, out_total]
+    slice_sizes: tuple[int, ...]  # columns of each slice
+    segments: LoRASegments
+
+
+def shrink(
+    x: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    slice_sizes: tuple[int, ...],
+    segments: LoRASegments,
+) -> LoRAUpdate:
+    """The first half, arguments as add_lora's; kernels only."""
+    return LoRAUpdate(shrink_gpu(x, a, segments), b, slice_sizes, segments)
+
+
+def expand(update: LoRAUpdate, y: torch.Tensor) -> None:
+    """The second half: y [T, out_total] += h · B, in place; kernels only."""
+    expand_gpu(update.h, update.b, update.slice_sizes, update.segments, y)
 
 
 def add_lora(
@@ -23,9 +53,7 @@ def add_lora(
     All of one float dtype and on one device, rows contiguous; rows of no segment are not touched.
     `slice_sizes` (one to three, summing to out_total) says which columns belong to which slice.
     """
-    if not segments.num_rows:
-        return
-    if x.is_cuda:
-        expand_gpu(shrink_gpu(x, a, segments), b, slice_sizes, segments, y)
+    if uses_kernels(x):
+        expand(shrink(x, a, b, slice_sizes, segments), y)
     else:
         expand_cpu(shrink_cpu(x, a, segments), b, slice_sizes, segments, y)

@@ -4,14 +4,25 @@ Where it is not installed the kernels can still be defined, so their modules imp
 paths work; launching one raises ModuleNotFoundError. Importing this looks at no driver.
 """
 
+import functools
 import importlib
 import importlib.util
+import os
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on tensors of the CPU
+_INTERPRETED_PROGRAMS = 4  # of a persistent grid: each costs milliseconds
+
 
 class _NotInstalled:
-    """Stands for a kernel."""
+    """Stands for a kernel.
+
+    Kernels name the integers that differ from batch to batch in `do_not_specialize`: OpenAI Triton
+    would compile one anew for a 1, for a multiple of 16 and for other values, while requests wait.
+    """
 
     def __init__(self, function: object) -> None:
         self._function = function
@@ -22,9 +33,30 @@ class _NotInstalled:
         )
 
 
+def _jit(function: object = None, **_: object) -> Any:
+    return _NotInstalled if function is None else _NotInstalled(function)
+
+
 def next_power_of_2(n: int) -> int:
     """The smallest power of two that is n or more, n >= 1."""
     return 1 << (n - 1).bit_length()
+
+
+def uses_kernels(tensor: torch.Tensor) -> bool:
+    """Whether ops on `tensor` run as kernels: on a GPU, or interpreted."""
+    return tensor.is_cuda or INTERPRETED
+
+
+def num_programs(tensor: torch.Tensor, per_multiprocessor: int) -> int:
+    """How many programs a persistent grid has, on the device of `tensor`."""
+    if not tensor.is_cuda:
+        return _INTERPRETED_PROGRAMS
+    return _num_multiprocessors(tensor.device) * per_multiprocessor
+
+
+@functools.cache
+def _num_multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 triton: Any
@@ -33,4 +65,4 @@ if importlib.util.find_spec("triton"):
     triton = importlib.import_module("triton")
     tl = importlib.import_module("triton.language")
 else:
-    triton, tl = SimpleNamespace(jit=_NotInstalled), SimpleNamespace(constexpr=int)
+    triton, tl = SimpleNamespace(jit=_jit), SimpleNamespace(constexpr=int)

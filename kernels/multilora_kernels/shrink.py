@@ -2,83 +2,110 @@
 
     h[t, p, s, j] = Σ_d x[t, d] · a[page p of row t, s, j, d]        j = 0 … 15
 
+x [T, in], a [pages, slices, 16, in] → h fp32 [splits, max_pairs, tile_rows, slices · 16]: by
+(tile, page) pair, as partial sums over splits of in_features.
+
 Floor: the pages in use are read once, D · 16 · slices · in_features · itemsize bytes for D pages,
-which is what decode costs; x and h are small beside it. Hence: one launch reads x once for all
-fused slices (their rank rows are adjacent, one tensor-core operand), a program takes one tile of
-rows, one page and one split of in_features, so that a few pages occupy all multiprocessors. Splits
-are separate fp32 planes of h, added by the expand: no zero-fill, no atomics, bitwise repeatable.
-Sources: Punica (arXiv 2310.18547), S-LoRA (arXiv 2311.03285).
+which is what decode costs; x and h are small beside it. At prefill x is read once for each page.
+Hence: one launch reads x once for all fused slices, whose rank rows are adjacent: one tensor-core
+operand. Splits let the pages of a few adapters keep all multiprocessors busy; each is a plane of h
+of its own that the expand adds up: no zero-fill, no atomics, bitwise repeatable. Programs are as
+many as are resident at once and take turns over the items (pair, split), as many as the device
+says there are, so tables with room for much larger batches cost nothing. What a program loads
+lies along in_features, 256 bytes or more of each rank row at decode, and three such loads are on
+their way in each of the resident programs, which is what hides the latency of memory.
+Sources: Punica (arXiv 2310.18547), S-LoRA (arXiv 2311.03285), stream-K (arXiv 2301.03598).
 """
+
+from typing import NamedTuple
 
 import torch
 
-from multilora_kernels.openai_triton import next_power_of_2, tl, triton
+from multilora_kernels.openai_triton import next_power_of_2, num_programs, tl, triton
 from multilora_kernels.row_groups import own_pages
 from multilora_kernels.segments import DECODE_TILE, PAGE_RANK, LoRASegments
-
-BLOCK_K = 64
-_SPLIT_WIDTH = 1024  # in_features per program at decode
 
 
 @triton.jit
 def shrink_kernel(
-    x_ptr, a_ptr, h_ptr, tiles_ptr, pages_ptr,
-    in_features, x_stride, a_page_stride, split_width, h_plane_stride, max_pages,
+    x_ptr, a_ptr, h_ptr, counts_ptr, pairs_ptr,
+    in_features, x_stride, a_page_stride, split_width, splits, h_plane_stride,
     RANKS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles, pages of a segment, splits). RANKS = slices * 16, BLOCK_R its power of two."""
-    tile, page_index, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    row_start = tl.load(tiles_ptr + tile * 4)
-    row_count = tl.load(tiles_ptr + tile * 4 + 1)
-    first = tl.load(tiles_ptr + tile * 4 + 2)
-    end = tl.load(tiles_ptr + tile * 4 + 3)
-    if (row_count == 0) | (first + page_index >= end):
-        return
-    page = tl.load(pages_ptr + first + page_index).to(tl.int64)
+    """Grid: any number of programs. RANKS = slices * 16, BLOCK_R its power of two."""
     m = tl.arange(0, BLOCK_M)
     r = tl.arange(0, BLOCK_R)
     k = tl.arange(0, BLOCK_K)
-    rows = (row_start + m).to(tl.int64)
-    m_mask, r_mask = m < row_count, r < RANKS
-    x_rows = x_ptr + rows[:, None] * x_stride
-    a_rows = a_ptr + page * a_page_stride + r[None, :] * in_features
-    acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
-    begin = split * split_width
-    stop = min(begin + split_width, in_features)
-    for k_start in range(begin, stop, BLOCK_K):
-        columns = k_start + k
-        k_mask = columns < stop
-        x = tl.load(x_rows + columns[None, :], mask=m_mask[:, None] & k_mask[None, :], other=0.0)
-        a = tl.load(a_rows + columns[:, None], mask=k_mask[:, None] & r_mask[None, :], other=0.0)
-        acc += tl.dot(x, a, input_precision="ieee")
-    h_rows = h_ptr + split * h_plane_stride + (rows[:, None] * max_pages + page_index) * RANKS
-    tl.store(h_rows + r[None, :], acc, mask=m_mask[:, None] & r_mask[None, :])
+    r_mask = r < RANKS
+    num_items = tl.load(counts_ptr) * splits
+    for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
+        pair, split = item // splits, item % splits
+        row_start = tl.load(pairs_ptr + pair * 4)
+        m_mask = m < tl.load(pairs_ptr + pair * 4 + 1)
+        page = tl.load(pairs_ptr + pair * 4 + 2).to(tl.int64)
+        x_rows = x_ptr + (row_start + m).to(tl.int64)[:, None] * x_stride
+        a_rows = a_ptr + page * a_page_stride + r[None, :] * in_features
+        acc = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+        begin = split * split_width
+        for k_start in range(begin, min(begin + split_width, in_features), BLOCK_K):
+            columns = k_start + k
+            x_mask, a_mask = m_mask[:, None], r_mask[None, :]
+            if not EVEN_K:
+                x_mask = x_mask & (columns < in_features)[None, :]
+                a_mask = a_mask & (columns < in_features)[:, None]
+            x = tl.load(x_rows + columns[None, :], mask=x_mask, other=0.0)
+            a = tl.load(a_rows + columns[:, None], mask=a_mask, other=0.0)
+            acc += tl.dot(x, a, input_precision="ieee")
+        h_pair = h_ptr + split * h_plane_stride + pair * (BLOCK_M * RANKS)
+        h_rows = h_pair + m[:, None] * RANKS + r[None, :]
+        tl.store(h_rows, acc, mask=m_mask[:, None] & r_mask[None, :])
 
 
-def shrink_options(slices: int, tile_rows: int) -> dict[str, int]:
-    """Constants and compile options of a launch."""
-    ranks = slices * PAGE_RANK
-    return {
-        "RANKS": ranks, "BLOCK_M": tile_rows, "BLOCK_R": next_power_of_2(ranks), "BLOCK_K": BLOCK_K,
-        "num_warps": 4, "num_stages": 3 if tile_rows == DECODE_TILE else 1,
-    }  # fmt: skip
+class ShrinkPlan(NamedTuple):
+    """How in_features is cut, and how many programs are resident on one multiprocessor."""
+
+    block_k: int
+    split_width: int
+    splits: int  # a power of two; those past in_features give zeros
+    resident: int
+
+
+def shrink_plan(x: torch.Tensor, ranks: int, segments: LoRASegments) -> ShrinkPlan:
+    """Follows from shapes alone: a captured CUDA graph keeps it for all mixes.
+
+    Splits of about 512 columns, at most 8, since each block of columns of the expand adds them up
+    again; at prefill 2 once the pairs alone fill the device. No number between, since kernels that
+    add splits up are compiled for each number. A decode program has 24 to 36 KB of A on its way,
+    so that one adapter alone is no slower than its latency: few rank rows, hence longer runs.
+    """
+    in_features, itemsize = x.shape[1], x.element_size()
+    if segments.tile_rows == DECODE_TILE:
+        most, row_bytes, resident = 8, 512 if ranks <= 32 else 256, 3
+    else:
+        most = 8 if len(segments.pairs) < num_programs(x, 1) else 2
+        row_bytes, resident = 128, 2
+    block_k = row_bytes // itemsize
+    splits = min(most, next_power_of_2(-(-in_features // 512)))
+    width = -(-in_features // splits // block_k) * block_k
+    return ShrinkPlan(block_k, width, splits, resident)
 
 
 def shrink_gpu(x: torch.Tensor, a: torch.Tensor, segments: LoRASegments) -> torch.Tensor:
-    """h as fp32 planes [splits, R, pages of a segment, slices * 16]; unowned pages are not set."""
-    slices, in_features = a.shape[1], a.shape[3]
-    decode = segments.tile_rows == DECODE_TILE
-    splits = max(1, -(-in_features // _SPLIT_WIDTH)) if decode else 1
-    width = -(-in_features // splits // BLOCK_K) * BLOCK_K
-    splits = -(-in_features // width)
-    pages = segments.max_pages_per_segment
-    shape = (splits, segments.num_rows, pages, slices * PAGE_RANK)
+    """h; what belongs to no real row of a pair is not set."""
+    ranks, in_features, max_pairs = a.shape[1] * PAGE_RANK, a.shape[3], len(segments.pairs)
+    plan = shrink_plan(x, ranks, segments)
+    shape = (plan.splits, max_pairs, segments.tile_rows, ranks)
     h = torch.empty(shape, dtype=torch.float32, device=x.device)
-    shrink_kernel[(len(segments.tiles), pages, splits)](
-        x, a, h, segments.tiles, segments.pages,
-        in_features, x.stride(0), a.stride(0), width, h.stride(0), pages,
-        **shrink_options(slices, segments.tile_rows),
-    )  # fmt: skip
+    if max_pairs:
+        programs = min(num_programs(x, plan.resident), max_pairs * plan.splits)
+        shrink_kernel[(programs,)](
+            x, a, h, segments.counts, segments.pairs,
+            in_features, x.stride(0), a.stride(0), plan.split_width, plan.splits, h.stride(0),
+            RANKS=ranks, BLOCK_M=segments.tile_rows, BLOCK_R=next_power_of_2(ranks),
+            BLOCK_K=plan.block_k, EVEN_K=in_features % plan.block_k == 0,
+            num_warps=4, num_stages=4,
+        )  # fmt: skip
     return h
 
 

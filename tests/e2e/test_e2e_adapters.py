@@ -13,14 +13,13 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from adapters_tools import administer, command, infer, settled, used
-from e2e_tools import DEMO, GrpcStream, eventually, generate, wait_until_idle
+from e2e_tools import DEMO, GrpcStream, demo_server, eventually, generate
 from hub_server import HubServer
 from multilora_client import AdapterInfo, InvalidRequest, MultiLoRAClient, NotFound, Unavailable
 from triton_server import TritonServer
 
 TEXT = "hello world"
 SQL_BYTES = 500_000  # at least, of every adapter of the demo
-SETTINGS = {"MODEL_ID": "", "LORA_ADAPTERS": "", "THREADS": "1", "KV_CACHE_MEMORY": "64MiB"}
 SLOW_FILE = "acme/slow/adapter_model.safetensors"
 
 
@@ -44,21 +43,17 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(
     hub: HubServer, shelf: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TritonServer]:
+    home = tmp_path_factory.mktemp("hf")
     settings = {
-        **SETTINGS,
         "ADAPTER_ALLOW": f"acme/*,{shelf}/*",
         "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path_factory.mktemp("hf")),
-        "HF_HUB_CACHE": "",
+        "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),  # else that of the environment
         "HF_HUB_OFFLINE": "0",
         "NO_PROXY": "127.0.0.1,localhost",
     }
-    with TritonServer({name: value for name, value in settings.items() if value}) as server:
-        server.wait_ready(timeout=120)
+    with demo_server(**settings) as server:
         yield server
-        print(*server.log_tail(), sep="\n")  # shown when the next lines fail
-        server.check()
-        wait_until_idle(server)
 
 
 @pytest.fixture
@@ -222,8 +217,7 @@ def test_an_administrator_who_leaves_does_not_stop_a_load(
 
 def test_switched_off() -> None:
     """Looking is allowed, changing is not."""
-    with TritonServer({**SETTINGS, "ADAPTER_ADMIN": "off"}) as server:
-        server.wait_ready(timeout=120)
+    with demo_server(ADAPTER_ADMIN="off") as server:
         with MultiLoRAClient(server.grpc_address, timeout=60) as client:
             assert {"sql", "upper"} <= {info.id for info in client.adapters.list()}
             assert client.adapters.info("sql").id == "sql"

@@ -13,13 +13,13 @@ from adapters_tools import administer, settled, used
 from e2e_tools import (
     DEMO,
     GrpcStream,
+    demo_server,
     eventually,
     generate,
     grpc_text,
     metrics,
     post,
     token_ids,
-    wait_until_idle,
 )
 from triton_server import TritonServer
 
@@ -39,19 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "rot13"
     shutil.copytree(DEMO / "adapters/rot13", elsewhere)
-    settings = {
-        "MODEL_ID": "",
-        "LORA_ADAPTERS": f"upper, spin={elsewhere}, team/reverse",
-        "ADAPTERS_DIR": str(folder),
-        "THREADS": "1",
-        "KV_CACHE_MEMORY": "64MiB",
-    }
-    with TritonServer(settings) as server:
-        server.wait_ready(timeout=120)
+    names = f"upper, spin={elsewhere}, team/reverse"
+    with demo_server(LORA_ADAPTERS=names, ADAPTERS_DIR=str(folder)) as server:
         yield server
-        print(*server.log_tail(), sep="\n")  # shown when the next lines fail
-        server.check()
-        wait_until_idle(server)
 
 
 def drop(adapter: str, folder: Path) -> None:

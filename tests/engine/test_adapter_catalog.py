@@ -4,11 +4,12 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from catalog_tools import catalog_of, refusal
 from multilora.adapter_catalog import AdapterCatalog, localise
 from multilora.adapter_folders import AdapterFolders
 from multilora.adapter_source import AdapterSource, Origin, parse_lora_adapters
@@ -28,21 +29,6 @@ def adapters_dir(tmp_path: Path) -> Path:
     return tmp_path / "adapters"
 
 
-def catalog_of(
-    lora_adapters: str = "", root: Path | None = None, allow: Iterable[str] = ()
-) -> AdapterCatalog:
-    folders = AdapterFolders(root) if root else None
-    return AdapterCatalog(parse_lora_adapters(lora_adapters), folders, allow)
-
-
-def refusal(call, *arguments: str, code: ErrorCode = ErrorCode.NOT_FOUND) -> str:
-    with pytest.raises(RequestError) as caught:
-        call(*arguments)
-    assert caught.value.code is code
-    assert len(caught.value.message) < 800 and caught.value.message.isprintable()
-    return caught.value.message
-
-
 def test_registered_then_directory_then_on_demand(root: Path) -> None:
     everything = catalog_of("sql=/elsewhere/sql,up=org/up@v2", root, ["*", "s3://*"])
     assert everything.resolve("sql") == AdapterSource("sql", "/elsewhere/sql")
@@ -58,58 +44,6 @@ def test_registered_then_directory_then_on_demand(root: Path) -> None:
     ):
         expected = AdapterSource(adapter_id, location, revision, Origin.ON_DEMAND)
         assert everything.resolve(adapter_id) == expected
-
-
-@pytest.mark.parametrize(
-    ("allow", "adapter_id", "is_allowed"),
-    [
-        ("", "org/x", False),
-        ("org/*", "org/x", True),
-        ("org/*", "org/x@main", True),
-        ("org/*", "Org/x", False),
-        ("org/*", "organic/x", False),
-        ("org/*", "org/x/y", False),  # no Hub id
-        ("org/*", "org/x y", False),
-        ("org/*", "my-org/x", False),
-        ("other/*, org/sql-*", "org/sql-v2", True),
-        ("org/sql-?", "org/sql-22", False),
-        ("org/[ab]", "org/b", True),
-        ("org/x", "org/x", True),
-        ("*", "org/x", True),
-        ("*", "s3://bucket/x", False),  # of Hub ids only
-        ("*/x", "s3://bucket/x", False),
-        ("s3://bucket/*", "s3://bucket/a/b", True),
-        ("s3://bucket/*", "s3://bucket2/a", False),
-        ("s3://bucket/*", "gs://bucket/a", False),
-        ("s3://*", "org/x", False),
-        ("*://*", "gs://bucket/a", True),
-        ("*://*,file://*", "file://etc/x", False),
-        ("*://*,LOCAL://*", "LOCAL://etc/x", False),
-        ("/models/*", "models/x", False),
-    ],
-)
-def test_patterns(allow: str, adapter_id: str, is_allowed: bool) -> None:
-    for patterns in (allow, allow.split(","), [allow]):
-        catalog = catalog_of(allow=patterns)
-        if is_allowed:
-            assert catalog.resolve(adapter_id).origin is Origin.ON_DEMAND
-        else:
-            refusal(catalog.resolve, adapter_id)
-
-
-@pytest.mark.parametrize(
-    "adapter_id",
-    ["org/..", "org/../x", "s3://bucket/../x", "s3://bucket/a::file:///etc", "/models/x", "org//x",
-     "s3://bucket/%2e%2e/x", "org/x@../..", "org/x\n", "x" * 300],
-)  # fmt: skip
-def test_what_no_pattern_allows(adapter_id: str) -> None:
-    catalog = catalog_of(allow=["*", "org/*", "s3://bucket/*", "/models/*", "*://*"])
-    refusal(catalog.resolve, adapter_id, code=ErrorCode.INVALID_ARG)
-
-
-def test_a_pattern_with_a_revision_would_never_match() -> None:
-    with pytest.raises(StartupError, match="adapter_allow pattern 'org/x@v1' names a revision"):
-        catalog_of(allow="org/x@v1")
 
 
 def test_refusals_say_what_would_make_it_work(root: Path) -> None:

@@ -1,6 +1,7 @@
 """A mixed batch of many adapters and base rows equals transformers + PEFT with each one alone."""
 
 import statistics
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,7 +154,7 @@ def start(index: int, stream: Stream) -> Sequence:
     table = [index * BLOCKS_PER_SEQUENCE + i for i in range(BLOCKS_PER_SEQUENCE)]
     sequence = Sequence(Request(str(index), tuple(stream.tokens)), arrival=index)
     sequence.adapter_key = stream.adapter
-    sequence.block_table = table
+    sequence.block_table = array("i", table)
     return sequence
 
 

@@ -1,6 +1,7 @@
 """A Batch as tensors: rows, positions, slots and tables of a batch of every kind of item."""
 
 import dataclasses
+from array import array
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def item(prompt: int, computed: int, new: int, blocks: list[int], adapter: str =
     sequence = Sequence(Request("r", tuple(range(100, 100 + prompt)), adapter))
     sequence.adapter_key = adapter
     sequence.num_computed_tokens = computed
-    sequence.block_table = blocks
+    sequence.block_table = array("i", blocks)
     return BatchItem(sequence, new)
 
 
@@ -69,7 +70,7 @@ def test_adapter_rows_become_segments() -> None:
     assert inp.positions.tolist() == [1, 0, 1, 2, 0, 1, 2, 3, 2]
     assert inp.segments is not None
     assert inp.segments.segments == (Segment(0, 4, (1, 5)), Segment(4, 4, (6,)))
-    assert inp.segments.num_rows == 8
+    assert inp.segments.num_rows == 9
 
 
 @pytest.mark.gpu

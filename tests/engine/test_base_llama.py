@@ -1,5 +1,6 @@
 """The decoder's logits equal transformers' for every architecture, however the work is batched."""
 
+from array import array
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,8 @@ def sequences(prompts: dict[str, int]) -> dict[str, Sequence]:
     made = {}
     for name, length in prompts.items():
         sequence = Sequence(Request(name, tuple(tokens_of(name, length))))
-        sequence.block_table = [blocks.pop() for _ in range(-(-(length + 8) // BLOCK_SIZE))]
+        count = -(-(length + 8) // BLOCK_SIZE)
+        sequence.block_table = array("i", (blocks.pop() for _ in range(count)))
         made[name] = sequence
     return made
 

@@ -1,8 +1,10 @@
 """EngineConfig: precedence, units, and one clear line for each mistake."""
 
+import re
+
 import pytest
 
-from multilora.config import EngineConfig, parse_bytes
+from multilora.config import DEMO, EngineConfig, parse_bytes
 from multilora.errors import StartupError
 
 
@@ -32,7 +34,15 @@ def test_sizes(text: str, size: int):
         ({"DEVICE": "tpu"}, ["device", "cuda", "tpu"]),
         ({"MAX_TOTAL_TOKENS": "many"}, ["max_total_tokens", "whole number", "many"]),
         ({"ADAPTER_MEMORY": "lots"}, ["adapter_memory", "512MB", "lots"]),
-        ({"ADAPTER_MEMORY": "0"}, ["adapter_memory", "positive"]),
+        ({"ADAPTER_HOST_MEMORY": "0"}, ["adapter_host_memory", "positive"]),
+        ({"ADAPTER_HOST_MEMORY": "auto"}, ["adapter_host_memory", "512MB", "auto"]),
+        ({"GPU_MEMORY_UTILIZATION": "0"}, ["gpu_memory_utilization", "above 0", "0"]),
+        ({"GPU_MEMORY_UTILIZATION": "-0.1"}, ["gpu_memory_utilization", "above 0", "-0.1"]),
+        ({"GPU_MEMORY_UTILIZATION": "1.01"}, ["gpu_memory_utilization", "at most 1", "1.01"]),
+        ({"GPU_MEMORY_UTILIZATION": "90"}, ["gpu_memory_utilization", "at most 1", "90"]),
+        ({"GPU_MEMORY_UTILIZATION": "90%"}, ["gpu_memory_utilization", "a number", "90%"]),
+        ({"GPU_MEMORY_UTILIZATION": "nan"}, ["gpu_memory_utilization", "a number", "nan"]),
+        ({"CUDA_GRAPHS": "1,2,4"}, ["cuda_graphs", "on, off", "1,2,4"]),
         ({"KV_BLOCK_SIZE": "12"}, ["kv_block_size", "power of two"]),
         ({"MAX_INPUT_TOKENS": "-1"}, ["max_input_tokens", "negative"]),
     ],
@@ -42,6 +52,28 @@ def test_mistakes_name_the_setting_and_the_remedy(environ: dict[str, str], words
         EngineConfig.from_settings({}, environ)
     assert all(word in str(caught.value) for word in words)
     assert "\n" not in str(caught.value)
+
+
+def test_sizes_of_pools_may_be_left_to_the_engine():
+    for text in ("auto", "AUTO", "0", ""):
+        config = EngineConfig.from_settings(
+            {"kv_cache_memory": text, "adapter_memory": text, "gpu_memory_utilization": "1"}, {}
+        )
+        assert (config.kv_cache_memory, config.adapter_memory) == (0, 0)
+        assert config.gpu_memory_utilization == 1.0
+    for name in ("kv_cache_memory", "adapter_memory"):
+        with pytest.raises(StartupError, match=f"{name} must not be negative; got -1"):
+            EngineConfig(**{name: -1})  # type: ignore[arg-type]
+    with pytest.raises(StartupError, match="above 0 and at most 1; got nan"):
+        EngineConfig(gpu_memory_utilization=float("nan"))
+
+
+def test_config_pbtxt_states_every_default():
+    text = (DEMO.parent.parent / "config.pbtxt").read_text()
+    pattern = r'parameters \{ key: "(\w+)" value: \{ string_value: "(.*)" \} \}'
+    parameters = dict(re.findall(pattern, text))
+    assert parameters.keys() == EngineConfig.__dataclass_fields__.keys()
+    assert EngineConfig.from_settings(parameters, {}) == EngineConfig()
 
 
 def test_token_limits_follow_the_base_model():

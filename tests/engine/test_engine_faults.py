@@ -91,7 +91,7 @@ def test_close_ends_what_runs_and_refuses_more(make_engine: MakeEngine):
     while (batch := engine.outputs.get(timeout=10)) is not None:
         outputs += batch
     assert outputs[-1].error is not None or outputs[-1].finish_reason is FinishReason.LENGTH
-    with pytest.raises(RequestError, match="shutting down"):
+    with pytest.raises(RequestError, match="shutting down; try again later"):
         engine.submit(request("r2"))
 
 

@@ -16,13 +16,10 @@ from download_tools import WEIGHTS, names_in, use_hub, write_adapter
 from hub_server import HubServer
 from multilora.adapter_source import AdapterSource
 from multilora.download import object_store
-from multilora.download.transfer import Retries
 from multilora.errors import ErrorCode, RequestError
-from multilora.sources import DownloadLimits, adapter_folder
+from multilora.sources import adapter_folder
+from object_store_tools import FILES, SIZE, WEIGHTS_PATH, check_whole, fetch, refusal, url
 
-FILES = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
-WEIGHTS_PATH = "org/sql/adapter_model.safetensors"
-SIZE = len(WEIGHTS)
 MEMORY = "memory://adapters/sql"
 
 
@@ -46,25 +43,6 @@ def web(tmp_path: Path) -> Iterator[HubServer]:
     write_adapter(tmp_path / "hub/org/sql")
     with HubServer(tmp_path / "hub") as server:
         yield server
-
-
-def url(web: HubServer) -> str:
-    return f"{web.url}/org/sql/resolve/main"
-
-
-def fetch(location: str, max_bytes: int = 1 << 30, seconds: float = 30, name: str = "sql") -> Path:
-    return adapter_folder(AdapterSource(name, location), DownloadLimits(max_bytes, seconds))
-
-
-def refusal(location: str, max_bytes: int = 1 << 30, seconds: float = 30) -> RequestError:
-    with pytest.raises(RequestError) as caught:
-        fetch(location, max_bytes, seconds)
-    return caught.value
-
-
-def check_whole(folder: Path) -> None:
-    assert names_in(folder) == FILES
-    assert (folder / "adapter_model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_a_store_is_read_once_per_version(memory: fsspec.AbstractFileSystem, cache: Path):
@@ -155,79 +133,6 @@ def test_many_threads_bring_it_once(web: HubServer):
         thread.join()
     assert len(folders) == 4 and len(set(folders)) == 1
     assert web.sent[WEIGHTS_PATH] == SIZE
-
-
-@pytest.mark.parametrize(
-    ("fault", "code"),
-    [
-        ("404", ErrorCode.NOT_FOUND),
-        ("401", ErrorCode.NOT_FOUND),
-        ("403", ErrorCode.NOT_FOUND),
-        ("500", ErrorCode.UNAVAILABLE),
-        ("broken", ErrorCode.UNAVAILABLE),
-        ("reset", ErrorCode.UNAVAILABLE),
-        ("oversized", ErrorCode.UNAVAILABLE),
-        ("endless", ErrorCode.UNAVAILABLE),
-    ],
-)
-def test_each_fault_has_its_error_and_passes(
-    web: HubServer, cache: Path, fault: str, code: ErrorCode
-):
-    web.faults[WEIGHTS_PATH] = fault
-    error = refusal(url(web), max_bytes=3 * SIZE)
-    assert error.code is code, error.message
-    assert not list(cache.glob("object-stores/*/versions/*"))
-    assert not list(cache.glob("object-stores/*/latest"))
-    web.faults.clear()
-    check_whole(fetch(url(web)))
-
-
-def test_a_store_that_sends_for_ever_is_cut_off(web: HubServer, cache: Path):
-    web.faults[WEIGHTS_PATH], web.sizes = "endless", False
-    error = refusal(url(web), max_bytes=3 * SIZE)
-    assert error.code is ErrorCode.INVALID_ARG and "--adapter-max-size" in error.message
-
-
-def test_the_time_limit_holds(web: HubServer):
-    web.faults[WEIGHTS_PATH] = "trickle"
-    error = refusal(url(web), seconds=1)
-    assert error.code is ErrorCode.UNAVAILABLE
-    assert "--adapter-download-timeout 1 s" in error.message
-
-
-@pytest.mark.parametrize("ranges", [True, False])
-def test_a_later_call_goes_on_where_the_earlier_one_stopped(
-    web: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
-):
-    monkeypatch.setattr(Retries, "PAUSES", ())
-    web.faults[WEIGHTS_PATH] = "broken"
-    refusal(url(web))
-    (partial_copy,) = cache.glob("object-stores/*/incomplete/*/adapter_model.safetensors")
-    there = partial_copy.stat().st_size
-    assert 0 < there <= SIZE // 2
-    web.faults.clear()
-    web.sent.clear()
-    web.ranges = ranges
-    check_whole(fetch(url(web)))
-    if ranges:
-        assert web.sent[WEIGHTS_PATH] == SIZE - there
-
-
-def test_a_store_that_is_gone_leaves_its_copy(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    write_adapter(tmp_path / "hub/org/sql")
-    with HubServer(tmp_path / "hub") as web:
-        location = url(web)
-        folder = fetch(location)
-    assert fetch(location) == folder
-    assert "serving the copy in the cache" in caplog.text
-    error = refusal(location.replace("/main", "/other"))
-    assert error.code is ErrorCode.UNAVAILABLE
-
-
-def test_users_and_passwords_are_not_shown(web: HubServer):
-    web.faults[WEIGHTS_PATH] = "500"
-    error = refusal(url(web).replace("//", "//user:secret@"))
-    assert error.code is ErrorCode.UNAVAILABLE and "secret" not in error.message
 
 
 class _Plain(SimpleHTTPRequestHandler):

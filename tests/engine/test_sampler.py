@@ -8,28 +8,9 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from multilora.batch import BatchItem
-from multilora.request import Request, SamplingParams
-from multilora.sampler import Sampled, build_sampling_input, sample
-from multilora.sequence import Sequence
-
-EOS = (2, 3)
-
-
-def item(
-    params: SamplingParams, prompt: tuple[int, ...] = (5, 6), output: tuple[int, ...] = ()
-) -> BatchItem:
-    sequence = Sequence(Request("r", prompt, sampling=params))
-    sequence.token_ids.extend(output)
-    return BatchItem(sequence, len(sequence.token_ids))
-
-
-def run(logits: torch.Tensor, *items: BatchItem) -> Sampled:
-    return sample(logits, build_sampling_input(items, "cpu", logits.shape[1], EOS))
-
-
-def drawn(seed: int, position: int = 0, **kwargs: Any) -> BatchItem:
-    params = SamplingParams(seed=seed, **{"temperature": 1.0, **kwargs})
-    return item(params, prompt=tuple(range(5, 6 + position)))
+from multilora.request import SamplingParams
+from multilora.sampler import sample
+from sampler_tools import drawn, inputs_of, item, run
 
 
 def counts(logits: torch.Tensor, n: int, **kwargs: Any) -> torch.Tensor:
@@ -57,7 +38,7 @@ def kept_reference(logits: list[float], params: SamplingParams) -> set[int]:
 
 def test_greedy_takes_the_argmax_and_skips_everything_else() -> None:
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
-    inputs = build_sampling_input([item(SamplingParams())] * 4, "cpu", 50, EOS)
+    inputs = inputs_of([item(SamplingParams())] * 4, 50)
     assert inputs.draws is None and inputs.penalties is None and inputs.suppressed is None
     result = sample(logits, inputs)
     assert result.token_ids.tolist() == logits.argmax(-1).tolist()
@@ -135,7 +116,7 @@ def test_top_p_beyond_the_candidates_sorts_the_whole_row() -> None:
     logits = torch.zeros(2, 5000)
     logits[:, 100:2600] = 3.0
     items = [drawn(0, top_p=0.5), drawn(1, top_p=0.9999)]
-    inputs = build_sampling_input(items, "cpu", 5000, EOS)
+    inputs = inputs_of(items, 5000)
     assert inputs.draws is not None and inputs.draws.candidates < 2500
     picked = torch.stack(
         [run(logits, drawn(s, top_p=0.5), drawn(s, top_p=0.9999)).token_ids for s in range(200)]
@@ -202,7 +183,7 @@ def test_eos_is_suppressed_below_min_tokens_only() -> None:
     for p in (params, sampled):
         picked = [run(logits, item(p, output=(5,) * n)).token_ids.item() for n in range(4)]
         assert picked[:2] == [7, 7] and set(picked[2:]) <= {2, 3}
-    outside = build_sampling_input([item(params)], "cpu", 3, EOS).suppressed
+    outside = inputs_of([item(params)], 3).suppressed
     assert outside is not None and outside.tolist() == [[0], [2]]
 
 
@@ -236,14 +217,4 @@ def test_the_noise_is_fixed_for_good() -> None:
 
 def test_a_temperature_without_a_seed_is_a_defect() -> None:
     with pytest.raises(ValueError, match="seed"):
-        build_sampling_input([item(SamplingParams(temperature=1.0))], "cpu", 10, EOS)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_draws_the_same_tokens() -> None:
-    logits = torch.randn(64, 32000, generator=torch.Generator().manual_seed(7)) * 3
-    items = [drawn(seed, top_p=0.9 if seed % 2 else 1.0, top_k=seed % 3) for seed in range(64)]
-    inputs = build_sampling_input(items, "cuda", 32000, EOS)
-    on_cuda = sample(logits.cuda(), inputs).token_ids
-    assert on_cuda.tolist() == run(logits, *items).token_ids.tolist()
+        inputs_of([item(SamplingParams(temperature=1.0))], 10)

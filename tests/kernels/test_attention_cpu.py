@@ -1,13 +1,13 @@
-"""The CPU path of paged attention and KV write against their references."""
+"""The CPU path of paged attention against its reference, and how a GPU splits contexts."""
 
 import pytest
 import torch
 
 from kernel_cases import assert_close, attention_case
 from multilora_kernels import paged_context
-from multilora_kernels.kv_write import kv_write
 from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
 from multilora_kernels.paged_context import PagedContext
+from multilora_kernels.paged_decode import num_splits
 
 LENGTHS = {  # (new, context) tokens of each sequence
     "decode": [(1, 1), (1, 16), (1, 17), (1, 50)],
@@ -43,17 +43,10 @@ def test_attention(
 def test_layers_of_one_pass_share_a_context(
     head_dim: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """Long beside short, an item without new tokens, layers with and without a window; what the
-    cache holds outside the sequences is never used."""
+    """Long beside short, an item without new tokens, layers with and without a window."""
     monkeypatch.setattr(paged_context, "_CHUNK_BYTES", chunk_bytes)
     lengths = [(1, 9), (0, 20), (1, 200), (3, 40), (1, 33), (1, 17)]
     case = attention_case(lengths, (4, 2), head_dim)
-    used = torch.zeros(case.k_cache.shape[:2], dtype=torch.bool)
-    for table, (_, length) in zip(case.block_tables.tolist(), lengths, strict=True):
-        for token in range(length):
-            used[table[token // 16], token % 16] = True
-    for cache in (case.k_cache, case.v_cache):
-        cache[~used] = float("nan")
     inputs = (case.q, case.k_cache, case.v_cache, case.cu_seqlens_q, case.context_lens,
               case.block_tables)  # fmt: skip
     context = PagedContext(*inputs[3:])
@@ -65,11 +58,13 @@ def test_layers_of_one_pass_share_a_context(
         assert_close(out, paged_attention_reference(*inputs, 0.3, window), torch.float32)
 
 
-def test_kv_write_puts_rows_in_their_slots_and_skips_padding():
-    k_cache, v_cache = torch.zeros(3, 8, 2, 4), torch.zeros(3, 8, 2, 4)
-    k, v = torch.randn(4, 2, 4), torch.randn(4, 2, 4)
-    kv_write(k, v, k_cache, v_cache, torch.tensor([17, -1, 0, 9]))
-    for cache, rows in ((k_cache, k), (v_cache, v)):
-        flat = cache.view(24, 2, 4)
-        assert torch.equal(flat[[17, 0, 9]], rows[[0, 2, 3]])
-        assert flat.count_nonzero() == 24
+@pytest.mark.parametrize(
+    ("programs", "tokens", "splits"),
+    [
+        (8, 100, 1), (8, 128, 1), (8, 129, 2),  # a split is worth 128 tokens
+        (8, 1 << 17, 64), (100, 1 << 17, 6),  # twice what the GPU runs at once
+        (527, 1 << 17, 2), (528, 1 << 17, 1), (5000, 1 << 17, 1), (8, 0, 1),
+    ],
+)  # fmt: skip
+def test_contexts_are_split_where_the_gpu_is_not_full(programs: int, tokens: int, splits: int):
+    assert num_splits(programs, 264, tokens) == splits

@@ -1,19 +1,84 @@
-"""The GPU kernels of paged attention and KV write: on a GPU, or interpreted."""
+"""The GPU kernels of paged attention: on a GPU, or interpreted.
+
+Slots and blocks that no sequence uses are NaN (see attention_case), and so is here what was never
+written.
+"""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from kernel_cases import DEVICE, DTYPES, INTERPRETED, assert_close, attention_case, needs_gpu
-from multilora_kernels.kv_write import kv_write_gpu
-from multilora_kernels.paged_attention import paged_attention_gpu, paged_attention_reference
+from kernel_cases import (
+    DEVICE,
+    DTYPES,
+    INTERPRETED,
+    AttentionCase,
+    assert_close,
+    attention_case,
+    needs_gpu,
+)
+from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
+from multilora_kernels.paged_decode import decode_gpu
+from multilora_kernels.paged_prefill import prefill_gpu
 
 pytestmark = needs_gpu
-MIXED = [(1, 30), (7, 7), (1, 3), (20, 41)]
-LENGTHS = {"decode": [(1, 1), (1, 16), (1, 90)], "mixed": MIXED}
+DTYPE = DTYPES[0]
+T = torch.Tensor
+Inputs = tuple[T, T, T, T, T, T]
+LENGTHS = {  # (new, context) tokens of each sequence
+    "decode": [(1, 1), (1, 16), (1, 90)],
+    "mixed": [(1, 30), (7, 7), (1, 3), (0, 9), (20, 41)],
+}
 SHAPES = [((4, 2), 32), ((3, 1), 80)]
+# Around blocks of 64 tokens and splits of 128, of the whole context or of a window; 0 is padding.
+CONTEXTS = [1, 64, 65, 128, 0, 129, 300, 512, 513]
 if not INTERPRETED:
-    LENGTHS |= {"long": [(300, 700), (1, 900), (129, 129)]}
+    LENGTHS |= {"long": [(300, 700), (1, 900), (129, 129), (1, 5000)]}
     SHAPES += [((32, 8), 128), ((8, 8), 64), ((14, 2), 96), ((8, 1), 256)]
+    CONTEXTS += [4096, 4097, 20000]
+
+
+@pytest.fixture(autouse=True)
+def fresh_memory_is_nan(monkeypatch: pytest.MonkeyPatch):
+    empty = torch.empty
+
+    def nan(*size: object, **keywords: object) -> torch.Tensor:
+        made = empty(*size, **keywords)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", nan)
+
+
+def inputs(case: AttentionCase) -> Inputs:
+    return (case.q, case.k_cache, case.v_cache, case.cu_seqlens_q, case.context_lens,
+            case.block_tables)  # fmt: skip
+
+
+def decode(
+    case: AttentionCase,
+    window: int | None = None,
+    splits: int | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    out = torch.empty_like(case.q).fill_(float("nan")) if out is None else out
+    decode_gpu(*inputs(case), out, 0.3, case.max_context_len, window, splits)
+    return out
+
+
+def prefill(
+    case: AttentionCase,
+    window: int | None = None,
+    tile_rows: int | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    out = torch.empty_like(case.q).fill_(float("nan")) if out is None else out
+    prefill_gpu(*inputs(case), out, 0.3, case.max_seqlen_q, window, tile_rows)
+    return out
+
+
+def check(out: torch.Tensor, case: AttentionCase, window: int | None = None) -> None:
+    assert_close(out, paged_attention_reference(*inputs(case), 0.3, window), case.q.dtype)
 
 
 @pytest.mark.parametrize("window", [None, 6], ids=["full", "window"])
@@ -27,25 +92,104 @@ def test_attention(
     dtype: torch.dtype,
     window: int | None,
 ):
-    if INTERPRETED and dtype is torch.float16 and window:
-        pytest.skip("the interpreter is slow; one dtype shows the window")
     case = attention_case(lengths, heads, head_dim, dtype=dtype, device=DEVICE)
-    inputs = (case.q, case.k_cache, case.v_cache, case.cu_seqlens_q, case.context_lens,
-              case.block_tables)  # fmt: skip
-    scale = head_dim**-0.5
-    out = paged_attention_gpu(*inputs, scale, case.max_seqlen_q, window)
-    assert_close(out, paged_attention_reference(*inputs, scale, window), dtype)
+    out = paged_attention(
+        *inputs(case), scale=0.3, max_seqlen_q=case.max_seqlen_q,
+        max_context_len=case.max_context_len, sliding_window=window,
+    )  # fmt: skip
+    check(out, case, window)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_kv_write(dtype: torch.dtype):
-    k_cache = torch.zeros(3, 8, 3, 20, dtype=dtype, device=DEVICE)
-    v_cache = torch.zeros_like(k_cache)
-    fused = torch.randn(5, 6, 20, device=DEVICE).to(dtype)
-    k, v = fused[:, :3], fused[:, 3:]
-    slots = torch.tensor([17, -1, 0, 9, 23], device=DEVICE)
-    kv_write_gpu(k, v, k_cache, v_cache, slots)
-    for cache, rows in ((k_cache, k), (v_cache, v)):
-        flat = cache.view(24, 3, 20)
-        assert torch.equal(flat[[17, 0, 9, 23]], rows[[0, 2, 3, 4]])
-        assert flat.count_nonzero() == rows[[0, 2, 3, 4]].count_nonzero()
+@pytest.mark.parametrize("window", [None, 40, 128, 200])
+@pytest.mark.parametrize("splits", [1, 2, 3, 40])
+def test_splits_of_a_context(splits: int, window: int | None):
+    lengths = [(min(1, context), context) if context else (1, 0) for context in CONTEXTS]
+    case = attention_case(lengths, (4, 2), 16, dtype=DTYPE, device=DEVICE)
+    check(decode(case, window, splits), case, window)
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (3, 1), (8, 1), (40, 2)], ids=str)
+@pytest.mark.parametrize("block_size", [8, 16, 32])
+def test_decode_of_groups_and_block_sizes(heads: tuple[int, int], block_size: int):
+    """40 heads for 2: two tiles of 16 rows for each KV head."""
+    case = attention_case([(1, 7), (1, 260)], heads, 32, block_size, DTYPE, DEVICE)
+    check(decode(case, splits=2), case)
+
+
+@pytest.mark.parametrize("window", [None, 5, 64, 100])
+@pytest.mark.parametrize("tile_rows", [64, 128])
+@pytest.mark.parametrize(("heads", "block_size"), [((3, 1), 8), ((4, 1), 32), ((80, 1), 16)])
+def test_prefill_behind_a_prefix(
+    heads: tuple[int, int], block_size: int, tile_rows: int, window: int | None
+):
+    """Tiles end before, at and behind blocks of 64 tokens."""
+    lengths = [(2, 2), (70, 70), (33, 64), (16, 80), (3, 200), (40, 129)]
+    if heads[0] == 80:
+        lengths = [(2, 66), (3, 3)]
+    case = attention_case(lengths, heads, 16, block_size, DTYPE, DEVICE)
+    check(prefill(case, window, tile_rows), case, window)
+
+
+def test_each_kernel_writes_its_own_rows():
+    case = attention_case([(1, 9), (3, 300), (1, 140), (2, 2)], (4, 2), 16, dtype=DTYPE,
+                          device=DEVICE)  # fmt: skip
+    expected = paged_attention_reference(*inputs(case), 0.3)
+    one_new = torch.tensor([True, False, False, False, True, False, False])
+    decoded = decode(case, splits=2, out=torch.zeros_like(case.q))
+    prefilled = prefill(case, out=torch.zeros_like(case.q))
+    for out, own in ((decoded, one_new), (prefilled, ~one_new)):
+        assert not out[~own].any()
+        assert_close(out[own], expected[own], DTYPE)
+    for has_decode, own in ((True, one_new), (False, ~one_new)):
+        out = paged_attention(
+            *inputs(case), scale=0.3, max_seqlen_q=3, max_context_len=300, has_decode=has_decode,
+            has_prefill=not has_decode,
+        )  # fmt: skip
+        assert torch.equal(out.isnan().any(-1).any(-1).cpu(), ~own)
+
+
+@pytest.mark.parametrize("block", [10, 140])
+def test_the_largest_scores_win_over_all_splits(block: int):
+    """Scores of thousands in one of the first or of the last splits."""
+    case = attention_case([(1, 2300), (1, 130)], (2, 1), 16, dtype=DTYPE, device=DEVICE)
+    case.q.mul_(100)
+    case.k_cache[int(case.block_tables[0, block])].mul_(20)
+    check(decode(case, splits=40), case)
+
+
+def test_static_buffers_are_refilled():
+    """One launch, as a CUDA graph keeps it, serves any contexts; on a GPU it is such a graph."""
+    mixes = [[300, 1, 129, 0], [1, 513, 0, 0], [128, 64, 200, 77]]
+    cases = [
+        attention_case([(1, context) for context in mix], (4, 2), 16, dtype=DTYPE, device=DEVICE)
+        for mix in mixes
+    ]
+    blocks = max(len(case.k_cache) for case in cases)
+    columns = max(case.block_tables.shape[1] for case in cases)
+    static = attention_case([(1, 16 * columns)] * 4, (4, 2), 16, dtype=DTYPE, device=DEVICE)
+    assert len(static.k_cache) >= blocks
+    static.max_context_len = 600
+    run = launcher(static)
+    for case in cases:
+        static.q.copy_(case.q)
+        static.context_lens.copy_(case.context_lens)
+        static.block_tables[:, : case.block_tables.shape[1]] = case.block_tables
+        static.k_cache[: len(case.k_cache)] = case.k_cache
+        static.v_cache[: len(case.v_cache)] = case.v_cache
+        check(run(), case)
+
+
+def launcher(case: AttentionCase) -> Callable[[], torch.Tensor]:
+    if INTERPRETED:
+        return lambda: decode(case, splits=5)
+    decode(case, splits=5)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = decode(case, splits=5)
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return out
+
+    return replay

@@ -1,4 +1,4 @@
-"""The CPU path of shrink and expand against the float64 reference, and LoRASegments itself."""
+"""The CPU path of shrink and expand against the float64 reference, and what groups its rows."""
 
 import os
 import subprocess
@@ -11,7 +11,6 @@ from kernel_cases import MIXES, LoRACase, assert_close, lora_case
 from multilora_kernels import row_groups
 from multilora_kernels.expand import expand_gpu, expand_reference
 from multilora_kernels.lora import add_lora
-from multilora_kernels.segments import LaunchBounds, LoRASegments
 from multilora_kernels.shrink import shrink_reference
 
 
@@ -64,24 +63,6 @@ def test_groups_follow_the_shape_of_the_work():
     assert alone.mask is None
 
 
-def test_segments_that_do_not_fit_the_rows_are_refused():
-    with pytest.raises(ValueError, match="must start at row 2"):
-        LoRASegments.from_lists([0, 3], [2, 1], [(0,), (1,)], 8, "cpu")
-    with pytest.raises(ValueError, match="cover 9 rows of 8"):
-        LoRASegments.from_lists([0], [9], [(0,)], 8, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("bounds", "what"),
-    [((4, 15, 3), "5 segments"), ((5, 14, 3), "15 pages"), ((5, 15, 2), "3 pages_per_segment")],
-)
-def test_more_than_the_launch_bounds_is_refused(bounds: tuple[int, int, int], what: str):
-    case = lora_case([1] * 5, [40], (8,), 8)
-    with pytest.raises(ValueError, match=f"{what}, but"):
-        case.segments(LaunchBounds(*bounds))
-    case.segments(LaunchBounds(5, 15, 3))
-
-
 def test_more_slices_than_the_gpu_kernel_takes_are_refused():
     case = lora_case([1], [16], (8, 8, 8, 8), 8)
     with pytest.raises(ValueError, match="4 slices"):
@@ -94,7 +75,7 @@ def test_a_cpu_needs_no_openai_triton():
         "from kernel_cases import lora_case\n"
         "from multilora_kernels.lora import add_lora\n"
         "from multilora_kernels.shrink import shrink_gpu\n"
-        "import multilora_kernels.kv_write, multilora_kernels.paged_attention\n"
+        "import multilora_kernels.rope_kv_write, multilora_kernels.paged_attention\n"
         "c = lora_case([2, 1], [16], (8,), 8)\n"
         "add_lora(c.y, c.x, c.a, c.b, c.slice_sizes, c.segments())\n"
         "try: shrink_gpu(c.x, c.a, c.segments())\n"

@@ -1,5 +1,8 @@
 """The GPU kernels of shrink and expand: on a GPU, or interpreted (see test_interpreter)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,21 +16,28 @@ from kernel_cases import (
     lora_case,
     needs_gpu,
 )
-from multilora_kernels.expand import expand_gpu, expand_reference
+from multilora_kernels.expand import expand_reference
 from multilora_kernels.lora import add_lora
-from multilora_kernels.segments import LaunchBounds, LoRASegments
-from multilora_kernels.shrink import shrink_gpu, shrink_reference
+from multilora_kernels.row_groups import Segment
+from multilora_kernels.segments import (
+    DECODE_TILE,
+    PREFILL_TILE,
+    LaunchBounds,
+    LoRASegments,
+    segment_tables,
+)
+from multilora_kernels.shrink import shrink_gpu, shrink_plan, shrink_reference
 
 pytestmark = needs_gpu
 RANKS = [[8, 40, 16]] if INTERPRETED else [[1], [16], [8, 128, 16, 33, 64]]
-SHAPES = [((40, 24, 24), 80)] if INTERPRETED else [((4096, 1024, 1024), 4096), ((520,), 1032)]
+SHAPES = [((40, 24, 24), 80)]
+if not INTERPRETED:
+    SHAPES = [((4096, 1024, 1024), 4096), ((520,), 1032), ((4096,), 14336)]
 
 
 def run(case: LoRACase, segments: LoRASegments) -> torch.Tensor:
     y = case.y.clone()
-    if segments.num_rows:
-        h = shrink_gpu(case.x, case.a, segments)
-        expand_gpu(h, case.b, case.slice_sizes, segments, y)
+    add_lora(y, case.x, case.a, case.b, case.slice_sizes, segments)
     return y
 
 
@@ -50,46 +60,140 @@ def test_against_the_reference(
     assert torch.equal(y[-3:], case.y[-3:])
 
 
-@pytest.mark.parametrize("slice_sizes", [(70,), (33, 150)], ids=str)
-def test_one_and_two_slices_and_splits(slice_sizes: tuple[int, ...]):
-    """1100 input features make two splits; 150 columns make two column blocks."""
+def test_every_rank_in_one_batch():
+    """One row for each rank from 1 to 128; interpreted, for a few of them."""
+    ranks = [1, 15, 16, 17, 128] if INTERPRETED else list(range(1, 129))
     dtype = DTYPES[0]
-    case = lora_case([2, 1], [16, 20], slice_sizes, 1100, dtype=dtype, device=DEVICE)
+    case = lora_case([1] * len(ranks), ranks, (40,), 64, dtype=dtype, device=DEVICE)
     assert_close(run(case, case.segments()), expected(case), dtype)
 
 
-def test_padded_tables_change_nothing():
+MANY = 5 if INTERPRETED else 300  # more rows than programs that are resident
+
+
+@pytest.mark.parametrize(
+    ("mix", "splits"),
+    [([2, 1], 4), ([17, 1], 4), ([17, *[1] * MANY], 2)],
+    ids=["decode", "prefill", "long prefill"],
+)
+@pytest.mark.parametrize("in_features", [1100, 1280])
+@pytest.mark.parametrize("slice_sizes", [(70,), (33, 150)], ids=str)
+def test_one_and_two_slices_and_splits(
+    slice_sizes: tuple[int, ...], in_features: int, mix: list[int], splits: int
+):
+    """Neither ends where a split ends, one where a block of the loop does; 150 columns make two
+    column blocks."""
+    case = lora_case(mix, [16, 20], slice_sizes, in_features, dtype=DTYPES[0], device=DEVICE)
+    assert shrink_plan(case.x, 16, case.segments()).splits == splits
+    assert_close(run(case, case.segments()), expected(case), DTYPES[0])
+
+
+def test_wide_column_blocks():
+    """As decode has them where there are many programs."""
+    slice_sizes = (300, 100) if INTERPRETED else (2048, 300)
+    case = lora_case([1] * MANY, [16], slice_sizes, 64, dtype=DTYPES[0], device=DEVICE)
+    assert_close(run(case, case.segments()), expected(case), DTYPES[0])
+
+
+@pytest.mark.parametrize("mix", ["skewed", "prefill"])
+def test_nothing_else_is_read_and_repetition_gives_the_same_bits(
+    mix: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Pages of others, h before the shrink, the rows that fill up a tile: all NaN."""
+    case = lora_case(MIXES[mix], [8, 40, 16], (40, 24), 1100, DTYPES[0], DEVICE, spread=3)
+    segments = case.segments()
+    first = run(case, segments)
+    assert_close(first, expected(case), DTYPES[0])
+    own = [page for pages in case.pages for page in pages]
+    others = [page for page in range(len(case.a)) if page not in own]
+    case.a[others], case.b[others] = torch.nan, torch.nan
+    case.x[-3:] = torch.nan  # base rows
+    monkeypatch.setattr(torch, "empty", _filled_with_nan(torch.empty))
+    assert shrink_gpu(case.x, case.a, segments).isnan().any()
+    for _ in range(3):
+        assert torch.equal(run(case, segments), first)
+
+
+def _filled_with_nan(empty: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda *shape, **options: empty(*shape, **options).fill_(torch.nan)
+
+
+@pytest.mark.parametrize("tile_rows", [DECODE_TILE, PREFILL_TILE])
+def test_padded_tables_change_nothing(tile_rows: int):
     dtype = DTYPES[0]
-    case = lora_case([2, 1, 4], [16, 20], (24,), 64, dtype=dtype, device=DEVICE)
-    padded = case.segments(LaunchBounds(10, 40, 3))
-    assert len(padded.tiles) > len(case.segments().tiles)
-    assert torch.equal(run(case, padded), run(case, case.segments()))
+    mix = [2, 1, 4] if tile_rows == DECODE_TILE else [2, 20, 4]
+    case = lora_case(mix, [16, 20], (24,), 64, dtype=dtype, device=DEVICE)
+    padded = case.segments(LaunchBounds(10, 40, tile_rows))
+    tight = case.segments()
+    assert len(padded.tiles) > len(tight.tiles)
+    assert len(padded.pairs) > len(tight.pairs)
+    assert padded.tile_rows == tight.tile_rows
+    assert torch.equal(run(case, padded), run(case, tight))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="CUDA graphs need a GPU")
+def test_base_rows_alone_launch_nothing_without_bounds(monkeypatch: pytest.MonkeyPatch):
+    case = lora_case([0], [16], (24,), 64, dtype=DTYPES[0], device=DEVICE)
+    monkeypatch.setattr("multilora_kernels.shrink.shrink_kernel", None)
+    monkeypatch.setattr("multilora_kernels.expand.expand_kernel", None)
+    assert torch.equal(run(case, case.segments()), case.y)
+
+
+ROWS = 8 if INTERPRETED else 32
+REPLAYED = {  # rows of each adapter in the batches that follow each other through one launch
+    "all adapters": [1] * ROWS, "one row": [1], "two": [1, 1], "seven": [1] * 7, "none": [],
+    "one adapter has all rows": [ROWS], "skewed": [ROWS // 2, 2, 1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["launched", "graph"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_graph_replay_is_right_for_other_mixes(dtype: torch.dtype):
-    """Captured over full tables, replayed after their contents were overwritten."""
+def test_launch_over_static_tables_is_right_for_any_mix(dtype: torch.dtype, graph: bool):
+    """Captured over the fullest tables, replayed after their contents were overwritten."""
+    if graph and INTERPRETED:
+        pytest.skip("CUDA graphs need a GPU")
+    shape = ((40, 24), 64) if INTERPRETED else ((512, 128), 1024)
     cases = [
-        lora_case(mix, [16, 40], (256, 64), 512, dtype, DEVICE, base_rows=16 - sum(mix), seed=seed)
-        for seed, mix in enumerate(([1] * 16, [1], [1, 1], [7, 1, 3], []))
+        lora_case(mix, [16, 40], *shape, dtype, DEVICE, base_rows=ROWS - sum(mix), seed=seed)
+        for seed, mix in enumerate(REPLAYED.values())
     ]
     first = cases[0]
-    bounds = LaunchBounds(segments=16, pages=48, pages_per_segment=3)
-    segments = first.segments(bounds)
-    x, a, b, y = (part.clone() for part in (first.x, first.a, first.b, first.y))
-    assert len(a) == max(len(case.a) for case in cases)
-    add_lora(y, x, a, b, first.slice_sizes, segments)  # compiles outside the capture
+    pages = max(len(case.a) for case in cases)
+    launch, static = _static_launch(first, LaunchBounds.for_decode(ROWS, 3, pages))
+    replay = _capture(launch) if graph else launch
+    for case in (*reversed(cases), *cases):
+        _refill(static, case)
+        replay()
+        assert_close(static["y"], expected(case), dtype)
+        assert torch.equal(static["y"][sum(case.row_counts) :], case.y[sum(case.row_counts) :])
+
+
+def _static_launch(
+    case: LoRACase, bounds: LaunchBounds
+) -> tuple[Callable[[], None], dict[str, Any]]:
+    tables = segment_tables((), len(case.x), bounds)
+    counts, tiles, pairs = (torch.from_numpy(table).to(DEVICE) for table in tables[:3])
+    segments = LoRASegments.of_tables(tables, counts, tiles, pairs, len(case.x))
+    x, a, b, y = (part.clone() for part in (case.x, case.a, case.b, case.y))
+    static = {"x": x, "a": a, "b": b, "y": y, "tables": (counts, tiles, pairs), "bounds": bounds}
+    return lambda: add_lora(y, x, a, b, case.slice_sizes, segments), static
+
+
+def _refill(static: dict[str, Any], case: LoRACase) -> None:
+    starts = [sum(case.row_counts[:i]) for i in range(len(case.row_counts))]
+    segments = tuple(map(Segment, starts, case.row_counts, case.pages))
+    tables = segment_tables(segments, len(case.x), static["bounds"])
+    for place, table in zip(static["tables"], tables[:3], strict=True):
+        place.copy_(torch.from_numpy(table))
+    static["x"].copy_(case.x)
+    static["y"].copy_(case.y)
+    for name, pool in (("a", case.a), ("b", case.b)):
+        static[name].fill_(torch.nan)
+        static[name][: len(pool)] = pool
+
+
+def _capture(launch: Callable[[], None]) -> Callable[[], None]:
+    launch()  # compiles outside the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        add_lora(y, x, a, b, first.slice_sizes, segments)
-    for case in reversed(cases):
-        tables = case.segments(bounds)
-        segments.tiles.copy_(tables.tiles)
-        segments.pages.copy_(tables.pages)
-        x.copy_(case.x)
-        y.copy_(case.y)
-        a[: len(case.a)].copy_(case.a)
-        b[: len(case.b)].copy_(case.b)
-        graph.replay()
-        assert_close(y, expected(case), dtype)
+        launch()
+    return graph.replay

@@ -12,7 +12,8 @@ from bench_checkpoint import LLAMA_100M, TINY, Checkpoints, adapter_name
 from bench_client import BenchmarkError, Work, serving
 from bench_machine import look
 from bench_plan import QUICK, Plan
-from bench_report import KEEP, Report
+from bench_report import Report
+from bench_statistics import KEEP
 
 
 @pytest.fixture(scope="module")

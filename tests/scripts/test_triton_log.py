@@ -1,6 +1,6 @@
 """Lines as tritonserver 2.51 and the models really write them."""
 
-from triton_log import failure, is_warning, stage
+from triton_log import failure, is_warning, report, stage
 
 FAILED = (
     "E1123 01:35:52.091249 7044 model_lifecycle.cc:642] \"failed to load 'multilora_llm' version "
@@ -17,6 +17,23 @@ def test_stages() -> None:
     loaded = "I1123 01:36:42.1 7390 model_lifecycle.cc:839] \"successfully loaded 'multilora'\""
     assert stage(loaded) == "loaded the Triton model multilora"
     assert stage("W multilora.x: y") is None
+    assert stage("I multilora.memory:   KV cache   1.00 GiB") is None
+    assert stage("I multilora.memory_profile: measuring") == "measuring"
+
+
+def test_report_is_the_memory_and_the_engine_s_warnings() -> None:
+    lines = [
+        "I multilora.engine_parts: loading x",
+        "I multilora.memory: GPU memory 80.00 GiB:",
+        'W1123 01:35:52.0 7044 model.cc:1] "careful"',
+        "W multilora.gpu_check: running on the CPU: no driver",
+        "I multilora.memory:   KV cache          1.00 GiB  4096 tokens",
+    ]
+    assert report(lines) == [
+        "GPU memory 80.00 GiB:",
+        "warning: running on the CPU: no driver",
+        "  KV cache          1.00 GiB  4096 tokens",
+    ]
 
 
 def test_failure_is_the_reason_of_the_model() -> None:

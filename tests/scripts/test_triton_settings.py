@@ -9,7 +9,8 @@ from triton_install import REPOSITORY, LaunchError
 from triton_server import Ports
 from triton_settings import engine_environment, model_repository, parse_flags, ports
 
-NAMES = ["MODEL_ID", "LORA_ADAPTERS", "MAX_INPUT_TOKENS", "DTYPE", "HTTP_PORT", "MODEL_REPOSITORY"]
+NAMES = ["MODEL_ID", "LORA_ADAPTERS", "MAX_INPUT_TOKENS", "DTYPE", "HTTP_PORT", "MODEL_REPOSITORY",
+         "GPU_MEMORY_UTILIZATION"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,9 @@ def test_flags_become_settings_of_the_engine() -> None:
         "--max-total-tokens": "9",
         "--adapter-memory": "64MiB",
         "--dtype": "float32",
+        "--cuda-memory-fraction": "0.75",
+        "--cuda-graphs": "off",
+        "--kv-cache-memory": "auto",
         "--max-concurrent-requests": "3",
         "--threads": "1",
     }
@@ -35,6 +39,13 @@ def test_flags_become_settings_of_the_engine() -> None:
     assert (config.max_input_tokens, config.max_total_tokens) == (7, 9)
     assert (config.adapter_memory, config.dtype) == (64 << 20, "float32")
     assert (config.max_concurrent_requests, config.threads) == (3, 1)
+    assert (config.gpu_memory_utilization, config.cuda_graphs) == (0.75, "off")
+    assert config.kv_cache_memory == 0
+
+
+def test_the_part_of_a_gpu_has_the_names_of_tgi_and_vllm() -> None:
+    for flag in ("--gpu-memory-utilization", "--cuda-memory-fraction"):
+        assert engine_environment(parse_flags([flag, "0.5"]))["GPU_MEMORY_UTILIZATION"] == "0.5"
 
 
 def test_nothing_given_sets_nothing() -> None:

@@ -20,7 +20,7 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 sys.path.append(str(Path(__file__).resolve().parents[2] / "multilora_llm" / "1"))
 
 from multilora.admin_command import parse_admin_command
-from multilora.errors import ErrorCode, RequestError, invalid
+from multilora.errors import ErrorCode, RequestError, internal, invalid
 
 _LOG = logging.getLogger("multilora.adapters")
 _QUICK = ("list", "info")  # the others may wait for a download, or for running sequences
@@ -61,7 +61,7 @@ def _answer(sender: Any, command: str) -> None:
         response = _ask(command)
     except Exception as error:
         _LOG.exception("an action failed: %s", command)
-        response = _failure(RequestError(ErrorCode.INTERNAL, f"internal error: {error!r}"))
+        response = _failure(internal(f"internal error: {error!r}"))
     _send(sender, response)
 
 
@@ -124,7 +124,7 @@ def _value(name: str, tensor: np.ndarray) -> str | bool | float:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        raise invalid(f"{name} is not valid UTF-8") from None
+        raise invalid(f"{name} is not valid UTF-8; encode it so") from None
 
 
 def _strings(value: bytes) -> np.ndarray:

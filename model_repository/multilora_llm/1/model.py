@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 
 from multilora.admin_command import AdminCommand
 from multilora.config import EngineConfig
-from multilora.errors import ErrorCode, RequestError, StartupError, invalid
+from multilora.errors import RequestError, StartupError, internal, invalid
 from multilora.reply import Reply, json_reply
 from multilora.responder import Responder, stopped_reply
 from multilora.triton_metrics import TritonMetrics
@@ -158,4 +158,4 @@ class TritonPythonModel:
             client.fail(error)
         except Exception as error:
             _LOG.exception("a request could not be read")
-            client.fail(RequestError(ErrorCode.INTERNAL, f"internal error: {error!r}"))
+            client.fail(internal(f"internal error: {error!r}"))

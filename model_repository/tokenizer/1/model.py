@@ -59,7 +59,7 @@ class TritonPythonModel:
         try:
             text = tensors["text_input"].item().decode("utf-8")
         except UnicodeDecodeError:
-            raise invalid("text_input is not valid UTF-8") from None
+            raise invalid("text_input is not valid UTF-8; encode it so") from None
         if not text:
             raise invalid("text_input is empty; send a prompt")
         if "chat" in tensors and tensors["chat"].any():

@@ -103,7 +103,9 @@ def _read(path: Path, size: int) -> bytes | None:
     except OSError as error:
         raise _unreadable(path, error) from None
     except MemoryError:
-        raise invalid(f"{path} has {size} bytes, more than there is memory for") from None
+        raise invalid(
+            f"{path} has {size} bytes, more than there is memory for; make it smaller"
+        ) from None
 
 
 def _unreadable(path: Path, error: OSError) -> RequestError:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 from multilora.adapter_source import AdapterSource
-from multilora.errors import ErrorCode, RequestError
+from multilora.errors import RequestError, internal
 
 LoadedT = TypeVar("LoadedT")
 _NICENESS = 10  # loading yields the processor to the engine
@@ -97,5 +97,5 @@ class AdapterLoader(Generic[LoadedT]):
         except Exception as error:
             logging.getLogger(__name__).exception("loading adapter %s", source.adapter_id)
             message = f"adapter {source.adapter_id!r} could not be loaded: {error!r}"
-            failure = RequestError(ErrorCode.INTERNAL, message)
+            failure = internal(message)
         return LoadResult(source, ticket, time.monotonic() - start, adapter, failure)

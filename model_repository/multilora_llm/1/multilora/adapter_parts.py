@@ -59,37 +59,24 @@ def make_adapters(
     config: EngineConfig,
     base: BaseConfig,
     dtype: torch.dtype,
-    device: torch.device,
+    pages: AdapterPages,
     tokenizer: Tokenizer | None,
     wake: Callable[[], None],
 ) -> AdapterParts:
     """Everything but the reading of the registered adapters; raises StartupError.
 
-    `wake` stirs the engine thread when an adapter has been read.
+    `pages` is the device pool; `wake` stirs the engine thread when an adapter has been read.
     """
     folders = AdapterFolders(Path(config.adapters_dir)) if config.adapters_dir else None
     catalog = AdapterCatalog(_registered(config, folders), folders, config.adapter_allow)
     store = AdapterStore(
         _adapter_reader(config, base, dtype, tokenizer, folders),
-        _adapter_pool(config, base, dtype, device),
+        pages,
         config.adapter_host_memory,
         wake,
         config.adapter_loads,
     )
     return AdapterParts(catalog, folders, store)
-
-
-def _adapter_pool(
-    config: EngineConfig, base: BaseConfig, dtype: torch.dtype, device: torch.device
-) -> AdapterPages:
-    bytes_per_page = AdapterPages.bytes_per_page(base, dtype)
-    num_pages = config.adapter_memory // bytes_per_page
-    if num_pages < 1:
-        raise StartupError(
-            f"adapter_memory {config.adapter_memory} is less than one page of 16 ranks "
-            f"({bytes_per_page} bytes); raise --adapter-memory"
-        )
-    return AdapterPages(base, num_pages, dtype, device)
 
 
 def _registered(config: EngineConfig, folders: AdapterFolders | None) -> list[AdapterSource]:

@@ -21,7 +21,7 @@ from multilora.adapter_pool import AdapterPool, adapter_id_of
 from multilora.adapter_record import AdapterRecord, Done, LoadState
 from multilora.adapter_records import AdapterRecords
 from multilora.adapter_source import AdapterSource
-from multilora.errors import ErrorCode, RequestError
+from multilora.errors import RequestError, internal
 
 _LOG = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class AdapterStore:
             self.host.drop(record.adapter_id)
             message = f"adapter {record.adapter_id!r}: copying it to the device failed: {error!r}"
             _LOG.exception(message)
-            record.fail(RequestError(ErrorCode.INTERNAL, message), record.source)
+            record.fail(internal(message), record.source)
 
     def _read(self, record: AdapterRecord) -> None:
         """For a request; not while host memory is full of what has yet to be copied."""

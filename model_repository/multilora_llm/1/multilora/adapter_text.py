@@ -88,7 +88,7 @@ def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise invalid(f"{name} is not JSON ({error}); save it again") from None
     if not isinstance(value, dict):
-        raise invalid(f"{name} must hold a JSON object; got {type(value).__name__}")
+        raise invalid(f"{name} must hold a JSON object; got {type(value).__name__}; save it again")
     return value
 
 
@@ -126,7 +126,8 @@ def _number(where: str, value: object) -> int:
         return value
     if isinstance(value, str) and value.isdecimal() and len(value) < 20:
         return int(value)
-    raise invalid(f"{where}: token ids are whole numbers; got {str(value)[:_SHOWN_CHARACTERS]!r}")
+    given = str(value)[:_SHOWN_CHARACTERS]
+    raise invalid(f"{where}: token ids are whole numbers; got {given!r}; save it again")
 
 
 def _named(fields: Mapping[str, Any]) -> Iterator[str]:

@@ -43,7 +43,10 @@ class ChatTemplate:
                 messages=messages, add_generation_prompt=True, **self.special_tokens
             )
         except Exception as error:  # a template is a program: it may raise anything
-            raise invalid(f"the chat template refuses these messages: {error}") from None
+            raise invalid(
+                f"the chat template refuses these messages ({error}); change them, or send the "
+                "prompt as text_input without chat"
+            ) from None
 
 
 def find_template(

@@ -54,7 +54,10 @@ class CheckpointFiles:
         try:
             source = self._open(file).get_tensor(name)
         except SafetensorError as error:
-            raise StartupError(f"{self._folder / file}: cannot read {name} ({error})") from None
+            raise StartupError(
+                f"{self._folder / file}: cannot read {name} ({error}); "
+                "download the checkpoint again"
+            ) from None
         if source.dtype not in _DTYPES:
             raise StartupError(
                 f"{self._folder / file}: tensor {name} is {source.dtype}; quantised checkpoints "

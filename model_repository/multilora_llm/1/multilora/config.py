@@ -4,6 +4,7 @@ A setting's parameter name in config.pbtxt is its field name; its environment va
 in upper case (`max_total_tokens` ↔ `MAX_TOTAL_TOKENS`). Empty means unset.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +16,7 @@ DEMO = Path(__file__).resolve().parent.parent / "demo"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SWITCH = ("on", "off")
 DEVICES = ("auto", "cpu", "cuda")
+_AUTO_SIZES = ("adapter_memory", "kv_cache_memory")  # "auto" is 0
 _UNITS = {
     "": 1,
     "b": 1,
@@ -40,6 +42,10 @@ class EngineConfig:
     download may have `adapter_max_size` bytes and take `adapter_download_timeout` seconds, and
     `adapter_loads` adapters are brought at once; a request waits `adapter_timeout` seconds for its
     own. `adapter_metrics` is how many adapters have figures of their own on /metrics.
+
+    On a GPU `gpu_memory_utilization` is the part of its whole memory that may be in use, by others
+    too; `adapter_memory` and `kv_cache_memory` 0 share what is left of it (see memory_plan), on a
+    CPU they are 1 GiB each. `cuda_graphs` captures decode passes, on a GPU.
     """
 
     model_id: str = ""
@@ -53,7 +59,8 @@ class EngineConfig:
     max_concurrent_requests: int = 128
     max_running_requests: int = 64
     max_lora_rank: int = 128
-    adapter_memory: int = 1 << 30
+    gpu_memory_utilization: float = 0.9
+    adapter_memory: int = 0
     adapter_host_memory: int = 4 << 30
     adapters_dir: str = ""
     adapter_allow: str = ""
@@ -63,22 +70,22 @@ class EngineConfig:
     adapter_loads: int = 4
     adapter_admin: str = "on"
     adapter_metrics: int = 100
-    kv_cache_memory: int = 1 << 30
+    kv_cache_memory: int = 0
     kv_block_size: int = 16
+    cuda_graphs: str = "on"
     threads: int = 0
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
         _one_of("adapter_admin", self.adapter_admin, SWITCH)
+        _one_of("cuda_graphs", self.cuda_graphs, SWITCH)
         for name in (
             "max_batch_prefill_tokens",
             "max_concurrent_requests",
             "max_running_requests",
             "max_lora_rank",
-            "adapter_memory",
             "adapter_host_memory",
-            "kv_cache_memory",
             "adapter_max_size",
             "adapter_download_timeout",
             "adapter_timeout",
@@ -86,9 +93,20 @@ class EngineConfig:
         ):
             if getattr(self, name) < 1:
                 raise StartupError(f"{name} must be positive; got {getattr(self, name)}")
-        for name in ("max_input_tokens", "max_total_tokens", "threads", "adapter_metrics"):
+        for name in (
+            "max_input_tokens",
+            "max_total_tokens",
+            "threads",
+            "adapter_metrics",
+            *_AUTO_SIZES,
+        ):
             if getattr(self, name) < 0:
                 raise StartupError(f"{name} must not be negative; got {getattr(self, name)}")
+        if not 0 < self.gpu_memory_utilization <= 1:  # neither is nan
+            raise StartupError(
+                "gpu_memory_utilization must be a part of the GPU's memory, above 0 and at most 1; "
+                f"got {self.gpu_memory_utilization}"
+            )
         if self.kv_block_size < 8 or self.kv_block_size & (self.kv_block_size - 1):
             raise StartupError(
                 f"kv_block_size must be a power of two of at least 8; got {self.kv_block_size}"
@@ -97,7 +115,7 @@ class EngineConfig:
     @staticmethod
     def from_settings(parameters: Mapping[str, str], environ: Mapping[str, str]) -> "EngineConfig":
         """Read config.pbtxt `parameters`, overridden by `environ`; raises StartupError."""
-        values: dict[str, str | int] = {}
+        values: dict[str, str | int | float] = {}
         for field in fields(EngineConfig):
             raw = environ.get(field.name.upper(), "").strip()
             raw = raw or parameters.get(field.name, "").strip()
@@ -105,6 +123,10 @@ class EngineConfig:
                 continue
             if field.type in (str, "str"):
                 values[field.name] = raw
+            elif field.type in (float, "float"):
+                values[field.name] = _parse_number(field.name, raw)
+            elif field.name in _AUTO_SIZES and raw.lower() == "auto":
+                values[field.name] = 0
             elif field.name.endswith(("_memory", "_size")):
                 values[field.name] = parse_bytes(field.name, raw)
             else:
@@ -142,6 +164,16 @@ def _parse_int(name: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise StartupError(f"{name} must be a whole number; got {text!r} ({_FLAG_NOTE})") from None
+
+
+def _parse_number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise StartupError(f"{name} must be a number; got {text!r} ({_FLAG_NOTE})")
+    return value
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

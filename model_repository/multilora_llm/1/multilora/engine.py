@@ -17,7 +17,7 @@ from multilora.adapter_counts import AdapterCounts
 from multilora.adapter_source import AdapterSource
 from multilora.config import EngineConfig
 from multilora.engine_parts import EngineParts, load_parts
-from multilora.errors import ErrorCode, RequestError, invalid
+from multilora.errors import ErrorCode, RequestError, internal, invalid, shutting_down
 from multilora.metrics import METRICS, AdapterFigures
 from multilora.request import Request, TokenOutput
 
@@ -85,7 +85,7 @@ class Engine:
             request = dataclasses.replace(request, sampling=sampling)
         with self._lock:
             if self._closed:
-                raise RequestError(ErrorCode.UNAVAILABLE, "the server is shutting down")
+                raise shutting_down()
             if request.request_id in self._live:
                 raise invalid(
                     f"request id {request.request_id!r} is already running; use another id"
@@ -180,7 +180,7 @@ class Engine:
                 return True
             block = False
             if message is None:
-                self._end_all(RequestError(ErrorCode.UNAVAILABLE, "the server is shutting down"))
+                self._end_all(shutting_down())
                 return False
             try:
                 message()
@@ -198,7 +198,7 @@ class Engine:
 
         If nothing was, it would raise again and again: end what waits.
         """
-        reason = RequestError(ErrorCode.INTERNAL, f"the forward pass failed: {error!r}")
+        reason = internal(f"the forward pass failed: {error!r}")
         scheduler = self._parts.scheduler
         for sequence in list(scheduler.running) or scheduler.waiting:
             scheduler.abort(sequence.request.request_id, reason)

@@ -4,20 +4,27 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from multilora.adapter_admin import AdapterAdmin
 from multilora.adapter_catalog import AdapterCatalog
+from multilora.adapter_pages import AdapterPages
 from multilora.adapter_parts import AdapterParts, make_adapters
 from multilora.adapter_store import AdapterStore
 from multilora.adapter_watch import AdapterWatch
 from multilora.base_config import BaseConfig
 from multilora.block_allocator import BlockAllocator
 from multilora.config import DEMO, EngineConfig
+from multilora.decode_graphs import DecodeGraphs
 from multilora.errors import StartupError
+from multilora.gpu_check import choose_device
+from multilora.kernel_warm_up import warm_up
 from multilora.kv_cache import KVCache
 from multilora.llama import load_llama
+from multilora.memory_plan import MemoryPlan, PoolSettings, plan_gpu, plan_host
+from multilora.memory_profile import CudaMeter, Meter, Profile, measure
 from multilora.model_runner import ModelRunner
 from multilora.scheduler import Scheduler, SchedulerLimits
 from multilora.sources import base_folder
@@ -25,6 +32,7 @@ from multilora.tokenizer import Tokenizer
 
 Post = Callable[[Callable[[], None]], None]  # runs a function on the engine thread
 _LOG = logging.getLogger(__name__)
+_MEMORY_LOG = logging.getLogger("multilora.memory")  # the launcher shows its lines
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
     """Load base model and adapters; raises StartupError."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = _device(config.device)
+    device = choose_device(config.device)
     folder = DEMO / "base" if not config.model_id else base_folder(config.model_id, config.revision)
     base = BaseConfig.from_folder(folder)
     max_input, max_total = config.token_limits(base.max_position_embeddings)
@@ -90,9 +98,10 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
     _LOG.info("loading %s as %s on %s", folder, dtype, device)
     model = load_llama(folder, base, dtype, device)
     tokenizer = Tokenizer.from_folder(folder) if (folder / "tokenizer.json").is_file() else None
-    kv = _kv_cache(config, base, max_total, dtype, device)
-    adapters = make_adapters(config, base, dtype, device, tokenizer, lambda: post(_nothing))
-    scheduler = _scheduler(config, base, kv, max_total, adapters.store)
+    profile = Profile(model, config, max_total, dtype, device)
+    pools = _pools(profile)
+    adapters = make_adapters(config, base, dtype, pools.pages, tokenizer, lambda: post(_nothing))
+    scheduler = _scheduler(config, base, pools.kv, max_total, adapters.store)
     admin = _admin(config, adapters, scheduler, post)
     watch = None
     if adapters.folders:
@@ -100,8 +109,10 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
             adapters.folders, admin.folders_changed, in_memory=admin.names_of_directory
         )
     adapters.warm_up()  # under watch: files that change meanwhile are read again
-    tensors = adapters.store.pool.tensors
-    runner = ModelRunner(model, kv, tensors, base.eos_token_ids, device, dtype)
+    kv, pages, graphs = pools
+    runner = ModelRunner(model, kv, pages, base.eos_token_ids, device, dtype, graphs)
+    if device.type == "cuda":
+        warm_up(runner, profile.graph_limits, config.max_batch_prefill_tokens)
     return EngineParts(
         base=base,
         model_folder=folder,
@@ -119,13 +130,6 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
 
 def _nothing() -> None:
     """Posted to stir the engine thread."""
-
-
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise StartupError("device cuda: torch sees no GPU; check the driver, or use --device cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
 def _dtype(name: str, checkpoint: str, device: torch.device) -> torch.dtype:
@@ -161,17 +165,48 @@ def _admin(
     )
 
 
-def _kv_cache(
-    config: EngineConfig, base: BaseConfig, max_total: int, dtype: torch.dtype, device: torch.device
-) -> KVCache:
-    size = config.kv_block_size
-    bytes_per_block = KVCache.bytes_per_block(base, size, dtype)
-    num_blocks = config.kv_cache_memory // bytes_per_block
-    needed = -(-max_total // size)
-    if num_blocks < needed:
-        raise StartupError(
-            f"kv_cache_memory {config.kv_cache_memory} holds {num_blocks * size} tokens but "
-            f"max_total_tokens is {max_total}; raise --kv-cache-memory to at least "
-            f"{needed * bytes_per_block} or lower --max-total-tokens"
-        )
-    return KVCache(base, num_blocks, size, dtype, device)
+class _Pools(NamedTuple):
+    kv: KVCache
+    pages: AdapterPages
+    graphs: DecodeGraphs | None  # captured on the two
+
+
+def _pools(profile: Profile) -> _Pools:
+    """Sized by the settings, and on a GPU by what is left of its memory. Raises StartupError."""
+    meter = _meter(profile.device)
+    plan = _plan(profile, meter)
+    for line in plan.lines:
+        _MEMORY_LOG.info("%s", line)
+    model, config, _, dtype, device = profile
+    try:
+        kv = KVCache(model.base, plan.kv_blocks, config.kv_block_size, dtype, device)
+        pages = AdapterPages(model.base, plan.adapter_pages, dtype, device)
+        graphs = None
+        if meter and config.cuda_graphs == "on":
+            graphs = DecodeGraphs(model, kv, pages, profile.graph_limits, device)
+            graphs.capture()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise StartupError(_too_large(device, error)) from None
+    return _Pools(kv, pages, graphs)
+
+
+def _meter(device: torch.device) -> Meter | None:
+    """None on a CPU: nothing is measured there, and nothing captured."""
+    return CudaMeter(device) if device.type == "cuda" else None
+
+
+def _plan(profile: Profile, meter: Meter | None) -> MemoryPlan:
+    config = profile.config
+    settings = PoolSettings(config.kv_cache_memory, config.adapter_memory)
+    if not meter:
+        return plan_host(profile.units, settings)
+    _LOG.info("measuring the memory of the largest forward pass")
+    return plan_gpu(measure(profile, meter), profile.units, settings)
+
+
+def _too_large(device: torch.device, error: Exception) -> str:
+    reason = next(iter(str(error).splitlines()), "out of memory")
+    help_ = "lower --kv-cache-memory or --adapter-memory"
+    if device.type == "cuda":
+        help_ = f"another process may have taken some: lower --gpu-memory-utilization, or {help_}"
+    return f"KV cache and adapter pool do not fit on {device} ({reason}); {help_}"

@@ -35,5 +35,15 @@ def invalid(message: str) -> RequestError:
     return RequestError(ErrorCode.INVALID_ARG, message)
 
 
+def shutting_down() -> RequestError:
+    """What those get whom the server leaves without an answer."""
+    return RequestError(ErrorCode.UNAVAILABLE, "the server is shutting down; try again later")
+
+
+def internal(message: str) -> RequestError:
+    """A defect on our side, of which the log has the traceback."""
+    return RequestError(ErrorCode.INTERNAL, f"{message}; the server's log says more")
+
+
 class StartupError(Exception):
     """The server cannot start as configured; the message is one line with the remedy."""

@@ -29,11 +29,16 @@ class JsonFields:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise StartupError(f"{file}: cannot be read ({error.strerror})") from None
+            raise StartupError(
+                f"{file}: cannot be read ({error.strerror}); let the server's user read it, or "
+                "download it again"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise StartupError(f"{file}: not valid JSON ({error}); download it again") from None
         if not isinstance(data, dict):
-            raise StartupError(f"{file}: must hold a JSON object; got {type(data).__name__}")
+            raise StartupError(
+                f"{file}: must hold a JSON object; got {type(data).__name__}; download it again"
+            )
         return JsonFields(file, data)
 
     def __contains__(self, name: str) -> bool:
@@ -97,5 +102,5 @@ class JsonFields:
         if value is not None:
             return value
         if default is None:
-            raise self.error(name, "is missing")
+            raise self.error(name, "is missing; download the file again or add it")
         return default

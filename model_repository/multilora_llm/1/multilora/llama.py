@@ -16,12 +16,15 @@ from multilora.base_config import BaseConfig
 from multilora.errors import StartupError
 from multilora.forward_input import ForwardInput
 from multilora.kv_cache import KVCache
-from multilora.lora_linear import lora_linear
-from multilora.rope import apply_rope, rope_table
+from multilora.lora_linear import BatchLoRA, add_lora_linear, lora_linear
+from multilora.lora_plan import DEFAULT_PLAN, LoRAPlan
+from multilora.rope import rope_table
 from multilora.weights import LayerWeights, Weights, load_weights
-from multilora_kernels.kv_write import kv_write
 from multilora_kernels.paged_attention import paged_attention
 from multilora_kernels.paged_context import PagedContext
+from multilora_kernels.rms_norm import rms_norm
+from multilora_kernels.rope_kv_write import rope_kv_write
+from multilora_kernels.swiglu import swiglu
 
 
 class _Pass(NamedTuple):
@@ -29,9 +32,8 @@ class _Pass(NamedTuple):
 
     inp: ForwardInput
     kv: KVCache
-    adapters: AdapterPages | None
-    cos: torch.Tensor  # [T, 1, head_dim]
-    sin: torch.Tensor  # [T, 1, head_dim], see rope_table
+    lora: BatchLoRA | None
+    rope: torch.Tensor  # [T, 2, head_dim], see rope_table
     context: PagedContext
 
 
@@ -47,41 +49,53 @@ class Llama:
 
     @torch.inference_mode()
     def forward(
-        self, inp: ForwardInput, kv: KVCache, adapters: AdapterPages | None
+        self,
+        inp: ForwardInput,
+        kv: KVCache,
+        adapters: AdapterPages | None,
+        plan: LoRAPlan = DEFAULT_PLAN,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits, float32 [N, vocab], of the rows `inp.last_token_indices`.
+        """Logits, float32 [N, vocab], of the rows `inp.last_token_indices`; into `out` if given.
 
         Writes K and V of all rows into `kv` at `inp.kv_slots`. `adapters` holds the pages that
         `inp.segments` names.
         """
         if inp.segments is not None and adapters is None:
             raise ValueError("the batch has adapter rows but no adapter pages were given")
-        weights = self._weights
+        lora = BatchLoRA(adapters, inp.segments, plan) if adapters and inp.segments else None
+        weights, eps = self._weights, self.base.rms_norm_eps
         x = F.embedding(inp.input_ids, weights.embed)
-        cos, sin = self._rope.index_select(0, inp.positions).split(1, dim=1)
         context = PagedContext(inp.cu_seqlens_q, inp.context_lens, inp.block_tables)
-        step = _Pass(inp, kv, adapters, cos, sin, context)
+        step = _Pass(inp, kv, lora, self._rope.index_select(0, inp.positions), context)
         for index, layer in enumerate(weights.layers):
-            x += self._attention(index, layer, self._norm(x, layer.input_norm), step)
-            x += self._mlp(index, layer, self._norm(x, layer.post_norm), step)
+            attended = self._attention(index, layer, rms_norm(x, layer.input_norm, eps), step)
+            add_lora_linear(x, attended, layer.o, layer.o_bias, lora, index, "o")
+            inner = self._mlp(index, layer, rms_norm(x, layer.post_norm, eps), step)
+            add_lora_linear(x, inner, layer.down, layer.down_bias, lora, index, "down")
         last = x.index_select(0, inp.last_token_indices)
-        return F.linear(self._norm(last, weights.norm), weights.lm_head).float()
-
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.base.rms_norm_eps)
+        logits = F.linear(rms_norm(last, weights.norm, eps), weights.lm_head)
+        return logits.float() if out is None else out.copy_(logits)
 
     def _attention(
         self, index: int, layer: LayerWeights, x: torch.Tensor, step: _Pass
     ) -> torch.Tensor:
-        base, (inp, kv, adapters, cos, sin, context) = self.base, step
-        qkv = lora_linear(x, layer.qkv, layer.qkv_bias, index, "qkv", adapters, inp.segments)
-        heads = qkv.view(x.shape[0], -1, base.head_dim)
-        qk, v = heads.split((base.num_heads + base.num_kv_heads, base.num_kv_heads), dim=1)
-        if layer.qk_norm is not None:
-            qk = F.rms_norm(qk, (base.head_dim,), eps=base.rms_norm_eps) * layer.qk_norm
-        q, k = apply_rope(qk, cos, sin).split((base.num_heads, base.num_kv_heads), dim=1)
-        k_cache, v_cache = kv.k[index], kv.v[index]
-        kv_write(k, v, k_cache, v_cache, inp.kv_slots)
+        """[T, heads * head_dim], before the output projection."""
+        base, inp = self.base, step.inp
+        k_cache, v_cache = step.kv.k[index], step.kv.v[index]
+        qkv = lora_linear(x, layer.qkv, layer.qkv_bias, step.lora, index, "qkv")
+        q = rope_kv_write(
+            qkv.y,
+            step.rope,
+            inp.kv_slots,
+            k_cache,
+            v_cache,
+            base.num_heads,
+            base.num_kv_heads,
+            layer.qk_norm,
+            base.rms_norm_eps,
+            qkv.update,
+        )
         attended = paged_attention(
             q,
             k_cache,
@@ -93,19 +107,16 @@ class Llama:
             max_seqlen_q=inp.max_seqlen_q,
             max_context_len=inp.max_context_len,
             sliding_window=base.layer_windows[index],
-            context=context,
+            context=step.context,
+            has_decode=inp.has_decode,
+            has_prefill=inp.has_prefill,
         )
-        rows = attended.reshape(x.shape[0], -1)
-        return lora_linear(rows, layer.o, layer.o_bias, index, "o", adapters, inp.segments)
+        return attended.reshape(x.shape[0], -1)
 
     def _mlp(self, index: int, layer: LayerWeights, x: torch.Tensor, step: _Pass) -> torch.Tensor:
-        adapters, segments = step.adapters, step.inp.segments
-        fused = lora_linear(
-            x, layer.gate_up, layer.gate_up_bias, index, "gate_up", adapters, segments
-        )
-        gate, up = fused.chunk(2, dim=-1)
-        inner = F.silu(gate) * up
-        return lora_linear(inner, layer.down, layer.down_bias, index, "down", adapters, segments)
+        """[T, intermediate], before the down projection."""
+        fused = lora_linear(x, layer.gate_up, layer.gate_up_bias, step.lora, index, "gate_up")
+        return swiglu(fused.y, fused.update)
 
 
 def load_llama(folder: Path, base: BaseConfig, dtype: torch.dtype, device: torch.device) -> Llama:

@@ -1,17 +1,25 @@
 """One forward pass: Batch → tensors → base model with LoRA → sampled tokens on the host."""
 
+from collections.abc import Callable
+
 import torch
 
 from multilora.adapter_pages import AdapterPages
 from multilora.batch import Batch, BatchItem, SampledToken
-from multilora.forward_input import build_forward_input
+from multilora.decode_graphs import DecodeGraphs
+from multilora.forward_input import ForwardArrays, add_forward_input, forward_arrays
 from multilora.kv_cache import KVCache
 from multilora.llama import Llama
-from multilora.sampler import Sampled, build_sampling_input, sample
+from multilora.sampler import Sampled, sample
+from multilora.sampling_input import add_sampling_input
+from multilora.upload import Upload
 
 
 class ModelRunner:
-    """Holds the device state (weights, KV cache, adapter pool); `run` is its only verb."""
+    """Holds the device state (weights, KV cache, adapter pool); `run` is its only verb.
+
+    A pass makes one copy to the device and waits for it once, to read the sampled tokens.
+    """
 
     def __init__(
         self,
@@ -21,6 +29,7 @@ class ModelRunner:
         eos_token_ids: tuple[int, ...],
         device: torch.device,
         dtype: torch.dtype,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self.model = model
         self.kv = kv
@@ -28,26 +37,33 @@ class ModelRunner:
         self.eos_token_ids = eos_token_ids
         self.device = device
         self.dtype = dtype
+        self.graphs = graphs
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[SampledToken]:
         """One SampledToken per item with `.samples`, in batch order."""
-        inputs = build_forward_input(batch, self.kv.block_size, self.device, self.dtype)
-        logits = self.model.forward(inputs, self.kv, self.adapters)
+        arrays = forward_arrays(batch, self.kv.block_size)
+        captured = self.graphs.find(arrays) if self.graphs else None
+        upload, forward = captured.prepare(arrays) if captured else self._prepare(arrays)
         items = [item for item in batch.items if item.samples]
-        if not items:
-            return []
-        sampling = build_sampling_input(items, self.device, logits.shape[-1], self.eos_token_ids)
-        return _to_host(sample(logits, sampling), items)
+        vocab_size = self.model.base.vocab_size
+        sampling = add_sampling_input(items, upload, vocab_size, self.eos_token_ids)
+        upload.send()
+        logits = forward()
+        return _to_host(sample(logits, sampling()), items) if items else []
+
+    def _prepare(self, arrays: ForwardArrays) -> tuple[Upload, Callable[[], torch.Tensor]]:
+        """As CapturedPass.prepare, for any batch."""
+        upload = Upload(self.device)
+        inputs = add_forward_input(arrays, upload, self.device, self.dtype)
+        return upload, lambda: self.model.forward(inputs(), self.kv, self.adapters)
 
 
 def _to_host(sampled: Sampled, items: list[BatchItem]) -> list[SampledToken]:
-    token_ids = sampled.token_ids.tolist()
-    if sampled.logprobs is None:
+    fields = (sampled.token_ids, sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
+    token_ids, logprobs, ids, values = _lists(fields)
+    if logprobs is None:
         return [SampledToken(token_id) for token_id in token_ids]
-    logprobs = sampled.logprobs.tolist()
-    ids = sampled.top_ids.tolist() if sampled.top_ids is not None else None
-    values = sampled.top_logprobs.tolist() if sampled.top_logprobs is not None else None
     tokens: list[SampledToken] = []
     for row, item in enumerate(items):
         wanted = item.sequence.request.sampling.logprobs
@@ -57,3 +73,12 @@ def _to_host(sampled: Sampled, items: list[BatchItem]) -> list[SampledToken]:
         logprob = logprobs[row] if wanted is not None else None
         tokens.append(SampledToken(token_ids[row], logprob, top))
     return tokens
+
+
+def _lists(tensors: tuple[torch.Tensor | None, ...]) -> list:
+    """What the tensors hold; the copies from the device are waited for once."""
+    on_gpu = [tensor for tensor in tensors if tensor is not None and tensor.is_cuda]
+    host = [None if tensor is None else tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if on_gpu:
+        torch.cuda.current_stream(on_gpu[0].device).synchronize()
+    return [None if tensor is None else tensor.tolist() for tensor in host]

@@ -7,9 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from multilora.errors import ErrorCode, RequestError
-
-_CLOSED = "the server is shutting down"
+from multilora.errors import ErrorCode, RequestError, shutting_down
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +50,7 @@ class PendingAnswers:
         answer = PendingAnswer(adapter_id, reason, time.monotonic() + seconds)
         with self._lock:
             if self._closed:
-                raise RequestError(ErrorCode.UNAVAILABLE, _CLOSED)
+                raise shutting_down()
             self._answers.append(answer)
         return answer
 
@@ -61,24 +59,21 @@ class PendingAnswers:
         now = time.monotonic()
         for answer in self._take():
             if now >= answer.deadline:
-                self._refuse(
-                    answer,
+                message = (
                     f"adapter {answer.adapter_id!r}: {answer.reason} after the time-out; that goes "
-                    "on, so ask again later or send a larger timeout",
+                    "on, so ask again later or send a larger timeout"
                 )
+                answer.complete(RequestError(ErrorCode.UNAVAILABLE, message), lambda: None)
 
     def close(self) -> None:
         """No answer comes any more."""
         with self._lock:
             self._closed = True
         for answer in self._take():
-            self._refuse(answer, _CLOSED)
+            answer.complete(shutting_down(), lambda: None)
 
     def _take(self) -> list[PendingAnswer]:
         """Those that are still to be given."""
         with self._lock:
             self._answers = [answer for answer in self._answers if not answer.future.done()]
             return self._answers
-
-    def _refuse(self, answer: PendingAnswer, message: str) -> None:
-        answer.complete(RequestError(ErrorCode.UNAVAILABLE, message), lambda: None)

@@ -1,4 +1,4 @@
-"""Rotary position embedding: the table of cosines and sines, and its application.
+"""Rotary position embedding: the table of cosines and sines; rope_kv_write applies it.
 
     y[d]       = x[d]·cos(p·f) - x[d + D/2]·sin(p·f)
     y[d + D/2] = x[d + D/2]·cos(p·f) + x[d]·sin(p·f)
@@ -32,7 +32,7 @@ def rope_table(
 ) -> torch.Tensor:
     """[num_positions, 2, head_dim]: row p holds (cos, cos) and (-sin, sin) of its angles.
 
-    The sign of the first half of the sines makes apply_rope one multiplication and one fused
+    The sign of the first half of the sines makes the rotation one multiplication and one fused
     multiply-add over whole heads. Computed in float32, then rounded to `dtype`.
     """
     frequencies = inverse_frequencies(rope, head_dim).to(device)
@@ -40,11 +40,6 @@ def rope_table(
     angles = positions[:, None] * frequencies
     cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
     return torch.stack((cos, cos, -sin, sin), dim=1).to(dtype).view(num_positions, 2, head_dim)
-
-
-def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate x [T, heads, D] by the table rows cos, sin [T, 1, D] of its positions."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def _llama3(rope: RopeConfig, plain: torch.Tensor) -> torch.Tensor:

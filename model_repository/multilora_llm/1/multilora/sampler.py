@@ -15,11 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-from multilora.sampling_input import Draws, Penalties, SamplingInput, build_sampling_input
-
-__all__ = ["Sampled", "SamplingInput", "build_sampling_input", "sample"]
-
-_CHUNK = 1 << 18  # numbers drawn at once on a CPU: they should stay in its cache
+from multilora.sampling_input import Penalties, SamplingInput
+from multilora_kernels.draw import draw
+from multilora_kernels.draws import Draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +32,10 @@ class Sampled:
 
 
 def sample(logits: torch.Tensor, inputs: SamplingInput) -> Sampled:
-    """Pick one token per row of `logits` float32 [N, V], which stay as they are."""
+    """Pick one token per row of `logits` float32 [N, V], which stay as they are.
+
+    Without synchronisation: a GPU may not have begun when this returns.
+    """
     adjusted = logits
     if inputs.suppressed is not None or inputs.penalties is not None:
         adjusted = logits.clone()
@@ -42,10 +43,16 @@ def sample(logits: torch.Tensor, inputs: SamplingInput) -> Sampled:
         adjusted[inputs.suppressed[0], inputs.suppressed[1]] = -torch.inf
     if inputs.penalties is not None:
         _penalise(adjusted, inputs.penalties)
-    token_ids = adjusted.argmax(dim=-1)
-    if inputs.draws is not None:
-        token_ids[inputs.draws.rows] = _draw(adjusted[inputs.draws.rows], inputs.draws)
-    return _report(logits, token_ids, inputs.num_logprobs)
+    return _report(logits, _pick(adjusted, inputs.draws), inputs.num_logprobs)
+
+
+def _pick(logits: torch.Tensor, draws: Draws | None) -> torch.Tensor:
+    if draws is None:
+        return logits.argmax(dim=-1)
+    drawn = draw(logits, draws)
+    if len(drawn) == len(logits):
+        return drawn
+    return logits.argmax(dim=-1).index_copy_(0, draws.rows, drawn)
 
 
 def _report(logits: torch.Tensor, token_ids: torch.Tensor, count: int | None) -> Sampled:
@@ -72,57 +79,3 @@ def _penalise(logits: torch.Tensor, penalties: Penalties) -> None:
     rows = torch.where(seen, repeated, rows)
     rows -= penalties.presence * (counts > 0) + penalties.frequency * counts
     logits[penalties.rows] = rows
-
-
-def _draw(logits: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """logits float32 [D, V] → token ids int64 [D]."""
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / draws.temperature
-    scaled.masked_fill_(scaled < _threshold(scaled, draws), -torch.inf)
-    tokens = _mix(torch.arange(scaled.shape[1], dtype=torch.int32, device=scaled.device))
-    step = len(scaled) if scaled.is_cuda else max(1, _CHUNK // scaled.shape[1])
-    parts = zip(scaled.split(step), draws.keys.split(step), strict=True)
-    return torch.cat([_race(rows, keys, tokens) for rows, keys in parts])
-
-
-def _threshold(scaled: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """The smallest value that min_p, top_k and top_p all keep, float32 [D, 1]; the maximum is 0."""
-    floor = draws.min_p.log()
-    if not draws.candidates:
-        return floor
-    vocab_size = scaled.shape[1]
-    values = scaled.topk(min(draws.candidates, vocab_size), dim=-1).values
-    kth = values.gather(1, (draws.top_k - 1).clamp(min=0))
-    floor = torch.where(draws.top_k > 0, floor.maximum(kth), floor)
-    if not draws.has_top_p:
-        return floor
-    total = scaled.masked_fill(scaled < floor, -torch.inf).logsumexp(dim=-1, keepdim=True)
-    mass = _mass(values, floor, total)
-    reached = (mass[:, -1:] >= draws.top_p) | (values[:, -1:] < floor) | (draws.top_p >= 1)
-    if values.shape[1] < vocab_size and not reached.all():
-        values = scaled.sort(dim=-1, descending=True).values
-        mass = _mass(values, floor, total)
-    # Token i stays while those before it have less than top_p together.
-    last = (mass[:, :-1] < draws.top_p).sum(dim=-1, keepdim=True)
-    return torch.where(draws.top_p < 1, floor.maximum(values.gather(1, last)), floor)
-
-
-def _mass(values: torch.Tensor, floor: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-    return (values - total).exp().masked_fill(values < floor, 0).cumsum(dim=-1)
-
-
-def _race(scaled: torch.Tensor, keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """argmin of E_t / p_t = argmax of scaled_t - log(E_t), int64 [D]; `tokens` int32 [V] hashed."""
-    noise = _mix(tokens ^ keys[:, :1], keys[:, 1:])
-    # 31 bits → (0, 1); the fine end near 0 becomes the small E, which decide the race.
-    uniform = ((noise & 0x7FFFFFFF).float() + 0.5) * 2.0**-31
-    return (scaled - (-torch.log1p(-uniform.clamp(max=1 - 2.0**-24))).log()).argmax(dim=-1)
-
-
-def _mix(x: torch.Tensor, key: torch.Tensor | int = 0) -> torch.Tensor:
-    """A bijective hash of int32: the finaliser of MurmurHash3, `key` added half way.
-
-    Products wrap around; the masks make the shifts to the right logical.
-    """
-    x = (x ^ ((x >> 16) & 0xFFFF)) * -0x7A143595 + key
-    x = (x ^ ((x >> 13) & 0x7FFFF)) * -0x3D4D51CB
-    return x ^ ((x >> 16) & 0xFFFF)

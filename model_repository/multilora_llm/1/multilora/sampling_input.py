@@ -4,19 +4,22 @@ Rows are the items of a batch that sample, in batch order. Whatever no row asks 
 the sampler skips it.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from multilora.batch import BatchItem
 from multilora.request import SamplingParams
 from multilora.sequence import Sequence
+from multilora.upload import Upload
+from multilora_kernels.draws import Draws
 
 _MIN_TEMPERATURE = 1e-6  # as good as greedy; float32 logits divided by less would overflow
-_TOP_P_CANDIDATES = 1024  # mostly enough; if not, the sampler sorts the whole row
-_MASK32 = (1 << 32) - 1
-_MASK64 = (1 << 64) - 1
+_TOP_P_CANDIDATES = 1024  # mostly enough; if not, the CPU path sorts the whole row
+_Pairs = list[tuple[Sequence, SamplingParams]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,20 +35,6 @@ class Penalties:
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
-    """For D rows with a temperature: how to draw, and `keys` of the noise of (seed, position)."""
-
-    rows: torch.Tensor  # int64 [D]
-    temperature: torch.Tensor  # float32 [D, 1]
-    min_p: torch.Tensor  # float32 [D, 1]
-    top_p: torch.Tensor  # float32 [D, 1]
-    top_k: torch.Tensor  # int64 [D, 1], 0 = off
-    keys: torch.Tensor  # int32 [D, 2]
-    candidates: int  # how many of the largest logits top_k and top_p look at
-    has_top_p: bool
-
-
-@dataclass(frozen=True, eq=False)
 class SamplingInput:
     """`suppressed` int64 [2, M]: (row, token id) pairs that must not be picked. `num_logprobs`:
     the most any row asks for, None when no row asks."""
@@ -56,119 +45,106 @@ class SamplingInput:
     num_logprobs: int | None
 
 
-def build_sampling_input(
-    items: Rows[BatchItem],
-    device: torch.device | str,
-    vocab_size: int,
-    eos_token_ids: tuple[int, ...],
-) -> SamplingInput:
-    """The sampling parameters of `items`, one row each.
+def add_sampling_input(
+    items: Rows[BatchItem], upload: Upload, vocab_size: int, eos_token_ids: tuple[int, ...]
+) -> Callable[[], SamplingInput]:
+    """Add the sampling parameters of `items`, one row each; the result is for after upload.send().
 
     ValueError when a row with a temperature has no seed.
     """
-    sequences = [item.sequence for item in items]
-    asked = [s.request.sampling.logprobs for s in sequences]
-    return SamplingInput(
-        suppressed=_suppressed(sequences, device, vocab_size, eos_token_ids),
-        penalties=_penalties(sequences, device, vocab_size),
-        draws=_draws(sequences, device, vocab_size),
-        num_logprobs=max((count for count in asked if count is not None), default=None),
+    pairs = [(item.sequence, item.sequence.request.sampling) for item in items]
+    suppressed = _add_suppressed(pairs, upload, vocab_size, eos_token_ids)
+    penalties = _add_penalties(pairs, upload, vocab_size)
+    draws = _add_draws(pairs, upload, vocab_size)
+    asked = [p.logprobs for _, p in pairs if p.logprobs is not None]
+    return lambda: SamplingInput(
+        suppressed=suppressed() if suppressed else None,
+        penalties=penalties() if penalties else None,
+        draws=draws() if draws else None,
+        num_logprobs=max(asked, default=None),
     )
 
 
-def _suppressed(
-    sequences: list[Sequence], device: torch.device | str, vocab_size: int, eos: tuple[int, ...]
-) -> torch.Tensor | None:
-    pairs = [
-        (row, token)
-        for row, s in enumerate(sequences)
-        if s.num_output_tokens < s.request.sampling.min_tokens
-        for token in eos
-        if token < vocab_size
+def _add_suppressed(
+    pairs: _Pairs, upload: Upload, vocab_size: int, eos_token_ids: tuple[int, ...]
+) -> Callable[[], torch.Tensor] | None:
+    below = [
+        row
+        for row, (s, p) in enumerate(pairs)
+        if p.min_tokens and s.num_output_tokens < p.min_tokens
     ]
-    return torch.tensor(pairs, dtype=torch.int64, device=device).T if pairs else None
+    tokens = [token for token in eos_token_ids if token < vocab_size]
+    if not below or not tokens:
+        return None
+    return upload.add(np.array([np.repeat(below, len(tokens)), np.tile(tokens, len(below))]))
 
 
-def _penalties(
-    sequences: list[Sequence], device: torch.device | str, vocab_size: int
-) -> Penalties | None:
-    rows = [row for row, s in enumerate(sequences) if _penalised(s)]
+def _add_penalties(
+    pairs: _Pairs, upload: Upload, vocab_size: int
+) -> Callable[[], Penalties] | None:
+    rows = [row for row, (_, p) in enumerate(pairs) if _penalises(p)]
     if not rows:
         return None
-    chosen = [sequences[row] for row in rows]
-    token_ids = torch.full((len(rows), max(len(s.token_ids) for s in chosen)), vocab_size)
-    output_ids = token_ids.clone()
-    for row, s in enumerate(chosen):
-        tokens, start = torch.tensor(s.token_ids), s.num_prompt_tokens
-        token_ids[row, : len(tokens)] = tokens
-        output_ids[row, start : len(tokens)] = tokens[start:]
-    params = [s.request.sampling for s in chosen]
-    factors = torch.tensor(
-        [(p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for p in params],
-        dtype=torch.float32,
-    )
-    repetition, presence, frequency = factors.to(device).split(1, dim=1)
-    return Penalties(
-        rows=torch.tensor(rows, device=device),
-        token_ids=token_ids.to(device),
-        output_ids=output_ids.to(device),
-        repetition=repetition,
-        presence=presence,
-        frequency=frequency,
-    )
+    width = max(len(pairs[row][0].token_ids) for row in rows)
+    tokens = np.full((2, len(rows), width), vocab_size)
+    for index, row in enumerate(rows):
+        sequence = pairs[row][0]
+        count, start = len(sequence.token_ids), sequence.num_prompt_tokens
+        tokens[0, index, :count] = sequence.token_ids
+        tokens[1, index, start:count] = tokens[0, index, start:count]
+    params = [pairs[row][1] for row in rows]
+    factors = [
+        [p.repetition_penalty for p in params],
+        [p.presence_penalty for p in params],
+        [p.frequency_penalty for p in params],
+    ]
+    arrays = (np.array(rows), tokens, np.array(factors, dtype=np.float32)[:, :, None])
+    row_ids, both, three = (upload.add(array) for array in arrays)
+    return lambda: Penalties(row_ids(), *both(), *three())
 
 
-def _penalised(sequence: Sequence) -> bool:
-    p = sequence.request.sampling
+def _penalises(p: SamplingParams) -> bool:
     return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
 
 
-def _draws(sequences: list[Sequence], device: torch.device | str, vocab_size: int) -> Draws | None:
-    rows = [row for row, s in enumerate(sequences) if not s.request.sampling.greedy]
+def _add_draws(pairs: _Pairs, upload: Upload, vocab_size: int) -> Callable[[], Draws] | None:
+    rows = [row for row, (_, p) in enumerate(pairs) if not p.greedy]
     if not rows:
         return None
-    params = [sequences[row].request.sampling for row in rows]
-    top_k = [min(p.top_k, vocab_size) for p in params]
-    lengths = [len(sequences[row].token_ids) for row in rows]
-    keys = [noise_keys(p.seed, length) for p, length in zip(params, lengths, strict=True)]
-    floats = torch.tensor(
-        [(max(p.temperature, _MIN_TEMPERATURE), p.min_p, p.top_p) for p in params],
-        dtype=torch.float32,
-    )
-    temperature, min_p, top_p = floats.to(device).split(1, dim=1)
-    return Draws(
-        rows=torch.tensor(rows, device=device),
-        temperature=temperature,
-        min_p=min_p,
-        top_p=top_p,
-        top_k=torch.tensor(top_k, device=device).unsqueeze(1),
-        keys=torch.tensor(keys, dtype=torch.int32, device=device),
-        candidates=max(map(_candidates, params)),
-        has_top_p=any(p.top_p < 1 for p in params),
-    )
+    chosen = [pairs[row] for row in rows]
+    positions = [len(s.token_ids) for s, _ in chosen]
+    seeds = [p.seed for _, p in chosen]
+    temperature = np.array([p.temperature for _, p in chosen]).clip(min=_MIN_TEMPERATURE)
+    min_p = np.array([p.min_p for _, p in chosen])
+    top_p = np.array([p.top_p for _, p in chosen])
+    top_k = np.array([min(p.top_k, vocab_size) for _, p in chosen])
+    candidates = np.where(top_k > 0, top_k, np.where(top_p < 1, _TOP_P_CANDIDATES, 0))
+    arrays = (
+        np.array(rows), *(x.astype(np.float32)[:, None] for x in (temperature, min_p, top_p)),
+        top_k[:, None], noise_keys(seeds, positions),
+    )  # fmt: skip
+    # One by one: a tensor inside another may lie at any address, and OpenAI Triton compiles a
+    # kernel anew for an address that is less aligned.
+    handles = [upload.add(array) for array in arrays]
+    most, has_top_p = int(candidates.max()), bool(top_p.min() < 1)
+    return lambda: Draws._make([*(handle() for handle in handles), most, has_top_p])
 
 
-def _candidates(params: SamplingParams) -> int:
-    return params.top_k or (_TOP_P_CANDIDATES if params.top_p < 1 else 0)
-
-
-def noise_keys(seed: int | None, position: int) -> tuple[int, int]:
-    """Two int32 that name the noise of one draw; `position` is the index of the drawn token.
+def noise_keys(seeds: list[int | None], positions: list[int]) -> np.ndarray:
+    """int32 [D, 2]: names of the noise of D draws; a position is the index of the drawn token.
 
     The finaliser of SplitMix64 (Steele et al., 2014), once over the seed and once over both.
     """
-    if seed is None:
+    if None in seeds:
         raise ValueError("a row with a temperature needs a seed")
-    mixed = _splitmix(_splitmix(seed) + position)
-    return _signed(mixed & _MASK32), _signed(mixed >> 32)
+    mixed = _splitmix(np.array(seeds, dtype=np.uint64))
+    mixed = _splitmix(mixed + np.array(positions, dtype=np.uint64))
+    return mixed.view(np.int32).reshape(-1, 2)  # the low half first, as hosts store it
 
 
-def _splitmix(value: int) -> int:
-    value = (value + 0x9E3779B97F4A7C15) & _MASK64
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return value ^ (value >> 31)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 32) if value >> 31 else value
+def _splitmix(values: np.ndarray) -> np.ndarray:
+    """On uint64, which wraps around."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

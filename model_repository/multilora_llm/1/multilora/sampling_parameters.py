@@ -21,7 +21,9 @@ def parse_sampling_parameters(text: str) -> dict[str, Any]:
     try:
         values = json.loads(text or "{}")
     except ValueError as error:
-        raise invalid(f"sampling_parameters is not JSON: {error}") from None
+        raise invalid(
+            f'sampling_parameters is not JSON ({error}); send for example {{"max_tokens": 64}}'
+        ) from None
     if not isinstance(values, dict):
         raise invalid(
             'sampling_parameters must be a JSON object such as {"max_tokens": 64}; '

@@ -1,5 +1,6 @@
 """A Request on its way through the engine: its tokens, its KV blocks, its status."""
 
+from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -29,7 +30,7 @@ class Sequence:
     adapter_key: str = ""
     token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
-    block_table: list[int] = field(default_factory=list)
+    block_table: "array[int]" = field(default_factory=lambda: array("i"))
     block_digests: list[bytes] = field(default_factory=list)
     admitted: bool = False
     status: SequenceStatus = SequenceStatus.WAITING

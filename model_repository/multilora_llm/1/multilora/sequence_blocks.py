@@ -1,5 +1,7 @@
 """The KV blocks that sequences hold: taken, filled, shared with later ones, given back."""
 
+from array import array
+
 from multilora.block_allocator import BlockAllocator, prefix_digests
 from multilora.sequence import Sequence
 
@@ -21,7 +23,7 @@ class SequenceBlocks:
         if fresh is None:
             self.blocks.free(cached)
             return False
-        sequence.block_table = cached + fresh
+        sequence.block_table = array("i", cached + fresh)
         sequence.block_digests = digests[: len(cached)]
         sequence.num_computed_tokens = len(cached) * size
         self.cached_tokens += sequence.num_computed_tokens
@@ -33,13 +35,15 @@ class SequenceBlocks:
         blocks = self.blocks.allocate(needed - len(sequence.block_table))
         if blocks is None:
             return False
-        sequence.block_table += blocks
+        sequence.block_table.extend(blocks)
         return True
 
     def publish(self, sequence: Sequence) -> None:
         """Let later sequences find the blocks that have become full."""
         digests = sequence.block_digests
         size = self.blocks.block_size
+        if sequence.num_computed_tokens < (len(digests) + 1) * size:
+            return
         tokens = sequence.token_ids[len(digests) * size : sequence.num_computed_tokens]
         start = digests[-1] if digests else None
         for digest in prefix_digests(sequence.adapter_key, tokens, size, start):
@@ -48,6 +52,6 @@ class SequenceBlocks:
 
     def drop(self, sequence: Sequence) -> None:
         self.blocks.free(sequence.block_table)
-        sequence.block_table = []
+        sequence.block_table = array("i")
         sequence.block_digests = []
         sequence.num_computed_tokens = 0

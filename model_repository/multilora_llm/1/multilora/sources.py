@@ -59,5 +59,5 @@ def adapter_folder(source: AdapterSource, limits: DownloadLimits = _DEFAULT_LIMI
 def _existing_folder(location: str) -> Path:
     folder = Path(location).expanduser()
     if not folder.is_dir():
-        raise RequestError(ErrorCode.NOT_FOUND, f"there is no folder {location}")
+        raise RequestError(ErrorCode.NOT_FOUND, f"there is no folder {location}; check the path")
     return folder

@@ -194,4 +194,4 @@ def _text(name: str, value: bytes) -> str:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        raise invalid(f"{name} is not valid UTF-8") from None
+        raise invalid(f"{name} is not valid UTF-8; encode it so") from None

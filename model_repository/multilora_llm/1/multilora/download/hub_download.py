@@ -47,7 +47,8 @@ class HubDownload:
         """The snapshot folder, up to date if the Hub can be reached; raises RequestError."""
         if not is_revision(self._revision):
             raise RequestError(
-                ErrorCode.NOT_FOUND, f"{self._where}: this is no name of a branch, tag or commit"
+                ErrorCode.NOT_FOUND,
+                f"{self._where}: this is no name of a branch, tag or commit; check the revision",
             )
         try:
             cache = HubCache(self._repo_id)

@@ -34,7 +34,10 @@ def hub_error(where: str, error: Exception) -> RequestError:
     if isinstance(error, LocalEntryNotFoundError):
         return not_cached(where)
     if isinstance(error, EntryNotFoundError):
-        return _not_found(f"{where}: a file is missing on the Hub ({_first_line(error)})")
+        return _not_found(
+            f"{where}: a file is missing on the Hub ({_first_line(error)}); check the id and the "
+            "revision"
+        )
     if isinstance(error, HfHubHTTPError):
         return _status_error(where, error.response.status_code, error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
@@ -59,7 +62,10 @@ def _status_error(where: str, status: int, error: Exception) -> RequestError:
             "may read"
         )
     if status < 500 and status not in (408, 416, 425, 429):
-        return _not_found(f"{where}: the Hub answers HTTP {status} ({_first_line(error)})")
+        return _not_found(
+            f"{where}: the Hub answers HTTP {status} ({_first_line(error)}); check the id and "
+            "HF_ENDPOINT"
+        )
     return Interrupted(f"{where}: the Hub answers HTTP {status}; try again later")
 
 

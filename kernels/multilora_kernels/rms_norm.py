@@ -1,0 +1,61 @@
+"""RMS norm: each row divided by its root mean square, times a weight.
+
+    y[t, c] = x[t, c] / sqrt(Σ_c x[t, c]² / H + eps) · weight[c]
+
+x [T, H], columns adjacent, weight [H], eps > 0 → y [T, H]; one float dtype, computed in float32
+and rounded once, as F.rms_norm does. Floor: 2 · T · H · itemsize bytes, x read and y written once
+(the weight stays in the cache). Hence one program per row, which holds the whole row in registers
+between the sum and the product, with enough warps that a thread holds at most 32 elements.
+Source: Root Mean Square Layer Normalization (arXiv 1910.07467).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from multilora_kernels.openai_triton import next_power_of_2, tl, triton, uses_kernels
+
+_PER_WARP = 512  # two loads of 16 bytes per thread
+_MAX_WARPS = 32
+
+
+@triton.jit
+def rms_norm_kernel(
+    x_ptr, weight_ptr, y_ptr, x_stride, y_stride, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (rows). BLOCK is the power of two that holds WIDTH."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    mask = column < WIDTH
+    x = tl.load(x_ptr + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + column, mask=mask, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x, axis=0) / WIDTH + eps)
+    y = (x * scale * weight).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + row * y_stride + column, y, mask=mask)
+
+
+def rms_norm_gpu(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """See rms_norm."""
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, width = x.shape
+    if not rows:
+        return y
+    block = next_power_of_2(width)
+    rms_norm_kernel[(rows,)](
+        x, weight, y, x.stride(0), y.stride(0), eps,
+        WIDTH=width, BLOCK=block, num_warps=min(max(block // _PER_WARP, 1), _MAX_WARPS),
+    )  # fmt: skip
+    return y
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x [T, H] normalised and times weight [H]. The rows of x may lie apart."""
+    if uses_kernels(x):
+        return rms_norm_gpu(x, weight, eps)
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """float64 [T, H]."""
+    x = x.double()
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()

@@ -1,0 +1,58 @@
+"""Passes of every kind, run once at start, so that no kernel is compiled while requests wait.
+
+OpenAI Triton compiles a kernel when it is first launched with some combination of constants, which
+takes a second. Launchers choose constants by the size of a batch and by its adapters: hence numbers
+of rows from one to the most, in powers of two, each without adapters, with one, and with as many
+as there can be. Decode passes that are captured have run by then.
+"""
+
+import logging
+import time
+from array import array
+from collections.abc import Iterator
+
+from multilora.batch import Batch, BatchItem, make_batch
+from multilora.captured_pass import GraphLimits
+from multilora.model_runner import ModelRunner
+from multilora.request import Request, SamplingParams
+from multilora.sequence import Sequence
+
+_LOG = logging.getLogger(__name__)
+_SAMPLING = SamplingParams(max_tokens=1, temperature=1.0, seed=0)
+
+
+def warm_up(runner: ModelRunner, limits: GraphLimits, max_prefill_tokens: int) -> None:
+    """Before the first request: what stands in KV block 0 is lost."""
+    start = time.monotonic()
+    for batch in warm_up_batches(limits, max_prefill_tokens, runner.kv.block_size):
+        runner.run(batch)
+    _LOG.info("compiled the kernels in %.1f s", time.monotonic() - start)
+
+
+def warm_up_batches(
+    limits: GraphLimits, max_prefill_tokens: int, block_size: int
+) -> Iterator[Batch]:
+    """All sequences stand in block 0, all adapters in the first pages."""
+    most = max_prefill_tokens + limits.rows
+    for rows in sorted({*(1 << power for power in range(most.bit_length())), most}):
+        crowd = min(rows, limits.rows)
+        yield _batch(rows, 1, (), limits.context, block_size)
+        yield _batch(rows, 1, (0,), limits.context, block_size)
+        for count in {crowd, max(1, crowd // 8)}:
+            pages = tuple(range(limits.pages_per_adapter))
+            yield _batch(rows, count, pages, limits.context, block_size)
+
+
+def _batch(rows: int, count: int, pages: tuple[int, ...], context: int, block_size: int) -> Batch:
+    """The last `rows` rows of `count` sequences of `context` tokens, each with an adapter of its
+    own if there are pages."""
+    items: list[BatchItem] = []
+    for index in range(count):
+        length = (index + 1) * rows // count - index * rows // count
+        tokens = (0,) * max(context, length)
+        sequence = Sequence(Request(str(index), tokens, "", _SAMPLING), index)
+        sequence.adapter_key = str(index) if pages else ""
+        sequence.num_computed_tokens = len(tokens) - length
+        sequence.block_table = array("i", [0]) * -(-len(tokens) // block_size)
+        items.append(BatchItem(sequence, length))
+    return make_batch(items, {item.sequence.adapter_key: pages for item in items})

@@ -1,0 +1,111 @@
+"""Batches as the engine makes them: the real scheduler, with adapters that are always there."""
+
+import time
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from multilora.batch import Batch, SampledToken
+from multilora.block_allocator import BlockAllocator
+from multilora.kv_cache import KVCache
+from multilora.model_runner import ModelRunner
+from multilora.request import Request, SamplingParams
+from multilora.scheduler import Scheduler, SchedulerLimits
+
+PREFILL_TOKENS = 2048  # a pass, the engine's default
+_FIRST_TOKEN = 2  # 0 and 1 are special in some vocabularies
+
+
+class EveryAdapter:
+    """An AdapterGate: adapter "7" stands in page 7."""
+
+    def acquire(self, adapter_id: str) -> str:
+        return adapter_id
+
+    def release(self, adapter_key: str) -> None: ...
+
+    def pages(self, adapter_key: str) -> tuple[int, ...]:
+        return (int(adapter_key),)
+
+    def unwanted(self, adapter_id: str) -> None: ...
+
+    def is_resident(self, adapter_id: str) -> bool:
+        return True
+
+    def shortage(self, adapter_id: str) -> int:
+        return 0
+
+
+@dataclass
+class Seconds:
+    """Of each pass that was run. `schedule` includes postprocess; `step` is everything."""
+
+    schedule: list[float] = field(default_factory=list)
+    step: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+
+class Traffic:
+    """`batch` requests of `prompt` random tokens; request i names adapter i % `adapters`."""
+
+    def __init__(
+        self, kv: KVCache, vocab_size: int, batch: int, adapters: int, prompt: int, answer: int
+    ) -> None:
+        self.adapters = adapters
+        self.seconds = Seconds()
+        self._prompt_tokens = batch * prompt
+        limits = SchedulerLimits(
+            max_running=batch,
+            max_batch_prefill_tokens=PREFILL_TOKENS,
+            max_total_tokens=prompt + answer + 1,
+            eos_token_ids=frozenset(),
+        )
+        blocks = BlockAllocator(kv.num_blocks, kv.block_size)
+        self.scheduler = Scheduler(limits, blocks, EveryAdapter())
+        noise = torch.Generator().manual_seed(adapters)
+        prompts = torch.randint(_FIRST_TOKEN, vocab_size, (batch, prompt), generator=noise)
+        sampling = SamplingParams(max_tokens=answer, ignore_eos=True)
+        for index, tokens in enumerate(prompts.tolist()):
+            adapter = str(index % adapters) if adapters else ""
+            self.scheduler.add(Request(str(index), tuple(tokens), adapter, sampling))
+
+    def skip_prefill(self) -> None:
+        """Take the prompts as computed: what stands in the cache makes no difference to time."""
+        limits, everything = self.scheduler.limits, self._prompt_tokens
+        self.scheduler.limits = replace(limits, max_batch_prefill_tokens=everything)
+        self.drop(self.scheduler.schedule())
+        self.scheduler.limits = limits
+
+    def decode_batch(self) -> Batch:
+        """The next pass, not to be run by `step`."""
+        return self.scheduler.schedule()
+
+    def drop(self, batch: Batch) -> None:
+        """Go on after decode_batch as if it had been run."""
+        self._finish(batch, _fake(batch))
+
+    def warm_up(self, runner: ModelRunner) -> None:
+        """A pass whose time does not count."""
+        seconds, self.seconds = self.seconds, Seconds()
+        self.step(runner)
+        self.seconds = seconds
+
+    def step(self, runner: ModelRunner) -> None:
+        """One pass as Engine.step takes it; the runner waits for the device."""
+        start = time.perf_counter()
+        batch = self.scheduler.schedule()
+        scheduled = time.perf_counter()
+        sampled = runner.run(batch)
+        ran = time.perf_counter()
+        self._finish(batch, sampled)
+        end = time.perf_counter()
+        self.seconds.schedule.append(scheduled - start + end - ran)
+        self.seconds.step.append(end - start)
+        self.seconds.tokens.append(batch.num_tokens)
+
+    def _finish(self, batch: Batch, sampled: list[SampledToken]) -> None:
+        self.scheduler.postprocess(batch, sampled)
+
+
+def _fake(batch: Batch) -> list[SampledToken]:
+    return [SampledToken(_FIRST_TOKEN) for item in batch.items if item.samples]

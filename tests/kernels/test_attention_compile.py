@@ -1,0 +1,103 @@
+"""Paged attention compiles ahead of time for every kind of GPU, and as it was meant to.
+
+K and V are on their way while others are computed on, what a program needs of shared memory is
+there, and on Hopper no register operand of a wgmma is in flight at a branch.
+"""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from aot import CAPABILITIES, Launch, compile_launch, record
+from hopper_ptx import register_operands
+from kernel_cases import AttentionCase, attention_case
+from multilora_kernels import paged_decode, paged_prefill
+
+T = torch.Tensor
+HALVES = [torch.float16, torch.bfloat16]
+HEAD_DIMS = [64, 80, 96, 128, 256]
+SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+CONSUMER_SHARED_BYTES = 99 << 10  # of an Ampere or Ada that runs what is compiled for 80
+KERNELS = {
+    "paged_decode_kernel": paged_decode, "combine_kernel": paged_decode,
+    "paged_prefill_kernel": paged_prefill,
+}  # fmt: skip
+
+
+def inputs(case: AttentionCase) -> tuple[T, T, T, T, T, T, T]:
+    return (case.q, case.k_cache, case.v_cache, case.cu_seqlens_q, case.context_lens,
+            case.block_tables, torch.empty_like(case.q))  # fmt: skip
+
+
+def decode(
+    head_dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, splits: int = 3
+) -> list[Launch]:
+    case = attention_case([(1, 20), (1, 40)], (8, 2), head_dim, dtype=dtype)
+    return record(
+        lambda: paged_decode.decode_gpu(*inputs(case), 0.3, 40, None, splits), KERNELS, monkeypatch
+    )
+
+
+def prefill(
+    head_dim: int, dtype: torch.dtype, tile_rows: int, window: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Launch:  # fmt: skip
+    case = attention_case([(20, 20), (20, 40)], (8, 2), head_dim, dtype=dtype)
+    (launch,) = record(
+        lambda: paged_prefill.prefill_gpu(*inputs(case), 0.3, 20, window, tile_rows),
+        KERNELS, monkeypatch,
+    )  # fmt: skip
+    return launch
+
+
+def check(compiled: Any, capability: int) -> None:
+    """Shared memory is there, and K and V are loaded asynchronously."""
+    limit = CONSUMER_SHARED_BYTES if capability == 80 else SHARED_BYTES[capability]
+    assert compiled.metadata.shared <= limit
+    assert "cp.async.cg" in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_decode(
+    head_dim: int, capability: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    attend, combine = decode(head_dim, dtype, monkeypatch)
+    compiled = compile_launch(attend, capability)
+    check(compiled, capability)
+    assert "mma.sync" in compiled.asm["ptx"]
+    assert "wgmma" not in compiled.asm["ptx"]
+    waits = [int(n) for n in re.findall(r"cp\.async\.wait_group\s+(\d+)", compiled.asm["ptx"])]
+    assert max(waits) >= 2, "nothing is in flight while a block is computed on"
+    assert compile_launch(combine, capability).metadata.shared < 16 << 10
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "tile_rows", "window"),
+    [
+        *((head_dim, torch.bfloat16, 64, None) for head_dim in HEAD_DIMS),
+        (64, torch.bfloat16, 128, None), (128, torch.bfloat16, 128, None),
+        (128, torch.float16, 64, 4096), (128, torch.float16, 128, 4096),
+        (256, torch.float16, 64, 4096),
+    ],
+)  # fmt: skip
+def test_prefill(
+    head_dim: int, dtype: torch.dtype, tile_rows: int, window: int | None, capability: int,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    compiled = compile_launch(prefill(head_dim, dtype, tile_rows, window, monkeypatch), capability)
+    check(compiled, capability)
+    if capability == 90:
+        count, in_flight = register_operands(compiled.asm["ptx"])
+        assert count
+        assert not in_flight
+
+
+def test_one_split_needs_no_combine(monkeypatch: pytest.MonkeyPatch):
+    (launch,) = decode(64, torch.float16, monkeypatch, splits=1)
+    partial = launch.arguments[launch.kernel.arg_names.index("partial_ptr")]
+    assert partial.numel() == 0

@@ -1,0 +1,110 @@
+"""Shrink and expand compile ahead of time for every kind of GPU, and as they were meant to.
+
+For all projections of Llama 3 8B: pages come 16 bytes at a time and, where that may be, while
+others are computed on; what a program needs of shared memory is there on small GPUs too; and on
+Hopper no register operand of a wgmma is in flight at a branch.
+"""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from aot import CAPABILITIES, Launch, compile_launch, record
+from hopper_ptx import register_operands
+from kernel_cases import LoRACase
+from multilora_kernels import expand, shrink
+
+HALVES = [torch.float16, torch.bfloat16]
+PROJECTIONS = {  # in_features, columns of each slice
+    "qkv": (4096, (4096, 1024, 1024)),
+    "o": (4096, (4096,)),
+    "gate_up": (4096, (14336, 14336)),
+    "down": (14336, (4096,)),
+}
+MIXES = {"decode": [1, 1], "many decode": [1] * 40, "prefill": [64], "long prefill": [640, 64]}
+SHARED_BYTES = 99 << 10  # of an Ampere or Ada for consumers; the others have more
+MULTIPROCESSORS = 8
+
+
+class Pair(NamedTuple):
+    shrink: Launch
+    expand: Launch
+
+
+def launches(
+    mix: str, projection: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> Pair:
+    """As on a GPU with few multiprocessors."""
+    case = lora_tensors(projection, MIXES[mix], dtype)
+    for module in (shrink, expand):
+        monkeypatch.setattr(module, "num_programs", lambda _, each: MULTIPROCESSORS * each)
+    segments = case.segments()
+
+    def run() -> None:
+        h = shrink.shrink_gpu(case.x, case.a, segments)
+        expand.expand_gpu(h, case.b, case.slice_sizes, segments, case.y)
+
+    kernels = {"shrink_kernel": shrink, "expand_kernel": expand}
+    return Pair(*record(run, kernels, monkeypatch))
+
+
+def lora_tensors(projection: str, mix: list[int], dtype: torch.dtype) -> LoRACase:
+    in_features, sizes = PROJECTIONS[projection]
+    rows = sum(mix)
+    return LoRACase(
+        torch.empty(rows, in_features, dtype=dtype),
+        torch.empty(3, len(sizes), 16, in_features, dtype=dtype),
+        torch.empty(3, 16, sum(sizes), dtype=dtype),
+        torch.empty(rows, sum(sizes), dtype=dtype),
+        sizes, mix, [(0, 2)] * len(mix),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_compiles(
+    projection: str,
+    mix: str,
+    capability: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    both = launches(mix, projection, dtype, monkeypatch)
+    first, second = (compile_launch(launch, capability) for launch in both)
+    assert max(first.metadata.shared, second.metadata.shared) <= SHARED_BYTES
+    assert "cp.async.cg" in first.asm["ptx"]
+    if "decode" in mix:
+        assert "cp.async.cg" in second.asm["ptx"]
+    else:
+        assert "ld.global.v4" in second.asm["ptx"]
+    if capability == 90 and "prefill" in mix:
+        assert "wgmma" in first.asm["ptx"]
+        assert not register_operands(first.asm["ptx"])[1]
+        count, in_flight = register_operands(second.asm["ptx"])
+        assert count
+        assert not in_flight
+
+
+def test_what_a_launch_has_follows_from_the_size_of_the_work(monkeypatch: pytest.MonkeyPatch):
+    """A few pages occupy many multiprocessors, and no more splits than that takes; many programs
+    take wide blocks of columns."""
+    for mix, rows, splits, width in (
+        ("decode", 16, 8, 256), ("many decode", 16, 8, 256), ("prefill", 64, 8, 128),
+        ("long prefill", 64, 2, 128),
+    ):  # fmt: skip
+        for projection in PROJECTIONS:
+            first, second = launches(mix, projection, torch.bfloat16, monkeypatch)
+            assert first.keywords["BLOCK_M"] == second.keywords["BLOCK_M"] == rows
+            assert second.keywords["SPLITS"] == splits
+            narrow = mix == "decode" and projection in ("o", "down")
+            assert second.keywords["BLOCK_N"] == (128 if narrow else width)
+
+
+def test_a_register_operand_in_flight_would_be_seen():
+    multiply = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r1,%r2}, {%r3,%r4}, %rd1, 1;"
+    wait, branch = "wgmma.wait_group.sync.aligned 0;", "@%p1 bra $L__BB0_2;"
+    assert register_operands("\n".join((multiply, branch, wait))) == (1, True)
+    assert register_operands("\n".join((multiply, wait, branch))) == (1, False)

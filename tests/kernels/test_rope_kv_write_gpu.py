@@ -1,0 +1,92 @@
+"""The GPU kernel of QK norm, RoPE and KV write: on a GPU, or interpreted (see test_interpreter)."""
+
+import pytest
+import torch
+
+from consumer_cases import MIXES, RopeCase, consumer_case, fill_new_memory, rope_case
+from kernel_cases import DEVICE, DTYPES, INTERPRETED, assert_close, needs_gpu
+from multilora_kernels.lora import LoRAUpdate, expand
+from multilora_kernels.rope_kv_write import rope_kv_write, rope_kv_write_reference
+from multilora_kernels.segments import LaunchBounds
+
+pytestmark = needs_gpu
+EPS = 1e-5
+HEADS = [((4, 2), 16), ((3, 1), 80), ((2, 2), 96), ((2, 1), 20)]
+if not INTERPRETED:
+    HEADS += [((32, 8), 128), ((32, 8), 64), ((8, 1), 256)]
+
+
+def run(qkv: torch.Tensor, case: RopeCase, update: LoRAUpdate | None = None) -> torch.Tensor:
+    heads, kv_heads = case.heads
+    return rope_kv_write(
+        qkv, case.rope, case.kv_slots, case.k_cache, case.v_cache, heads, kv_heads, case.qk_norm,
+        EPS, update,
+    )  # fmt: skip
+
+
+def check(q: torch.Tensor, case: RopeCase, exact: torch.Tensor, dtype: torch.dtype) -> None:
+    """Against the reference; and the caches hold no more than the rows with a slot."""
+    expected = rope_kv_write_reference(exact, case.rope, *case.heads, case.qk_norm, EPS)
+    assert_close(q, expected[0], dtype)
+    real = case.kv_slots >= 0
+    slots = case.kv_slots[real]
+    for cache, rows in ((case.k_cache, expected[1]), (case.v_cache, expected[2])):
+        flat = cache.flatten(0, 1)
+        assert_close(flat[slots], rows[real], dtype)
+        others = torch.ones(len(flat), dtype=torch.bool, device=DEVICE)
+        others[slots] = False
+        assert flat[others].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["", "norm"])
+@pytest.mark.parametrize("rows", [1, 19])
+@pytest.mark.parametrize(("heads", "head_dim"), HEADS)
+def test_without_an_update(
+    heads: tuple[int, int], head_dim: int, rows: int, qk_norm: bool, dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    fill_new_memory(monkeypatch)
+    case = rope_case(rows, heads, head_dim, qk_norm, dtype, DEVICE)
+    width = (heads[0] + 2 * heads[1]) * head_dim
+    wide = torch.empty(rows, width + 16, dtype=dtype, device=DEVICE)
+    qkv = wide[:, :width].copy_(torch.randn(rows, width))
+    check(run(qkv, case), case, qkv, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["", "norm"])
+@pytest.mark.parametrize(("heads", "head_dim"), HEADS[::2] if INTERPRETED else HEADS)
+@pytest.mark.parametrize("mix", MIXES.values(), ids=list(MIXES))
+def test_with_an_update(
+    mix: tuple[list[int], int], heads: tuple[int, int], head_dim: int, qk_norm: bool,
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    fill_new_memory(monkeypatch)
+    sizes = (heads[0] * head_dim, heads[1] * head_dim, heads[1] * head_dim)
+    lora = consumer_case(mix, sizes, dtype, DEVICE)
+    fused, plain = (
+        rope_case(len(lora.y), heads, head_dim, qk_norm, dtype, DEVICE) for _ in range(2)
+    )
+    q = run(lora.y, fused, lora.update)
+    check(q, fused, lora.exact, dtype)
+    expand(lora.update, lora.y)
+    assert_close(q, run(lora.y, plain).double(), dtype)
+    for one, other in ((fused.k_cache, plain.k_cache), (fused.v_cache, plain.v_cache)):
+        assert_close(one.nan_to_num(), other.nan_to_num().double(), dtype)
+
+
+def test_over_tables_for_more_than_the_batch(monkeypatch: pytest.MonkeyPatch):
+    fill_new_memory(monkeypatch)
+    dtype, outputs = DTYPES[0], []
+    for bounds in (None, LaunchBounds(tiles=9, pairs=12)):
+        lora = consumer_case(MIXES["distinct"], (64, 32, 32), dtype, DEVICE, bounds)
+        case = rope_case(len(lora.y), (4, 2), 16, True, dtype, DEVICE)
+        outputs.append((run(lora.y, case, lora.update), case.k_cache, case.v_cache))
+    for one, other in zip(*outputs, strict=True):
+        assert torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def test_no_rows():
+    case = rope_case(0, (2, 1), 16, False, DTYPES[0], DEVICE)
+    assert run(torch.empty(0, 64, dtype=DTYPES[0], device=DEVICE), case).shape == (0, 2, 16)
