@@ -175,7 +175,7 @@ def test_the_runner_replays_decode_and_nothing_else(tmp_path: Path) -> None:
             [BatchItem(row, 1) for row in rows],  # more than was captured
         )
     ]
-    assert [one and one.rows for one in found] == [2, 4, None]
+    assert [one and (one.rows, one.with_lora) for one in found] == [(2, False), (4, True), None]
     rows[0].num_computed_tokens = 0
     prefill = [BatchItem(rows[0], 4), BatchItem(rows[1], 1)]
     unfinished = [BatchItem(rows[0], 1), BatchItem(rows[1], 1)]

@@ -48,6 +48,7 @@ class CapturedPass:
 
     def __init__(self, state: DecodeState, rows: int, with_lora: bool) -> None:
         self.rows = rows
+        self.with_lora = with_lora
         self._state = state
         self._bounds = lora_bounds(state.limits, rows, state.adapters) if with_lora else None
         self._max_blocks = blocks_of(state.limits, state.kv)
