@@ -6,15 +6,19 @@ on a GPU would: with its constants and options, and specialised for what its arg
 nothing is pipelined).
 """
 
+import re
+import subprocess
+import tempfile
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from multilora_kernels.openai_triton import triton
 
 CAPABILITIES = (80, 90, 100)
 _POINTERS = {
@@ -94,6 +98,17 @@ def compile_launch(launch: Launch, capability: int) -> Any:
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert len(compiled.asm["cubin"]) > 1000
     return compiled
+
+
+def stack_bytes(compiled: Any) -> int:
+    """Local memory of a thread: what registers have no room for."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, check=True)
+    (stack,) = re.findall(rb"STACK:(\d+)", usage.stdout)
+    return int(stack)
 
 
 def _type_of(value: Any) -> str:

@@ -4,6 +4,7 @@ import itertools
 
 import torch
 
+from multilora_kernels.draw_cpu import draw_cpu
 from multilora_kernels.draws import Draws
 
 TEMPERATURES = (1e-6, 0.3, 1.0, 100.0)
@@ -59,5 +60,46 @@ def logits_of(kind: str, rows: int, vocab_size: int, seed: int = 0) -> torch.Ten
 
 KINDS = ("normal", "flat", "ties", "equal", "suppressed", "one left")
 
-# Two tokens of [0, 5000), the smaller first, whose u_t is the smallest one there is, by these keys.
-TIED = ((694, 3779, (209151904, 1725790100)), (2873, 4578, (1314457054, 2134974445)))
+
+def edge_cases(device: str) -> tuple[torch.Tensor, Draws]:
+    """Rows whose race one token wins if the filters let it in, and that is at their edge.
+
+    All tokens are nearly as likely. The two of ranks 0 and 1, of ranks 2 and 3 ... are 4096 tokens
+    apart, so that of the best tokens half are not the best ones of their lanes.
+    """
+    vocab_size = 8200
+    filters = [
+        (kept, own)
+        for kept in (3, 300)
+        for own in (
+            {"top_k": kept}, {"top_p": (kept - 0.5) / vocab_size},
+            {"top_k": 2 * kept, "top_p": 0.5 - 0.25 / kept},
+        )
+    ]  # fmt: skip
+    cases = list(itertools.product(filters, (1, 3), (-1, 0, 1, 2)))
+    parts = [
+        draws_of(torch.tensor([row]), vocab_size, row, "cpu", **own)
+        for row, ((_, own), *_) in enumerate(cases)
+    ]
+    tensors = [torch.cat(column) for column in list(zip(*parts, strict=True))[:6]]
+    draws = Draws._make([*tensors, 8, True])
+    free = draws._replace(top_k=draws.top_k * 0, top_p=torch.ones_like(draws.top_p))
+    favourites = draw_cpu(torch.zeros(len(cases), vocab_size), free).tolist()
+    low = torch.arange(4096)
+    by_rank = torch.cat([torch.stack([low, low + 4096], 1).flatten(), torch.arange(8192, 8200)])
+    logits = torch.empty(len(cases), vocab_size)
+    for row, ((kept, _), ties, offset) in enumerate(cases):
+        order, rank = by_rank.clone(), kept + offset
+        order[by_rank == favourites[row]] = order[rank]
+        order[rank] = favourites[row]
+        logits[row, order] = torch.arange(vocab_size) // ties * -1e-8
+    return logits, draws._replace(**{n: getattr(draws, n).to(device) for n in draws._fields[:6]})
+
+
+# Keys, and who wins among 5000 equals: of two tokens with the smallest u_t there is, the lower one
+# (694, 3779; 2873, 4578); or the higher one, whose u_t is the smallest, while the next larger u_t
+# is the other one's (944, 1674; 792, 4189), which 1 - u_t cannot tell from it.
+CLOSE = (
+    ((209151904, 1725790100), 694), ((1314457054, 2134974445), 2873),
+    ((957281304, -663606900), 1674), ((136051110, 1737476127), 4189),
+)  # fmt: skip

@@ -17,11 +17,11 @@ mass too, so a round costs one pass over the row. top_k needs its threshold (top
 the k-th largest of the maxima of 4096 lanes, out of registers, is it or just below it; a bisection
 that snaps to values settles it, mostly by one pass.
 
-One program per row, two per multiprocessor; a row (513 KB at V = 128 k) is read 2 times for a
-temperature alone, 3 with top_p or top_k, 4 with both, plus rare further rounds. Floor: one read,
-D · V · 4 bytes: 39 us for 256 rows of 128 k at 3.35 TB/s. The first race evaluates some 60
-instructions per token: 70 us for these rows on 132 multiprocessors at 1.7 GHz, 35 us for a single
-row on its one. Blocks of tokens without a candidate are skipped.
+One program per row, whose registers leave a multiprocessor no room for a second; a row (513 KB at
+V = 128 k) is read 2 times for a temperature alone, 3 with top_p or top_k, 4 with both, plus rare
+further rounds. Floor: one read, D · V · 4 bytes: 39 us for 256 rows of 128 k at 3.35 TB/s. The
+first race evaluates some 60 instructions per token: 70 us for these rows on 132 multiprocessors at
+1.7 GHz, 35 us for a single row on its one. Blocks of tokens without a candidate are skipped.
 """
 
 import torch

@@ -160,7 +160,8 @@ def decode_gpu(
         q, k_cache, v_cache, out, partial, log_sum, cu_seqlens_q, context_lens, block_tables,
         scale * LOG2_E, window, q.stride(0), out.stride(0), k_cache.stride(1),
         block_tables.stride(0), GROUP=heads // kv_heads, TILES=tiles, HEAD_DIM=head_dim,
-        BLOCK_SIZE=block_size, BLOCK_M=BLOCK_M, MIN_SPLIT=MIN_SPLIT, num_warps=4, **options,
+        BLOCK_SIZE=block_size, BLOCK_M=BLOCK_M, MIN_SPLIT=MIN_SPLIT,
+        num_warps=4 if q.itemsize == 2 else 8, **options,  # fp32 operands lie in registers
     )  # fmt: skip
     if splits > 1:
         combine_kernel[(sequences, heads)](

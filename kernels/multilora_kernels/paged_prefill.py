@@ -97,14 +97,23 @@ def paged_prefill_kernel(
 
 
 def prefill_options(group: int, head_dim: int, itemsize: int, tile_rows: int) -> dict[str, int]:
-    """Block sizes and compile options; at 16 bits any GPU has the shared memory they take."""
+    """Block sizes and compile options; any GPU has the shared memory they take.
+
+    No tensor core multiplies fp32: a thread holds both operands in registers, so that larger tiles
+    than these spill kilobytes of them.
+    """
+    block_d = max(16, next_power_of_2(head_dim))
+    full, wide = itemsize > 2, block_d * itemsize > 256
+    block_n = 32 if wide else 64
+    if full:
+        block_n //= 2
+        tile_rows = min(tile_rows, 32 if wide else 64)
     block_q = max(1, tile_rows // group)
     block_m = max(16, next_power_of_2(block_q * group))
-    block_d = max(16, next_power_of_2(head_dim))
-    wide = block_d * itemsize > 256
     return {
-        "BLOCK_Q": block_q, "BLOCK_M": block_m, "BLOCK_N": 32 if wide else 64, "BLOCK_D": block_d,
-        "num_warps": 8 if block_m > 64 or wide else 4, "num_stages": 2 if wide else 3,
+        "BLOCK_Q": block_q, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": block_d,
+        "num_warps": 8 if block_m > 64 or wide or full else 4,
+        "num_stages": 2 if wide or full else 3,
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Passes run on the meta device, where tensors have shapes and nothing else; the k
 import random
 from array import array
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -17,10 +18,12 @@ from multilora.adapter_pages import AdapterPages
 from multilora.base_config import BaseConfig
 from multilora.batch import Batch, BatchItem, make_batch
 from multilora.captured_pass import GraphLimits
+from multilora.decode_graphs import DecodeGraphs
 from multilora.forward_input import build_forward_input
-from multilora.kernel_warm_up import warm_up_batches
+from multilora.kernel_warm_up import warm_up, warm_up_batches
 from multilora.kv_cache import KVCache
-from multilora.llama import Llama
+from multilora.llama import Llama, load_llama
+from multilora.model_runner import ModelRunner
 from multilora.request import Request
 from multilora.rope_config import RopeConfig
 from multilora.sequence import Sequence
@@ -125,3 +128,30 @@ def test_warm_up_covers_every_batch(
     missing = {name for name in needed if name not in compiled}
     assert not missing, "\n".join(sorted(missing))
     assert len(needed) > len(KERNELS)
+
+
+@pytest.mark.parametrize("limits", [GraphLimits(1, 7, 1), GraphLimits(12, 24, 3), LIMITS])
+@pytest.mark.parametrize("prefill", [1, 100, 2048])
+def test_no_batch_is_larger_than_one_that_is_served(limits: GraphLimits, prefill: int):
+    """More tokens than a sequence may have would read past the end of the RoPE table."""
+    sizes: set[int] = set()
+    for batch in warm_up_batches(limits, prefill, BLOCK):
+        sizes.add(batch.num_tokens)
+        assert len(batch.items) <= limits.rows
+        assert {len(item.sequence.token_ids) for item in batch.items} == {limits.context}
+        assert all(item.samples and item.num_new_tokens > 0 for item in batch.items)
+        assert sum(span.row_count for span in batch.spans) in (0, batch.num_tokens)
+    assert max(sizes) == min(prefill + limits.rows, limits.rows * limits.context)
+
+
+def test_warm_up_beside_captured_passes_and_a_pool_smaller_than_an_adapter(folder: Path):
+    """On a CPU, which says where an index is out of range."""
+    config, cpu = BaseConfig.from_folder(folder / "base"), torch.device("cpu")
+    model = load_llama(folder / "base", config, torch.float32, cpu)
+    kv = KVCache(config, 2, BLOCK, torch.float32, cpu)
+    adapters = AdapterPages(config, 2, torch.float32, cpu)
+    limits = GraphLimits(12, config.max_position_embeddings, 3)
+    graphs = DecodeGraphs(model, kv, adapters, limits, cpu)
+    graphs.capture()
+    runner = ModelRunner(model, kv, adapters, (), cpu, torch.float32, graphs)
+    warm_up(runner, limits, 2 * config.max_position_embeddings)

@@ -36,6 +36,7 @@ class FakeMeter:
         self.pools: weakref.WeakSet[object] = weakref.WeakSet()
         self.graphs: weakref.WeakSet[DecodeGraphs] = weakref.WeakSet()
         self.captured: list[tuple[int, object]] = []
+        self.pool_pages: list[int] = []  # that graphs have room for
         self.passes = 0
         self.peaks = [10**8]  # while the weights were loaded
         self.settled = False
@@ -50,6 +51,7 @@ class FakeMeter:
 
         def noted(graphs: DecodeGraphs, sizes: Any = None, *, plan: Any = None) -> None:
             rows = graphs.state.limits.rows
+            self.pool_pages.append(graphs.state.pool_pages)
             self.captured += [(size, plan) for size in sizes or graph_sizes(rows)]
             self.settled = False
             capture(graphs, sizes, plan=plan)
@@ -198,6 +200,8 @@ def test_the_engine_plans_with_what_is_measured(
         assert pages.num_pages == adapters // units.page_bytes
         assert kv.num_blocks == (left - adapters) // units.block_bytes
         assert graphs is not None and meter.captured[-1][0] == 4
+        *trial, real = meter.pool_pages
+        assert min(trial) >= real == pages.num_pages, "the trial must not be the smaller one"
         assert set(meter.pools) == {kv, pages} and set(meter.graphs) == {graphs}
         said = [r.getMessage() for r in caplog.records if r.name == "multilora.memory"]
         assert "953.7 MiB" in said[0] and len(said) == 8

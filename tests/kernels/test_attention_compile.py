@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from aot import CAPABILITIES, Launch, compile_launch, record
+from aot import CAPABILITIES, Launch, compile_launch, record, stack_bytes
 from hopper_ptx import register_operands
 from kernel_cases import AttentionCase, attention_case
 from multilora_kernels import paged_decode, paged_prefill
@@ -95,6 +95,29 @@ def test_prefill(
         count, in_flight = register_operands(compiled.asm["ptx"])
         assert count
         assert not in_flight
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("heads", [(8, 2), (7, 1), (16, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_float32_fits_any_gpu(
+    head_dim: int, heads: tuple[int, int], capability: int, monkeypatch: pytest.MonkeyPatch
+):
+    """No tensor cores: the operands lie in registers, and what does not fit there is slow."""
+    for new, run in ((1, _decode), (600, _prefill)):
+        case = attention_case([(new, 600)] * 2, heads, head_dim, dtype=torch.float32)
+        launches = record(lambda case=case, run=run: run(case), KERNELS, monkeypatch)
+        compiled = compile_launch(launches[0], capability)
+        assert compiled.metadata.shared <= CONSUMER_SHARED_BYTES
+        assert stack_bytes(compiled) <= 64, "bytes per thread"
+
+
+def _decode(case: AttentionCase) -> None:
+    paged_decode.decode_gpu(*inputs(case), 0.3, 600, None, splits=3)
+
+
+def _prefill(case: AttentionCase) -> None:
+    paged_prefill.prefill_gpu(*inputs(case), 0.3, 600, None)
 
 
 def test_one_split_needs_no_combine(monkeypatch: pytest.MonkeyPatch):

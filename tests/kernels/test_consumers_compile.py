@@ -4,19 +4,16 @@ In the sizes of Llama 3 8B, and RoPE for heads of other models.
 """
 
 import re
-import subprocess
-import tempfile
 from typing import Any
 
 import pytest
 import torch
 
-from aot import CAPABILITIES, Launch, compile_launch, record
+from aot import CAPABILITIES, Launch, compile_launch, record, stack_bytes
 from consumer_cases import rope_case
 from hopper_ptx import register_operands
 from multilora_kernels import rms_norm, rope_kv_write, swiglu
 from multilora_kernels.lora import LoRAUpdate
-from multilora_kernels.openai_triton import triton
 from multilora_kernels.segments import LoRASegments
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -37,13 +34,7 @@ def pending(way: str, slice_sizes: tuple[int, ...], dtype: torch.dtype) -> LoRAU
 def check(compiled: Any, way: str, capability: int) -> None:
     """Next to nothing spilled, nothing read or written by single numbers, no wgmma in flight."""
     ptx = compiled.asm["ptx"]
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        tool = triton.knobs.nvidia.cuobjdump.path
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, check=True)
-    (stack,) = re.findall(rb"STACK:(\d+)", usage.stdout)
-    assert int(stack) <= 8, "bytes per thread"
+    assert stack_bytes(compiled) <= 8, "bytes per thread"
     assert not re.search(r"(ld|st)\.global\.b16", ptx)
     if capability == 90:
         count, in_flight = register_operands(ptx)

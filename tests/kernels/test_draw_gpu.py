@@ -1,11 +1,12 @@
 """The kernel that draws: on a GPU, or interpreted."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
-from draw_cases import KINDS, TIED, draws_of, logits_of, mixed_draws
+from draw_cases import CLOSE, KINDS, draws_of, edge_cases, logits_of, mixed_draws
 from kernel_cases import DEVICE, INTERPRETED, needs_gpu
 from multilora_kernels.draw import draw_gpu, draw_reference
 from multilora_kernels.draw_cpu import draw_cpu
@@ -50,6 +51,15 @@ def test_filters_that_take_many_rounds(kind: str, filters: dict[str, Any]):
     assert torch.equal(drawn(logits, draws), draw_reference(logits, on_cpu(draws)))
 
 
+def test_the_edge_of_a_filter_is_exact():
+    logits, draws = edge_cases(DEVICE)
+    tokens, host = drawn(logits, draws), on_cpu(draws)
+    assert torch.equal(tokens, draw_reference(logits, host))
+    unfiltered = host._replace(top_k=host.top_k * 0, top_p=torch.ones_like(host.top_p))
+    let_in = (tokens == draw_reference(logits, unfiltered)).sum()
+    assert 10 < let_in < len(tokens) - 10
+
+
 def test_rows_are_picked_out_of_strided_logits_which_stay_as_they_are():
     wide = torch.full((6, 140), torch.nan, device=DEVICE)
     wide[:, :100] = logits_of("normal", 6, 100).to(DEVICE)
@@ -62,18 +72,20 @@ def test_rows_are_picked_out_of_strided_logits_which_stay_as_they_are():
         draw_gpu(wide.T[:100], draws)
 
 
-def test_ties_go_to_the_lowest_token():
-    for low, _, keys in TIED:
-        draws = draws_of(torch.tensor([0]), 5000, seed=0, device=DEVICE)._replace(
-            keys=torch.tensor([keys], dtype=torch.int32, device=DEVICE)
-        )
-        assert drawn(torch.zeros(1, 5000), draws).tolist() == [low]
+@pytest.mark.parametrize(("keys", "winner"), CLOSE, ids=str)
+def test_the_finest_noise_and_its_ties(keys: tuple[int, int], winner: int):
+    draws = draws_of(torch.tensor([0]), 5000, seed=0, device=DEVICE)
+    draws = draws._replace(keys=torch.tensor([keys], dtype=torch.int32, device=DEVICE))
+    assert drawn(torch.zeros(1, 5000), draws).tolist() == [winner]
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize(
+    "value", [math.nan, math.copysign(math.nan, -1), math.inf, -math.inf],
+    ids=["nan", "-nan", "inf", "-inf"],
+)  # fmt: skip
 @pytest.mark.parametrize("where", ["one", "all"])
 @pytest.mark.parametrize(
-    "filters", [{}, {"top_p": 0.9}, {"top_k": 3}, {"top_k": 3, "top_p": 1e-46}], ids=str
+    "filters", [{}, {"top_p": 0.9}, {"top_k": 1}, {"top_k": 3, "top_p": 1e-46}], ids=str
 )
 def test_what_is_not_a_logit_still_gives_a_token(value: float, where: str, filters: dict[str, Any]):
     logits = logits_of("normal", 2, 50)
@@ -81,8 +93,9 @@ def test_what_is_not_a_logit_still_gives_a_token(value: float, where: str, filte
     draws = draws_of(torch.arange(2), 50, seed=6, device=DEVICE, **filters)
     tokens = drawn(logits, draws)
     assert tokens.min() >= 0 and tokens.max() < 50
-    if where == "one" and value != torch.inf:
-        assert (tokens != 9).all()
+    if where == "one" and value != math.inf:
+        logits[:, 9] = -math.inf
+        assert torch.equal(tokens, draw_reference(logits, on_cpu(draws)))
 
 
 def test_draws_follow_the_softmax_of_what_is_kept():

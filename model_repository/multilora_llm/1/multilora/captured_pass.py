@@ -39,6 +39,7 @@ class DecodeState(NamedTuple):
     kv: KVCache
     adapters: AdapterPages
     limits: GraphLimits
+    pool_pages: int  # that a batch may use
     static: torch.Tensor
     logits: torch.Tensor
 
@@ -50,7 +51,7 @@ class CapturedPass:
         self.rows = rows
         self.with_lora = with_lora
         self._state = state
-        self._bounds = lora_bounds(state.limits, rows, state.adapters) if with_lora else None
+        self._bounds = lora_bounds(state.limits, rows, state.pool_pages) if with_lora else None
         self._max_blocks = blocks_of(state.limits, state.kv)
         self._inputs = self._static_inputs()
         self._replay: Replay | None = None
@@ -150,8 +151,8 @@ def input_shapes(
     return shapes
 
 
-def lora_bounds(limits: GraphLimits, rows: int, adapters: AdapterPages) -> LaunchBounds:
-    return LaunchBounds.for_decode(rows, limits.pages_per_adapter, adapters.num_pages)
+def lora_bounds(limits: GraphLimits, rows: int, pool_pages: int) -> LaunchBounds:
+    return LaunchBounds.for_decode(rows, limits.pages_per_adapter, pool_pages)
 
 
 def blocks_of(limits: GraphLimits, kv: KVCache) -> int:
@@ -159,9 +160,9 @@ def blocks_of(limits: GraphLimits, kv: KVCache) -> int:
     return -(-limits.context // kv.block_size)
 
 
-def static_bytes(limits: GraphLimits, kv: KVCache, adapters: AdapterPages) -> int:
+def static_bytes(limits: GraphLimits, kv: KVCache, pool_pages: int) -> int:
     """Of the inputs of the largest pass."""
-    bounds = lora_bounds(limits, limits.rows, adapters)
+    bounds = lora_bounds(limits, limits.rows, pool_pages)
     shapes = input_shapes(limits.rows, blocks_of(limits, kv), bounds)
     return offsets([_nbytes(shape, dtype) for shape, dtype in shapes])[1]
 

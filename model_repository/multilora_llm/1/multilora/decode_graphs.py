@@ -5,6 +5,7 @@ that holds it. All share one memory pool and one static input buffer, and are ca
 largest down, so that the smaller ones fit into memory that is there already.
 """
 
+import functools
 import logging
 from bisect import bisect_left
 from collections.abc import Callable
@@ -47,17 +48,19 @@ class DecodeGraphs:
         adapters: AdapterPages,
         limits: GraphLimits,
         device: torch.device,
+        pool_pages: int | None = None,
     ) -> None:
-        size = static_bytes(limits, kv, adapters) + _SPARE_BYTES
+        """`pool_pages`: make room for a pool of so many, where `adapters` is a trial one."""
+        pool_pages = pool_pages or adapters.num_pages
+        size = static_bytes(limits, kv, pool_pages) + _SPARE_BYTES
         static = torch.zeros(size, dtype=torch.uint8, device=device)
         logits = torch.empty(limits.rows, model.base.vocab_size, device=device)
-        self.state = DecodeState(model, kv, adapters, limits, static, logits)
+        self.state = DecodeState(model, kv, adapters, limits, pool_pages, static, logits)
         self._passes: dict[tuple[int, bool], CapturedPass] = {}
         self._sizes: tuple[int, ...] = ()
         self._on_gpu = device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
-        # One for all: cuBLAS keeps work space for each stream that it has seen.
-        self._stream = torch.cuda.Stream(device) if self._on_gpu else None
+        self._stream = _capture_stream(device) if self._on_gpu else None
         self.plans: dict[int, LoRAPlan] = {}  # by rows, filled by capture
 
     def capture(
@@ -67,11 +70,10 @@ class DecodeGraphs:
         fastest is measured, on a GPU."""
         wanted = graph_sizes(self.state.limits.rows) if sizes is None else tuple(sorted(sizes))
         for done, rows in enumerate(reversed(wanted)):
+            # The family that no plan touches comes first: from then on some graph holds the pool.
+            self._add(rows, False, DEFAULT_PLAN)
             self.plans[rows] = plan or self._plan(rows, wanted)
-            for with_lora in (True, False):
-                captured = CapturedPass(self.state, rows, with_lora)
-                captured.capture(self._capture, self.plans[rows])
-                self._passes[rows, with_lora] = captured
+            self._add(rows, True, self.plans[rows])
             if done % 8 == 7 or done + 1 == len(wanted):
                 _LOG.info("captured decode for %d of %d batch sizes", done + 1, len(wanted))
         self._sizes = wanted
@@ -83,6 +85,11 @@ class DecodeGraphs:
         if len(arrays.last_token_indices) != rows or not self._sizes or rows > self._sizes[-1]:
             return None
         return self._passes[self._sizes[bisect_left(self._sizes, rows)], bool(batch.spans)]
+
+    def _add(self, rows: int, with_lora: bool, plan: LoRAPlan) -> None:
+        captured = CapturedPass(self.state, rows, with_lora)
+        captured.capture(self._capture, plan)
+        self._passes[rows, with_lora] = captured
 
     def _plan(self, rows: int, sizes: tuple[int, ...]) -> LoRAPlan:
         """Measured at the largest size of each class of sizes, and kept for the others of it."""
@@ -115,6 +122,12 @@ class DecodeGraphs:
         ):
             run()
         return graph.replay
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all, trials too: cuBLAS keeps work space for each stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 def _class(rows: int) -> int:

@@ -111,8 +111,7 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
     adapters.warm_up()  # under watch: files that change meanwhile are read again
     kv, pages, graphs = pools
     runner = ModelRunner(model, kv, pages, base.eos_token_ids, device, dtype, graphs)
-    if device.type == "cuda":
-        warm_up(runner, profile.graph_limits, config.max_batch_prefill_tokens)
+    _warm_up(runner, profile)
     return EngineParts(
         base=base,
         model_folder=folder,
@@ -188,6 +187,15 @@ def _pools(profile: Profile) -> _Pools:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise StartupError(_too_large(device, error)) from None
     return _Pools(kv, pages, graphs)
+
+
+def _warm_up(runner: ModelRunner, profile: Profile) -> None:
+    if profile.device.type != "cuda":
+        return
+    try:
+        warm_up(runner, profile.graph_limits, profile.config.max_batch_prefill_tokens)
+    except torch.OutOfMemoryError as error:
+        raise StartupError(_too_large(profile.device, error)) from None
 
 
 def _meter(device: torch.device) -> Meter | None:

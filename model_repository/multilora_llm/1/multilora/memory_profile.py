@@ -169,12 +169,15 @@ def _forward_bytes(profile: Profile, meter: Meter) -> tuple[int, int]:
 
 def _graph_bytes(profile: Profile, meter: Meter) -> int:
     """Of all graphs, from those of the largest size, whose memory the others share, and the next:
-    each graph has some memory of its own. Which plan the engine will take is not known yet."""
+    each graph has some memory of its own. Which plan the engine will take is not known yet, nor
+    how many pages the pool will have, which bounds what the updates of a pass take."""
     kv, adapters = _trial_pools(profile)
-    sizes = graph_sizes(profile.graph_limits.rows)
+    limits = profile.graph_limits
+    sizes = graph_sizes(limits.rows)
     meter.settle()
     before = meter.read().free
-    graphs = DecodeGraphs(profile.model, kv, adapters, profile.graph_limits, profile.device)
+    most_pages = max(meter.read().total // profile.units.page_bytes, adapters.num_pages)
+    graphs = DecodeGraphs(profile.model, kv, adapters, limits, profile.device, most_pages)
     for plan in PLANS:
         graphs.capture(sizes[-1:], plan=plan)
     meter.settle()

@@ -40,10 +40,11 @@ class ModelRunner:
         self.graphs = graphs
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> list[SampledToken]:
-        """One SampledToken per item with `.samples`, in batch order."""
+    def run(self, batch: Batch, replay: bool = True) -> list[SampledToken]:
+        """One SampledToken per item with `.samples`, in batch order. `replay` False: launch by
+        launch, also where a captured pass would do."""
         arrays = forward_arrays(batch, self.kv.block_size)
-        captured = self.graphs.find(arrays) if self.graphs else None
+        captured = self.graphs.find(arrays) if self.graphs and replay else None
         upload, forward = captured.prepare(arrays) if captured else self._prepare(arrays)
         items = [item for item in batch.items if item.samples]
         vocab_size = self.model.base.vocab_size

@@ -40,7 +40,9 @@ def sample(logits: torch.Tensor, inputs: SamplingInput) -> Sampled:
     if inputs.suppressed is not None or inputs.penalties is not None:
         adjusted = logits.clone()
     if inputs.suppressed is not None:
-        adjusted[inputs.suppressed[0], inputs.suppressed[1]] = -torch.inf
+        # Not by [] = number: that would be copied from the host, which waits for the GPU.
+        never = adjusted.new_full((), -torch.inf)
+        adjusted.index_put_(inputs.suppressed.unbind(), never)
     if inputs.penalties is not None:
         _penalise(adjusted, inputs.penalties)
     return _report(logits, _pick(adjusted, inputs.draws), inputs.num_logprobs)
