@@ -84,7 +84,7 @@ def engine_sources() -> list[Path]:
 
 
 def all_sources() -> list[Path]:
-    roots = ("kernels", "client", "model_repository", "scripts")
+    roots = ("kernels", "client", "model_repository", "scripts", "tests")
     return [path for root in roots for path in sources(ROOT / root)]
 
 

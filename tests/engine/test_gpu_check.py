@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from pathlib import Path
 
 import pytest
 import torch
@@ -184,70 +183,3 @@ def test_facts_of_this_machine():
     assert (found.error == "") == torch.cuda.is_available()
     assert found.openai_triton and (found.driver_cuda is None or found.driver_cuda >= (10, 0))
     assert bool(problem(found)) or found.capability >= gpu_check.LEAST_CAPABILITY
-
-
-def test_facts_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """What gather makes of what driver and torch answer."""
-    version = tmp_path / "version"
-    version.write_text(
-        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build\n"
-        "GCC version:  gcc version 12.2.0\n"
-    )
-
-    class Library:
-        def __init__(self, name: str) -> None:
-            assert name == "libcuda.so.1"
-
-        def cuDriverGetVersion(self, pointer: object) -> int:
-            pointer._obj.value = 12080  # type: ignore[attr-defined]
-            return 0
-
-    class Properties:
-        name, major, minor = "NVIDIA L4", 8, 9
-
-    monkeypatch.setattr(gpu_check, "_DRIVER_FILE", version)
-    monkeypatch.setattr(gpu_check, "_DEVICE_FILES", (version,))
-    monkeypatch.setattr(gpu_check.ctypes, "CDLL", Library)
-    monkeypatch.setattr(torch.version, "cuda", "12.8")
-    monkeypatch.setattr(torch.cuda, "init", lambda: None)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_86", "sm_90"])
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (5 << 30, 24 << 30))
-    monkeypatch.setenv("CC", "gcc")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = gather()
-    assert found == GpuFacts(
-        device_file=True,
-        visible=None,
-        torch_version=torch.__version__,
-        torch_cuda=(12, 8),
-        driver="570.86.15",
-        driver_cuda=(12, 8),
-        openai_triton=True,
-        c_compiler=True,
-        name="NVIDIA L4",
-        capability=(8, 9),
-        architectures=("sm_86", "sm_90"),
-        memory=(5 << 30, 24 << 30),
-    )
-    assert problem(found) == ""
-
-    def broken() -> None:
-        raise RuntimeError("CUDA error: system not yet initialized\nmore")
-
-    monkeypatch.setattr(torch.cuda, "init", broken)
-    found = gather()
-    assert found.error == "CUDA error: system not yet initialized" and found.name == ""
-    monkeypatch.setattr(torch.cuda, "init", lambda: None)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert gather().error == "it sees no GPU"
-    version.write_text(
-        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n"
-    )
-    assert gather().driver == "535.104.05"
-    version.unlink()
-    assert (gather().driver, gather().device_file) == ("", False)
-    monkeypatch.delenv("CC")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert not gather().c_compiler

@@ -8,6 +8,7 @@ import pytest
 
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, Request, SamplingParams
+from multilora.scheduler import Scheduler
 from scheduler_tools import EOS, Clock, Gate, make, names, request, run
 
 GONE = RequestError(ErrorCode.UNAVAILABLE, "the adapter was unloaded")
@@ -154,6 +155,22 @@ def test_counts_and_the_end_of_an_adapter():
     assert gate.slots.num_references == 1
 
 
+def assert_consistent(scheduler: Scheduler, gate: Gate) -> None:
+    """What is counted is what is held."""
+    held = {block for sequence in scheduler.running for block in sequence.block_table}
+    assert scheduler.blocks.num_free == 20 - len(held)
+    sequences = scheduler.running + scheduler.waiting  # preempted ones keep their adapter
+    busy = sum(bool(sequence.adapter_key) for sequence in sequences)
+    assert gate.slots.num_references == busy
+    assert len(scheduler) == len(scheduler.running) + len(scheduler.waiting)
+    counts = scheduler.counts().values()
+    assert sum(running for running, _ in counts) == sum(
+        bool(sequence.adapter_key) for sequence in scheduler.running
+    )
+    base = sum(not sequence.request.adapter_id for sequence in scheduler.waiting)
+    assert sum(waiting for _, waiting in counts) == scheduler.num_waiting - base
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_random_traces_end_every_request_once_and_leak_nothing(seed: int):
     rng = random.Random(seed)
@@ -183,18 +200,7 @@ def test_random_traces_end_every_request_once_and_leak_nothing(seed: int):
         gate.tick()
         _, outputs = run(scheduler, token=EOS if rng.random() < 0.1 else 7)
         ended.update(output.request_id for output in outputs if output.finish_reason)
-        held = {block for sequence in scheduler.running for block in sequence.block_table}
-        assert scheduler.blocks.num_free == 20 - len(held)
-        sequences = scheduler.running + scheduler.waiting  # preempted ones keep their adapter
-        busy = sum(bool(sequence.adapter_key) for sequence in sequences)
-        assert gate.slots.num_references == busy
-        assert len(scheduler) == len(scheduler.running) + len(scheduler.waiting)
-        counts = scheduler.counts().values()
-        assert sum(running for running, _ in counts) == sum(
-            bool(sequence.adapter_key) for sequence in scheduler.running
-        )
-        base = sum(not sequence.request.adapter_id for sequence in scheduler.waiting)
-        assert sum(waiting for _, waiting in counts) == scheduler.num_waiting - base
+        assert_consistent(scheduler, gate)
     assert ended == Counter(live)
     assert len(scheduler) == 0
     assert scheduler.blocks.num_free == 20
