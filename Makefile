@@ -46,7 +46,8 @@ if ! "$$py" -c 'import torch' 2>/dev/null; then \
 endef
 
 test-gpu:  ## run the tests that need a GPU, with .venv or else with PYTHON
-	@$(find_gpu); "$$py" -m pytest -m gpu --ignore=tests/client --ignore=tests/e2e $(ARGS)
+	@$(find_gpu); "$$py" -m pytest -m gpu --continue-on-collection-errors \
+		$(addprefix --ignore=tests/,client demo e2e scripts) $(ARGS)
 
 bench-gpu:  ## measure kernels and a whole model on a GPU, 9 minutes; PEERS=folder-with-peers_api
 	@$(find_gpu); "$$py" scripts/bench_gpu.py --peers "$(PEERS)" $(ARGS)

@@ -36,7 +36,7 @@ from bench_machine import look
 DOCS = REPOSITORY / "docs" / "benchmarks"
 # Section → the part of the time left that it may take; the last one takes what is left.
 SHARES = {"memory": 0.08, "engine": 0.33, "attention": 0.3, "lora": 1.0}
-_SECONDS = 510.0
+_SECONDS = 500.0
 _GRACE = 25.0  # to end the cell that is running when the time is over, before the section is killed
 
 
@@ -106,6 +106,9 @@ def _peers(text: str) -> Path | None:
     folder = Path(text).resolve()
     if not (folder / "peers_api.py").is_file():
         raise argparse.ArgumentTypeError(f"{folder} has no peers_api.py")
+    kernels = os.environ.get("GPU_PEERS", "")
+    if not kernels or not Path(kernels).is_dir():
+        raise argparse.ArgumentTypeError(f"GPU_PEERS must name a folder, and is {kernels!r}")
     return folder
 
 

@@ -5,6 +5,7 @@ graph should go over more memory than the last cache holds. On a CPU (OpenAI Tri
 a plain clock stands in: its figures mean nothing, but the same code runs.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class GraphClock:
     """CUDA graphs, replayed in rounds; every second round goes backwards."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device)
 
     def measure(self, runs: Mapping[str, Run], seconds: float) -> Timing:
@@ -63,19 +65,33 @@ class GraphClock:
 
     def _capture(self, run: Run) -> torch.cuda.CUDAGraph:
         """Not by torch.cuda.graph, which empties the allocator's cache each time."""
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             run()  # compiles, and builds what a capture may not
             torch.cuda.synchronize()
-            graph.capture_begin()
-            try:
-                run()
-            finally:
-                graph.capture_end()
+            graph.capture_begin(pool)
+            failures: list[BaseException] = []
+            for step in (run, graph.capture_end):
+                try:
+                    step()
+                except BaseException as failure:
+                    failures.append(failure)
+            if failures:
+                self._mend(pool)
+                raise failures[0]  # of two the second only says that the capture is void
         graph.replay()
         torch.cuda.synchronize()
         return graph
+
+    def _mend(self, pool: tuple[int, int]) -> None:
+        """PyTorch before 2.12 takes a failed capture for one that goes on: the allocator frees
+        nothing any more, and the random generator refuses to draw."""
+        with contextlib.suppress(Exception):  # ended already
+            torch._C._cuda_endAllocateToPool(self._device.index, pool)
+        with contextlib.suppress(Exception):
+            fresh = torch.Generator(self._device).graphsafe_get_state()
+            torch.cuda.default_generators[self._device.index].graphsafe_set_state(fresh)
 
     def _rounds(
         self, graphs: Mapping[str, torch.cuda.CUDAGraph], rounds: int
@@ -106,7 +122,7 @@ def bandwidth(device: torch.device, num_bytes: int) -> float:
     return max(source.nbytes / seconds["read"], 2 * source.nbytes / seconds["copy"])
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Its type and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"

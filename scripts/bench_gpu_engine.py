@@ -40,14 +40,15 @@ class Load:
     context: int  # what the graphs are captured for
     steps: int  # of each cell and round, the first one not counted
     rounds: int
+    prefill_batches: tuple[int, ...]  # a pass is PREFILL_TOKENS: a larger batch changes little
     prefill_passes: int
 
     def adapters_of(self, batch: int) -> list[int]:
         return sorted({min(batch, count) for count in self.adapters})
 
 
-FULL = Load((32, 1, 64, 8, 256, 128), (0, 1, 32, 128), 512, 4096, 8, 3, 3)
-SMALL = Load((2,), (0, 32), 5, 64, 1, 1, 1)
+FULL = Load((32, 1, 64, 8, 256, 128), (0, 1, 32, 128), 512, 4096, 8, 3, (32, 1, 8), 3)
+SMALL = Load((2,), (0, 32), 5, 64, 1, 1, (2,), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ def measure(setting: Setting, record: Record) -> None:
     cells: list[tuple[str, Callable[[], list[Row]]]] = []
     for batch in load.batches:
         cells.append((f"decode {batch}", functools.partial(_decode, served, batch)))
-    for batch in load.batches:
+    for batch in load.prefill_batches:
         cells.append((f"prefill {batch}", functools.partial(_prefill, served, batch)))
     for name, cell in cells:
         record.cell(name, cell)

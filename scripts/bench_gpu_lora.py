@@ -20,7 +20,7 @@ from bench_gpu_layer import (
 )
 from bench_gpu_lora_runs import AddLoRA, Contender, Own, contenders, forget, peer_objects
 from bench_gpu_setting import Record, Row, Setting
-from bench_gpu_shapes import GROUPS, MIXES, RANKS, Mix, lora_bytes
+from bench_gpu_shapes import GROUPS, MIXES, RANKS, Mix, lora_bytes, lora_footprint
 from bench_statistics import median
 
 TOLERANCE = 0.02  # of the largest value
@@ -70,17 +70,19 @@ def _cell(
     layers: BaseLayers,
     bandwidth: float,
 ) -> Row:
-    num_bytes = lora_bytes(setting.base, mix, setting.dtype.itemsize)
-    num_layers = layers_needed(num_bytes, setting.cache_bytes)
+    itemsize = setting.dtype.itemsize
+    num_bytes = lora_bytes(setting.base, mix, itemsize)
+    num_layers = layers_needed(lora_footprint(setting.base, mix, itemsize), setting.cache_bytes)
     data = make_lora_data(setting.base, mix, num_layers, setting.dtype, setting.device)
     ready, problems = right_ones(found, data)
+    own_base: dict[str, Run] = {}
+    # Checked before anything is timed: with many updates added to y one more would not be missed.
+    if setting.device.type == "cuda" and setting.peers and _OWN_BASE in ready:
+        own_base = _own_base(setting.peers, layers, data, problems)
     alone: dict[str, Run] = {name: _all_layers(own, data) for name, own in ready.items()}
     timing = setting.clock.measure(alone, _SECONDS)
     others = {name: own for name, own in ready.items() if name != "ours"}
-    runs = layer_runs(layers, data, others)
-    if setting.device.type == "cuda" and setting.peers and _OWN_BASE in ready:
-        runs |= _own_base(setting.peers, layers, data, problems)
-    whole = setting.clock.measure(runs, _SECONDS)
+    whole = setting.clock.measure(layer_runs(layers, data, others) | own_base, _SECONDS)
     problems |= timing.problems | {f"layer: {k}": v for k, v in whole.problems.items()}
     return {
         "adapters": mix.num_adapters,

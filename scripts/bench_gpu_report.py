@@ -21,14 +21,18 @@ _NOTES = {
     "engine": "Llama-3-8B shapes, random weights, r = 16, contexts of 512 tokens. / floor: time "
     "of a pass by (matrices + KV + adapters) / bandwidth. With adapters: tokens/s as a part of "
     "those without. Step, replay and host are those with the most adapters: a whole pass; the "
-    "captured graph alone; scheduling, postprocessing and building the inputs.",
+    "captured graph alone; scheduling, postprocessing and building the inputs. Prefill: the first "
+    "passes, of 2048 new tokens and thus of 4 prompts, so of 4 new adapters each.",
     "attention": "One layer: 32 heads, 8 KV heads of 128, blocks of 16 tokens. PyTorch's own reads "
-    "K and V unpaged. Floor: K, V, q and the result moved once, which at prefill is not the limit.",
-    "lora": "One layer of Llama-3-8B, all seven projections. Left: LoRA alone, `other` is the "
-    "fastest of the other contenders, floor is D·163840·r + T·(26624·2 + 43008·4 + 56·r) bytes / "
-    "bandwidth. Right: what LoRA adds to the layer of the base model (products, RoPE and KV write, "
-    "SwiGLU), with the best of our plans and beside the best of the others. r = mixed: 8, 16, 32 "
-    "and 64 in turn.",
+    "K and V unpaged, and is no flash attention where 1 < new < context. Ratio: ours by the "
+    "fastest of the others. Floor: K, V, q and the result moved once, which at prefill is not the "
+    "limit.",
+    "lora": "One layer of Llama-3-8B, all seven projections. Left: LoRA alone, others is the "
+    "fastest of the other contenders, ratio is ours by that, floor is "
+    "D·163840·r + T·(26624·2 + 43008·4 + 56·r) bytes / bandwidth (T rows, D adapters of rank r). "
+    "Right: what LoRA adds to the layer of the base model (products, RoPE and KV write, SwiGLU), "
+    "with the best of our plans and beside the best of the others. r = mixed: 8, 16, 32 and 64 in "
+    "turn.",
 }
 
 
@@ -86,8 +90,9 @@ class Report:
             f"# The GPU path, measured on {facts.get('gpu', 'unknown')}",
             f"```sh\n{self.command}\n```",
             markdown_table([["", ""], *map(list, lines)]),
-            "Medians of rounds in which the contenders took turns, inside CUDA graphs that go over "
-            "more memory than the last cache holds. Each contender was checked against float64.",
+            "Medians of rounds in which what is compared took turns: of the engine whole passes, "
+            "of kernels CUDA graphs that go over more memory than the last cache holds. Kernels "
+            "were checked against float64 first.",
             *self._about_peers(),
         ]
         for name, section in self.sections.items():

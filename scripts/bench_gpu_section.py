@@ -6,6 +6,7 @@ Started by bench_gpu.py, with the repository's source roots on the Python path.
 import argparse
 import importlib
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 
 from bench_gpu_clock import bandwidth, one_line
-from bench_gpu_setting import Record, Setting
+from bench_gpu_setting import OutOfTime, Record, Setting
 from multilora_kernels.openai_triton import triton
 
 _BANDWIDTH_BYTES = 4 << 30
 _TINY_BYTES = 1 << 16
+_LATE = 5.0  # seconds past the time of the section: so long the last cell may go on
 
 
 def main() -> None:
@@ -34,13 +36,20 @@ def main() -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if flags.device == "cuda" else None
     setting = Setting(device or torch.device("cpu"), flags.tiny, flags.seconds, flags.peers)
     record = Record(flags.into, flags.seconds)
+    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.setitimer(signal.ITIMER_REAL, flags.seconds + _LATE)
     try:
         _measure(flags.section, setting, record)
-    except Exception as error:
+    except (Exception, OutOfTime) as error:
         record.notes.append(f"{flags.section} ended: {one_line(error)}")
         raise
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         record.write()
+
+
+def _out_of_time(*_: object) -> None:
+    raise OutOfTime("the time of the section is over")
 
 
 def _measure(section: str, setting: Setting, record: Record) -> None:

@@ -106,6 +106,13 @@ def lora_bytes(base: BaseConfig, mix: Mix, itemsize: int) -> int:
     return weights + mix.num_rows * (inputs + 2 * outputs) * itemsize + hidden
 
 
+def lora_footprint(base: BaseConfig, mix: Mix, itemsize: int) -> int:
+    """What lies in memory for the LoRA of one layer: A, B, x and y, each once."""
+    weights = sum(adapter_elements(base, rank) for rank in mix.ranks)
+    rows = sum(base.group_in(group) + sum(base.slice_sizes(group)) for group in GROUPS)
+    return (weights + mix.num_rows * rows) * itemsize
+
+
 def layer_bytes(base: BaseConfig, itemsize: int) -> int:
     """The matrices of one layer of the base model."""
     return sum(n_in * n_out for n_in, n_out in base.projections.values()) * itemsize

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Never
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from bench_gpu_data import expected, layers_needed, make_lora_data
 from bench_gpu_layer import base_layers, layer_runs, random_matrices, run_with_own_base
 from bench_gpu_lora import right_ones
 from bench_gpu_lora_runs import AddLoRA, Own, contenders, ours
-from bench_gpu_setting import Record
+from bench_gpu_setting import OutOfTime, Record
 from bench_gpu_shapes import (
     LLAMA_8B,
     MIXES,
@@ -25,6 +26,7 @@ from bench_gpu_shapes import (
     adapter_elements,
     decode_bytes,
     lora_bytes,
+    lora_footprint,
     requests_per_adapter,
 )
 from triton_install import REPOSITORY
@@ -52,7 +54,9 @@ def test_the_floor_of_llama_8b(rows: int, rank: int) -> None:
     distinct = rows * 163840 * rank + rows * (26624 * 2 + 43008 * 4 + 56 * rank)
     assert lora_bytes(LLAMA_8B, Mix.of("distinct", rows, 1, (rank,)), 2) == distinct
     one = 163840 * rank + rows * (26624 * 2 + 43008 * 4 + 56 * rank)
-    assert lora_bytes(LLAMA_8B, Mix.of("identical", rows, 1, (rank,)), 2) == one
+    identical = Mix.of("identical", rows, 1, (rank,))
+    assert lora_bytes(LLAMA_8B, identical, 2) == one
+    assert lora_footprint(LLAMA_8B, identical, 2) == 163840 * rank + rows * 2 * (26624 + 43008)
 
 
 def test_what_a_decode_pass_of_llama_8b_reads() -> None:
@@ -134,6 +138,15 @@ def test_a_section_out_of_time_says_what_it_skips(tmp_path: Path) -> None:
     ]
 
 
+def test_a_cell_that_outlives_its_section_is_skipped(tmp_path: Path) -> None:
+    def alarm() -> Never:
+        raise OutOfTime
+
+    record = Record(tmp_path / "section.json", seconds=5.0)
+    record.cell("long", alarm)
+    assert (record.rows, record.skipped, record.notes) == ([], ["long"], [])
+
+
 def test_one_line_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -162,11 +175,18 @@ def test_verbs_say_one_line_without_a_gpu(verb: str, python: str, says: str) -> 
     assert done.stdout == f"{verb}: {says}; nothing to run.\n"
 
 
-def test_command_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GPU_PEERS", raising=False)
+    kit = tmp_path / "kit"
+    kit.mkdir()
+    (kit / "peers_api.py").touch()
     for arguments, message in (
         (["--device", "cpu"], "needs --tiny"),
         (["--only", "lora,none"], "sections are memory, engine, attention, lora"),
         (["--peers", str(tmp_path)], "has no peers_api.py"),
+        (["--peers", str(kit)], "GPU_PEERS must name a folder"),
     ):
         with pytest.raises(SystemExit):
             bench_gpu.main(arguments)

@@ -28,12 +28,15 @@ class PlayedGraph:
     def __init__(self, device: PlayedDevice) -> None:
         self.device = device
         self.work: list[tuple[str, float]] = []
+        self.void = False
 
-    def capture_begin(self) -> None:
+    def capture_begin(self, pool: tuple[int, int]) -> None:
         self.device.capturing = self
 
     def capture_end(self) -> None:
         self.device.capturing = None
+        if self.void:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     def replay(self) -> None:
         for name, milliseconds in self.work:
@@ -52,6 +55,16 @@ class PlayedEvent:
         return end.time - self.time
 
 
+class PlayedGenerator:
+    state = "captured"
+
+    def graphsafe_get_state(self) -> str:
+        return "fresh"
+
+    def graphsafe_set_state(self, state: str) -> None:
+        self.state = state
+
+
 class PlayedStream:
     def wait_stream(self, other: object) -> None: ...
 
@@ -68,6 +81,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> PlayedDevice:
         "stream": lambda stream: stream,
         "current_stream": SimpleNamespace,
         "synchronize": lambda: None,
+        "graph_pool_handle": lambda: (0, 1),
         "CUDAGraph": lambda: PlayedGraph(played),
         "Event": lambda _: PlayedEvent(played),
         "_sleep": lambda _: None,
@@ -88,15 +102,24 @@ def test_contenders_take_turns_and_every_second_round_goes_backwards(device: Pla
     assert device.order == warm + ["a", "b", "b", "a"] * 5
 
 
-def test_what_cannot_be_captured_is_told_and_the_others_are_timed(device: PlayedDevice) -> None:
+def test_what_cannot_be_captured_is_told_and_the_others_are_timed(
+    device: PlayedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def waits_for_the_device() -> None:
         if device.capturing is not None:
+            device.capturing.void = True
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    clock = GraphClock(torch.device("cuda"))
+    generator = PlayedGenerator()
+    ended: list[tuple[int, tuple[int, int]]] = []
+    monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
+    monkeypatch.setattr(torch, "Generator", lambda _: PlayedGenerator())
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *ids: ended.append(ids))
+    clock = GraphClock(torch.device("cuda", 0))
     runs = {"waits": waits_for_the_device, "fine": lambda: device.run("fine", 1.0)}
     timing = clock.measure(runs, seconds=0.0)
     message = "not captured: RuntimeError: operation not permitted when stream is capturing"
     assert timing.problems == {"waits": message}
     assert timing.samples == {"fine": pytest.approx([0.001] * 5)}
     assert device.capturing is None
+    assert ended == [(0, (0, 1))] and generator.state == "fresh"  # as PyTorch 2.11 needs it
