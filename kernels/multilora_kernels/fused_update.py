@@ -11,7 +11,7 @@ decode, where a program has little else to load, that is twice the bytes in flig
 from typing import Any, NamedTuple
 
 from multilora_kernels.lora import LoRAUpdate
-from multilora_kernels.lora_tile import load_tile
+from multilora_kernels.lora_tile import load_tile, sum_of_splits
 from multilora_kernels.openai_triton import tl, triton
 from multilora_kernels.segments import DECODE_TILE
 
@@ -28,16 +28,6 @@ def row_tile(tiles_ptr, tile, num_rows, LORA: tl.constexpr, BLOCK_M: tl.constexp
 
 
 @triton.jit
-def _sum_of_splits(
-    h_tile, mask, h_plane_stride, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr
-):  # fmt: skip
-    h = tl.zeros((BLOCK_M, 16), dtype=tl.float32)
-    for split in tl.static_range(SPLITS):
-        h += tl.load(h_tile + split * h_plane_stride, mask=mask, other=0.0)
-    return h
-
-
-@triton.jit
 def two_deltas(
     h_ptr, b_ptr, pairs_ptr, first, end, m, row_count, slice1, slice2, columns1, columns2,
     column_mask, b_page_stride, b_row_stride, h_plane_stride, ONE_SLICE: tl.constexpr,
@@ -45,7 +35,7 @@ def two_deltas(
 ):  # fmt: skip
     """lora_delta of two runs of columns of b, in two slices or (ONE_SLICE) in the same."""
     j = tl.arange(0, 16)
-    row_mask = (m < row_count)[:, None]
+    row_mask = m < row_count
     h_rows = h_ptr + m[:, None] * RANKS + j[None, :]
     b_rows = b_ptr + j[:, None] * b_row_stride
     delta1 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -55,10 +45,10 @@ def two_deltas(
         b1 = tl.load(b_page + columns1[None, :], mask=column_mask[None, :], other=0.0)
         b2 = tl.load(b_page + columns2[None, :], mask=column_mask[None, :], other=0.0)
         h_pair = h_rows + pair * (BLOCK_M * RANKS)
-        h1 = _sum_of_splits(h_pair + slice1 * 16, row_mask, h_plane_stride, SPLITS, BLOCK_M)
+        h1 = sum_of_splits(h_pair + slice1 * 16, row_mask, h_plane_stride, SPLITS)
         h2 = h1
         if not ONE_SLICE:
-            h2 = _sum_of_splits(h_pair + slice2 * 16, row_mask, h_plane_stride, SPLITS, BLOCK_M)
+            h2 = sum_of_splits(h_pair + slice2 * 16, row_mask, h_plane_stride, SPLITS)
         delta1 += tl.dot(h1.to(b1.dtype), b1, input_precision="ieee")
         delta2 += tl.dot(h2.to(b2.dtype), b2, input_precision="ieee")
     return delta1, delta2
@@ -74,11 +64,7 @@ class UpdateLaunch(NamedTuple):
 
 
 def update_launch(update: LoRAUpdate | None, num_rows: int) -> UpdateLaunch:
-    """For a projection of `num_rows` rows.
-
-    With an update the kernel does not ask how many rows there are, so it is not told: it would be
-    compiled anew for 1 and for multiples of 16.
-    """
+    """For a projection of `num_rows` rows."""
     if update is None:
         constants = {"LORA": False, "RANKS": 0, "SPLITS": 0, "BLOCK_M": DECODE_TILE}
         arguments = (num_rows, None, None, None, None, 0, 0, 0)
@@ -86,6 +72,6 @@ def update_launch(update: LoRAUpdate | None, num_rows: int) -> UpdateLaunch:
     h, b, _, segments = update
     return UpdateLaunch(
         len(segments.tiles),
-        (0, h, b, segments.tiles, segments.pairs, b.stride(0), b.stride(1), h.stride(0)),
+        (num_rows, h, b, segments.tiles, segments.pairs, b.stride(0), b.stride(1), h.stride(0)),
         {"LORA": True, "RANKS": h.shape[3], "SPLITS": h.shape[0], "BLOCK_M": segments.tile_rows},
     )
