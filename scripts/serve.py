@@ -13,6 +13,8 @@ from types import FrameType
 from typing import NoReturn
 
 import triton_log
+from gateway_process import GatewayProcess
+from gateway_settings import gateway_environment, gateway_flags, warn_of_useless
 from triton_install import LaunchError
 from triton_server import TritonServer
 from triton_settings import engine_environment, model_repository, parse_flags, ports
@@ -45,15 +47,18 @@ class Screen:
             with self._lock:
                 print(line, file=sys.stderr, flush=True)
 
-    def ready(self, server: TritonServer, seconds: float, example: str) -> None:
+    def ready(
+        self, server: TritonServer, gateway: GatewayProcess | None, seconds: float, example: str
+    ) -> None:
         """Say what memory is used for, that requests are welcome, and how to send one."""
         clear = "\r\x1b[K" if sys.stdout.isatty() and not self._verbose else ""
         said = [] if self._verbose else triton_log.report(server.log_tail(_START_LINES))
+        front = f"gateway {gateway.url}  " if gateway else ""
         report = "".join(f"         {line}\n" for line in said)
         with self._lock:
             print(
-                f"{clear}{report}{seconds:5.0f} s  ready: HTTP {server.http_url}  gRPC "
-                f"{server.grpc_address}  metrics {server.metrics_url}\n\n{example}\n",
+                f"{clear}{report}{seconds:5.0f} s  ready: {front}Triton HTTP {server.http_url}  "
+                f"gRPC {server.grpc_address}  metrics {server.metrics_url}\n\n{example}\n",
                 flush=True,
             )
 
@@ -64,16 +69,21 @@ def main(arguments: list[str] | None = None) -> int:
     screen = Screen(flags.log_verbose)
     for number in _ENDINGS:
         signal.signal(number, _interrupt)
+    warn_of_useless(flags)
     server: TritonServer | None = None
+    gateway: GatewayProcess | None = None
     try:
         environment = engine_environment(flags)
         server = TritonServer(
             environment,
             ports=ports(flags),
+            hostname=flags.triton_hostname or "127.0.0.1",
             model_repository=model_repository(flags),
             on_line=screen.log if flags.log_verbose else None,
         )
-        _serve(server, screen, environment)
+        if not flags.no_gateway:
+            gateway = GatewayProcess(server, gateway_flags(flags), gateway_environment(flags))
+        _serve(server, gateway, screen, environment)
     except KeyboardInterrupt:
         print("\nstopping", flush=True)
         return 0
@@ -83,31 +93,48 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         for number in _ENDINGS:  # a second Ctrl-C must not leave the server running
             signal.signal(number, signal.SIG_IGN)
+        if gateway:
+            gateway.stop()
         if server:
             server.stop()
 
 
-def _serve(server: TritonServer, screen: Screen, environment: dict[str, str]) -> NoReturn:
+def _serve(
+    server: TritonServer,
+    gateway: GatewayProcess | None,
+    screen: Screen,
+    environment: dict[str, str],
+) -> NoReturn:
     """Start, wait, then watch; LaunchError or KeyboardInterrupt end it."""
     start = time.monotonic()
     server.start()
     server.wait_ready(progress=screen.progress)
     server.on_line = screen.log
-    screen.ready(server, time.monotonic() - start, _example(server, environment))
+    if gateway:
+        gateway.start()
+    example = _example(server, gateway, environment)
+    screen.ready(server, gateway, time.monotonic() - start, example)
     while True:
         server.check()
+        if gateway:
+            gateway.check()
         time.sleep(0.5)
 
 
-def _example(server: TritonServer, environment: dict[str, str]) -> str:
+def _example(
+    server: TritonServer, gateway: GatewayProcess | None, environment: dict[str, str]
+) -> str:
     """A curl command that works as pasted."""
     adapters = environment.get("LORA_ADAPTERS", "" if "MODEL_ID" in environment else "upper")
-    body: dict[str, object] = {"text_input": "hello world", "max_tokens": 32, "stream": True}
     name = adapters.split(",")[0].partition("=")[0].partition("@")[0]
-    if name:
-        body["adapter_id"] = name
-    text = json.dumps(body, ensure_ascii=False)
-    return f"curl -N {server.http_url}/v2/models/multilora/generate_stream -d '{text}'"
+    adapter = {"adapter_id": name} if name else {}
+    if gateway:
+        url, kind = f"{gateway.url}/generate_stream", "-H 'Content-Type: application/json' "
+        body = {"inputs": "hello world", "parameters": {**adapter, "max_new_tokens": 32}}
+    else:
+        url, kind = f"{server.http_url}/v2/models/multilora/generate_stream", ""
+        body = {"text_input": "hello world", "max_tokens": 32, "stream": True, **adapter}
+    return f"curl -N {url} {kind}-d '{json.dumps(body, ensure_ascii=False)}'"
 
 
 def _report(error: LaunchError, server: TritonServer | None, verbose: bool) -> None:

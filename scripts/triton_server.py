@@ -59,7 +59,8 @@ class Ports:
 class TritonServer:
     """`environment` holds settings by name (MODEL_ID, …) for the Triton models, beside ours.
 
-    `on_line` is called, on another thread, with every line of the log.
+    `hostname` is the address to listen on. `on_line` is called, on another thread, with every line
+    of the log.
     """
 
     def __init__(
@@ -67,10 +68,12 @@ class TritonServer:
         environment: Mapping[str, str] | None = None,
         *,
         ports: Ports | None = None,
+        hostname: str = "127.0.0.1",
         model_repository: Path = REPOSITORY / "model_repository",
         on_line: Callable[[str], None] | None = None,
     ) -> None:
         self.ports = ports or Ports()
+        self.hostname = hostname
         self.stage = "starting"
         self._environment = dict(environment or {})
         self._model_repository = model_repository.resolve()
@@ -81,17 +84,22 @@ class TritonServer:
         self._stubs: dict[int, str] = {}  # once ready: process id → Triton model
 
     @property
+    def _host(self) -> str:
+        """Where clients on this machine find it."""
+        return "localhost" if self.hostname in ("127.0.0.1", "0.0.0.0") else self.hostname
+
+    @property
     def http_url(self) -> str:
-        return f"http://localhost:{self.ports.http}"
+        return f"http://{self._host}:{self.ports.http}"
 
     @property
     def grpc_address(self) -> str:
         """host:port, as tritonclient.grpc takes it."""
-        return f"localhost:{self.ports.grpc}"
+        return f"{self._host}:{self.ports.grpc}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://localhost:{self.ports.metrics}/metrics"
+        return f"http://{self._host}:{self.ports.metrics}/metrics"
 
     def __enter__(self) -> Self:
         self.start()
@@ -121,6 +129,9 @@ class TritonServer:
                 f"--http-port={self.ports.http}",
                 f"--grpc-port={self.ports.grpc}",
                 f"--metrics-port={self.ports.metrics}",
+                f"--http-address={self.hostname}",
+                f"--grpc-address={self.hostname}",
+                f"--metrics-address={self.hostname}",
             ],
             cwd=folder,
             env={**os.environ, **install.environment, **self._environment},

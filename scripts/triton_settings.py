@@ -5,10 +5,12 @@ over its variable; a variable wins over the parameter in config.pbtxt.
 """
 
 import argparse
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gateway_settings import add_gateway_flags
 from triton_install import REPOSITORY, LaunchError
 from triton_server import Ports
 
@@ -65,9 +67,18 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for name, port in _PORTS.items():
         help_ = f"default {port}; 0 is any free port"
         parser.add_argument(f"--{name}", type=int, help=help_)
+    parser.add_argument("--triton-hostname", help="address of Triton's ports (127.0.0.1)")
+    parser.add_argument("--huggingface-hub-cache", help="folder of downloads; HF_HUB_CACHE")
+    add_gateway_flags(parser)
     parser.add_argument("--model-repository", help="default: the one of this project")
     parser.add_argument("--log-verbose", action="store_true", help="show the whole server log")
-    return parser.parse_args(arguments)
+    flags, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; see --help"
+        parser.error(f"unknown argument {unknown[0]}{hint}")
+    return flags
 
 
 def engine_environment(flags: argparse.Namespace) -> dict[str, str]:
@@ -77,6 +88,8 @@ def engine_environment(flags: argparse.Namespace) -> dict[str, str]:
         value = _setting(flags, name, os.environ)
         if value is not None:
             values[_variable(name)] = value
+    if flags.huggingface_hub_cache:
+        values["HF_HUB_CACHE"] = str(Path(flags.huggingface_hub_cache).expanduser().resolve())
     if "MODEL_ID" in values:
         values["MODEL_ID"] = _absolute(values["MODEL_ID"])
     if "ADAPTERS_DIR" in values:

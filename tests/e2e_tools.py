@@ -30,14 +30,14 @@ _TYPES: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(("text_input", "adapter_id", "sampling_parameters"), ("BYTES", np.object_)),
 }
 # "" is the default, the demo, whatever the environment says
-_SETTINGS = {"MODEL_ID": "", "LORA_ADAPTERS": "", "THREADS": "1", "KV_CACHE_MEMORY": "64MiB"}
+DEMO_SETTINGS = {"MODEL_ID": "", "LORA_ADAPTERS": "", "THREADS": "1", "KV_CACHE_MEMORY": "64MiB"}
 
 
 @contextlib.contextmanager
 def demo_server(**settings: str) -> Iterator[TritonServer]:
     """A Triton server with the demo and `settings`, by name. Fails when, at the end, one of its
     processes has died or something is left over, whatever the tests did."""
-    with TritonServer({**_SETTINGS, **settings}) as server:
+    with TritonServer({**DEMO_SETTINGS, **settings}) as server:
         server.wait_ready(timeout=120)
         yield server
         print(*server.log_tail(), sep="\n")  # shown when the next lines fail

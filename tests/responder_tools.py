@@ -8,8 +8,8 @@ from multilora.errors import RequestError
 from multilora.reply import Reply
 from multilora.request import FinishReason, Request, SamplingParams, TokenOutput
 from multilora.responder import Responder
-from multilora.tokenizer import Tokenizer
 from multilora.triton_request import TritonRequest
+from multilora_text.tokenizer import Tokenizer
 from tiny_tokenizers import byte_level
 
 TOKENIZER = Tokenizer(byte_level())

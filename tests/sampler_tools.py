@@ -1,8 +1,10 @@
 """Rows for the sampler's tests."""
 
+import dataclasses
 from collections.abc import Sequence as Rows
 from typing import Any
 
+import numpy as np
 import torch
 
 from multilora.batch import BatchItem
@@ -40,6 +42,26 @@ def drawn(seed: int, position: int = 0, **kwargs: Any) -> BatchItem:
     return item(params, prompt=tuple(range(5, 6 + position)))
 
 
+class Allow:
+    """A matcher that allows some tokens."""
+
+    def __init__(self, tokens: set[int], num_bits: int) -> None:
+        self.error: str | None = None
+        self._bits = np.isin(np.arange(num_bits), list(tokens))
+
+    def allowed(self) -> bytes:
+        return np.packbits(self._bits, bitorder="little").tobytes()
+
+    def accept(self, token_id: int) -> None:
+        raise AssertionError("the sampler never advances a matcher")
+
+
+def bound(row: BatchItem, tokens: set[int], num_bits: int) -> BatchItem:
+    return BatchItem(
+        dataclasses.replace(row.sequence, matcher=Allow(tokens, num_bits)), row.num_new_tokens
+    )
+
+
 def every_kind(count: int) -> list[BatchItem]:
     """Rows of each kind: greedy, filtered, penalised, below min_tokens, with logprobs."""
     kinds: list[dict[str, Any]] = [
@@ -48,3 +70,11 @@ def every_kind(count: int) -> list[BatchItem]:
         {"top_k": 30, "top_p": 0.8, "temperature": 0.7},
     ]  # fmt: skip
     return [drawn(seed, seed % 3, **kinds[seed % len(kinds)]) for seed in range(count)]
+
+
+def every_bound_kind() -> list[BatchItem]:
+    """Rows with a grammar, with biases, and with both."""
+    biases = ((5, 3.0), (77, -100.0))
+    rows = [drawn(1), drawn(2, top_k=3, logit_bias=biases), item(SamplingParams(ignore_eos=True))]
+    rows = [bound(row, {*range(40, 90), *EOS}, 4000) for row in rows]
+    return [*rows, drawn(3, logit_bias=biases), item(SamplingParams(logit_bias=((5, 100.0),)))]

@@ -24,6 +24,8 @@ DATATYPES: dict[str, str] = {
     "revision": "BYTES",
     "cancel": "BOOL",
     "timeout": "FP32",
+    "merge": "BYTES",
+    "adapter_token": "BYTES",
 }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from e2e_tools import Example, demo_server, examples
+from gateway_tools import running_gateway
 from triton_server import TritonServer
 
 
@@ -17,3 +18,10 @@ def server() -> Iterator[TritonServer]:
 @pytest.fixture(scope="session")
 def demo() -> list[Example]:
     return examples()
+
+
+@pytest.fixture(scope="session")
+def gateway(server: TritonServer) -> Iterator[str]:
+    """The URL of a gateway before `server`; its admin key is ADMIN_KEY."""
+    with running_gateway(server) as url:
+        yield url

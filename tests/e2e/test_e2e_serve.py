@@ -2,24 +2,27 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 
-from e2e_tools import DIRECT
+from e2e_tools import DEMO, DIRECT
 from tiny_adapters import make_adapter
 from triton_install import REPOSITORY, LaunchError
 from triton_server import TritonServer
 from triton_stubs import stubs
 
 SERVE = [sys.executable, str(REPOSITORY / "scripts/serve.py")]
-FREE_PORTS = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+FREE_PORTS = ["--port=0", "--http-port=0", "--grpc-port=0", "--metrics-port=0"]
 SECONDS = 90.0
 
 
@@ -52,10 +55,14 @@ def read_until_curl(process: "subprocess.Popen[str]") -> str:
     raise AssertionError(f"no example command: {process.communicate()[1]}")
 
 
+def children(process: "subprocess.Popen[str]") -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in path.read_text().split()]
+
+
 def child(process: "subprocess.Popen[str]") -> int:
     """The process id of its tritonserver."""
-    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return int(path.read_text().split()[0])
+    return children(process)[0]
 
 
 def stub(process: "subprocess.Popen[str]", model: str) -> int:
@@ -88,12 +95,11 @@ def test_taken_ports() -> None:
 def test_the_example_command_works_and_ctrl_c_stops_all(
     serving: "subprocess.Popen[str]",
 ) -> None:
-    command = read_until_curl(serving)
-    _, _, url, _, body = command.split(maxsplit=4)
-    data = body.strip().strip("'").encode()
-    with DIRECT.open(url, data, timeout=SECONDS) as answer:
+    _, _, url, _, kind, _, body = shlex.split(read_until_curl(serving))
+    request = urllib.request.Request(url, body.encode(), dict([kind.split(": ")]))
+    with DIRECT.open(request, timeout=SECONDS) as answer:
         events = [json.loads(line[5:]) for line in answer if line.startswith(b"data:")]
-    assert "".join(event["text_output"] for event in events)
+    assert events[-1]["generated_text"] == "HELLO WORLD"
     server = child(serving)
     serving.send_signal(signal.SIGINT)
     assert serving.wait(SECONDS) == 0
@@ -118,6 +124,45 @@ def test_a_dead_process_ends_the_launcher(
     assert serving.returncode == 1
     assert stderr.splitlines()[-1].startswith(message)
     assert not any(_alive(pid) for pid in processes)
+
+
+# As a guide to TGI gives it, for the folder of the demo's base model.
+GUIDE = "--max-batch-prefill-tokens 4096 --max-input-length 2048 --max-total-tokens 4096"
+
+
+def test_a_command_line_of_tgi() -> None:
+    flags = ["--model-id", str(DEMO / "base"), *GUIDE.split(), "--num-shard", "1", "--api-key=k"]
+    process = start(*flags, f"--lora-adapters=upper={DEMO}/adapters/upper")
+    try:
+        assert process.stdout is not None
+        said = list(iter(process.stdout.readline, "\n"))
+        _, _, url, *_ = shlex.split(read_until_curl(process))
+        api = url.removesuffix("_stream")
+        data = {"inputs": "hello world", "parameters": {"adapter_id": "upper"}}
+        headers = {"Content-Type": "application/json"}
+        without = requests.post(api, json=data, headers=headers, timeout=SECONDS)
+        assert without.status_code == 401
+        headers["Authorization"] = "Bearer k"
+        answer = requests.post(api, json=data, headers=headers, timeout=SECONDS)
+        assert answer.json() == {"generated_text": "HELLO WORLD"}
+        gateway = next(pid for pid in children(process) if "multilora_gateway" in command(pid))
+        os.kill(gateway, signal.SIGKILL)
+        _, stderr = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    assert "warning: --num-shard has no effect here; leave it out" in stderr
+    assert any("warning: max_total_tokens 4096 exceeds the base model's" in line for line in said)
+    assert stderr.splitlines()[-1].startswith("error: the gateway died with exit code -9")
+
+
+def test_unknown_flags_are_errors() -> None:
+    code, stderr = _run("--max-input-lenght=7")
+    assert code == 2
+    assert "unknown argument --max-input-lenght=7; did you mean --max-input-length?" in stderr
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def test_python_api_raises(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from multilora.adapter_text import read_adapter_text
 from multilora.errors import ErrorCode, RequestError
-from multilora.tokenizer import Tokenizer
+from multilora_text.chat_template import _compile
+from multilora_text.errors import TextError
+from multilora_text.tokenizer import Tokenizer
 from tiny_tokenizers import byte_level
 
 BASE_TEMPLATE = "{{ bos_token }}base:{{ messages[0]['content'] }}"
@@ -196,14 +198,16 @@ def test_files_that_are_no_text(adapter: Path, base: Tokenizer) -> None:
 def test_its_template_runs_in_the_sandbox(adapter: Path, base: Tokenizer) -> None:
     write(adapter, "chat_template.jinja", "{{ ''.__class__.__mro__[1].__subclasses__() }}")
     template = read_adapter_text(adapter, base)
-    with pytest.raises(RequestError, match="unsafe"):
+    with pytest.raises(TextError, match="unsafe"):
         base.chat(MESSAGES, template)
 
 
 def test_equal_templates_are_compiled_once(tmp_path: Path, base: Tokenizer) -> None:
-    templates = []
+    source = OWN_TEMPLATE + "{# nobody else has this #}"
+    before = _compile.cache_info().misses
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        write(tmp_path / name, "chat_template.jinja", OWN_TEMPLATE)
-        templates.append(read_adapter_text(tmp_path / name, base))
-    assert templates[0].template is templates[1].template
+        write(tmp_path / name, "chat_template.jinja", source)
+        template = read_adapter_text(tmp_path / name, base)
+        assert template and template.render(MESSAGES)
+    assert _compile.cache_info().misses == before + 1

@@ -1,9 +1,12 @@
 """An administrator's JSON object → AdminCommand, or an error that says what to do."""
 
+import json
+
 import pytest
 
 from multilora.admin_command import ACTIONS, AdminCommand, parse_admin_command
 from multilora.errors import ErrorCode, RequestError
+from multilora.merge_recipe import MergeRecipe
 
 
 def test_all_that_an_action_takes() -> None:
@@ -16,9 +19,18 @@ def test_all_that_an_action_takes() -> None:
     assert parse_admin_command(text) == AdminCommand("unload", "a", cancel=True, timeout=0.5)
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+def test_a_merge_as_text_or_object_and_a_token_that_is_not_shown() -> None:
+    merge = {"ids": ["a", "b"], "weights": [1, 0.5]}
+    given = {"action": "merge", "merge": merge, "adapter_token": "hf_secret"}
+    command = parse_admin_command(json.dumps(given))
+    assert command.merge == MergeRecipe(("a", "b"), (1.0, 0.5))
+    assert command.adapter_token == "hf_secret" and "secret" not in repr(command)
+    assert parse_admin_command(json.dumps({**given, "merge": json.dumps(merge)})) == command
+
+
+@pytest.mark.parametrize("action", [name for name in ACTIONS if name != "merge"])
 def test_empty_and_null_are_not_given(action: str) -> None:
-    name = "" if action == "list" else "a"
+    name = "" if action in ("list", "describe") else "a"
     text = (
         f'{{"action": "{action}", "adapter_id": "{name}", "source": "", "revision": null, '
         '"cancel": false, "timeout": null}'
@@ -32,7 +44,7 @@ def test_empty_and_null_are_not_given(action: str) -> None:
         ("", "admin is not JSON .*; send for example"),
         ("[" * 100_000, "admin is not JSON"),
         ("[]", "admin must be a JSON object such as .* got list"),
-        ("{}", "action must be one of list, info, load, unload, pin, unpin; got None"),
+        ("{}", "action must be one of list, info, load, unload, pin, unpin, .*got None"),
         ('{"action": "delete"}', "action must be one of list, .* got 'delete'"),
         ('{"action": ["list"]}', "action must be one of list"),
         ('{"action": "load", "id": "a"}', "unknown key 'id'; the action .* takes adapter_id, "),
@@ -52,6 +64,12 @@ def test_empty_and_null_are_not_given(action: str) -> None:
         ('{"action": "list", "timeout": true}', "timeout must be"),
         ('{"action": "list", "timeout": NaN}', "timeout must be"),
         ('{"action": "list", "timeout": Infinity}', "timeout must be"),
+        ('{"action": "merge"}', "merge needs a merge"),
+        ('{"action": "merge", "merge": "{"}', "merge is not JSON"),
+        ('{"action": "merge", "adapter_id": "a"}', "merge takes no adapter_id"),
+        ('{"action": "load", "adapter_id": "a", "merge": {"ids": ["a"]}}', "load takes no merge"),
+        ('{"action": "pin", "adapter_id": "a", "adapter_token": "hf_x"}', "takes no adapter_token"),
+        ('{"action": "merge", "adapter_token": "hf_x y"}', "adapter_token is no Hub token"),
         (f'{{"action": "list", "timeout": 1{"0" * 400}}}', "timeout must be"),
     ],
 )

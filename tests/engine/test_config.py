@@ -80,7 +80,9 @@ def test_token_limits_follow_the_base_model():
     assert EngineConfig().token_limits(512) == (511, 512)
     assert EngineConfig().token_limits(100_000) == (4095, 4096)
     assert EngineConfig(max_input_tokens=10, max_total_tokens=20).token_limits(512) == (10, 20)
-    with pytest.raises(StartupError, match="max_position_embeddings 512"):
-        EngineConfig(max_total_tokens=513).token_limits(512)
+    assert EngineConfig(max_total_tokens=513).token_limits(512) == (511, 512)
+    longer = EngineConfig(max_input_tokens=2048, max_total_tokens=4096)
+    assert longer.token_limits(1024) == (1023, 1024)
+    assert EngineConfig(max_input_tokens=9, max_total_tokens=4096).token_limits(1024) == (9, 1024)
     with pytest.raises(StartupError, match="below max_total_tokens"):
         EngineConfig(max_input_tokens=20, max_total_tokens=20).token_limits(512)

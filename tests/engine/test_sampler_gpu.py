@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from multilora.sampler import sample
-from sampler_tools import every_kind, inputs_of, run
+from sampler_tools import drawn, every_bound_kind, every_kind, inputs_of, run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,9 +18,16 @@ def test_cuda_picks_the_same_tokens() -> None:
     assert run(logits.cuda(), *items).token_ids.tolist() == run(logits, *items).token_ids.tolist()
 
 
+def test_cuda_keeps_the_same_bounds() -> None:
+    items = every_bound_kind()
+    logits = torch.randn(len(items), 4000, generator=torch.Generator().manual_seed(8)) * 3
+    assert run(logits.cuda(), *items).token_ids.tolist() == run(logits, *items).token_ids.tolist()
+
+
 def test_sampling_does_not_wait_for_the_gpu() -> None:
-    logits = torch.randn(35, 4000, device="cuda")
-    inputs = inputs_of(every_kind(35), 4000, "cuda")
+    items = [*every_kind(35), *every_bound_kind(), drawn(7, typical_p=0.5)]
+    logits = torch.randn(len(items), 4000, device="cuda")
+    inputs = inputs_of(items, 4000, "cuda")
     sample(logits, inputs)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:

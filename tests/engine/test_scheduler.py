@@ -204,3 +204,16 @@ def test_random_traces_end_every_request_once_and_leak_nothing(seed: int):
     assert ended == Counter(live)
     assert len(scheduler) == 0
     assert scheduler.blocks.num_free == 20
+
+
+def test_queue_time_is_from_arrival_to_the_first_pass_once() -> None:
+    clock = Clock()
+    scheduler = make(clock=clock, max_running=1)
+    scheduler.add(request("first", max_tokens=2))
+    scheduler.add(request("second", max_tokens=2), arrived_at=clock.now - 1)
+    seen: dict[str, list[float | None]] = {}
+    while len(scheduler):
+        clock.now += 2
+        for output in run(scheduler)[1]:
+            seen.setdefault(output.request_id, []).append(output.queue_time)
+    assert seen == {"first": [2.0, 2.0], "second": [7.0, 7.0]}

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from multilora.admin_command import AdminCommand
-from multilora.chat_template import find_template
 from multilora.errors import ErrorCode, RequestError
-from multilora.tokenizer import Tokenizer
+from multilora.request import Grammar
 from multilora.triton_request import (
     TritonRequest,
     admin_command,
@@ -16,6 +15,8 @@ from multilora.triton_request import (
     is_stop,
     parse_request,
 )
+from multilora_text.chat_template import find_template
+from multilora_text.tokenizer import Tokenizer
 from tiny_tokenizers import byte_level
 
 Tensors = dict[str, np.ndarray]
@@ -97,6 +98,14 @@ def test_returns() -> None:
     assert parsed.request.sampling.logprobs == 0
     asked = scalar('{"logprobs": 3}')
     assert parse(sampling_parameters=asked).request.sampling.logprobs == 3
+
+
+def test_grammar_and_typical_p_have_tensors() -> None:
+    grammar = '{"type": "regex", "value": "é+"}'
+    typed = parse(grammar=scalar(grammar), typical_p=scalar(0.5, np.float32))
+    assert typed.request.sampling.grammar == Grammar("regex", "é+")
+    assert typed.request.sampling.typical_p == 0.5
+    assert parse(return_queue_time=scalar(True)).outputs == {"queue_time"}
 
 
 def test_stop() -> None:

@@ -23,8 +23,18 @@ from multilora.admin_command import parse_admin_command
 from multilora.errors import ErrorCode, RequestError, internal, invalid
 
 _LOG = logging.getLogger("multilora.adapters")
-_QUICK = ("list", "info")  # the others may wait for a download, or for running sequences
-_INPUTS = ("action", "adapter_id", "source", "revision", "cancel", "timeout")
+# the others may wait for a download, or for running sequences
+_QUICK = ("list", "info", "describe")
+_INPUTS = (
+    "action",
+    "adapter_id",
+    "source",
+    "revision",
+    "cancel",
+    "timeout",
+    "merge",
+    "adapter_token",
+)
 _TRITON_PARAMETERS = ("id", "priority", "timeout", "binary_data_output")  # the server's own
 _TRITON_PREFIXES = ("triton_", "sequence_")
 
@@ -48,19 +58,19 @@ class TritonPythonModel:
                 _send(sender, _failure(error))
                 continue
             pool = self._quick if fields["action"] in _QUICK else self._slow
-            pool.submit(_answer, sender, json.dumps(fields))
+            pool.submit(_answer, sender, fields)
 
     def finalize(self) -> None:
         self._quick.shutdown()
         self._slow.shutdown()
 
 
-def _answer(sender: Any, command: str) -> None:
+def _answer(sender: Any, fields: dict[str, Any]) -> None:
     """Runs on a thread: ask multilora_llm and send what it answers."""
     try:
-        response = _ask(command)
+        response = _ask(json.dumps(fields))
     except Exception as error:
-        _LOG.exception("an action failed: %s", command)
+        _LOG.exception("the action %s failed", fields["action"])  # what it holds may be secret
         response = _failure(internal(f"internal error: {error!r}"))
     _send(sender, response)
 

@@ -118,7 +118,7 @@ class TritonPythonModel:
         if not parsed.request.adapter_id:
             return self._begin(parsed.with_template(None, self._tokenizer), client)
         template = self._engine.admin.chat_template(
-            parsed.request.adapter_id, parsed.request.adapter_timeout
+            parsed.request.adapter_id, parsed.request.adapter_timeout, parsed.request.adapter_token
         )
         self._when_done(
             template,
@@ -128,11 +128,21 @@ class TritonPythonModel:
 
     def _administer(self, command: AdminCommand, client: TritonClient) -> None:
         """On a thread of its own: to list the adapters may take a look at thousands of folders."""
+        if command.action == "describe":
+            from multilora.base_description import describe  # torch, as in initialize
+
+            return client.send(json_reply(describe(self._engine)))
         answer = self._engine.admin.execute(command, self._config.adapter_timeout)
         self._when_done(answer, client, lambda result: client.send(json_reply(result)))
 
     def _begin(self, parsed: TritonRequest, client: TritonClient) -> None:
         self._responder.add(parsed, client)
+        if parsed.request.sampling.grammar:  # compiling it takes time that others need
+            self._helpers.submit(self._guard, client, self._submit, parsed)
+        else:
+            self._submit(parsed)
+
+    def _submit(self, parsed: TritonRequest) -> None:
         try:
             self._engine.submit(parsed.request)
         except RequestError:

@@ -14,10 +14,10 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "multilora_llm" / "1"))
 
+from multilora.chat_messages import encode_chat, parse_messages
 from multilora.config import DEMO, EngineConfig
 from multilora.errors import RequestError, StartupError, invalid
-from multilora.sources import base_folder
-from multilora.tokenizer import Tokenizer, parse_messages
+from multilora.sources import base_folder, base_tokenizer
 
 
 class TritonPythonModel:
@@ -34,7 +34,7 @@ class TritonPythonModel:
             folder = DEMO / "base"
             if config.model_id:
                 folder = base_folder(config.model_id, config.revision)
-            self._tokenizer = Tokenizer.from_folder(folder)
+            self._tokenizer = base_tokenizer(folder)
         except StartupError as error:
             raise pb_utils.TritonModelException(str(error)) from None
 
@@ -66,5 +66,5 @@ class TritonPythonModel:
             messages = parse_messages(text)
             if "adapter_id" in tensors and tensors["adapter_id"].any():
                 return [0]  # multilora_llm renders it: the adapter may have its own template
-            return self._tokenizer.encode_chat(messages)
+            return encode_chat(self._tokenizer, messages)
         return self._tokenizer.encode(text)

@@ -6,16 +6,20 @@ download. Anything that touches records, tiers or sequences is posted to the eng
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from multilora.adapter_catalog import AdapterCatalog
 from multilora.adapter_folders import AdapterFolders
+from multilora.adapter_merger import AdapterMerger
 from multilora.adapter_record import AdapterRecord
 from multilora.adapter_source import AdapterSource, Origin
 from multilora.adapter_store import AdapterStore
+from multilora.adapter_template import template_answer
 from multilora.adapter_watch import FolderChanges
 from multilora.admin_command import AdminCommand
 from multilora.errors import ErrorCode, RequestError, invalid
+from multilora.merged_adapters import MergedAdapters
 from multilora.pending_answers import PendingAnswer, PendingAnswers
 from multilora.scheduler import Scheduler
 
@@ -35,6 +39,7 @@ class AdapterAdmin:
         scheduler: Scheduler,
         post: Callable[[Callable[[], None]], None],
         folders: AdapterFolders | None,
+        merger: AdapterMerger,
         switched_on: bool,
     ) -> None:
         self._catalog = catalog
@@ -42,6 +47,7 @@ class AdapterAdmin:
         self._scheduler = scheduler
         self._post = post
         self._folders = folders
+        self._merged = MergedAdapters(catalog, store, merger, post, self._shown)
         self._switched_on = switched_on
         self.pending = PendingAnswers()
 
@@ -50,6 +56,10 @@ class AdapterAdmin:
 
         The answers are described in docs/adapters.md.
         """
+        if command.action == "merge":
+            return self._merge(command, command.timeout or timeout)
+        if command.action == "template":
+            return self._template(command, command.timeout or timeout)
         if not self._switched_on and command.action not in _READING:
             raise invalid(
                 f"{command.action} is switched off on this server; start it with --adapter-admin on"
@@ -60,14 +70,14 @@ class AdapterAdmin:
         self._post(lambda: run(pending))
         return pending.future
 
-    def chat_template(self, adapter_id: str, timeout: float) -> "Future[Any]":
+    def chat_template(self, adapter_id: str, timeout: float, token: str = "") -> "Future[Any]":
         """The adapter's own chat template, or None, once it has been read. Any thread."""
         record = self._store.records.get(adapter_id)
         if record is not None and record.facts is not None:
             known: Future[Any] = Future()
             known.set_result(record.chat_template)
             return known
-        source = self._catalog.resolve(adapter_id)
+        source = self._catalog.resolve(adapter_id, token)
         answer = self.pending.open(timeout, adapter_id, _LOADING)
 
         def read(error: RequestError | None) -> None:
@@ -75,6 +85,11 @@ class AdapterAdmin:
 
         self._post(lambda: self._store.want(source, read))
         return answer.future
+
+    def close(self) -> None:
+        """Nothing is answered any more."""
+        self.pending.close()
+        self._merged.merger.close()
 
     def folders_changed(self, changes: FolderChanges) -> None:
         """Any thread: the watch of the adapters directory has seen something."""
@@ -93,6 +108,7 @@ class AdapterAdmin:
             return lambda pending: pending.complete(None, lambda: self._list(entries))
         if command.action == "load":
             source = self._catalog.source(command.adapter_id, command.source, command.revision)
+            source = replace(source, token=command.adapter_token or source.token)
             return lambda pending: self._load(source, pending)
         if command.action == "unload":
             was_registered = self._catalog.unregister(command.adapter_id)  # new requests see it now
@@ -151,13 +167,9 @@ class AdapterAdmin:
 
     def _load(self, source: AdapterSource, pending: PendingAnswer) -> None:
         def loaded(error: RequestError | None) -> None:
-            if error is None and source.origin is Origin.REGISTERED:
+            if error is None and source.origin in (Origin.REGISTERED, Origin.MERGED):
                 self._catalog.register(source)  # kept once it has worked, whoever still listens
-            pending.complete(error, answer)
-
-        def answer() -> Answer:
-            record = self._store.records[source.adapter_id]
-            return self._entry(record, self._scheduler.counts())
+            pending.complete(error, lambda: self._shown(source.adapter_id))
 
         self._store.load(source, loaded)
 
@@ -181,6 +193,21 @@ class AdapterAdmin:
         freed = self._store.withdraw(adapter_id)
         answer = {"id": adapter_id, "freed_pages": pages, "freed_bytes": freed}
         self._store.when_gone(adapter_id, lambda error: pending.complete(error, lambda: answer))
+
+    def _template(self, command: AdminCommand, timeout: float) -> "Future[Answer]":
+        """As a chat with this adapter would be rendered."""
+        found = self.chat_template(command.adapter_id, timeout, command.adapter_token)
+        return template_answer(command.adapter_id, found)
+
+    def _merge(self, command: AdminCommand, timeout: float) -> "Future[Answer]":
+        assert command.merge is not None
+        name = "+".join(command.merge.ids)
+        pending = self.pending.open(timeout, name, "it is still being merged")
+        self._merged.answer(command.merge, command.adapter_token, pending)
+        return pending.future
+
+    def _shown(self, adapter_id: str) -> Answer:
+        return self._entry(self._store.records[adapter_id], self._scheduler.counts())
 
     def _follow(self, changes: FolderChanges) -> None:
         assert self._folders is not None  # or nobody would watch

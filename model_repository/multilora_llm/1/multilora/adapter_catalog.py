@@ -14,6 +14,7 @@ from multilora.adapter_allow import AllowList
 from multilora.adapter_folders import AdapterFolders
 from multilora.adapter_hints import resembling
 from multilora.adapter_names import (
+    MERGED_PREFIX,
     check_name,
     is_folder_path,
     is_hub_id,
@@ -43,12 +44,16 @@ class AdapterCatalog:
         self._configured = self._registered  # at start; an administrator may load them again
         self._names = tuple(sorted(self._registered))
 
-    def resolve(self, adapter_id: str) -> AdapterSource:
-        """Where that adapter comes from.
+    def resolve(self, adapter_id: str, token: str = "") -> AdapterSource:
+        """Where that adapter comes from; `token` downloads it if that should be necessary.
 
         RequestError: INVALID_ARG for a name that can never be one, NOT_FOUND for one that is not
         registered, not in the adapters directory and not allowed.
         """
+        source = self._resolve(adapter_id)
+        return source if not token or source.is_folder else replace(source, token=token)
+
+    def _resolve(self, adapter_id: str) -> AdapterSource:
         if source := self._registered.get(adapter_id):
             return source
         check_name(adapter_id)
@@ -154,6 +159,8 @@ class AdapterCatalog:
 
     def _refusal(self, adapter_id: str, location: str) -> str:
         """What would make it work."""
+        if adapter_id.startswith(MERGED_PREFIX):
+            return f"adapter {shown(adapter_id)} is not there any more; ask for the merge again"
         known = self._folders.known if self._folders else ()
         similar = resembling(adapter_id, self._names, known)
         guess = f"; did you mean {' or '.join(map(repr, similar))}?" if similar else ""

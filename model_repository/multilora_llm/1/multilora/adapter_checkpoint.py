@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -56,6 +56,25 @@ class Adapter:
     def key(self) -> str:
         """Content identity: two versions of one adapter are two keys."""
         return f"{self.adapter_id}@{self.digest[:16]}"
+
+
+class Checkpoint(NamedTuple):
+    """What the files of an adapter say; `digest` is that of the Adapter."""
+
+    digest: str
+    factors: dict[Target, Factors]
+
+
+def read_checkpoint(folder: Path, adapter_id: str, base: BaseConfig, max_rank: int) -> Checkpoint:
+    """The checked and finite factors of the adapter in `folder`; errors as `read_adapter`."""
+    try:
+        config, weights = _read_files(folder)
+        tensors = _parse(weights)
+        factors = lora_factors(tensors, parse_config(config), base, max_rank)
+        check_finite(tensors)
+        return Checkpoint(_digest(config, weights), factors)
+    except RequestError as error:
+        raise RequestError(error.code, f"adapter {adapter_id!r}: {error.message}") from None
 
 
 def read_adapter(

@@ -59,18 +59,19 @@ def read_settled(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     """
     for attempt in range(_ATTEMPTS):
         time.sleep(_PAUSE_SECONDS if attempt else 0)
-        before = _stamps(folder, names)
+        before = stamps(folder, names)
         time.sleep(_unrest(before))
         contents = {stamp.name: _read(folder / stamp.name, stamp.size) for stamp in before}
-        if _stamps(folder, names) == before:
+        if stamps(folder, names) == before:
             return {name: content for name, content in contents.items() if content is not None}
     raise RequestError(
         ErrorCode.UNAVAILABLE, f"folder {folder} is being written; try again when it is complete"
     )
 
 
-def _stamps(folder: Path, names: Sequence[str]) -> list[FileStamp]:
-    stamps: list[FileStamp] = []
+def stamps(folder: Path, names: Sequence[str]) -> list[FileStamp]:
+    """Of those of `names` that are in `folder`; RequestError as `read_settled`."""
+    found: list[FileStamp] = []
     for name in names:
         try:
             status = os.stat(folder / name)
@@ -80,8 +81,8 @@ def _stamps(folder: Path, names: Sequence[str]) -> list[FileStamp]:
             raise _unreadable(folder / name, error) from None
         if not stat.S_ISREG(status.st_mode):
             raise invalid(f"{name} in {folder} is not a regular file; copy the adapter again")
-        stamps.append(FileStamp.of(name, status))
-    return stamps
+        found.append(FileStamp.of(name, status))
+    return found
 
 
 def _unrest(stamps: list[FileStamp]) -> float:

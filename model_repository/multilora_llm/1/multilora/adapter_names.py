@@ -11,10 +11,19 @@ from urllib.parse import unquote
 from multilora.errors import invalid
 
 MAX_LENGTH = 256
+MERGED_PREFIX = "merged:"  # of the ids that merges get
 _SHOWN_LENGTH = 100
+_TOKEN = re.compile("[!-~]{1,1024}")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))  # control, half of a pair, line separators
+
+
+def hub_token(value: object) -> str:
+    """A Hub token, or ""; RequestError(INVALID_ARG), which does not show it."""
+    if isinstance(value, str) and (not value or _TOKEN.fullmatch(value)):
+        return value
+    raise invalid("adapter_token is no Hub token; send a string as the Hub shows it")
 
 
 def is_folder_path(location: str) -> bool:

@@ -11,6 +11,7 @@ import torch
 from multilora.adapter_catalog import AdapterCatalog, localise
 from multilora.adapter_checkpoint import Adapter, read_adapter
 from multilora.adapter_folders import AdapterFolders
+from multilora.adapter_merger import AdapterMerger
 from multilora.adapter_pages import AdapterPages
 from multilora.adapter_source import AdapterSource, Origin, parse_lora_adapters, sources_in
 from multilora.adapter_store import AdapterStore
@@ -19,7 +20,7 @@ from multilora.base_config import BaseConfig
 from multilora.config import DEMO, EngineConfig
 from multilora.errors import ErrorCode, RequestError, StartupError
 from multilora.sources import DownloadLimits, adapter_folder
-from multilora.tokenizer import Tokenizer
+from multilora_text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class AdapterParts:
     catalog: AdapterCatalog
     folders: AdapterFolders | None
     store: AdapterStore
+    merger: AdapterMerger
 
     def warm_up(self) -> None:
         """Read and pin the registered adapters, and fill the pool while it has room.
@@ -76,7 +78,19 @@ def make_adapters(
         wake,
         config.adapter_loads,
     )
-    return AdapterParts(catalog, folders, store)
+    limits = _limits(config)
+    merger = AdapterMerger(
+        catalog,
+        store.records,
+        base,
+        config.max_lora_rank,
+        lambda source: adapter_folder(source, limits),
+    )
+    return AdapterParts(catalog, folders, store, merger)
+
+
+def _limits(config: EngineConfig) -> DownloadLimits:
+    return DownloadLimits(config.adapter_max_size, config.adapter_download_timeout)
 
 
 def _registered(config: EngineConfig, folders: AdapterFolders | None) -> list[AdapterSource]:
@@ -96,7 +110,7 @@ def _adapter_reader(
     folders: AdapterFolders | None,
 ) -> Callable[[AdapterSource], Adapter]:
     """What a loader thread does with a source."""
-    limits = DownloadLimits(config.adapter_max_size, config.adapter_download_timeout)
+    limits = _limits(config)
 
     def read(source: AdapterSource) -> Adapter:
         if folders and source.origin is Origin.DIRECTORY and not folders.find(source.adapter_id):

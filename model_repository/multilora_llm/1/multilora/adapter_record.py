@@ -56,6 +56,7 @@ class AdapterRecord:
     changed: bool = False  # the files changed while they were being read
     ticket: int = 0
     requests: int = 0
+    tokens: int = 0  # generated
     last_used: float | None = None  # seconds since 1970
     waiters: list[Done] = field(default_factory=list)
     leaving: list[Done] = field(default_factory=list)
@@ -127,6 +128,7 @@ class AdapterRecord:
             "running": running,
             "waiting": waiting,
             "requests": self.requests,
+            "tokens": self.tokens,
             "last_used": self.last_used,
             "state": "unloading" if self.leaving else self.state.value,
             "error": self.error.message if self.error else None,

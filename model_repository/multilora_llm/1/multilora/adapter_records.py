@@ -14,6 +14,11 @@ class AdapterRecords(dict[str, AdapterRecord]):
         super().__init__()
         self._sweep_at = _MANY
 
+    def count_token(self, adapter_id: str) -> None:
+        """One generated token more; "" is the base model, which has no record."""
+        if record := self.get(adapter_id):
+            record.tokens += 1
+
     def forget(self, keep: Callable[[], Container[str]]) -> None:
         """Once there are many, drop those of which nothing but a history is known.
 

@@ -1,7 +1,7 @@
 """Where adapters come from: ids, folders, Hub repositories, and the LORA_ADAPTERS grammar."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -18,16 +18,21 @@ class Origin(Enum):
     REGISTERED = "registered"  # LORA_ADAPTERS or an administrator named it
     DIRECTORY = "directory"  # a folder below --adapters-dir
     ON_DEMAND = "on demand"  # a request named it and --adapter-allow matches
+    MERGED = "merged"  # a request asked for a merge of adapters that it may name
 
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """`adapter_id` as clients name it; `location` is a folder, a URL or a Hub repository id."""
+    """`adapter_id` as clients name it; `location` is a folder, a URL or a Hub repository id.
+
+    `token` is the Hub token of the request that named it ("": the server's own); never shown.
+    """
 
     adapter_id: str
     location: str
     revision: str = ""
     origin: Origin = Origin.REGISTERED
+    token: str = field(default="", repr=False)
 
     @property
     def is_folder(self) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from multilora.adapter_files import read_settled
-from multilora.chat_template import (
+from multilora.errors import RequestError, invalid
+from multilora_text.chat_template import (
     SPECIAL_TOKENS,
     TEMPLATE_FILE,
     TOKENIZER_CONFIG,
@@ -19,8 +20,7 @@ from multilora.chat_template import (
     find_template,
     special_tokens,
 )
-from multilora.errors import RequestError, invalid
-from multilora.tokenizer import Tokenizer
+from multilora_text.tokenizer import Tokenizer
 
 ADDED_FILE = "added_tokens.json"
 SPECIAL_FILE = "special_tokens_map.json"

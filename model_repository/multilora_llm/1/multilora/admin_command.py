@@ -1,20 +1,24 @@
 """What an administrator asks of the adapters: a JSON object, read and checked."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from multilora.adapter_names import hub_token
 from multilora.errors import invalid
+from multilora.merge_recipe import MergeRecipe, parse_merge
 
-ACTIONS = ("list", "info", "load", "unload", "pin", "unpin")
+ACTIONS = ("list", "info", "load", "unload", "pin", "unpin", "merge", "template", "describe")
 _MAX_SECONDS = 1e9  # deadlines are added to clocks: keep them finite
 _TEXTS = ("adapter_id", "source", "revision")
-_KEYS = ("action", *_TEXTS, "cancel", "timeout")
+_KEYS = ("action", *_TEXTS, "cancel", "timeout", "merge", "adapter_token")
 _TAKEN_BY = {  # key → the actions that it says something to
-    "adapter_id": ACTIONS[1:],
+    "adapter_id": ("info", "load", "unload", "pin", "unpin", "template"),
     "source": ("load",),
     "revision": ("load",),
     "cancel": ("unload",),
+    "merge": ("merge",),
+    "adapter_token": ("load", "merge", "template"),
 }
 
 
@@ -22,7 +26,8 @@ _TAKEN_BY = {  # key → the actions that it says something to
 class AdminCommand:
     """`source` "" leaves the choice to the catalog; `timeout` (seconds) None to the server.
 
-    `cancel`: an unload ends the running sequences instead of waiting for them.
+    `cancel`: an unload ends the running sequences instead of waiting for them. `adapter_token` is
+    the Hub token for what must be downloaded; never shown.
     """
 
     action: str
@@ -31,6 +36,8 @@ class AdminCommand:
     revision: str = ""
     cancel: bool = False
     timeout: float | None = None
+    merge: MergeRecipe | None = None
+    adapter_token: str = field(default="", repr=False)
 
 
 def parse_admin_command(text: str) -> AdminCommand:
@@ -52,6 +59,8 @@ def parse_admin_command(text: str) -> AdminCommand:
         *(_text(name, given.get(name)) for name in _TEXTS),
         cancel=_cancel(given.get("cancel")),
         timeout=_timeout(given.get("timeout")),
+        merge=parse_merge(given["merge"]) if given.get("merge") else None,
+        adapter_token=hub_token(given.get("adapter_token") or ""),
     )
     _check_use(command)
     return command
@@ -78,6 +87,8 @@ def _check_use(command: AdminCommand) -> None:
             raise invalid(f"admin: {command.action} takes no {name}; leave it out")
     if command.action in _TAKEN_BY["adapter_id"] and not command.adapter_id:
         raise invalid(f"admin: {command.action} needs an adapter_id; name the adapter")
+    if command.action == "merge" and not command.merge:
+        raise invalid("admin: merge needs a merge, the object that says what to merge")
 
 
 def _text(name: str, value: object) -> str:

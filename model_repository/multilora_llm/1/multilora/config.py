@@ -4,6 +4,7 @@ A setting's parameter name in config.pbtxt is its field name; its environment va
 in upper case (`max_total_tokens` ↔ `MAX_TOTAL_TOKENS`). Empty means unset.
 """
 
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from multilora.errors import StartupError
 
+_LOG = logging.getLogger(__name__)
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SWITCH = ("on", "off")
@@ -134,13 +136,19 @@ class EngineConfig:
         return EngineConfig(**values)  # type: ignore[arg-type]
 
     def token_limits(self, max_position_embeddings: int) -> tuple[int, int]:
-        """(max_input_tokens, max_total_tokens) for a base model; raises StartupError."""
+        """(max_input_tokens, max_total_tokens) for a base model; raises StartupError.
+
+        A total beyond what the model has positions for is lowered, with a warning: the command
+        line of another server, or of a larger model, then works.
+        """
         total = self.max_total_tokens or min(max_position_embeddings, 4096)
         if total > max_position_embeddings:
-            raise StartupError(
-                f"max_total_tokens {total} exceeds the base model's "
-                f"max_position_embeddings {max_position_embeddings}; lower max_total_tokens"
-            )
+            _LOG.warning(
+                "max_total_tokens %d exceeds the base model's max_position_embeddings; %d are used",
+                total, max_position_embeddings,
+            )  # fmt: skip
+            total = max_position_embeddings
+            return min(self.max_input_tokens or total, total - 1), total
         limit = self.max_input_tokens or total - 1
         if not 1 <= limit < total:
             raise StartupError(

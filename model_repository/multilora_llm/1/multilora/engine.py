@@ -20,6 +20,8 @@ from multilora.engine_parts import EngineParts, load_parts
 from multilora.errors import ErrorCode, RequestError, internal, invalid, shutting_down
 from multilora.metrics import METRICS, AdapterFigures
 from multilora.request import Request, TokenOutput
+from multilora.request_limits import RequestLimits
+from multilora.token_matcher import TokenMatcher
 
 _LOG = logging.getLogger(__name__)
 _IDLE_SECONDS = 1.0  # how long to sleep while all that waits needs an adapter that loads
@@ -41,6 +43,11 @@ class Engine:
         self.tokenizer = self._parts.tokenizer
         self.max_input_tokens = self._parts.max_input_tokens
         self.max_total_tokens = self._parts.max_total_tokens
+        self.dtype = str(self._parts.runner.dtype).removeprefix("torch.")
+        self.device = self._parts.runner.device.type
+        self._limits = RequestLimits(
+            self.max_input_tokens, self.max_total_tokens, self.base.vocab_size
+        )
         self._copy_bytes = _COPY_BYTES[self._parts.runner.device.type]
         self._adapters = AdapterCounts(config.adapter_metrics)
         self._described_at = 0.0
@@ -71,15 +78,22 @@ class Engine:
         self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join()
-        self._parts.admin.pending.close()  # also when the thread was never started
+        self._parts.admin.close()  # also when the thread was never started
         self._parts.store.close()
         self.outputs.put(None)
 
     def submit(self, request: Request) -> None:
-        """Accept a request whose tokens will appear on `outputs`; raises RequestError at once."""
-        self._check(request)
-        source = self._parts.catalog.resolve(request.adapter_id) if request.adapter_id else None
+        """Accept a request whose tokens will appear on `outputs`; raises RequestError at once.
+
+        A new grammar is compiled first, which may take a second.
+        """
+        arrived_at = time.monotonic()
+        self._limits.check(request)
+        source = None
+        if request.adapter_id:
+            source = self._parts.catalog.resolve(request.adapter_id, request.adapter_token)
         sampling = request.sampling
+        matcher = self._parts.grammars.matcher(sampling.grammar) if sampling.grammar else None
         if sampling.seed is None and not sampling.greedy:
             sampling = dataclasses.replace(sampling, seed=secrets.randbits(63))
             request = dataclasses.replace(request, sampling=sampling)
@@ -97,7 +111,7 @@ class Engine:
                     "--max-concurrent-requests allows; try again later",
                 )
             self._live[request.request_id] = request.adapter_id
-            self._inbox.put(lambda: self._add(request, source))
+            self._inbox.put(lambda: self._add(request, source, matcher, arrived_at))
 
     def abort(self, request_id: str) -> None:
         """Cancel; the request ends with FinishReason.CANCELLED unless it has ended already."""
@@ -124,34 +138,18 @@ class Engine:
         self._count(batch.num_adapters, bool(batch), outputs)
         self._publish(outputs)
 
-    def _check(self, request: Request) -> None:
-        count, sampling = len(request.prompt_token_ids), request.sampling
-        if count == 0:
-            raise invalid("input_ids is empty; send at least one token")
-        if count > self.max_input_tokens:
-            raise invalid(
-                f"the prompt has {count} tokens but max_input_tokens is {self.max_input_tokens}; "
-                "shorten it or raise --max-input-tokens"
-            )
-        if count + sampling.max_tokens > self.max_total_tokens:
-            raise invalid(
-                f"prompt ({count} tokens) + max_tokens ({sampling.max_tokens}) exceed "
-                f"max_total_tokens {self.max_total_tokens}; lower max_tokens to at most "
-                f"{self.max_total_tokens - count} or raise --max-total-tokens"
-            )
-        low, high = min(request.prompt_token_ids), max(request.prompt_token_ids)
-        if low < 0 or high >= self.base.vocab_size:
-            raise invalid(
-                f"input_ids holds {low if low < 0 else high}; token ids of this base model are "
-                f"0 to {self.base.vocab_size - 1}"
-            )
-
-    def _add(self, request: Request, source: AdapterSource | None) -> None:
+    def _add(
+        self,
+        request: Request,
+        source: AdapterSource | None,
+        matcher: TokenMatcher | None,
+        arrived_at: float,
+    ) -> None:
         scheduler, store = self._parts.scheduler, self._parts.store
         if source:
             store.forget_unused(scheduler.counts)
             store.prepare(source)
-        scheduler.add(request)
+        scheduler.add(request, matcher, arrived_at)
         self._adapters.request(request.adapter_id)
         self._counts["multilora_requests_total"] += 1
         self._counts["multilora_prompt_tokens_total"] += len(request.prompt_token_ids)
@@ -216,6 +214,7 @@ class Engine:
             for output in outputs:
                 if output.token_id is not None:
                     self._adapters.tokens(self._live[output.request_id], 1)
+                    self._parts.store.records.count_token(self._live[output.request_id])
                 if output.finish_reason:
                     del self._live[output.request_id]
         if outputs:

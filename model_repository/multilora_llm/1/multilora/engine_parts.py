@@ -20,6 +20,7 @@ from multilora.config import DEMO, EngineConfig
 from multilora.decode_graphs import DecodeGraphs
 from multilora.errors import StartupError
 from multilora.gpu_check import choose_device
+from multilora.grammars import Grammars
 from multilora.kernel_warm_up import warm_up
 from multilora.kv_cache import KVCache
 from multilora.llama import load_llama
@@ -27,8 +28,8 @@ from multilora.memory_plan import MemoryPlan, PoolSettings, plan_gpu, plan_host
 from multilora.memory_profile import CudaMeter, Meter, Profile, measure
 from multilora.model_runner import ModelRunner
 from multilora.scheduler import Scheduler, SchedulerLimits
-from multilora.sources import base_folder
-from multilora.tokenizer import Tokenizer
+from multilora.sources import base_folder, base_tokenizer
+from multilora_text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 Post = Callable[[Callable[[], None]], None]  # runs a function on the engine thread
 _LOG = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class EngineParts:
     admin: AdapterAdmin
     scheduler: Scheduler
     runner: ModelRunner
+    grammars: Grammars
 
     def deadlines(self) -> list[float]:
         """When the first of those who wait has waited for too long (time.monotonic())."""
@@ -97,7 +99,7 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
     dtype = _dtype(config.dtype, base.dtype, device)
     _LOG.info("loading %s as %s on %s", folder, dtype, device)
     model = load_llama(folder, base, dtype, device)
-    tokenizer = Tokenizer.from_folder(folder) if (folder / "tokenizer.json").is_file() else None
+    tokenizer = base_tokenizer(folder) if (folder / TOKENIZER_FILE).is_file() else None
     profile = Profile(model, config, max_total, dtype, device)
     pools = _pools(profile)
     adapters = make_adapters(config, base, dtype, pools.pages, tokenizer, lambda: post(_nothing))
@@ -124,7 +126,13 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
         admin=admin,
         scheduler=scheduler,
         runner=runner,
+        grammars=_grammars(base, tokenizer),
     )
+
+
+def _grammars(base: BaseConfig, tokenizer: Tokenizer | None) -> Grammars:
+    text = tokenizer.to_json if tokenizer else None
+    return Grammars(text, base.vocab_size, base.eos_token_ids)
 
 
 def _nothing() -> None:
@@ -160,6 +168,7 @@ def _admin(
         scheduler=scheduler,
         post=post,
         folders=adapters.folders,
+        merger=adapters.merger,
         switched_on=config.adapter_admin == "on",
     )
 

@@ -35,6 +35,11 @@ def invalid(message: str) -> RequestError:
     return RequestError(ErrorCode.INVALID_ARG, message)
 
 
+def grammar_failed(error: str) -> RequestError:
+    """What a request gets whose matcher gave up half way."""
+    return invalid(f"grammar: the matcher gave up ({error}); simplify the schema or expression")
+
+
 def shutting_down() -> RequestError:
     """What those get whom the server leaves without an answer."""
     return RequestError(ErrorCode.UNAVAILABLE, "the server is shutting down; try again later")

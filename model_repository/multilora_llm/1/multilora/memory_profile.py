@@ -33,6 +33,7 @@ _SAMPLING = SamplingParams(
     temperature=1.0,
     top_p=0.9,
     min_p=0.01,
+    typical_p=0.9,
     repetition_penalty=1.1,
     presence_penalty=0.1,
     frequency_penalty=0.1,

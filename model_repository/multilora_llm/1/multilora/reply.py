@@ -24,6 +24,7 @@ class Reply:
     finish_reason: str = RUNNING
     num_input_tokens: int = 0
     cumulative_logprob: float = 0.0
+    queue_time: float = 0.0  # seconds, from arrival to the first pass
 
     @property
     def final(self) -> bool:
@@ -49,6 +50,8 @@ class Reply:
             arrays["num_output_tokens"] = np.array([[len(ids)]], dtype=np.uint32)
         if "cumulative_logprob" in outputs:
             arrays["cumulative_logprob"] = np.array([[self.cumulative_logprob]], dtype=np.float32)
+        if "queue_time" in outputs:
+            arrays["queue_time"] = np.array([[self.queue_time]], dtype=np.float32)
         if "logprobs" in outputs:
             entries = [_logprobs(token, decode) for token in self.tokens]
             arrays["logprobs"] = _string(json.dumps(entries, ensure_ascii=False))

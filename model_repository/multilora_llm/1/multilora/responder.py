@@ -17,8 +17,8 @@ from multilora.errors import ErrorCode, RequestError
 from multilora.reply import Reply
 from multilora.request import FinishReason, TokenOutput
 from multilora.stream import Client, Stream
-from multilora.tokenizer import Tokenizer
 from multilora.triton_request import TritonRequest
+from multilora_text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2  # how often clients are asked whether they are still there

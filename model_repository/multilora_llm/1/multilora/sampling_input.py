@@ -7,6 +7,7 @@ the sampler skips it.
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,12 +35,37 @@ class Penalties:
     frequency: torch.Tensor  # float32 [R, 1]
 
 
+class Biases(NamedTuple):
+    """What is added to single logits."""
+
+    entries: torch.Tensor  # int64 [2, M], (row, token id) pairs, each once
+    values: torch.Tensor  # float32 [M]
+
+
+class TokenMasks(NamedTuple):
+    """For G rows with a grammar: the tokens that may be picked."""
+
+    rows: torch.Tensor  # int64 [G]
+    bits: torch.Tensor  # uint8 [G, ceil(V / 8)], as TokenMatcher.allowed
+
+
+class Typical(NamedTuple):
+    """For R rows that draw with a typical_p."""
+
+    rows: torch.Tensor  # int64 [R]
+    temperature: torch.Tensor  # float32 [R, 1]
+    mass: torch.Tensor  # float32 [R, 1], typical_p
+
+
 @dataclass(frozen=True, eq=False)
 class SamplingInput:
     """`suppressed` int64 [2, M]: (row, token id) pairs that must not be picked. `num_logprobs`:
     the most any row asks for, None when no row asks."""
 
+    biases: Biases | None
     suppressed: torch.Tensor | None
+    masks: TokenMasks | None
+    typical: Typical | None
     penalties: Penalties | None
     draws: Draws | None
     num_logprobs: int | None
@@ -53,16 +79,71 @@ def add_sampling_input(
     ValueError when a row with a temperature has no seed.
     """
     pairs = [(item.sequence, item.sequence.request.sampling) for item in items]
+    biases = _add_biases(pairs, upload)
     suppressed = _add_suppressed(pairs, upload, vocab_size, eos_token_ids)
+    masks = _add_masks(pairs, upload, vocab_size, eos_token_ids)
+    typical = _add_typical(pairs, upload)
     penalties = _add_penalties(pairs, upload, vocab_size)
     draws = _add_draws(pairs, upload, vocab_size)
     asked = [p.logprobs for _, p in pairs if p.logprobs is not None]
     return lambda: SamplingInput(
+        biases=biases() if biases else None,
         suppressed=suppressed() if suppressed else None,
+        masks=masks() if masks else None,
+        typical=typical() if typical else None,
         penalties=penalties() if penalties else None,
         draws=draws() if draws else None,
         num_logprobs=max(asked, default=None),
     )
+
+
+def _add_biases(pairs: _Pairs, upload: Upload) -> Callable[[], Biases] | None:
+    entries = [(row, *entry) for row, (_, p) in enumerate(pairs) for entry in p.logit_bias]
+    if not entries:
+        return None
+    rows, tokens, values = zip(*entries, strict=True)
+    index = upload.add(np.array([rows, tokens]))
+    added = upload.add(np.array(values, dtype=np.float32))
+    return lambda: Biases(index(), added())
+
+
+def _add_masks(
+    pairs: _Pairs, upload: Upload, vocab_size: int, eos_token_ids: tuple[int, ...]
+) -> Callable[[], TokenMasks] | None:
+    rows = [row for row, (s, _) in enumerate(pairs) if s.matcher]
+    if not rows:
+        return None
+    ends = np.zeros(vocab_size, dtype=bool)
+    ends[[token for token in eos_token_ids if token < vocab_size]] = True
+    others = ~np.packbits(ends, bitorder="little")
+    if vocab_size % 8:
+        others[-1] &= (1 << vocab_size % 8) - 1
+    bits = upload.add(np.stack([_allowed(*pairs[row], others) for row in rows]))
+    row_ids = upload.add(np.array(rows))
+    return lambda: TokenMasks(row_ids(), bits())
+
+
+def _allowed(sequence: Sequence, p: SamplingParams, others: np.ndarray) -> np.ndarray:
+    """The bits of a row; `others` are those of all tokens but end-of-sequence. Where a grammar is
+    at its end nothing else can come, also below min_tokens."""
+    assert sequence.matcher
+    bits = np.frombuffer(sequence.matcher.allowed(), dtype=np.uint8)
+    if p.ignore_eos or sequence.num_output_tokens < p.min_tokens:
+        going_on = bits & others
+        if going_on.any():
+            return going_on
+    return bits
+
+
+def _add_typical(pairs: _Pairs, upload: Upload) -> Callable[[], Typical] | None:
+    rows = [row for row, (_, p) in enumerate(pairs) if not p.greedy and p.typical_p < 1]
+    if not rows:
+        return None
+    temperature = [max(pairs[row][1].temperature, _MIN_TEMPERATURE) for row in rows]
+    mass = [pairs[row][1].typical_p for row in rows]
+    columns = [np.array(x, dtype=np.float32)[:, None] for x in (temperature, mass)]
+    handles = [upload.add(array) for array in (np.array(rows), *columns)]
+    return lambda: Typical(*(handle() for handle in handles))
 
 
 def _add_suppressed(
@@ -71,7 +152,7 @@ def _add_suppressed(
     below = [
         row
         for row, (s, p) in enumerate(pairs)
-        if p.min_tokens and s.num_output_tokens < p.min_tokens
+        if p.min_tokens and s.num_output_tokens < p.min_tokens and not s.matcher
     ]
     tokens = [token for token in eos_token_ids if token < vocab_size]
     if not below or not tokens:

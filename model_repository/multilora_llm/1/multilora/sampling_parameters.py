@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from multilora.errors import invalid
+from multilora.grammar_parameter import read_grammar
 from multilora.request import SamplingParams
 
 _TRUE = ("true", "1")
@@ -20,7 +21,7 @@ def parse_sampling_parameters(text: str) -> dict[str, Any]:
     """Read the `sampling_parameters` JSON object; raises RequestError (INVALID_ARG)."""
     try:
         values = json.loads(text or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise invalid(
             f'sampling_parameters is not JSON ({error}); send for example {{"max_tokens": 64}}'
         ) from None
@@ -102,6 +103,13 @@ def _read_strings(name: str, value: Any) -> tuple[str, ...]:
     return tuple(strings)
 
 
+def _read_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, dict):
+        raise invalid(f'{name} must be an object such as {{"42": -100}}; got {value!r}')
+    bias = {_read_int(f"{name}: a token id", key): _read_float(name, value[key]) for key in value}
+    return tuple(bias.items())
+
+
 ADAPTER_NAMES = ("adapter_id", "lora_name")
 READERS: dict[str, Callable[[str, Any], Any]] = {
     "max_tokens": _read_int,
@@ -110,6 +118,7 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     "top_p": _read_float,
     "top_k": _read_int,
     "min_p": _read_float,
+    "typical_p": _read_float,
     "repetition_penalty": _read_float,
     "presence_penalty": _read_float,
     "frequency_penalty": _read_float,
@@ -118,6 +127,8 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     "stop_words": _read_strings,
     "ignore_eos": _read_bool,
     "logprobs": _read_int,
+    "logit_bias": _read_bias,
+    "grammar": read_grammar,
 }
 _FIELDS = {"stop_words": "stop"}
 # vLLM's names for what we do not do: only values that ask for nothing are taken.

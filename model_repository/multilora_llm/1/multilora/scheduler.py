@@ -19,10 +19,11 @@ from multilora.adapter_gate import AdapterGate
 from multilora.admission import Admission
 from multilora.batch import Batch, BatchItem, SampledToken, make_batch
 from multilora.block_allocator import BlockAllocator
-from multilora.errors import RequestError
+from multilora.errors import RequestError, grammar_failed
 from multilora.request import FinishReason, Request, TokenOutput
 from multilora.sequence import Sequence, SequenceStatus
 from multilora.sequence_blocks import SequenceBlocks
+from multilora.token_matcher import TokenMatcher
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Scheduler:
         self._held = SequenceBlocks(blocks)
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = 0
+        self._clock = clock
         self._outputs: list[TokenOutput] = []
 
     def __len__(self) -> int:
@@ -90,9 +92,16 @@ class Scheduler:
         counts.pop("", None)
         return counts
 
-    def add(self, request: Request) -> None:
+    def add(
+        self,
+        request: Request,
+        matcher: TokenMatcher | None = None,
+        arrived_at: float | None = None,
+    ) -> None:
+        """`matcher` is that of its grammar; `arrived_at` on the clock, None: now."""
         self._arrivals += 1
-        sequence = Sequence(request, arrival=self._arrivals)
+        sequence = Sequence(request, arrival=self._arrivals, matcher=matcher)
+        sequence.arrived_at = self._clock() if arrived_at is None else arrived_at
         self._sequences[request.request_id] = sequence
         self.admission.add(sequence)
 
@@ -186,6 +195,8 @@ class Scheduler:
             budget -= _prefill_cost(item)
 
     def _start(self, sequence: Sequence) -> None:
+        if not sequence.admitted:
+            sequence.queue_time = max(0.0, self._clock() - sequence.arrived_at)
         self.admission.take(sequence)
         sequence.status = SequenceStatus.RUNNING
         insort(self.running, sequence, key=_arrival)
@@ -199,27 +210,15 @@ class Scheduler:
         self.preemptions += 1
 
     def _append(self, sequence: Sequence, token: SampledToken) -> None:
-        sequence.token_ids.append(token.token_id)
-        sampling = sequence.request.sampling
-        reason = None
-        if token.token_id in self.limits.eos_token_ids and not sampling.ignore_eos:
-            reason = FinishReason.STOP
-        elif (
-            sequence.num_output_tokens >= sampling.max_tokens
-            or len(sequence.token_ids) >= self.limits.max_total_tokens
-        ):
-            reason = FinishReason.LENGTH
+        limits = self.limits
+        reason = sequence.append(token.token_id, limits.eos_token_ids, limits.max_total_tokens)
+        if sequence.matcher and sequence.matcher.error:
+            self.abort(sequence.request.request_id, grammar_failed(sequence.matcher.error))
+            return
         if reason:
             self._finish(sequence)
-        self._outputs.append(
-            TokenOutput(
-                sequence.request.request_id,
-                token.token_id,
-                token.logprob,
-                token.top_logprobs,
-                reason,
-            )
-        )
+        name, queue_time = sequence.request.request_id, sequence.queue_time
+        self._outputs.append(TokenOutput(name, *token, reason, queue_time=queue_time))
 
     def _finish(self, sequence: Sequence) -> None:
         if sequence.status is SequenceStatus.RUNNING:

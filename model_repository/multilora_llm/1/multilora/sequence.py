@@ -4,7 +4,8 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from multilora.request import Request
+from multilora.request import FinishReason, Request
+from multilora.token_matcher import TokenMatcher
 
 
 class SequenceStatus(Enum):
@@ -22,7 +23,9 @@ class Sequence:
     `block_digests` names those of its blocks that are full (see block_allocator). `adapter_key` is
     the content identity of the adapter version this sequence runs on ("" = base); the scheduler
     sets it on the first admission and every use of pages or prefix hashes goes through it.
-    `admitted` says that it has run before: preempted, it has had its turn.
+    `admitted` says that it has run before: preempted, it has had its turn. `matcher` has accepted
+    the output tokens of a request with a grammar; they stay when it is preempted. `arrived_at` is
+    when it came, on the scheduler's clock, `queue_time` how long it waited for its first pass.
     """
 
     request: Request
@@ -33,6 +36,9 @@ class Sequence:
     block_table: "array[int]" = field(default_factory=lambda: array("i"))
     block_digests: list[bytes] = field(default_factory=list)
     admitted: bool = False
+    matcher: TokenMatcher | None = None
+    arrived_at: float = 0.0
+    queue_time: float | None = None
     status: SequenceStatus = SequenceStatus.WAITING
 
     def __post_init__(self) -> None:
@@ -59,3 +65,17 @@ class Sequence:
     def cost(self) -> int:
         """Tokens of prompt and output, at most: what its turn costs."""
         return self.num_prompt_tokens + self.request.sampling.max_tokens
+
+    def append(
+        self, token_id: int, eos_token_ids: frozenset[int], max_total_tokens: int
+    ) -> FinishReason | None:
+        """Take a sampled token; the reason when it is the last one."""
+        self.token_ids.append(token_id)
+        sampling, matcher = self.request.sampling, self.matcher
+        if token_id in eos_token_ids and (matcher or not sampling.ignore_eos):
+            return FinishReason.STOP
+        if matcher:
+            matcher.accept(token_id)
+        if self.num_output_tokens >= sampling.max_tokens or len(self.token_ids) >= max_total_tokens:
+            return FinishReason.LENGTH
+        return None

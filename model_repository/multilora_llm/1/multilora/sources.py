@@ -14,6 +14,8 @@ from multilora.download.hub_errors import hub_error
 from multilora.download.store_download import StoreDownload
 from multilora.download.transfer import DownloadLimits, Transfer
 from multilora.errors import ErrorCode, RequestError, StartupError, invalid
+from multilora_text.errors import TextError
+from multilora_text.tokenizer import Tokenizer
 
 BASE_FILES = ["*.json", "*.safetensors", "*.jinja"]
 _DEFAULT_LIMITS = DownloadLimits()
@@ -35,6 +37,14 @@ def base_folder(model_id: str, revision: str) -> Path:
         raise StartupError(f"model_id {model_id!r}: {hub_error(where, error).message}") from None
 
 
+def base_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in the folder of a base model; raises StartupError."""
+    try:
+        return Tokenizer.from_folder(folder)
+    except TextError as error:
+        raise StartupError(str(error)) from None
+
+
 def adapter_folder(source: AdapterSource, limits: DownloadLimits = _DEFAULT_LIMITS) -> Path:
     """The local folder of an adapter, downloaded within `limits` unless it is a folder already.
 
@@ -48,7 +58,7 @@ def adapter_folder(source: AdapterSource, limits: DownloadLimits = _DEFAULT_LIMI
             return _existing_folder(source.location)
         transfer = Transfer(f"adapter {source.adapter_id}", limits)
         if not source.is_url:
-            return HubDownload(source.location, source.revision, transfer).folder()
+            return HubDownload(source.location, source.revision, transfer, source.token).folder()
         if source.revision:
             raise invalid("a URL has no revisions; leave the revision out")
         return StoreDownload(source.location, transfer).folder()

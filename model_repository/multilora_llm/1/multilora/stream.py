@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from multilora.detokenizer import Detokenizer
 from multilora.errors import RequestError
 from multilora.reply import RUNNING, Reply
 from multilora.request import FinishReason, TokenOutput
-from multilora.tokenizer import Tokenizer
 from multilora.triton_request import TritonRequest
+from multilora_text.detokenizer import Detokenizer
+from multilora_text.tokenizer import Tokenizer
 
 
 class Client(Protocol):
@@ -37,12 +37,14 @@ class Stream:
         self._text = tokenizer.decode(prompt) if request.echo else ""
         self._tokens: list[TokenOutput] = []
         self._cumulative_logprob = 0.0
+        self._queue_time = 0.0
 
     def push(self, tokens: Sequence[TokenOutput]) -> bool:
         """Take new tokens, up to the one that completes a stop string; True when there is one."""
         for token in tokens:
             self._tokens.append(token)
             self._cumulative_logprob += token.logprob or 0.0
+            self._queue_time = token.queue_time or 0.0
             if token.token_id is None:
                 continue
             if token.finish_reason is not FinishReason.STOP:  # that is end-of-sequence: no text
@@ -63,6 +65,7 @@ class Stream:
             reason.value if reason else RUNNING,
             self._num_input_tokens,
             self._cumulative_logprob,
+            self._queue_time,
         )
         self._text = ""
         self._tokens = []

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from multilora.adapter_names import hub_token
 from multilora.admin_command import AdminCommand, parse_admin_command
-from multilora.chat_template import ChatTemplate
+from multilora.chat_messages import encode_chat, parse_messages
 from multilora.errors import invalid
 from multilora.request import ADAPTER_TIMEOUT, Request
 from multilora.sampling_parameters import (
@@ -25,7 +26,8 @@ from multilora.sampling_parameters import (
     parse_sampling_parameters,
     sampling_params,
 )
-from multilora.tokenizer import Tokenizer, parse_messages
+from multilora_text.chat_template import ChatTemplate
+from multilora_text.tokenizer import Tokenizer
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -35,8 +37,10 @@ OPTIONAL_OUTPUTS = (
     "num_output_tokens",
     "logprobs",
     "cumulative_logprob",
+    "queue_time",
 )
-_TENSOR_FIELDS = tuple(name for name in READERS if name not in ("stop", "logprobs"))
+_JSON_FIELDS = ("stop", "logprobs", "logit_bias")  # no typed tensors
+_TENSOR_FIELDS = tuple(name for name in READERS if name not in _JSON_FIELDS)
 _TRITON_PARAMETERS = ("id", "priority", "timeout", "binary_data_output")  # the server's own
 _TRITON_PREFIXES = ("triton_", "sequence_")
 _ADAPTER_TIMEOUT = "adapter_timeout"
@@ -60,7 +64,7 @@ class TritonRequest:
         """
         if self.messages is None:
             return self
-        prompt = tuple(tokenizer.encode_chat(self.messages, template))
+        prompt = tuple(encode_chat(tokenizer, self.messages, template))
         request = dataclasses.replace(self.request, prompt_token_ids=prompt)
         return dataclasses.replace(self, request=request)
 
@@ -104,8 +108,9 @@ def parse_request(
     if sampling.logprobs is None and outputs & {"logprobs", "cumulative_logprob"}:
         sampling = dataclasses.replace(sampling, logprobs=0)
     timeout = _adapter_timeout(tensors, parameters, default_adapter_timeout)
+    token = hub_token(_text("adapter_token", _scalar(tensors, "adapter_token", b"")))
     return TritonRequest(
-        request=Request(request_id, _prompt(tensors), adapter_id, sampling, timeout),
+        request=Request(request_id, _prompt(tensors), adapter_id, sampling, timeout, token),
         client_id=client_id,
         stream=stream,
         echo=echo,
@@ -130,7 +135,8 @@ def _named_values(tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, 
         if name == "stop_words" and "stop_words" in tensors:
             values["stop_words"] = [_text(name, word) for word in _row(tensors, name)]
         elif name in tensors:
-            values[name] = _scalar(tensors, name, None)
+            value = _scalar(tensors, name, None)
+            values[name] = _text(name, value) if isinstance(value, bytes) else value
     if values.get("stop_words"):
         values.pop("stop", None)
     return values

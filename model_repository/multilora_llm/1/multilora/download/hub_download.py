@@ -35,13 +35,14 @@ class _HubFile(NamedTuple):
 
 
 class HubDownload:
-    """One revision ("" is the main branch) of one repository."""
+    """One revision ("" is the main branch) of one repository; `token` "" is the server's own."""
 
-    def __init__(self, repo_id: str, revision: str, transfer: Transfer) -> None:
+    def __init__(self, repo_id: str, revision: str, transfer: Transfer, token: str = "") -> None:
         self._where = f"{repo_id}@{revision}" if revision else repo_id
         self._repo_id = repo_id
         self._revision = revision or constants.DEFAULT_REVISION
         self._transfer = transfer
+        self._token = token or None
 
     def folder(self) -> Path:
         """The snapshot folder, up to date if the Hub can be reached; raises RequestError."""
@@ -80,7 +81,7 @@ class HubDownload:
 
     def _look_up(self, retry: bool) -> tuple[str, list[str]]:
         """The commit of the revision and the names of its files."""
-        api = HfApi(endpoint=constants.ENDPOINT)
+        api = HfApi(endpoint=constants.ENDPOINT, token=self._token)
         info = self._ask(
             lambda timeout: api.model_info(self._repo_id, revision=self._revision, timeout=timeout),
             retry,
@@ -104,7 +105,9 @@ class HubDownload:
 
     def _describe(self, name: str, commit: str) -> _HubFile:
         url = self._url(name, commit)
-        metadata = self._ask(lambda timeout: get_hf_file_metadata(url, timeout=timeout))
+        metadata = self._ask(
+            lambda timeout: get_hf_file_metadata(url, token=self._token, timeout=timeout)
+        )
         if not metadata.etag:
             raise Interrupted(f"{self._where}: {name} has no etag; check HF_ENDPOINT")
         return _HubFile(name, metadata.etag, metadata.size)
@@ -132,7 +135,7 @@ class HubDownload:
     @contextlib.contextmanager
     def _read(self, url: str, position: int) -> Iterator[Incoming]:
         """The bytes as they come from the socket, without any compression."""
-        headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+        headers = build_hf_headers(token=self._token) | {"Accept-Encoding": "identity"}
         if position:
             headers["Range"] = f"bytes={position}-"
         client = get_session()

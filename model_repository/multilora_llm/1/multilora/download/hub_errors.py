@@ -15,6 +15,7 @@ from multilora.download.partial_file import DISK_FULL
 from multilora.download.transfer import Interrupted
 from multilora.errors import ErrorCode, RequestError
 
+_SET_TOKEN = "set HF_TOKEN (for an adapter, a request may send adapter_token)"
 _UNREACHABLE = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then try again"
 
 
@@ -23,11 +24,11 @@ def hub_error(where: str, error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, GatedRepoError):
-        return _not_found(f"{where} on the Hub is gated: accept its terms and set HF_TOKEN")
+        return _not_found(f"{where} on the Hub is gated: accept its terms and {_SET_TOKEN}")
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         return _not_found(
             f"{where} is neither a local folder nor a Hub repository that can be read; check the "
-            "id, and set HF_TOKEN if it is private"
+            f"id, and if it is private {_SET_TOKEN}"
         )
     if isinstance(error, RevisionNotFoundError):
         return _not_found(f"{where}: the Hub repository has no such revision; check the revision")

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from multilora.detokenizer import Detokenizer
-from multilora.tokenizer import Tokenizer
+from multilora_text.detokenizer import Detokenizer
+from multilora_text.tokenizer import Tokenizer
 from tiny_tokenizers import KINDS
 
 TEXTS = [

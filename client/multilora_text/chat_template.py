@@ -17,7 +17,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from multilora.errors import invalid
+from multilora_text.errors import TextError
 
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -30,20 +30,29 @@ _KEPT = 256  # compiled templates: thousands of adapters share a handful
 class ChatTemplate:
     """Immutable, for any thread. `special_tokens` are names the program may use: bos_token, …"""
 
-    template: jinja2.Template
+    source: str
     special_tokens: Mapping[str, str]
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    @staticmethod
+    def compiled(source: str, special_tokens: Mapping[str, str]) -> "ChatTemplate":
+        """Raises ValueError saying what is wrong with the program."""
+        try:
+            _compile(source)
+        except Exception as error:  # the compiler computes constants: it may raise anything
+            raise ValueError(str(error) or type(error).__name__) from None
+        return ChatTemplate(source, special_tokens)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """The prompt text of a conversation that the assistant continues.
 
-        Raises RequestError (INVALID_ARG) when the template refuses the messages.
+        `variables` are more names that the program may know, such as tools. Raises TextError when
+        it refuses the messages.
         """
+        names = {**self.special_tokens, "add_generation_prompt": True, **variables}
         try:
-            return self.template.render(
-                messages=messages, add_generation_prompt=True, **self.special_tokens
-            )
+            return _compile(self.source).render(messages=messages, **names)
         except Exception as error:  # a template is a program: it may raise anything
-            raise invalid(
+            raise TextError(
                 f"the chat template refuses these messages ({error}); change them, or send the "
                 "prompt as text_input without chat"
             ) from None
@@ -63,10 +72,7 @@ def find_template(
         return None
     if not isinstance(source, str):
         raise ValueError(f"chat_template must be a string; got {type(source).__name__}")
-    try:
-        return ChatTemplate(_compile(source), special_tokens)
-    except Exception as error:  # the compiler computes constants: it may raise anything too
-        raise ValueError(str(error) or type(error).__name__) from None
+    return ChatTemplate.compiled(source, special_tokens)
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ them), so it waits. The window starts one delta earlier than needed because deco
 first token of a text specially (a leading space).
 """
 
-from multilora.tokenizer import Tokenizer
+from multilora_text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 

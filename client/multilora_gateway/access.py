@@ -1,0 +1,109 @@
+"""Who may do what: API keys for inference, some limited to adapters, and the admin's key.
+
+Keys are compared in constant time. The base model is open to every valid key.
+"""
+
+import hmac
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from fastapi import Request
+
+from multilora_gateway.errors import GatewayError
+from multilora_gateway.settings import Settings
+
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request. `patterns` None: any adapter."""
+
+    patterns: tuple[str, ...] | None = None
+
+    def may_use(self, adapter_id: str) -> bool:
+        if self.patterns is None or not adapter_id:
+            return True
+        if ".." in adapter_id.replace("\\", "/").split("/"):  # would match one folder, name another
+            return False
+        return any(fnmatchcase(adapter_id, pattern) for pattern in self.patterns)
+
+    def check(self, adapter_id: str) -> None:
+        """GatewayError 403 for somebody else's adapter."""
+        if not self.may_use(adapter_id):
+            raise GatewayError(
+                403, "forbidden",
+                f"this API key may not use adapter {adapter_id!r}; it is limited to "
+                f"{', '.join(self.patterns or ())}",
+                code="adapter_forbidden",
+            )  # fmt: skip
+
+
+class Access:
+    """The keys of Settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._admin_key = settings.admin_key.encode()
+        self._keys = [_parse(key) for key in settings.api_keys]
+
+    @property
+    def has_admin(self) -> bool:
+        return bool(self._admin_key)
+
+    def caller(self, authorization: str | None) -> Caller:
+        """Whose header this is; GatewayError 401 when it names no valid key but must."""
+        if not self._keys:
+            return Caller()
+        given = _bearer(authorization)
+        found: Caller | None = None
+        for key, caller in self._keys:  # all of them: the time must not tell which one fits
+            if hmac.compare_digest(key, given) and found is None:
+                found = caller
+        if self._admin_key and hmac.compare_digest(self._admin_key, given):
+            found = Caller()
+        if found is None:
+            raise GatewayError(
+                401, "unauthorized",
+                "a valid API key is needed; send it as `Authorization: Bearer KEY`",
+                code="invalid_api_key", headers=_CHALLENGE,
+            )  # fmt: skip
+        return found
+
+    def check_admin(self, authorization: str | None) -> None:
+        """GatewayError 401 or 403 unless this is the admin's header."""
+        if not self._admin_key:
+            raise GatewayError(
+                403, "forbidden",
+                "adapters cannot be changed here: start the server with --admin-key",
+            )  # fmt: skip
+        if not hmac.compare_digest(self._admin_key, _bearer(authorization)):
+            raise GatewayError(
+                401, "unauthorized",
+                "the admin key is needed; send it as `Authorization: Bearer KEY`",
+                code="invalid_api_key", headers=_CHALLENGE,
+            )  # fmt: skip
+
+
+async def inference(request: Request) -> Caller:
+    """Dependency of every route that generates."""
+    access: Access = request.app.state.gateway.access
+    return access.caller(request.headers.get("authorization"))
+
+
+async def admin(request: Request) -> None:
+    """Dependency of every route that changes adapters."""
+    access: Access = request.app.state.gateway.access
+    access.check_admin(request.headers.get("authorization"))
+
+
+def _bearer(authorization: str | None) -> bytes:
+    scheme, _, key = (authorization or "").partition(" ")
+    return key.strip().encode() if scheme.lower() == "bearer" else b""
+
+
+def _parse(text: str) -> tuple[bytes, Caller]:
+    key, colon, patterns = text.partition(":")
+    if not colon:
+        return key.encode(), Caller()
+    names = tuple(name.strip() for name in patterns.split(",") if name.strip())
+    return key.encode(), Caller(names)

@@ -1,0 +1,51 @@
+"""The ASGI application: routes, error answers, and what they share."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from multilora_gateway import adapter_routes, health_routes, openai_routes, tgi_routes
+from multilora_gateway.access import Access
+from multilora_gateway.backend import Backend
+from multilora_gateway.body_limit import BodyLimit
+from multilora_gateway.error_answers import add_handlers
+from multilora_gateway.gateway_metrics import GatewayMetrics, Measured
+from multilora_gateway.settings import Settings
+
+
+class Gateway:
+    """What every route may use, at `request.app.state.gateway`. Made in the running event loop."""
+
+    def __init__(self, settings: Settings, access: Access, metrics: GatewayMetrics) -> None:
+        self.settings = settings
+        self.access = access
+        self.metrics = metrics
+        self.backend = Backend(settings.triton_url)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; it connects to the Triton server when it is started."""
+    access = Access(settings)
+    metrics = GatewayMetrics(settings.triton_metrics_url)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.gateway = Gateway(settings, access, metrics)
+        yield
+        await app.state.gateway.backend.close()
+
+    app = FastAPI(title="Multi-LoRA gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
+    add_handlers(app)
+    for module in (tgi_routes, openai_routes, adapter_routes, health_routes):
+        app.include_router(module.router)
+    app.mount("/page", health_routes.page_files())
+    app.add_middleware(BodyLimit, most=settings.payload_limit)
+    if settings.cors_allow_origin:
+        origins = list(settings.cors_allow_origin)
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(Measured, metrics=metrics)
+    return app

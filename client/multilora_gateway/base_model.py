@@ -1,0 +1,50 @@
+"""What the gateway knows of the base model: facts the server tells once, tokenizer included."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from multilora_gateway.errors import unavailable
+from multilora_text.errors import TextError
+from multilora_text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Lengths are in tokens. `model_sha` is the Hub's commit, None for a folder."""
+
+    model_id: str
+    model_sha: str | None
+    dtype: str
+    device: str
+    max_input_tokens: int
+    max_total_tokens: int
+    max_batch_prefill_tokens: int
+    max_concurrent_requests: int
+    max_lora_rank: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    tokenizer: Tokenizer
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> "BaseModel":
+        """From the answer to the action `describe`; GatewayError when it cannot be read."""
+        try:
+            files = values["tokenizer"]
+            facts = {name: values[name] for name in _FACTS}
+            return BaseModel(
+                **facts,
+                eos_token_ids=frozenset(values["eos_token_ids"]),
+                tokenizer=Tokenizer.from_files(files, str(values["model_id"])),
+            )
+        except (KeyError, TypeError, TextError) as error:
+            raise unavailable(
+                f"the Triton server describes its model in a way this gateway cannot read "
+                f"({type(error).__name__}: {error}); run both in the same version"
+            ) from None
+
+
+_FACTS = (
+    "model_id", "model_sha", "dtype", "device", "max_input_tokens", "max_total_tokens",
+    "max_batch_prefill_tokens", "max_concurrent_requests", "max_lora_rank", "vocab_size",
+)  # fmt: skip

@@ -1,0 +1,89 @@
+"""A request that cannot be served, as an HTTP status and as the error objects of the two APIs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+RETRY_SECONDS = 2  # how soon a client may try again when the Triton server is away or busy
+_OPENAI_TYPES = {
+    "unauthorized": "authentication_error",
+    "forbidden": "permission_error",
+    "overloaded": "rate_limit_error",
+}
+
+
+class GatewayError(Exception):
+    """`kind` is TGI's error_type; `code` and `param` are OpenAI's. The message says what to do."""
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+def invalid(message: str, param: str | None = None) -> GatewayError:
+    """The request can never work as it stands. `message` goes without "Input validation error"."""
+    return GatewayError(422, "validation", message, param=param)
+
+
+def not_found(message: str) -> GatewayError:
+    """The adapter is not known."""
+    return GatewayError(404, "not_found", message, code="model_not_found", param="model")
+
+
+def overloaded(message: str = "Model is overloaded") -> GatewayError:
+    """Too many requests run or wait."""
+    return GatewayError(429, "overloaded", message, headers=_retry())
+
+
+def unavailable(message: str) -> GatewayError:
+    """The Triton server, or where an adapter comes from, is away: it may be back soon."""
+    return GatewayError(503, "unavailable", message, headers=_retry())
+
+
+def failed(message: str) -> GatewayError:
+    """The engine gave up on a request that it had accepted."""
+    return GatewayError(424, "generation", message)
+
+
+def tgi_body(error: GatewayError) -> dict[str, Any]:
+    """TGI's error object."""
+    prefix = {
+        "validation": "Input validation error: ",
+        "generation": "Request failed during generation: ",
+    }.get(error.kind, "")
+    return {"error": prefix + error.message, "error_type": error.kind}
+
+
+def openai_body(error: GatewayError) -> dict[str, Any]:
+    """OpenAI's error object."""
+    kind = "invalid_request_error" if error.status < 500 else "api_error"
+    return {
+        "error": {
+            "message": error.message,
+            "type": _OPENAI_TYPES.get(error.kind, kind),
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def openai_status(error: GatewayError) -> int:
+    """OpenAI answers invalid requests with 400."""
+    return 400 if error.status == 422 else error.status
+
+
+def _retry() -> dict[str, str]:
+    return {"Retry-After": str(RETRY_SECONDS)}

@@ -1,0 +1,81 @@
+"""The gateway's own figures, beside those of the Triton server, on one /metrics."""
+
+import asyncio
+import time
+import urllib.request
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_SECONDS = 5.0
+_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy to ourselves
+_OTHER = "other"  # label of paths that are no route: they must not become series
+
+
+class GatewayMetrics:
+    """Counts requests by route and status; merges what the Triton server tells at `triton_url`."""
+
+    def __init__(self, triton_url: str) -> None:
+        self._triton_url = triton_url
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "gateway_requests", "HTTP requests answered", ("route", "status"),
+            registry=self._registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "gateway_request_seconds", "Seconds from request to the end of its answer", ("route",),
+            registry=self._registry, buckets=_BUCKETS,
+        )  # fmt: skip
+        self._open = Gauge(
+            "gateway_open_requests", "HTTP requests being answered", registry=self._registry
+        )
+
+    def begin(self) -> float:
+        self._open.inc()
+        return time.perf_counter()
+
+    def end(self, route: str, status: int, began: float) -> None:
+        self._open.dec()
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(time.perf_counter() - began)
+
+    async def text(self) -> bytes:
+        """In Prometheus' text format; without the Triton server's part while that is away."""
+        own = generate_latest(self._registry)
+        if not self._triton_url:
+            return own
+        try:
+            return await asyncio.to_thread(self._fetch) + own
+        except OSError:
+            return own
+
+    def _fetch(self) -> bytes:
+        with _DIRECT.open(self._triton_url, timeout=_SECONDS) as answer:
+            return answer.read()
+
+
+class Measured:
+    """ASGI middleware that counts every request."""
+
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        status = 499  # if nothing is ever sent, the client went away
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        began = self._metrics.begin()
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            route = getattr(scope.get("route"), "path", _OTHER)
+            self._metrics.end(route, status, began)

@@ -1,0 +1,164 @@
+"""What clients of TGI and LoRAX may send to generate: names and types, nothing else.
+
+Ranges are checked in tgi_validation, in TGI's order and words. Unknown names are refused: TGI
+ignores them, which changes the answer silently.
+"""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from multilora_gateway.openai_messages import Message
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _unicode(text: str) -> str:
+    """JSON can name half a character ("\\ud800"), which no tokenizer and no other JSON takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the string is not valid unicode") from None
+    return text
+
+
+def _sendable(schema: dict[str, Any]) -> dict[str, Any]:
+    """Such strings, numbers that JSON has not, and endless nesting are refused anywhere in it."""
+    try:
+        _unicode(json.dumps(schema, ensure_ascii=False, allow_nan=False))
+    except RecursionError:
+        raise ValueError("the object is nested too deeply") from None
+    return schema
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+Schema = Annotated[dict[str, Any], AfterValidator(_sendable)]
+
+
+class JsonGrammar(BaseModel):
+    """A JSON schema, as an object or as the text of one."""
+
+    model_config = _STRICT
+    type: Literal["json"]
+    value: Schema | Text
+
+
+class RegexGrammar(BaseModel):
+    model_config = _STRICT
+    type: Literal["regex"]
+    value: Text
+
+
+class NamedSchema(BaseModel):
+    """OpenAI's way of giving a schema."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    name: Text | None = None
+    schema_: Schema = Field(alias="schema")
+
+
+class JsonSchemaGrammar(BaseModel):
+    model_config = _STRICT
+    type: Literal["json_schema"]
+    value: NamedSchema
+
+
+Grammar = Annotated[JsonGrammar | RegexGrammar | JsonSchemaGrammar, Field(discriminator="type")]
+
+
+class MergedAdapters(BaseModel):
+    """LoRAX: several adapters as one."""
+
+    model_config = _STRICT
+    ids: list[Text] = Field(min_length=1)
+    weights: list[float] = Field(min_length=1)
+    merge_strategy: Literal["linear", "ties", "dare_linear", "dare_ties"] | None = None
+    density: float | None = Field(default=None, ge=0, le=1)
+    majority_sign_method: Literal["total", "frequency"] | None = None
+
+
+class ResponseFormat(BaseModel):
+    """LoRAX: JSON that fits the schema; without one, any JSON object."""
+
+    model_config = _STRICT
+    type: Literal["json_object"]
+    schema_: Schema | None = Field(default=None, alias="schema")
+
+
+class Parameters(BaseModel):
+    """null stands for absent everywhere."""
+
+    model_config = _STRICT
+    adapter_id: Text | None = None
+    best_of: int | None = None
+    decoder_input_details: bool | None = None
+    details: bool | None = None
+    do_sample: bool | None = None
+    frequency_penalty: float | None = None
+    grammar: Grammar | None = None
+    max_new_tokens: int | None = None
+    repetition_penalty: float | None = None
+    return_full_text: bool | None = None
+    seed: int | None = None
+    stop: list[Text] | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_n_tokens: int | None = None
+    top_p: float | None = None
+    truncate: int | None = None
+    typical_p: float | None = None
+    watermark: bool | None = None
+    # LoRAX only, see LORAX_FIELDS
+    adapter_source: Literal["hub", "local", "s3", "pbase"] | None = None
+    api_token: Text | None = Field(default=None, repr=False)
+    apply_chat_template: bool | None = None
+    ignore_eos_token: bool | None = None
+    merged_adapters: MergedAdapters | None = None
+    response_format: ResponseFormat | None = None
+    return_k_alternatives: int | None = None
+
+    @property
+    def sampling(self) -> bool:
+        """Whether tokens are drawn; otherwise the most likely one is taken."""
+        if self.temperature == 0:  # LoRAX's way of saying greedy
+            return False
+        chosen = (self.temperature, self.top_k, self.top_p, self.typical_p)
+        return bool(self.do_sample) or any(value is not None for value in chosen)
+
+    @property
+    def of_lorax(self) -> bool:
+        """Whether LoRAX's client wrote this (it sends all its names, also those that are null);
+        it needs more in the answer than TGI's."""
+        return not self.model_fields_set.isdisjoint(LORAX_FIELDS)
+
+
+LORAX_FIELDS = frozenset(
+    (
+        "adapter_source",
+        "api_token",
+        "apply_chat_template",
+        "ignore_eos_token",
+        "merged_adapters",
+        "response_format",
+        "return_k_alternatives",
+    )
+)
+
+
+class GenerateRequest(BaseModel):
+    """`stream` counts for POST / only: the other routes say it in their name."""
+
+    model_config = _STRICT
+    inputs: Text
+    parameters: Parameters | None = None
+    stream: bool | None = None
+
+
+class ChatTokenizeRequest(BaseModel):
+    """A chat request, of which only what shapes the prompt is read."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    messages: list[Message]
+    model: Text | None = None
+    tools: list[Schema] | None = None

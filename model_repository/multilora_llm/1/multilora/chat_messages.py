@@ -1,0 +1,42 @@
+"""The messages of a chat, as a Triton request brings them: JSON in `text_input`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from multilora.errors import invalid
+from multilora_text.chat_template import ChatTemplate
+from multilora_text.errors import TextError
+from multilora_text.tokenizer import Tokenizer
+
+
+def parse_messages(text: str) -> list[dict[str, Any]]:
+    """Read a JSON list of {role, content} messages; raises RequestError (INVALID_ARG)."""
+    remedy = 'send for example [{"role": "user", "content": "Hello"}]'
+    try:
+        messages = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"chat is set but text_input is not JSON ({error}); {remedy}") from None
+    if not isinstance(messages, list) or not messages:
+        raise invalid(f"chat is set but text_input is not a list of messages; {remedy}")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise invalid(f"chat: every message is an object with role and content; {remedy}")
+        if not isinstance(message.get("content"), str):
+            raise invalid(f"chat: the content of every message must be a string; {remedy}")
+    return messages
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    template: ChatTemplate | None = None,
+) -> list[int]:
+    """The ids of a conversation that the assistant continues; raises RequestError (INVALID_ARG).
+
+    `template` is an adapter's own, None for the base model's.
+    """
+    try:
+        return tokenizer.encode_chat(messages, template)
+    except TextError as error:
+        raise invalid(str(error)) from None

@@ -1,0 +1,90 @@
+"""The gateway as a process beside a Triton server: started, watched and stopped."""
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from triton_install import LaunchError
+from triton_server import TritonServer
+
+_READY = "ready: "
+_START_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+
+
+class GatewayProcess:
+    """`flags` are the gateway's own; `environment` holds its keys, which a command line would show
+    to everybody on the machine. `url` is known once it is started."""
+
+    def __init__(
+        self, server: TritonServer, flags: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
+        self.url = ""
+        self._server = server
+        self._flags = list(flags)
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Returns once it listens; raises LaunchError when it does not."""
+        server = self._server
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "multilora_gateway"),
+                *("--triton-url", server.grpc_address),
+                *("--triton-metrics-url", server.metrics_url),
+                *self._flags,
+            ],
+            env={**os.environ, **self._environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches the launcher alone
+        )
+        line = self._first_line()
+        if not line.startswith(_READY):
+            self.stop()
+            raise LaunchError("the gateway did not start; see its message above")
+        self.url = line.removeprefix(_READY).strip()
+
+    def check(self) -> None:
+        """Raises LaunchError when it has died."""
+        code = self._process.poll() if self._process else None
+        if code is not None:
+            raise LaunchError(f"the gateway died with exit code {code}; see the log above")
+
+    def stop(self) -> None:
+        """In order, and after a while by force. Safe to call twice."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_SECONDS)
+        self._process.kill()
+        self._process.wait()
+
+    def _first_line(self) -> str:
+        assert self._process is not None and self._process.stdout is not None
+        deadline = time.monotonic() + _START_SECONDS
+        readable, _, _ = select.select(
+            [self._process.stdout], [], [], max(0.0, deadline - time.monotonic())
+        )
+        return self._process.stdout.readline() if readable else ""

@@ -1,0 +1,112 @@
+"""Schemas and tools over the OpenAI API: what must come back as JSON does."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+from huggingface_hub import InferenceClient
+from openai import OpenAI
+
+from openai_tools import PEOPLE, PERSON, say
+
+UNITS = {
+    "type": "object",
+    "properties": {"unit": {"$ref": "#/$defs/unit"}},
+    "required": ["unit"],
+    "additionalProperties": False,
+    "$defs": {"unit": {"enum": ["C", "F"]}},
+}
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": name, "parameters": UNITS}}
+    for name in ("weather", "climate")
+]
+NAMED: Any = {"type": "function", "function": {"name": "climate"}}
+
+
+@pytest.fixture(scope="module")
+def client(gateway: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{gateway}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def base(client: OpenAI) -> str:
+    return client.models.list().data[0].id
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("prompt", PEOPLE)
+def test_json_schema_always_validates(client: OpenAI, prompt: str, temperature: float) -> None:
+    form: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    asked: Any = {
+        "model": "json", "messages": say(prompt), "temperature": temperature, "seed": 3,
+        "response_format": form,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**asked).choices[0]
+    assert whole.finish_reason == "stop"
+    jsonschema.validate(json.loads(whole.message.content or ""), PERSON)
+    chunks = client.chat.completions.create(**asked, stream=True)
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert streamed == whole.message.content
+
+
+def test_json_object_is_an_object(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="json", messages=say(PEOPLE[0]), temperature=0,
+        response_format={"type": "json_object"},
+    )  # fmt: skip
+    assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"), [("required", ("weather", "climate")), (NAMED, ("climate",))]
+)
+def test_a_forced_tool_is_called(client: OpenAI, base: str, choice: Any, names: Any) -> None:
+    asked: Any = {
+        "model": base, "messages": say("what is the weather?"), "temperature": 0, "tools": TOOLS,
+        "tool_choice": choice,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**asked).choices[0]
+    assert whole.finish_reason == "tool_calls" and whole.message.content is None
+    (call,) = whole.message.tool_calls or []
+    assert call.type == "function" and call.function.name in names
+    jsonschema.validate(json.loads(call.function.arguments), UNITS)
+    chunks = client.chat.completions.create(**asked, stream=True)
+    deltas = [delta for c in chunks for delta in c.choices[0].delta.tool_calls or []]
+    assert {delta.index for delta in deltas} == {0}
+    functions = [delta.function for delta in deltas if delta.function]
+    assert "".join(function.name or "" for function in functions) == call.function.name
+    arguments = "".join(function.arguments or "" for function in functions)
+    assert arguments == call.function.arguments
+
+
+def test_tools_that_may_be_called_leave_text_alone(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="upper", messages=say("hello world"), temperature=0, tools=TOOLS
+    )
+    assert answer.choices[0].message.content == "HELLO WORLD"
+    assert answer.choices[0].message.tool_calls is None
+
+
+def test_a_tools_result_can_be_sent_back(client: OpenAI, base: str) -> None:
+    function = {"name": "weather", "arguments": '{"unit": "C"}'}
+    call = {"id": "call_1", "type": "function", "function": function}
+    history: Any = [
+        *say("hello"),
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "20"},
+        *say([{"type": "text", "text": "good"}, {"type": "text", "text": "bye"}]),
+    ]
+    answer = client.chat.completions.create(model=base, messages=history, max_tokens=5)
+    assert answer.choices[0].message.content is not None
+
+
+def test_huggingface_hub_asks_for_a_schema(gateway: str) -> None:
+    hub = InferenceClient(base_url=gateway, timeout=60)
+    form: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    answer = hub.chat_completion(
+        messages=say(PEOPLE[0]), model="json", temperature=0, response_format=form
+    )
+    jsonschema.validate(json.loads(answer.choices[0].message.content or ""), PERSON)

@@ -1,0 +1,80 @@
+"""Sampling parameters that are objects: grammar and logit_bias; and typical_p."""
+
+from typing import Any
+
+import pytest
+
+from multilora.errors import ErrorCode, RequestError
+from multilora.grammar_parameter import read_grammar
+from multilora.request import Grammar, SamplingParams
+from multilora.sampling_parameters import check_names, parse_sampling_parameters, sampling_params
+
+
+def read(text: str) -> SamplingParams:
+    values = parse_sampling_parameters(text)
+    check_names(values, "sampling_parameters")
+    return sampling_params(values)
+
+
+def test_grammar_bias_and_typical_p() -> None:
+    params = read(
+        '{"typical_p": "0.9", "logit_bias": {"7": -100, "8": "1.5"}, '
+        '"grammar": {"type": "regex", "value": "é+"}}'
+    )
+    assert params.logit_bias == ((7, -100.0), (8, 1.5)) and params.typical_p == 0.9
+    assert params.grammar == Grammar("regex", "é+")
+    assert read('{"logit_bias": {"7": 1, "07": 2}}').logit_bias == ((7, 2.0),)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('{"typical_p": 0}', "typical_p must be above 0 and at most 1; got 0"),
+        ('{"logit_bias": [1]}', "logit_bias must be an object such as"),
+        ('{"logit_bias": {"a": 1}}', "logit_bias: a token id must be a whole number; got 'a'"),
+        ('{"logit_bias": {"1": 101}}', "between -100 and 100; got 101"),
+        ('{"logit_bias": {"-1": 1}}', "logit_bias must map token ids"),
+        ('{"grammar": 3}', "grammar must be a JSON object; got int"),
+        ("[" * 100000, "sampling_parameters is not JSON"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_bad_values(text: str, match: str) -> None:
+    with pytest.raises(RequestError, match=match) as caught:
+        read(text)
+    assert caught.value.code is ErrorCode.INVALID_ARG
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        ({"type": "json", "value": {"b": 1, "a": 2}}, "json", '{"b": 1, "a": 2}'),
+        ({"type": "json", "value": '{"b": 1}'}, "json", '{"b": 1}'),
+        ('{"type": "regex", "value": "a+"}', "regex", "a+"),
+        ({"type": "json_object"}, "json", '{"type": "object"}'),
+        ({"type": "json_schema", "value": {"name": "x", "schema": {"a": 1}}}, "json", '{"a": 1}'),
+        ({"type": "json_schema", "value": {"type": "object"}}, "json", '{"type": "object"}'),
+    ],
+    ids=str,
+)
+def test_shapes(value: Any, kind: str, text: str) -> None:
+    assert read_grammar("grammar", value) == Grammar(kind, text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        ("{", "grammar is not JSON"),
+        ([], "grammar must be a JSON object; got list"),
+        ({"type": "lark", "value": "x"}, "type must be one of json, json_schema"),
+        ({"type": "json"}, "value is missing; send for example"),
+        ({"type": "json", "value": 3}, "grammar: value must be a JSON object; got int"),
+        ({"type": "json", "value": "{"}, "grammar: value is not JSON"),
+        ({"type": "regex", "value": {}}, "value must be a regular expression as a string"),
+        ({"type": "regex", "value": "a", "x": 1}, "unknown name 'x'"),
+    ],
+    ids=str,
+)
+def test_bad_shapes(value: Any, match: str) -> None:
+    with pytest.raises(RequestError, match=match):
+        read_grammar("grammar", value)

@@ -1,0 +1,56 @@
+"""API keys: who may generate, with which adapters, and who may change them."""
+
+import pytest
+
+from multilora_gateway.access import Access
+from multilora_gateway.errors import GatewayError
+from multilora_gateway.settings import Settings
+
+ACCESS = Access(Settings(api_keys=("open", "team:team/*,sql", "colon:"), admin_key="root"))
+
+
+@pytest.mark.parametrize("header", [None, "", "open", "Basic open", "Bearer", "Bearer nope"])
+def test_no_valid_key(header: str | None) -> None:
+    with pytest.raises(GatewayError) as caught:
+        ACCESS.caller(header)
+    assert caught.value.status == 401
+    assert caught.value.headers == {"WWW-Authenticate": "Bearer"}
+
+
+@pytest.mark.parametrize("key", ["open", "root"])
+def test_a_key_without_patterns_may_use_every_adapter(key: str) -> None:
+    assert ACCESS.caller(f"bearer {key}").may_use("anything/at/all")
+
+
+@pytest.mark.parametrize("adapter_id", ["", "sql", "team/a", "team/a/b"])
+def test_a_limited_key_may_use_its_own_adapters_and_the_base(adapter_id: str) -> None:
+    ACCESS.caller("Bearer team").check(adapter_id)
+
+
+@pytest.mark.parametrize(
+    "adapter_id", ["other", "sql2", "Team/a", "team/../other", "team\\..\\x", "x/team/a"]
+)
+def test_a_limited_key_may_use_no_other(adapter_id: str) -> None:
+    with pytest.raises(GatewayError, match="may not use") as caught:
+        ACCESS.caller("Bearer team").check(adapter_id)
+    assert caught.value.status == 403
+
+
+def test_no_patterns_behind_the_colon_is_the_base_alone() -> None:
+    assert not ACCESS.caller("Bearer colon").may_use("sql")
+
+
+def test_without_keys_everybody_generates_and_nobody_administers() -> None:
+    access = Access(Settings())
+    assert access.caller(None).may_use("sql")
+    with pytest.raises(GatewayError, match="--admin-key") as caught:
+        access.check_admin("Bearer ")
+    assert caught.value.status == 403
+
+
+def test_only_the_admin_key_administers() -> None:
+    ACCESS.check_admin("Bearer root")
+    for header in (None, "Bearer open", "Bearer roo"):
+        with pytest.raises(GatewayError) as caught:
+            ACCESS.check_admin(header)
+        assert caught.value.status == 401

@@ -1,0 +1,114 @@
+"""Tool calls found in answers, however their text is split."""
+
+import json
+import random
+
+import pytest
+
+from multilora_gateway.openai_tool_format import HERMES, LLAMA3, tool_format
+from multilora_gateway.openai_tool_parser import HermesParser, JsonParser, Part, ToolCall
+
+NAMES = {"weather", "add"}
+WEATHER = '{"name": "weather", "arguments": {"city": "Zürich 🌧"}}'
+ADD = '{"name": "add", "parameters": {"a": 1, "b": {"c": []}}}'
+WEATHER_CALL = ToolCall("weather", '{"city": "Zürich 🌧"}')
+ADD_CALL = ToolCall("add", '{"a": 1, "b": {"c": []}}')
+
+HERMES_CASES: list[tuple[str, list[Part]]] = [
+    ("Hello there.\n", ["Hello there.\n"]),
+    (f"<tool_call>\n{WEATHER}\n</tool_call>", [WEATHER_CALL]),
+    (f"Let me see.\n\n<tool_call>{WEATHER}</tool_call>\n", ["Let me see.", WEATHER_CALL]),
+    (
+        f"<tool_call>{WEATHER}</tool_call>\n<tool_call>\n{ADD}\n</tool_call>",
+        [WEATHER_CALL, ADD_CALL],
+    ),
+    (f"<tool_call>{WEATHER}", [WEATHER_CALL]),  # ended without closing
+    ("a <tool_calls> b", ["a <tool_calls> b"]),
+    ("<tool_call>not json</tool_call>", ["<tool_call>not json</tool_call>"]),
+    ('<tool_call>{"name": "rm"}</tool_call>', ['<tool_call>{"name": "rm"}</tool_call>']),
+    (
+        '<tool_call>{"name": "add", "arguments": {"\\"": "</tool_call>"}}</tool_call>',
+        [ToolCall("add", '{"\\"": "</tool_call>"}')],
+    ),
+    ("1 < 2 <tool", ["1 < 2 <tool"]),
+    ("", []),
+]
+JSON_CASES: list[tuple[str, list[Part]]] = [
+    ("Hello there. {}", ["Hello there. {}"]),
+    (ADD, [ADD_CALL]),
+    (f"\n<|python_tag|>{ADD}", [ADD_CALL]),
+    (f"{ADD}; {WEATHER}\n", [ADD_CALL, WEATHER_CALL]),
+    ('{"type": "function", "name": "weather"}', [ToolCall("weather", "{}")]),
+    ('{"name": "weather", "arguments": "{\\"city\\": 1}"}', [ToolCall("weather", '{"city": 1}')]),
+    ('{"name": "Bob", "age": 3} is Bob', ['{"name": "Bob", "age": 3} is Bob']),
+    (ADD[:-1], [ADD[:-1]]),  # cut off
+    ("<|python", ["<|python"]),
+    ('{"name": ["add"]}', ['{"name": ["add"]}']),
+]
+
+
+def parts_of(parser: HermesParser | JsonParser, pieces: list[str]) -> list[Part]:
+    """All parts, texts that follow each other joined."""
+    joined: list[Part] = []
+    for part in [part for piece in pieces for part in parser.push(piece)] + parser.finish():
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
+
+
+def splits(text: str) -> list[list[str]]:
+    """At once, by character, and at random places."""
+    found = [[text], list(text)]
+    chance = random.Random(7)
+    for _ in range(50):
+        cuts = sorted(chance.sample(range(len(text) + 1), min(3, len(text) + 1)))
+        found.append([text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)])
+    return found
+
+
+@pytest.mark.parametrize(("text", "want"), HERMES_CASES)
+def test_hermes_calls_are_found_however_the_text_is_split(text: str, want: list[Part]) -> None:
+    for pieces in splits(text):
+        assert parts_of(HermesParser(NAMES), pieces) == want, pieces
+
+
+@pytest.mark.parametrize(("text", "want"), JSON_CASES)
+def test_json_calls_are_found_however_the_text_is_split(text: str, want: list[Part]) -> None:
+    for pieces in splits(text):
+        assert parts_of(JsonParser(NAMES), pieces) == want, pieces
+
+
+def test_text_before_a_call_is_not_held_back() -> None:
+    parser = HermesParser(NAMES)
+    assert parser.push("Let me see") == ["Let me see"]
+    assert parser.push(" <tool_") == []
+    assert parser.push("box>") == [" <tool_box>"]
+
+
+def test_a_call_comes_as_soon_as_it_is_complete() -> None:
+    hermes, llama3 = HermesParser(NAMES), JsonParser(NAMES)
+    assert hermes.push(f"<tool_call>{WEATHER}</tool_call") == []
+    assert hermes.push(">") == [WEATHER_CALL]
+    assert llama3.push(ADD[:-1]) == []
+    assert llama3.push(ADD[-1]) == [ADD_CALL]
+
+
+def test_arguments_are_json_text() -> None:
+    (call,) = parts_of(HermesParser(NAMES), [f"<tool_call>{WEATHER}</tool_call>"])
+    assert isinstance(call, ToolCall) and json.loads(call.arguments) == {"city": "Zürich 🌧"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "template", "want"),
+    [
+        ("auto", "…<tool_call>\\n{{ call }}…", HERMES),
+        ("auto", "{{ '<|python_tag|>' }}", LLAMA3),
+        ("auto", "{{ messages }}", HERMES),
+        ("hermes", "{{ '<|python_tag|>' }}", HERMES),
+        ("llama3", "<tool_call>", LLAMA3),
+    ],
+)
+def test_the_template_tells_the_format(setting: str, template: str, want: object) -> None:
+    assert tool_format(setting, template) is want
