@@ -7,6 +7,7 @@ over its variable; a variable wins over the parameter in config.pbtxt.
 import argparse
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def engine_environment(flags: argparse.Namespace) -> dict[str, str]:
         value = _setting(flags, name, os.environ)
         if value is not None:
             values[_variable(name)] = value
+    if sizes := re.fullmatch(r"\d+(,\d+)*", values.get("CUDA_GRAPHS", "").replace(" ", "")):
+        values["CUDA_GRAPHS"] = "off" if sizes[0] == "0" else "on"  # TGI's list of batch sizes
     if flags.huggingface_hub_cache:
         values["HF_HUB_CACHE"] = str(Path(flags.huggingface_hub_cache).expanduser().resolve())
     if "MODEL_ID" in values:

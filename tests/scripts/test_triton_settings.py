@@ -84,3 +84,8 @@ def test_one_port_twice() -> None:
     port = Ports().resolve().http
     with pytest.raises(LaunchError, match=rf"port {port} \(--grpc-port\) is given twice"):
         Ports(port, port, 0).resolve()
+
+
+@pytest.mark.parametrize(("given", "setting"), [("0", "off"), ("1,2,4", "on"), ("off", "off")])
+def test_cuda_graphs_as_tgi_gives_them(given: str, setting: str) -> None:
+    assert engine_environment(parse_flags(["--cuda-graphs", given]))["CUDA_GRAPHS"] == setting

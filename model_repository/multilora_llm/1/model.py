@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -27,27 +28,38 @@ _LOG = logging.getLogger("multilora.model")
 
 
 class TritonClient:
-    """The way back to the sender of one Triton request."""
+    """The way back to the sender of one Triton request.
+
+    Law: nothing touches it after the last word, which any thread may send while another asks
+    whether the sender is still there: the server has freed what it would look at.
+    """
 
     def __init__(self, request: Any, decode: Callable[[list[int]], str]) -> None:
         self._sender = request.get_response_sender()
         self._decode = decode
+        self._lock = threading.Lock()
+        self._ended = False
         self.outputs: frozenset[str] = frozenset()  # optional outputs, known once it is parsed
 
     def send(self, reply: Reply) -> None:
         arrays = reply.arrays(self.outputs, self._decode)
         tensors = [pb_utils.Tensor(name, array) for name, array in arrays.items()]
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reply.final else 0
-        self._sender.send(pb_utils.InferenceResponse(tensors), flags=flags)
+        with self._lock:
+            self._ended = reply.final
+            self._sender.send(pb_utils.InferenceResponse(tensors), flags=flags)
 
     def fail(self, error: RequestError) -> None:
         code = getattr(pb_utils.TritonError, error.code.value)
         tagged = pb_utils.TritonError(error.tagged, code)
         response = pb_utils.InferenceResponse(error=tagged)
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        with self._lock:
+            self._ended = True
+            self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def is_cancelled(self) -> bool:
-        return self._sender.is_cancelled()
+        with self._lock:
+            return not self._ended and self._sender.is_cancelled()
 
 
 class TritonPythonModel:
@@ -136,13 +148,19 @@ class TritonPythonModel:
         self._when_done(answer, client, lambda result: client.send(json_reply(result)))
 
     def _begin(self, parsed: TritonRequest, client: TritonClient) -> None:
-        self._responder.add(parsed, client)
         if parsed.request.sampling.grammar:  # compiling it takes time that others need
-            self._helpers.submit(self._guard, client, self._submit, parsed)
+            self._helpers.submit(self._guard, client, self._compile, parsed, client)
         else:
-            self._submit(parsed)
+            self._submit(parsed, client)
 
-    def _submit(self, parsed: TritonRequest) -> None:
+    def _compile(self, parsed: TritonRequest, client: TritonClient) -> None:
+        """Before the responder knows the client: it must not poll one that was refused."""
+        if grammar := parsed.request.sampling.grammar:
+            self._engine.compile(grammar)
+        self._submit(parsed, client)
+
+    def _submit(self, parsed: TritonRequest, client: TritonClient) -> None:
+        self._responder.add(parsed, client)
         try:
             self._engine.submit(parsed.request)
         except RequestError:

@@ -19,7 +19,7 @@ from multilora.config import EngineConfig
 from multilora.engine_parts import EngineParts, load_parts
 from multilora.errors import ErrorCode, RequestError, internal, invalid, shutting_down
 from multilora.metrics import METRICS, AdapterFigures
-from multilora.request import Request, TokenOutput
+from multilora.request import Grammar, Request, TokenOutput
 from multilora.request_limits import RequestLimits
 from multilora.token_matcher import TokenMatcher
 
@@ -83,10 +83,7 @@ class Engine:
         self.outputs.put(None)
 
     def submit(self, request: Request) -> None:
-        """Accept a request whose tokens will appear on `outputs`; raises RequestError at once.
-
-        A new grammar is compiled first, which may take a second.
-        """
+        """Accept a request whose tokens will appear on `outputs`; raises RequestError at once."""
         arrived_at = time.monotonic()
         self._limits.check(request)
         source = None
@@ -112,6 +109,10 @@ class Engine:
                 )
             self._live[request.request_id] = request.adapter_id
             self._inbox.put(lambda: self._add(request, source, matcher, arrived_at))
+
+    def compile(self, grammar: Grammar) -> None:
+        """So that `submit` finds it compiled; raises RequestError."""
+        self._parts.grammars.matcher(grammar)
 
     def abort(self, request_id: str) -> None:
         """Cancel; the request ends with FinishReason.CANCELLED unless it has ended already."""
