@@ -5,9 +5,9 @@ import json
 from typing import Any, cast
 
 import pytest
-from multilora_gateway.backend import Backend
 
 from multilora_gateway.access import Caller
+from multilora_gateway.backend import Backend
 from multilora_gateway.base_model import BaseModel
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.settings import Settings

@@ -1,0 +1,95 @@
+// One prompt, several adapters, their answers side by side as they stream.
+
+const BASE = "(base model)";
+
+export function startPlayground({ find, element, call }) {
+  const chosen = new Set([BASE]);
+  let running = null; // the AbortController of the answers on the page
+
+  function drawChosen() {
+    find("chosen").replaceChildren(...[...chosen].map((name) => {
+      const item = element("li");
+      const button = element("button", `${name} ✕`, { type: "button", "aria-label": `Remove ${name}` });
+      button.addEventListener("click", () => { chosen.delete(name); drawChosen(); });
+      item.append(button);
+      return item;
+    }));
+  }
+
+  function add() {
+    const name = find("choose").value.trim();
+    if (name) chosen.add(name);
+    find("choose").value = "";
+    find("choose").focus();
+    drawChosen();
+  }
+
+  function makeAnswer(name) {
+    const article = element("article");
+    const text = element("pre", "", { "aria-live": "polite", "aria-label": `Answer of ${name}` });
+    const facts = element("footer");
+    article.append(element("h3", name), text, facts);
+    article.dataset.adapter = name;
+    find("answers").append(article);
+    return { text, facts };
+  }
+
+  async function* events(answer) {
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const parts = (rest + value).split("\n\n");
+      rest = parts.pop();
+      for (const part of parts) if (part.startsWith("data:")) yield JSON.parse(part.slice(5));
+    }
+  }
+
+  async function stream(name, parameters, signal) {
+    const { text, facts } = makeAnswer(name);
+    const began = performance.now();
+    let first = 0;
+    let tokens = 0;
+    try {
+      const body = { inputs: find("prompt").value, parameters: { ...parameters } };
+      if (name !== BASE) body.parameters.adapter_id = name;
+      for await (const event of events(await call("/generate_stream", body, { signal }))) {
+        if (event.error) throw new Error(event.error);
+        first ||= performance.now();
+        tokens += 1;
+        if (!event.token.special) text.append(event.token.text);
+        const seconds = (performance.now() - first) / 1000;
+        const rate = tokens > 1 && seconds ? `, ${Math.round((tokens - 1) / seconds)} tokens/s` : "";
+        facts.textContent = `first token ${Math.round(first - began)} ms${rate}, ${tokens} tokens`;
+      }
+    } catch (error) {
+      facts.textContent = error.name === "AbortError" ? "stopped" : error.message;
+      facts.classList.toggle("bad", error.name !== "AbortError");
+    }
+  }
+
+  async function run() {
+    running?.abort();
+    const mine = new AbortController();
+    running = mine;
+    find("answers").replaceChildren();
+    find("stop").disabled = false;
+    const parameters = { max_new_tokens: Number(find("max-tokens").value) };
+    const temperature = Number(find("temperature").value);
+    if (temperature > 0) parameters.temperature = temperature;
+    await Promise.all([...chosen].map((name) => stream(name, parameters, mine.signal)));
+    if (running === mine) find("stop").disabled = true;
+  }
+
+  find("playground").addEventListener("submit", (event) => { event.preventDefault(); run(); });
+  find("prompt").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.ctrlKey) { event.preventDefault(); run(); }
+  });
+  find("choose").addEventListener("keydown", (event) => {
+    if (event.key === "Enter") { event.preventDefault(); add(); }
+  });
+  find("add").addEventListener("click", add);
+  find("stop").addEventListener("click", () => running?.abort());
+  drawChosen();
+}
