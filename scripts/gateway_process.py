@@ -26,6 +26,7 @@ class GatewayProcess:
         self, server: TritonServer, flags: Sequence[str], environment: Mapping[str, str]
     ) -> None:
         self.url = ""
+        self.needs_key = bool(environment.get("API_KEY"))
         self._server = server
         self._flags = list(flags)
         self._environment = dict(environment)

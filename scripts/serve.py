@@ -130,6 +130,8 @@ def _example(
     adapter = {"adapter_id": name} if name else {}
     if gateway:
         url, kind = f"{gateway.url}/generate_stream", "-H 'Content-Type: application/json' "
+        if gateway.needs_key:
+            kind += "-H 'Authorization: Bearer KEY' "
         body = {"inputs": "hello world", "parameters": {**adapter, "max_new_tokens": 32}}
     else:
         url, kind = f"{server.http_url}/v2/models/multilora/generate_stream", ""

@@ -91,9 +91,6 @@ def engine_environment(flags: argparse.Namespace) -> dict[str, str]:
             values[_variable(name)] = value
     if sizes := re.fullmatch(r"\d+(,\d+)*", values.get("CUDA_GRAPHS", "").replace(" ", "")):
         values["CUDA_GRAPHS"] = "off" if sizes[0] == "0" else "on"  # TGI's list of batch sizes
-    sizes = values.get("CUDA_GRAPHS", "").split(",")
-    if all(size.strip().isdecimal() for size in sizes):  # TGI's list of batch sizes; 0 is none
-        values["CUDA_GRAPHS"] = "off" if sizes == ["0"] else "on"
     if flags.huggingface_hub_cache:
         values["HF_HUB_CACHE"] = str(Path(flags.huggingface_hub_cache).expanduser().resolve())
     if "MODEL_ID" in values:

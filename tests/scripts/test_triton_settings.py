@@ -48,11 +48,6 @@ def test_the_part_of_a_gpu_has_the_names_of_tgi_and_vllm() -> None:
         assert engine_environment(parse_flags([flag, "0.5"]))["GPU_MEMORY_UTILIZATION"] == "0.5"
 
 
-@pytest.mark.parametrize(("given", "want"), [("1,2,4", "on"), ("0", "off"), ("off", "off")])
-def test_cuda_graphs_as_tgi_gives_them(given: str, want: str) -> None:
-    assert engine_environment(parse_flags(["--cuda-graphs", given]))["CUDA_GRAPHS"] == want
-
-
 def test_nothing_given_sets_nothing() -> None:
     flags = parse_flags([])
     assert engine_environment(flags).keys().isdisjoint(NAMES)
