@@ -100,7 +100,7 @@ def test_close_ends_what_runs_and_refuses_more(make_engine: MakeEngine):
     [
         ({"kv_cache_memory": 1024}, ["kv_cache_memory", "--max-total-tokens"]),
         ({"adapter_memory": 1024}, ["adapter_memory", "one page"]),
-        ({"max_total_tokens": 1000}, ["max_position_embeddings 256"]),
+        ({"max_input_tokens": 256, "max_total_tokens": 256}, ["below max_total_tokens"]),
         ({"max_lora_rank": 32}, ["adapter 'e'", "rank"]),
     ],
 )

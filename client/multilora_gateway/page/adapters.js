@@ -97,12 +97,14 @@ export function startAdapters({ find, element, call, say }) {
     const ids = new Set(visible.map((entry) => entry.id));
     for (const [id, made] of rows) if (!ids.has(id)) { made.row.remove(); rows.delete(id); }
     const body = find("rows");
+    const focused = body.contains(document.activeElement) ? document.activeElement : null;
     visible.forEach((entry, index) => {
       if (!rows.has(entry.id)) rows.set(entry.id, makeRow(entry.id));
       const made = rows.get(entry.id);
       fill(made, entry);
       if (body.children[index] !== made.row) body.insertBefore(made.row, body.children[index] || null);
     });
+    if (focused?.isConnected) focused.focus({ preventScroll: true }); // moving a row drops its focus
     find("more").hidden = found.length <= shown;
     find("count").textContent = found.length === entries.length
       ? `${entries.length}` : `${found.length} of ${entries.length}`;

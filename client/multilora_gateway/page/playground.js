@@ -64,12 +64,14 @@ export function startPlayground({ find, element, call }) {
         facts.textContent = `first token ${Math.round(first - began)} ms${rate}, ${tokens} tokens`;
       }
     } catch (error) {
-      facts.textContent = error.name === "AbortError" ? "stopped" : error.message;
+      const end = error.name === "AbortError" ? "stopped" : error.message;
+      facts.textContent = [facts.textContent, end].filter(Boolean).join(", ");
       facts.classList.toggle("bad", error.name !== "AbortError");
     }
   }
 
   async function run() {
+    if (!chosen.size) { find("choose").focus(); return; }
     running?.abort();
     const mine = new AbortController();
     running = mine;
@@ -84,7 +86,9 @@ export function startPlayground({ find, element, call }) {
 
   find("playground").addEventListener("submit", (event) => { event.preventDefault(); run(); });
   find("prompt").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && event.ctrlKey) { event.preventDefault(); run(); }
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    find("playground").requestSubmit(); // checks the fields, as the button does
   });
   find("choose").addEventListener("keydown", (event) => {
     if (event.key === "Enter") { event.preventDefault(); add(); }
