@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, Response
@@ -18,9 +19,16 @@ _POLICY = {
 }
 
 
+class _PageFiles(StaticFiles):
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_POLICY)
+        return response
+
+
 def page_files() -> StaticFiles:
     """What the page consists of."""
-    return StaticFiles(directory=PAGE, check_dir=False)
+    return _PageFiles(directory=PAGE, check_dir=False)
 
 
 @router.get("/", response_class=Response)

@@ -10,6 +10,8 @@ from selenium.webdriver.chrome.service import Service
 
 from e2e_tools import demo_server
 from gateway_tools import running_gateway
+from page_tools import ADAPTERS, names, open_page, until
+from triton_server import TritonServer
 
 _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -19,8 +21,14 @@ _FLAGS = (
 
 
 @pytest.fixture(scope="session")
-def page_url() -> Iterator[str]:
-    with demo_server() as server, running_gateway(server) as url:
+def page_server() -> Iterator[TritonServer]:
+    with demo_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def page_url(page_server: TritonServer) -> Iterator[str]:
+    with running_gateway(page_server) as url:
         yield url
 
 
@@ -36,6 +44,19 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with webdriver.Chrome(options, Service(driver)) as chrome:
         yield chrome
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, page_url: str) -> Iterator[webdriver.Chrome]:
+    """Opened, with its adapters; nothing but refusals may be complained about in its console."""
+    open_page(browser, page_url)
+    until(browser, lambda: len(names(browser)) == len(ADAPTERS))
+    yield browser
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    errors = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    refused = ("status of 401", "status of 400", "status of 422")
+    assert not [line for line in errors if not any(r in line["message"] for r in refused)], errors
 
 
 def _profile(factory: pytest.TempPathFactory) -> Path:

@@ -1,70 +1,55 @@
-"""The page in a real browser, before a real server: the table, the playground, the buttons."""
+"""The table of adapters and the playground in a real browser, before a real server."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pytest
-from selenium.webdriver import Chrome, Keys
+from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
-from gateway_tools import ADMIN_KEY
+from page_tools import ADAPTERS, answers, choose, footer, names, until, write
 
-SECONDS = 20
-ADAPTERS = {"sql", "upper", "reverse", "digits", "json", "rot13", "emoji"}
 ANSWERS = {"upper": "HELLO WORLD", "rot13": "uryyb jbeyq", "reverse": "world hello"}
-# Answers the list of adapters with a thousand of them.
+# Answers the list of adapters with a thousand of them, and counts the answers.
 MANY = """
 const real = window.fetch;
+window.polls = 0;
 window.fetch = async (path, options) => {
   const answer = await real(path, options);
   if (path !== '/adapters') return answer;
   const told = await answer.json();
   const one = told.adapters[0];
+  window.polls += 1;
   told.adapters = Array.from({length: 1000}, (_, i) =>
-    ({...one, id: `team-${i % 7}/adapter-${String(i).padStart(4, '0')}`, tokens: i}));
+    ({...one, id: `team-${i % 7}/adapter-${String(i).padStart(4, '0')}`, tokens: i * window.polls}));
   return new Response(JSON.stringify(told));
 };
 """
-
-
-@pytest.fixture
-def page(browser: Chrome, page_url: str) -> Iterator[Chrome]:
-    browser.get(page_url)
-    browser.execute_script("sessionStorage.clear()")
-    browser.get(page_url)
-    until(browser, lambda: len(names(browser)) == len(ADAPTERS))
-    yield browser
-    errors = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
-    assert not [line for line in errors if "status of 401" not in line["message"]], errors
-
-
-def until(browser: Chrome, condition: Any) -> None:
-    WebDriverWait(browser, SECONDS, 0.05).until(lambda _: condition())
-
-
-def names(browser: Chrome) -> list[str]:
-    script = (
-        "return [...document.querySelectorAll('#rows tr td:first-child')].map(e => e.innerText)"
-    )
-    return browser.execute_script(script)
-
-
-def message(browser: Chrome) -> str:
-    return browser.find_element(By.ID, "message").text
-
-
-def press(browser: Chrome, label: str) -> None:
-    browser.find_element(By.CSS_SELECTOR, f"[aria-label='{label}']").click()
-
-
-def answers(browser: Chrome) -> dict[str, str]:
-    return {
-        article.get_attribute("data-adapter") or "": article.find_element(By.TAG_NAME, "pre").text
-        for article in browser.find_elements(By.TAG_NAME, "article")
-    }
+# Records how long every answer was whenever one of them grew.
+WATCH = """
+window.seen = [];
+new MutationObserver(() => window.seen.push(Object.fromEntries(
+  [...document.querySelectorAll('article')].map(
+    (each) => [each.dataset.adapter, each.querySelector('pre').textContent.length]))
+)).observe(document.getElementById('answers'), {childList: true, subtree: true});
+"""
+# Presses Stop as soon as there is any text.
+STOP = """
+new MutationObserver((_, self) => {
+  if (!document.querySelector('article pre').textContent) return;
+  self.disconnect();
+  document.getElementById('stop').click();
+}).observe(document.getElementById('answers'), {childList: true, subtree: true});
+"""
+# Ends the next answer after its first event.
+CUT = """
+const real = window.fetch;
+window.fetch = async (path, options) => {
+  const answer = await real(path, options);
+  if (path !== '/generate_stream') return answer;
+  const first = (await answer.text()).split('\\n\\n')[0];
+  return new Response(first + '\\n\\n');
+};
+"""
 
 
 def test_it_lists_the_adapters(page: Chrome) -> None:
@@ -78,49 +63,81 @@ def test_it_lists_the_adapters(page: Chrome) -> None:
 
 
 def test_three_adapters_side_by_side(page: Chrome) -> None:
-    for name in ANSWERS:
-        page.find_element(By.ID, "choose").send_keys(name)
-        page.find_element(By.ID, "add").click()
+    """All of them grow at the same time."""
+    choose(page, *ANSWERS)
+    page.execute_script(WATCH)
     page.find_element(By.ID, "run").click()
     expected = {"(base model)": "hello world", **ANSWERS}
     until(page, lambda: answers(page) == expected)
-    facts = page.find_element(By.CSS_SELECTOR, "article footer")
-    until(page, lambda: "first token" in facts.text and "tokens/s" in facts.text)
+    until(page, lambda: all("tokens/s" in footer(page, name) for name in expected))
+    for name in ANSWERS:
+        assert len({seen.get(name, 0) for seen in page.execute_script("return seen")}) > 2
+    halves = [
+        seen for seen in page.execute_script("return seen")
+        if all(0 < seen.get(name, 0) < len(ANSWERS[name]) for name in ANSWERS)
+    ]  # fmt: skip
+    assert halves
+
+
+def test_tokens_are_counted(page: Chrome) -> None:
+    def counted(title: str) -> int:
+        script = (
+            "const titles = [...document.querySelectorAll('th')].map(e => e.innerText);"
+            "const row = [...document.querySelectorAll('#rows tr')]"
+            ".find(r => r.cells[0].innerText === 'upper');"
+            "return Number(row.cells[titles.indexOf(arguments[0])].innerText)"
+        )
+        return page.execute_script(script, title)
+
+    requests, tokens = counted("Requests"), counted("Tokens")
+    choose(page, "upper")
+    page.find_element(By.ID, "run").click()
+    until(page, lambda: counted("Requests") == requests + 1 and counted("Tokens") > tokens)
+
+
+def test_stop(page: Chrome) -> None:
+    prompt = "hello world " * 12
+    choose(page, "upper")
+    page.find_element(By.CSS_SELECTOR, "[aria-label='Remove (base model)']").click()
+    write(page, prompt)
+    page.execute_script(STOP)
+    page.find_element(By.ID, "run").click()
+    until(page, lambda: "stopped" in footer(page, "upper"))
+    assert 0 < len(answers(page)["upper"]) < len(prompt)
+    assert not page.find_element(By.ID, "stop").is_enabled()
+
+
+def test_an_answer_that_breaks_off_is_told(page: Chrome) -> None:
+    page.execute_script(CUT)
+    page.find_element(By.ID, "run").click()
+    until(page, lambda: "broke off" in footer(page, "(base model)"))
 
 
 def test_the_keyboard_is_enough(page: Chrome) -> None:
-    choose = page.find_element(By.ID, "choose")
-    choose.send_keys("upper", Keys.ENTER)
-    prompt = page.find_element(By.ID, "prompt")
-    prompt.clear()
-    prompt.send_keys("hello world", Keys.CONTROL, Keys.ENTER)
-    until(page, lambda: answers(page).get("upper") == "HELLO WORLD")
+    """From the prompt by Tab to the comparison, back, and on to what the table offers."""
+    keys = lambda *pressed: ActionChains(page).send_keys(*pressed).perform()  # noqa: E731
+    focused = lambda: page.switch_to.active_element  # noqa: E731
+    page.find_element(By.ID, "prompt").send_keys(Keys.CONTROL, "a")
+    keys("hello world", Keys.TAB)
+    assert focused().get_attribute("id") == "choose"
+    keys("upper", Keys.ENTER, Keys.TAB, Keys.TAB, Keys.ENTER)  # Add, then "Remove (base model)"
+    keys(*[Keys.TAB] * 4)
+    page.find_element(By.ID, "prompt").send_keys(Keys.CONTROL, Keys.ENTER)
+    until(page, lambda: answers(page) == {"upper": "HELLO WORLD"})
+    page.find_element(By.ID, "filter").send_keys("json", Keys.TAB)
+    for _ in range(20):
+        if focused().get_attribute("aria-label") == "Load json":
+            break
+        keys(Keys.TAB)
+    else:
+        raise AssertionError("Tab does not reach the buttons of a row")
 
 
 def test_an_unknown_adapter_is_told_in_its_place(page: Chrome) -> None:
     page.find_element(By.ID, "choose").send_keys("<b>nobody", Keys.ENTER)
     page.find_element(By.ID, "run").click()
-    script = "return document.querySelector('[data-adapter=\"<b>nobody\"] footer').innerText"
-    until(page, lambda: "is not known" in page.execute_script(script))
+    until(page, lambda: "is not known" in footer(page, "<b>nobody"))
     until(page, lambda: answers(page)["(base model)"] == "hello world")
-
-
-def test_unload_and_load(page: Chrome) -> None:
-    press(page, "Unload rot13")
-    until(page, lambda: "the admin key is needed" in message(page))
-    page.find_element(By.ID, "admin-key").send_keys(ADMIN_KEY)
-    source = page.execute_script(
-        "return fetch('/adapters').then(a => a.json())"
-        ".then(t => t.adapters.find(e => e.id === 'rot13').source)"
-    )
-    press(page, "Unload rot13")
-    until(page, lambda: "unload rot13: done" in message(page))
-    until(page, lambda: "rot13" not in names(page))
-    page.find_element(By.ID, "load-id").send_keys("rot13")
-    page.find_element(By.ID, "load-source").send_keys(source, Keys.ENTER)
-    until(page, lambda: "rot13" in names(page))
-    press(page, "Pin rot13")
-    until(page, lambda: page.find_elements(By.CSS_SELECTOR, "[aria-label='Unpin rot13']"))
 
 
 def test_a_thousand_adapters(page: Chrome, page_url: str) -> None:
@@ -132,6 +149,8 @@ def test_a_thousand_adapters(page: Chrome, page_url: str) -> None:
         until(page, lambda: page.find_element(By.ID, "count").text == "1000")
         assert len(names(page)) == 200
         first = page.find_element(By.CSS_SELECTOR, "#rows tr")
+        polls = page.execute_script("return polls")
+        until(page, lambda: page.execute_script("return polls") > polls + 1)
         page.find_element(By.ID, "more").click()
         assert len(names(page)) == 400
         first.find_element(By.TAG_NAME, "td")  # raises if the row was replaced
@@ -149,5 +168,13 @@ def test_light_and_dark(page: Chrome, tmp_path: Path) -> None:
         script = "return getComputedStyle(document.body).backgroundColor"
         colours.add(page.execute_script(script))
         assert page.save_screenshot(str(tmp_path / f"{scheme}.png"))
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert len(colours) == 2, json.dumps(sorted(colours))
+
+
+def test_a_narrow_window_scrolls_only_the_table(page: Chrome) -> None:
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    script = "return [document.documentElement.scrollWidth, innerWidth]"
+    until(page, lambda: page.execute_script(script)[1] == 360)
+    width, seen = page.execute_script(script)
+    assert width <= seen

@@ -5,19 +5,25 @@ const STEP = 200;
 const COLUMNS = [ // [key, title, is a number, text of an entry]
   ["id", "Adapter", false, (entry) => entry.id],
   ["state", "State", false, (entry) => (entry.error ? `${entry.state}: ${entry.error}` : entry.state)],
-  ["tier", "Tier", false, (entry) => entry.tier],
+  ["tier", "Tier", false, (entry) => (entry.pinned ? `${entry.tier}, pinned` : entry.tier)],
   ["rank", "Rank", true, (entry) => entry.rank ?? "–"],
   ["pages", "Pages", true, (entry) => entry.pages ?? "–"],
   ["running", "Running", true, (entry) => `${entry.running} + ${entry.waiting}`],
   ["requests", "Requests", true, (entry) => entry.requests],
+  ["tokens", "Tokens", true, (entry) => entry.tokens],
   ["rate", "Tokens/s", true, (entry) => Math.round(entry.rate)],
 ];
 const GIB = 2 ** 30;
+const SPAN = 1000; // milliseconds that a rate is measured over, at least
+const NO_ADMIN = "adapters cannot be changed here: the server was started without --admin-key";
 
 export function startAdapters({ find, element, call, say }) {
   const rows = new Map(); // adapter id → {row, cells, pin}
-  const before = new Map(); // adapter id → [tokens, milliseconds]
+  let before = new Map(); // adapter id → {tokens, then, rate}
   let entries = [];
+  let admin = true; // whether the server has an admin key
+  let asked = 0; // how often the list was asked for
+  let lost = ""; // what is said while the list cannot be had
   let sorting = { key: "id", down: false };
   let shown = STEP;
 
@@ -46,6 +52,11 @@ export function startAdapters({ find, element, call, say }) {
     await refresh();
   }
 
+  function allow(button) {
+    button.disabled = !admin;
+    button.title = admin ? "" : NO_ADMIN;
+  }
+
   function makeRow(id) {
     const row = element("tr");
     const cells = COLUMNS.map(([, , number]) => {
@@ -55,11 +66,12 @@ export function startAdapters({ find, element, call, say }) {
       return cell;
     });
     const buttons = element("td");
-    const made = { row, cells, pinned: false };
+    const made = { row, cells, buttons: [], pinned: false };
     const add = (title, run) => {
       const button = element("button", title, { type: "button", "aria-label": `${title} ${id}` });
       button.addEventListener("click", run);
       buttons.append(button);
+      made.buttons.push(button);
       return button;
     };
     add("Load", () => act("load", { adapter_id: id }));
@@ -75,6 +87,7 @@ export function startAdapters({ find, element, call, say }) {
       if (made.cells[index].textContent !== value) made.cells[index].textContent = value;
     });
     made.cells[1].classList.toggle("bad", Boolean(entry.error));
+    made.buttons.forEach(allow);
     made.pinned = entry.pinned;
     const title = entry.pinned ? "Unpin" : "Pin";
     if (made.pin.textContent !== title) {
@@ -112,11 +125,13 @@ export function startAdapters({ find, element, call, say }) {
 
   function rates(list) {
     const now = performance.now();
-    for (const entry of list) {
-      const [tokens, then] = before.get(entry.id) || [entry.tokens, now];
-      entry.rate = now > then ? Math.max(0, (1000 * (entry.tokens - tokens)) / (now - then)) : 0;
-      before.set(entry.id, [entry.tokens, now]);
-    }
+    before = new Map(list.map((entry) => {
+      const last = before.get(entry.id) || { tokens: entry.tokens, then: now, rate: 0 };
+      if (now - last.then < SPAN) return [entry.id, last];
+      const rate = Math.max(0, (1000 * (entry.tokens - last.tokens)) / (now - last.then));
+      return [entry.id, { tokens: entry.tokens, then: now, rate }];
+    }));
+    for (const entry of list) entry.rate = before.get(entry.id).rate;
   }
 
   function memory(held) {
@@ -136,19 +151,25 @@ export function startAdapters({ find, element, call, say }) {
   }
 
   async function refresh() {
+    asked += 1;
+    const turn = asked;
     try {
       const told = await (await call("/adapters")).json();
+      if (turn !== asked) return; // a later answer is on its way, or here
       rates(told.adapters);
       entries = told.adapters;
+      admin = told.admin;
+      allow(find("load-run"));
       find("base").textContent = told.base.model_id;
       memory(told.memory);
       names();
       draw();
-      if (find("message").dataset.lost) say("");
-      delete find("message").dataset.lost;
+      if (lost && find("message").textContent === lost) say("");
+      lost = "";
     } catch (error) {
-      find("message").dataset.lost = "yes";
-      say(`adapters: ${error.message}`, true);
+      if (turn !== asked || lost === `adapters: ${error.message}`) return;
+      lost = `adapters: ${error.message}`;
+      say(lost, true);
     }
   }
 

@@ -25,13 +25,14 @@ export function startPlayground({ find, element, call }) {
   }
 
   function makeAnswer(name) {
-    const article = element("article");
-    const text = element("pre", "", { "aria-live": "polite", "aria-label": `Answer of ${name}` });
+    // busy: read out once, when it is complete
+    const article = element("article", "", { "aria-live": "polite", "aria-busy": "true" });
+    const text = element("pre", "", { "aria-label": `Answer of ${name}` });
     const facts = element("footer");
     article.append(element("h3", name), text, facts);
     article.dataset.adapter = name;
     find("answers").append(article);
-    return { text, facts };
+    return { article, text, facts };
   }
 
   async function* events(answer) {
@@ -47,10 +48,11 @@ export function startPlayground({ find, element, call }) {
   }
 
   async function stream(name, parameters, signal) {
-    const { text, facts } = makeAnswer(name);
+    const { article, text, facts } = makeAnswer(name);
     const began = performance.now();
     let first = 0;
     let tokens = 0;
+    let complete = false;
     try {
       const body = { inputs: find("prompt").value, parameters: { ...parameters } };
       if (name !== BASE) body.parameters.adapter_id = name;
@@ -58,15 +60,19 @@ export function startPlayground({ find, element, call }) {
         if (event.error) throw new Error(event.error);
         first ||= performance.now();
         tokens += 1;
+        complete ||= event.generated_text !== null;
         if (!event.token.special) text.append(event.token.text);
         const seconds = (performance.now() - first) / 1000;
         const rate = tokens > 1 && seconds ? `, ${Math.round((tokens - 1) / seconds)} tokens/s` : "";
         facts.textContent = `first token ${Math.round(first - began)} ms${rate}, ${tokens} tokens`;
       }
+      if (!complete) throw new Error("the answer broke off");
     } catch (error) {
       const end = error.name === "AbortError" ? "stopped" : error.message;
       facts.textContent = [facts.textContent, end].filter(Boolean).join(", ");
       facts.classList.toggle("bad", error.name !== "AbortError");
+    } finally {
+      article.setAttribute("aria-busy", "false");
     }
   }
 
