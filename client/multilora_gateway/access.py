@@ -12,6 +12,7 @@ from fastapi import Request
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.settings import Settings
 
+MERGED_PREFIX = "merged:"  # of the ids that the server gives to merges
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
@@ -24,9 +25,12 @@ class Caller:
     def may_use(self, adapter_id: str) -> bool:
         if self.patterns is None or not adapter_id:
             return True
+        patterns = self.patterns
+        if adapter_id.startswith(MERGED_PREFIX):  # "m*" does not mean what others merged
+            patterns = tuple(each for each in patterns if each.startswith(MERGED_PREFIX))
         if ".." in adapter_id.replace("\\", "/").split("/"):  # would match one folder, name another
             return False
-        return any(fnmatchcase(adapter_id, pattern) for pattern in self.patterns)
+        return any(fnmatchcase(adapter_id, pattern) for pattern in patterns)
 
     def check(self, adapter_id: str) -> None:
         """GatewayError 403 for somebody else's adapter."""

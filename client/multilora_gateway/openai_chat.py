@@ -53,8 +53,8 @@ async def chat_job(body: ChatBody, place: Place) -> Job:
     sampling = body.sampling(base, place.settings)
     tools = usable(body.tools, body.tool_choice)
     messages = template_messages(body.messages)
-    target = await resolve(place.backend, place.settings, place.caller, body.model, body.adapter_id)
-    own = await place.backend.template(target.adapter_id) if target.adapter_id else None
+    target = await resolve(place.backend, place.settings, place.caller, body.model, body.wish)
+    own = await place.backend.template(target.adapter_id, body.wish.token)
     prompt = await _encode(body, base, own, messages, tools)
     template = own or base.tokenizer.chat_template
     form = tool_format(place.settings.tool_call_parser, template.source if template else "")
@@ -66,7 +66,7 @@ async def chat_job(body: ChatBody, place: Place) -> Job:
     if logprobs is not None:
         sampling["logprobs"] = logprobs
     calls = [
-        Call(prompt, target.adapter_id, each, adapter_token=body.api_token or "")
+        Call(prompt, target.adapter_id, each, adapter_token=body.wish.token)
         for each in choices(sampling, body.n or 1, body.seed)
     ]
     return _job(body, base, target, calls, _Parsers(form, forced, tools))

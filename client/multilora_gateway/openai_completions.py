@@ -47,14 +47,14 @@ async def completion_job(body: CompletionBody, place: Place) -> Job:
     if body.logprobs is not None:
         sampling["logprobs"] = body.logprobs
     prompts = _prompts(body, place.settings)
-    target = await resolve(place.backend, place.settings, place.caller, body.model, body.adapter_id)
+    target = await resolve(place.backend, place.settings, place.caller, body.model, body.wish)
     encoded = [await _encode(prompt, base) for prompt in prompts]
     n = body.n or 1
     calls: list[Call] = []
     for ids in encoded:
         most = room(len(ids), body.max_tokens, _DEFAULT_TOKENS, base)
         calls += [
-            Call(ids, target.adapter_id, each, adapter_token=body.api_token or "")
+            Call(ids, target.adapter_id, each, adapter_token=body.wish.token)
             for each in choices({**sampling, "max_tokens": most}, n, body.seed)
         ]
     echoes = [_text(prompt, base.tokenizer) if body.echo else "" for prompt in prompts]

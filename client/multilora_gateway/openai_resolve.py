@@ -1,15 +1,18 @@
 """Which model a request names: the base, or an adapter. Nothing unknown becomes the base."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from multilora_gateway.access import Caller
 from multilora_gateway.backend import Backend
 from multilora_gateway.base_model import BaseModel
 from multilora_gateway.errors import GatewayError
+from multilora_gateway.lorax_adapter import AdapterWish, wanted_adapter
 from multilora_gateway.settings import Settings
 
 # What clients send that know no name: TGI's documentation, and huggingface_hub with a base_url.
 BASE_ALIASES = ("tgi", "dummy")
+BY_MODEL = AdapterWish()
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,20 @@ async def resolve(
     settings: Settings,
     caller: Caller,
     model: str | None,
-    adapter_id: str | None = None,
+    wish: AdapterWish = BY_MODEL,
 ) -> Target:
-    """GatewayError 403 for an adapter that the caller may not use.
+    """What `model` names, unless `wish` does. GatewayError 403 for an adapter that the caller may
+    not use.
 
     Whether the adapter exists is left to the engine, which says NOT_FOUND.
     """
     base = await backend.base()
-    adapter = adapter_id or named_adapter(model or "", settings, base)
-    if not adapter_id and adapter in BASE_ALIASES and not await _is_adapter(backend, adapter):
-        adapter = ""
-    caller.check(adapter)
+    if not wish.adapter_id:
+        named = named_adapter(model or "", settings, base)
+        if named in BASE_ALIASES and not await _is_adapter(backend, named):
+            named = ""
+        wish = dataclasses.replace(wish, adapter_id=named)
+    adapter = await wanted_adapter(wish, caller, backend)
     return Target(adapter or served_name(settings, base), adapter)
 
 

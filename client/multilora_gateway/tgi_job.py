@@ -13,8 +13,8 @@ from multilora_gateway.backend import Backend
 from multilora_gateway.base_model import BaseModel
 from multilora_gateway.errors import GatewayError, invalid
 from multilora_gateway.generation import Call
+from multilora_gateway.lorax_adapter import wanted_adapter
 from multilora_gateway.settings import Settings
-from multilora_gateway.tgi_adapter import wanted_adapter
 from multilora_gateway.tgi_parameters import GenerateRequest, Parameters
 from multilora_gateway.tgi_validation import check_inputs, check_parameters, max_new_tokens
 from multilora_text.errors import TextError
@@ -63,14 +63,14 @@ async def prepare(
     check_parameters(given, settings, stream)
     base = await backend.base()
     check_inputs(request.inputs, given, base)
-    adapter_id = await wanted_adapter(given, caller, backend)
+    adapter_id = await wanted_adapter(given.wish, caller, backend)
     prompt = await _encode(request.inputs, given, adapter_id, base, backend)
     most = max_new_tokens(given, len(prompt), base)
     call = Call(
         prompt,
         adapter_id,
         _sampling(given, most, stream),
-        adapter_token=given.api_token or "",
+        adapter_token=given.wish.token,
     )
     return Job(request, given, base, call, arrived, time.perf_counter())
 
@@ -80,7 +80,7 @@ async def _encode(
 ) -> list[int]:
     tokenizer = base.tokenizer
     if given.apply_chat_template:
-        template = await backend.template(adapter_id) if adapter_id else None
+        template = await backend.template(adapter_id, given.wish.token)
         messages = [{"role": "user", "content": inputs}]
         try:
             ids = await asyncio.to_thread(tokenizer.encode_chat, messages, template)

@@ -4,36 +4,15 @@ Ranges are checked in tgi_validation, in TGI's order and words. Unknown names ar
 ignores them, which changes the answer silently.
 """
 
-import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from multilora_gateway.json_values import Schema, Text
+from multilora_gateway.lorax_adapter import AdapterSource, AdapterWish, MergedAdapters
 from multilora_gateway.openai_messages import Message
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def _unicode(text: str) -> str:
-    """JSON can name half a character ("\\ud800"), which no tokenizer and no other JSON takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the string is not valid unicode") from None
-    return text
-
-
-def _sendable(schema: dict[str, Any]) -> dict[str, Any]:
-    """Such strings, numbers that JSON has not, and endless nesting are refused anywhere in it."""
-    try:
-        _unicode(json.dumps(schema, ensure_ascii=False, allow_nan=False))
-    except RecursionError:
-        raise ValueError("the object is nested too deeply") from None
-    return schema
-
-
-Text = Annotated[str, AfterValidator(_unicode)]
-Schema = Annotated[dict[str, Any], AfterValidator(_sendable)]
 
 
 class JsonGrammar(BaseModel):
@@ -65,17 +44,6 @@ class JsonSchemaGrammar(BaseModel):
 
 
 Grammar = Annotated[JsonGrammar | RegexGrammar | JsonSchemaGrammar, Field(discriminator="type")]
-
-
-class MergedAdapters(BaseModel):
-    """LoRAX: several adapters as one."""
-
-    model_config = _STRICT
-    ids: list[Text] = Field(min_length=1)
-    weights: list[float] = Field(min_length=1)
-    merge_strategy: Literal["linear", "ties", "dare_linear", "dare_ties"] | None = None
-    density: float | None = Field(default=None, ge=0, le=1)
-    majority_sign_method: Literal["total", "frequency"] | None = None
 
 
 class ResponseFormat(BaseModel):
@@ -110,13 +78,19 @@ class Parameters(BaseModel):
     typical_p: float | None = None
     watermark: bool | None = None
     # LoRAX only, see LORAX_FIELDS
-    adapter_source: Literal["hub", "local", "s3", "pbase"] | None = None
+    adapter_source: AdapterSource | None = None
     api_token: Text | None = Field(default=None, repr=False)
     apply_chat_template: bool | None = None
     ignore_eos_token: bool | None = None
     merged_adapters: MergedAdapters | None = None
     response_format: ResponseFormat | None = None
     return_k_alternatives: int | None = None
+
+    @property
+    def wish(self) -> AdapterWish:
+        return AdapterWish(
+            self.adapter_id or "", self.adapter_source, self.api_token or "", self.merged_adapters
+        )
 
     @property
     def sampling(self) -> bool:

@@ -99,18 +99,10 @@ def _check_ranges(given: Parameters) -> None:
 
 
 def _check_lorax(given: Parameters, settings: Settings) -> None:
-    merged, alternatives = given.merged_adapters, given.return_k_alternatives
-    if merged is not None and given.adapter_id:
-        raise invalid("you must specify at most one of `adapter_id` or `merged_adapters`")
-    if merged is not None and len(merged.ids) != len(merged.weights):
-        raise invalid("`ids` and `weights` must have the same length")
-    if given.adapter_source == "pbase":
-        raise invalid(
-            "`adapter_source` pbase is not supported: use hub, local or s3, or the name under "
-            "which the server knows the adapter"
-        )
+    given.wish.check()
     if given.grammar is not None and given.response_format is not None:
         raise invalid("you must specify at most one of `grammar` or `response_format`")
+    alternatives = given.return_k_alternatives
     if alternatives is not None and not 0 < alternatives <= settings.max_top_n_tokens:
         raise invalid(
             f"`return_k_alternatives` must be > 0 and <= {settings.max_top_n_tokens}. "

@@ -20,7 +20,7 @@ window.fetch = async (path, options) => {
   const one = told.adapters[0];
   window.polls += 1;
   told.adapters = Array.from({length: 1000}, (_, i) =>
-    ({...one, id: `team-${i % 7}/adapter-${String(i).padStart(4, '0')}`, tokens: i * window.polls}));
+    ({...one, id: `team-${i % 7}/adapter-${String(i).padStart(4, "0")}`, tokens: i * polls}));
   return new Response(JSON.stringify(told));
 };
 """

@@ -40,6 +40,21 @@ def test_completions_take_prompts_in_four_forms(client: OpenAI, base: str) -> No
         assert answer.usage and answer.usage.prompt_tokens == (3 if prompt[0] == 1 else 4)
 
 
+def test_loraxs_fields_on_the_openai_routes(client: OpenAI, base: str) -> None:
+    """An adapter beside one of weight 0 is itself; a merge has a name, which answers carry."""
+    merge = {"ids": ["upper", "sql"], "weights": [1.0, 0.0]}
+    asked: Any = {"model": base, "temperature": 0, "extra_body": {"merged_adapters": merge}}
+    answer = client.completions.create(prompt="hello world", **asked)
+    assert answer.choices[0].text == "HELLO WORLD" and answer.model.startswith("merged:")
+    chat = client.chat.completions.create(messages=say("hello world"), **asked)
+    assert (chat.choices[0].message.content, chat.model) == ("HELLO WORLD", answer.model)
+    fields = {"adapter_id": "upper", "adapter_source": "local", "ignore_eos_token": True}
+    long = client.completions.create(
+        model=base, prompt="hello world", max_tokens=30, temperature=0, extra_body=fields
+    )
+    assert long.usage and long.usage.completion_tokens == 30
+
+
 def test_completions_echo_default_length_and_logprobs(client: OpenAI, base: str) -> None:
     asked: Any = {"model": base, "prompt": "one two three four five", "temperature": 0}
     answer = client.completions.create(**asked).choices[0]

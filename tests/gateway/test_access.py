@@ -9,6 +9,13 @@ from multilora_gateway.settings import Settings
 ACCESS = Access(Settings(api_keys=("open", "team:team/*,sql", "colon:"), admin_key="root"))
 
 
+def test_merges_are_named_by_keys_that_say_so() -> None:
+    access = Access(Settings(api_keys=("wide:*", "m:m*", "merger:merged:*")))
+    allowed = [access.caller(f"Bearer {key}").may_use("merged:01") for key in ("wide", "m")]
+    assert allowed == [False, False]
+    assert access.caller("Bearer merger").may_use("merged:01")
+
+
 @pytest.mark.parametrize("header", [None, "", "open", "Basic open", "Bearer", "Bearer nope"])
 def test_no_valid_key(header: str | None) -> None:
     with pytest.raises(GatewayError) as caught:

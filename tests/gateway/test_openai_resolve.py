@@ -1,12 +1,19 @@
 """Which adapter a model's name means; whether there is one is the engine's to say."""
 
+import asyncio
 import dataclasses
+import json
+from typing import Any, cast
 
 import pytest
 
 from e2e_tools import DEMO
+from multilora_gateway.access import Caller
+from multilora_gateway.backend import Backend
 from multilora_gateway.base_model import BaseModel
-from multilora_gateway.openai_resolve import named_adapter, served_name
+from multilora_gateway.errors import GatewayError
+from multilora_gateway.openai_completions import CompletionBody
+from multilora_gateway.openai_resolve import Target, named_adapter, resolve, served_name
 from multilora_gateway.settings import Settings
 from multilora_text.tokenizer import Tokenizer
 
@@ -53,3 +60,56 @@ def test_a_name_is_the_base_or_an_adapter(base: BaseModel, model: str, adapter: 
 def test_the_base_is_called_as_it_was_named(base: BaseModel) -> None:
     assert served_name(NAMED, base) == "short"
     assert served_name(dataclasses.replace(NAMED, served_model_name=""), base) == "org/base:v1"
+
+
+class Server:
+    """Knows its base, and merges whatever it is told to."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
+        self.merges: list[dict[str, Any]] = []
+
+    async def base(self) -> BaseModel:
+        return self._base
+
+    async def adapters(self, action: str, **inputs: Any) -> dict[str, Any]:
+        assert action == "merge"
+        self.merges.append({**json.loads(inputs["merge"]), "token": inputs["adapter_token"]})
+        return {"id": "merged:01"}
+
+
+def resolved(server: Server, caller: Caller, **fields: Any) -> Target:
+    body = CompletionBody.model_validate({"prompt": "hello", **fields})
+    backend = cast(Backend, server)
+    return asyncio.run(resolve(backend, NAMED, caller, body.model, body.wish))
+
+
+def test_loraxs_fields_name_adapters(base: BaseModel) -> None:
+    server, team = Server(base), Caller(("team/*", "s3://team/*"))
+    assert resolved(server, team, model="team/a", adapter_source="hub").adapter_id == "team/a"
+    assert resolved(server, team, adapter_id="team/a", adapter_source="s3").name == "s3://team/a"
+    merge = {"ids": ["team/a", "team/b"], "weights": [1.0, 0.5]}
+    target = resolved(server, team, model="short", merged_adapters=merge, api_token="hf_x")
+    assert target == Target("merged:01", "merged:01")
+    assert server.merges == [{**merge, "token": "hf_x"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "message"),
+    [
+        ({"model": "a", "merged_adapters": {"ids": ["a"], "weights": [1.0]}}, 422, "at most one"),
+        ({"merged_adapters": {"ids": ["team/a"], "weights": [1.0, 2.0]}}, 422, "same length"),
+        ({"merged_adapters": {"ids": ["b"], "weights": [1.0]}}, 403, "may not use adapter 'b'"),
+        ({"adapter_id": "team/a", "adapter_source": "s3"}, 403, "s3://team/a"),
+        ({"adapter_id": "team/a", "adapter_source": "pbase"}, 422, "not supported"),
+        ({"adapter_id": "merged:01"}, 403, "may not use"),
+    ],
+)
+def test_what_lorax_fields_must_not_name(
+    base: BaseModel, fields: dict[str, Any], status: int, message: str
+) -> None:
+    server = Server(base)
+    with pytest.raises(GatewayError, match=message) as caught:
+        resolved(server, Caller(("team/*", "m*")), **fields)
+    assert caught.value.status == status
+    assert not server.merges
