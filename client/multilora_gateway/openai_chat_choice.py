@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from multilora_gateway.generation import Answer, Piece, Token
+from multilora_gateway.openai_call_reader import MoreArguments, ToolCall
 from multilora_gateway.openai_logprobs import chat_logprobs
-from multilora_gateway.openai_tool_parser import Part, ToolCall, ToolParser
+from multilora_gateway.openai_tool_parser import Part, ToolParser
 from multilora_text.tokenizer import Tokenizer
 
 
@@ -38,7 +39,12 @@ class ChatChoice:
     def whole(self, answer: Answer) -> dict[str, Any]:
         parts = self._parts(answer.text, True)
         text = "".join(part for part in parts if isinstance(part, str))
-        calls = [_tool_call(part) for part in parts if isinstance(part, ToolCall)]
+        calls: list[dict[str, Any]] = []
+        for part in parts:
+            if isinstance(part, ToolCall):
+                calls.append(_tool_call(part))
+            elif isinstance(part, MoreArguments):
+                calls[-1]["function"]["arguments"] += part.text
         self._calls += len(calls)
         message: dict[str, Any] = {
             "role": "assistant",
@@ -61,6 +67,9 @@ class ChatChoice:
     def _delta(self, part: Part) -> dict[str, Any]:
         if isinstance(part, str):
             return {"content": part}
+        if isinstance(part, MoreArguments):
+            more = {"index": self._calls - 1, "function": {"arguments": part.text}}
+            return {"tool_calls": [more]}
         self._calls += 1
         return {"tool_calls": [{"index": self._calls - 1, **_tool_call(part)}]}
 

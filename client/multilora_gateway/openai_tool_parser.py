@@ -4,27 +4,16 @@ Laws: however the text is split, the parts put together are the same; what may s
 is held back; what looks like a call but is none, or names no known tool, stays text.
 """
 
-import json
-import re
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
+
+from multilora_gateway.openai_call_reader import CallPart, CallReader
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _PYTHON_TAG = "<|python_tag|>"
 _SEPARATORS = "; \t\r\n"
-_ESCAPED = re.compile(r"\\.", re.DOTALL)
 
-
-@dataclass(frozen=True)
-class ToolCall:
-    """`arguments` is the text of a JSON object."""
-
-    name: str
-    arguments: str
-
-
-Part = str | ToolCall
+Part = str | CallPart
 
 
 class ToolParser(Protocol):
@@ -54,10 +43,11 @@ class _Parts:
         if kept:
             self._parts.append(kept)
 
-    def call(self, call: ToolCall) -> None:
-        self._space = ""
-        self._called = True
-        self._parts.append(call)
+    def calls(self, parts: list[CallPart]) -> None:
+        if parts:
+            self._space = ""
+            self._called = True
+            self._parts += parts
 
     def end(self) -> None:
         if self._space and not self._called:
@@ -76,6 +66,8 @@ class HermesParser:
         self._names = names
         self._parts = _Parts()
         self._held = ""
+        self._reader: CallReader | None = None
+        self._raw = ""  # what the reader read, with the tag
 
     def push(self, text: str) -> list[Part]:
         self._held += text
@@ -84,36 +76,52 @@ class HermesParser:
         return self._parts.take()
 
     def finish(self) -> list[Part]:
-        call = None
-        if self._held.startswith(_OPEN):  # the model may end without closing it
-            call = _call(_json(self._held[len(_OPEN) :]), self._names)
-        if call:
-            self._parts.call(call)
-        else:
+        if self._reader is None:
             self._parts.text(self._held)
+        else:  # the model may end without closing it
+            self._read(len(self._held))
+            self._end_call()
         self._held = ""
         self._parts.end()
         return self._parts.take()
 
     def _step(self) -> bool:
         """Whether there may be more to find."""
-        if not self._held.startswith(_OPEN):
-            start = self._held.find(_OPEN)
-            certain = start if start >= 0 else len(self._held) - _overlap(self._held, _OPEN)
-            self._parts.text(self._held[:certain])
-            self._held = self._held[certain:]
-            return start >= 0
+        if self._reader is None:
+            return self._seek()
         end = self._held.find(_CLOSE)
-        while end >= 0 and _in_string(self._held[len(_OPEN) : end]):
-            end = self._held.find(_CLOSE, end + 1)
         if end < 0:
+            self._read(len(self._held) - _overlap(self._held, _CLOSE))
             return False
-        whole, self._held = self._held[: end + len(_CLOSE)], self._held[end + len(_CLOSE) :]
-        if call := _call(_json(whole[len(_OPEN) : -len(_CLOSE)]), self._names):
-            self._parts.call(call)
+        self._read(end)
+        if self._reader.in_string:
+            self._read(len(_CLOSE))
         else:
-            self._parts.text(whole)
+            self._raw += _CLOSE
+            self._held = self._held[len(_CLOSE) :]
+            self._end_call()
         return True
+
+    def _seek(self) -> bool:
+        start = self._held.find(_OPEN)
+        certain = start if start >= 0 else len(self._held) - _overlap(self._held, _OPEN)
+        self._parts.text(self._held[:certain])
+        self._held = self._held[certain:]
+        if start >= 0:
+            self._reader, self._raw = CallReader(self._names), _OPEN
+            self._held = self._held[len(_OPEN) :]
+        return start >= 0
+
+    def _read(self, length: int) -> None:
+        assert self._reader is not None
+        text, self._held = self._held[:length], self._held[length:]
+        self._raw += text
+        self._parts.calls(self._reader.push(text))
+
+    def _end_call(self) -> None:
+        if self._reader is not None and not self._reader.is_call:
+            self._parts.text(self._raw)
+        self._reader = None
 
 
 class JsonParser:
@@ -125,13 +133,14 @@ class JsonParser:
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
         self._parts = _Parts()
-        self._held = ""
+        self._held = ""  # with what the reader read, as long as that may be text
+        self._reader: CallReader | None = None
         self._plain = False  # it is text to the end
 
     def push(self, text: str) -> list[Part]:
         self._held += text
-        while not self._plain and self._step():
-            pass
+        while text and not self._plain:
+            text = self._step(text)
         if self._plain:
             self._parts.text(self._held)
             self._held = ""
@@ -143,53 +152,24 @@ class JsonParser:
         self._parts.end()
         return self._parts.take()
 
-    def _step(self) -> bool:
-        """Whether there may be one more call."""
-        start = self._held.lstrip(_SEPARATORS).removeprefix(_PYTHON_TAG).lstrip()
-        if not start.startswith("{"):
-            self._plain = bool(start) and not _PYTHON_TAG.startswith(start)
-            return False
-        if "}" not in start:
-            return False
-        try:
-            value, end = json.JSONDecoder().raw_decode(start)
-        except (ValueError, RecursionError):
-            return False  # not complete, or never: the end will tell
-        call = _call(value, self._names)
-        if call is None:
+    def _step(self, text: str) -> str:
+        """Reads what is new in `_held`; returns what may hold one more call."""
+        if self._reader is None:
+            text = self._held.lstrip(_SEPARATORS).removeprefix(_PYTHON_TAG).lstrip()
+            if not text.startswith("{"):
+                self._plain = bool(text) and not _PYTHON_TAG.startswith(text)
+                return ""
+            self._reader = CallReader(self._names)
+        self._parts.calls(self._reader.push(text))
+        if self._reader.is_call is None:
+            return ""
+        if not self._reader.is_call:
             self._plain = True
-            return False
-        self._parts.call(call)
-        self._held = start[end:]
-        return bool(self._held)
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _in_string(text: str) -> bool:
-    """Whether JSON that begins so goes on inside a string."""
-    return _ESCAPED.sub("", text).count('"') % 2 == 1
-
-
-def _call(value: Any, names: Collection[str]) -> ToolCall | None:
-    if not isinstance(value, dict):
-        return None
-    name = value.get("name")
-    if not isinstance(name, str) or name not in names:
-        return None
-    arguments = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):  # encoded once more
-        arguments = _json(arguments or "{}")
-    if arguments is None:
-        arguments = {}
-    if not isinstance(arguments, dict):
-        return None
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+            return ""
+        self._held = self._reader.rest or ""
+        if self._reader.rest is not None:
+            self._reader = None
+        return self._held
 
 
 def _overlap(text: str, tag: str) -> int:

@@ -40,7 +40,19 @@ class ChosenTool(Fields):
     function: ChosenFunction
 
 
-ToolChoice = Literal["auto", "none", "required"] | ChosenTool
+class AllowedFunctions(Fields):
+    mode: Literal["auto", "required"]
+    tools: list[ChosenTool]
+
+
+class AllowedTools(Fields):
+    """Only some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedFunctions
+
+
+ToolChoice = Literal["auto", "none", "required"] | ChosenTool | AllowedTools
 
 
 def usable(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> list[Tool]:
@@ -49,17 +61,26 @@ def usable(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> list[Tool
     if choice == "none":
         return []
     if isinstance(choice, ChosenTool):
-        name = choice.function.name
-        tools = [tool for tool in tools if tool.function.name == name]
-        if not tools:
-            raise invalid(f"tool_choice: there is no tool {name[:64]!r} in tools", "tool_choice")
-    if choice == "required" and not tools:
+        tools = _named(tools, [choice])
+    if isinstance(choice, AllowedTools):
+        tools = _named(tools, choice.allowed_tools.tools)
+    if is_forced(choice) and not tools:
         raise invalid('tool_choice "required" needs tools; send some', "tool_choice")
     return tools
 
 
 def is_forced(choice: ToolChoice | None) -> bool:
+    if isinstance(choice, AllowedTools):
+        return choice.allowed_tools.mode == "required"
     return choice == "required" or isinstance(choice, ChosenTool)
+
+
+def _named(tools: Sequence[Tool], chosen: Sequence[ChosenTool]) -> list[Tool]:
+    names = {each.function.name for each in chosen}
+    if unknown := names - {tool.function.name for tool in tools}:
+        name = min(unknown)[:64]
+        raise invalid(f"tool_choice: there is no tool {name!r} in tools", "tool_choice")
+    return [tool for tool in tools if tool.function.name in names]
 
 
 def call_grammar(tools: Sequence[Tool], arguments: str) -> dict[str, Any]:

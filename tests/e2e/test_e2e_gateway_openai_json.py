@@ -23,6 +23,9 @@ TOOLS: list[Any] = [
     for name in ("weather", "climate")
 ]
 NAMED: Any = {"type": "function", "function": {"name": "climate"}}
+ALLOWED: Any = {
+    "type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,8 @@ def test_json_object_is_an_object(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "names"), [("required", ("weather", "climate")), (NAMED, ("climate",))]
+    ("choice", "names"),
+    [("required", ("weather", "climate")), (NAMED, ("climate",)), (ALLOWED, ("climate",))],
 )
 def test_a_forced_tool_is_called(client: OpenAI, base: str, choice: Any, names: Any) -> None:
     asked: Any = {
@@ -76,10 +80,23 @@ def test_a_forced_tool_is_called(client: OpenAI, base: str, choice: Any, names: 
     chunks = client.chat.completions.create(**asked, stream=True)
     deltas = [delta for c in chunks for delta in c.choices[0].delta.tool_calls or []]
     assert {delta.index for delta in deltas} == {0}
+    assert len(deltas) > 2  # as it is written
     functions = [delta.function for delta in deltas if delta.function]
     assert "".join(function.name or "" for function in functions) == call.function.name
     arguments = "".join(function.arguments or "" for function in functions)
     assert arguments == call.function.arguments
+
+
+def test_a_call_that_is_cut_off_is_still_a_call(client: OpenAI, base: str) -> None:
+    answer = client.chat.completions.create(
+        model=base, messages=say("what is the weather?"), temperature=0, tools=TOOLS,
+        tool_choice=NAMED, max_tokens=40,
+    )  # fmt: skip
+    (choice,) = answer.choices
+    (call,) = choice.message.tool_calls or []
+    assert choice.finish_reason == "length" and choice.message.content is None
+    assert call.type == "function" and call.function.name == "climate"
+    assert call.function.arguments.startswith("{")
 
 
 def test_tools_that_may_be_called_leave_text_alone(client: OpenAI) -> None:

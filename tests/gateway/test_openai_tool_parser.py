@@ -5,8 +5,9 @@ import random
 
 import pytest
 
+from multilora_gateway.openai_call_reader import MoreArguments, ToolCall
 from multilora_gateway.openai_tool_format import HERMES, LLAMA3, tool_format
-from multilora_gateway.openai_tool_parser import HermesParser, JsonParser, Part, ToolCall
+from multilora_gateway.openai_tool_parser import HermesParser, JsonParser, Part
 
 NAMES = {"weather", "add"}
 WEATHER = '{"name": "weather", "arguments": {"city": "Zürich 🌧"}}'
@@ -30,6 +31,10 @@ HERMES_CASES: list[tuple[str, list[Part]]] = [
         '<tool_call>{"name": "add", "arguments": {"\\"": "</tool_call>"}}</tool_call>',
         [ToolCall("add", '{"\\"": "</tool_call>"}')],
     ),
+    (f"<tool_call>{WEATHER[:-1]}</tool_call>!", [WEATHER_CALL, "!"]),  # a brace is missing
+    (f"<tool_call>{WEATHER[:-4]}", [ToolCall("weather", '{"city": "Zürich ')]),  # cut off
+    (f"<tool_call>{WEATHER[:22]}", [f"<tool_call>{WEATHER[:22]}"]),
+    ('<tool_call>{"arguments": {}, "name": "add"}</tool_call>', [ToolCall("add", "{}")]),
     ("1 < 2 <tool", ["1 < 2 <tool"]),
     ("", []),
 ]
@@ -41,7 +46,16 @@ JSON_CASES: list[tuple[str, list[Part]]] = [
     ('{"type": "function", "name": "weather"}', [ToolCall("weather", "{}")]),
     ('{"name": "weather", "arguments": "{\\"city\\": 1}"}', [ToolCall("weather", '{"city": 1}')]),
     ('{"name": "Bob", "age": 3} is Bob', ['{"name": "Bob", "age": 3} is Bob']),
-    (ADD[:-1], [ADD[:-1]]),  # cut off
+    (ADD[:-1], [ADD_CALL]),  # cut off
+    (ADD[:-6], [ToolCall("add", '{"a": 1, "b": {"c":')]),
+    (ADD[:16], [ADD[:16]]),
+    ('{"parameters": {"}": "]"}, "name": "add"}', [ToolCall("add", '{"}": "]"}')]),
+    (
+        '{"type": "function", "name": "add", "parameters": {"\\"{": 1}, "x": "}"}',
+        [ToolCall("add", '{"\\"{": 1}')],
+    ),
+    ('{"answer": {"name": "add"', ['{"answer": {"name": "add"']),
+    ('{"name": "rm", "parameters": {}}', ['{"name": "rm", "parameters": {}}']),
     ("<|python", ["<|python"]),
     ('{"name": ["add"]}', ['{"name": ["add"]}']),
 ]
@@ -51,8 +65,12 @@ def parts_of(parser: HermesParser | JsonParser, pieces: list[str]) -> list[Part]
     """All parts, texts that follow each other joined."""
     joined: list[Part] = []
     for part in [part for piece in pieces for part in parser.push(piece)] + parser.finish():
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
+        last = joined[-1] if joined else None
+        if isinstance(part, str) and isinstance(last, str):
+            joined[-1] = last + part
+        elif isinstance(part, MoreArguments):
+            assert isinstance(last, ToolCall)
+            joined[-1] = ToolCall(last.name, last.arguments + part.text)
         else:
             joined.append(part)
     return joined
@@ -87,12 +105,21 @@ def test_text_before_a_call_is_not_held_back() -> None:
     assert parser.push("box>") == [" <tool_box>"]
 
 
-def test_a_call_comes_as_soon_as_it_is_complete() -> None:
+def test_arguments_come_as_they_are_written() -> None:
     hermes, llama3 = HermesParser(NAMES), JsonParser(NAMES)
-    assert hermes.push(f"<tool_call>{WEATHER}</tool_call") == []
-    assert hermes.push(">") == [WEATHER_CALL]
-    assert llama3.push(ADD[:-1]) == []
-    assert llama3.push(ADD[-1]) == [ADD_CALL]
+    assert hermes.push('<tool_call>{"name": "add", "arguments": ') == []
+    assert hermes.push("{") == [ToolCall("add", "{")]
+    assert hermes.push('"a": 1}') == [MoreArguments('"a": 1}')]
+    assert hermes.push("}</tool_call>") == []
+    assert llama3.push('{"name": "add", "parameters": {"a"') == [ToolCall("add", '{"a"')]
+    assert llama3.push(": 2}}") == [MoreArguments(": 2}")]
+
+
+def test_json_that_is_no_call_is_not_held_back() -> None:
+    parser = JsonParser(NAMES)
+    assert parser.push('{"na') == []
+    assert parser.push('mes": [') == ['{"names": [']
+    assert parser.push("1]") == ["1]"]
 
 
 def test_arguments_are_json_text() -> None:

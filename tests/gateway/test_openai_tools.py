@@ -7,7 +7,14 @@ import jsonschema
 import pytest
 
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.openai_tools import ChosenTool, Tool, call_grammar, is_forced, usable
+from multilora_gateway.openai_tools import (
+    AllowedTools,
+    ChosenTool,
+    Tool,
+    call_grammar,
+    is_forced,
+    usable,
+)
 
 TREE = {
     "type": "object",
@@ -26,6 +33,12 @@ CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required"
 
 def tool(name: str, parameters: dict[str, Any] | None = None) -> Tool:
     return Tool.model_validate({"function": {"name": name, "parameters": parameters}})
+
+
+def allowed(mode: str, *names: str) -> AllowedTools:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    limits = {"mode": mode, "tools": tools}
+    return AllowedTools.model_validate({"type": "allowed_tools", "allowed_tools": limits})
 
 
 def chosen(name: str) -> ChosenTool:
@@ -67,10 +80,14 @@ def test_the_choice_limits_the_tools() -> None:
     assert usable(tools, chosen("b")) == tools[1:]
     assert [is_forced(choice) for choice in (None, "auto", "none")] == [False] * 3
     assert is_forced("required") and is_forced(chosen("a"))
+    assert usable(tools, allowed("auto", "b")) == tools[1:]
+    assert not is_forced(allowed("auto", "b")) and is_forced(allowed("required", "b"))
 
 
 def test_a_choice_without_its_tool_is_refused() -> None:
     with pytest.raises(GatewayError, match="there is no tool 'c'"):
         usable([tool("a")], chosen("c"))
+    with pytest.raises(GatewayError, match="there is no tool 'd'"):
+        usable([tool("a")], allowed("auto", "a", "d"))
     with pytest.raises(GatewayError, match="needs tools"):
         usable(None, "required")

@@ -1,0 +1,138 @@
+"""One tool call, {"name": …, "arguments": {…}}, read while it is being written.
+
+Laws: however the text is split, what comes out put together is the same. A call is certain once its
+name is known and its arguments begin; from there on they come as they are written, also when they
+are never finished. A call written in another order comes when it is complete.
+"""
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_HEAD = re.compile(
+    rf'\s*\{{\s*(?:"(?:type|id)"\s*:\s*{_STRING}\s*,\s*)*'
+    rf'"name"\s*:\s*({_STRING})\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{{)',
+    re.DOTALL,
+)
+_PARTIAL = r'"(?:[^"\\]|\\.)*\\?\Z'
+_BEGIN = re.compile(rf"\s*(?:\Z|\{{\s*(?:\Z|{_PARTIAL}|({_STRING})))", re.DOTALL)
+_KEYS = ("type", "id", "name", "arguments", "parameters")
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call begins. `arguments` is the beginning of the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class MoreArguments:
+    """What follows in the arguments of the call that began last."""
+
+    text: str
+
+
+CallPart = ToolCall | MoreArguments
+
+
+class CallReader:
+    """`is_call` is None while that is open. `rest` is what follows the object, once it ended."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.is_call: bool | None = None
+        self.rest: str | None = None
+        self._names = names
+        self._held = ""  # while is_call is None
+        self._depth = 1  # of brackets; the arguments are at 2 and deeper
+        self._in_arguments = True
+        self._in_string = False
+        self._escaped = False
+
+    @property
+    def in_string(self) -> bool:
+        """Whether what was read ends inside a string."""
+        if self.is_call is None:
+            return _ESCAPED.sub("", self._held).count('"') % 2 == 1
+        return self._in_string
+
+    def push(self, text: str) -> list[CallPart]:
+        """What became certain with this text."""
+        if self.is_call is None:
+            self._held += text
+            return self._decide()
+        if not self.is_call:
+            return []
+        if self.rest is not None:
+            self.rest += text
+            return []
+        arguments = self._read(text)
+        return [MoreArguments(arguments)] if arguments else []
+
+    def _decide(self) -> list[CallPart]:
+        if head := _HEAD.match(self._held):
+            name = _json(head[1])
+            self.is_call = isinstance(name, str) and name in self._names
+            return [ToolCall(name, self._read(self._held[head.end() :]))] if self.is_call else []
+        begin = _BEGIN.match(self._held)
+        if begin is None or (begin[1] and _json(begin[1]) not in _KEYS):
+            self.is_call = False
+            return []
+        try:
+            value, end = json.JSONDecoder().raw_decode(self._held.lstrip())
+        except (ValueError, RecursionError):
+            return []  # not complete, or never: the end will tell
+        call = _whole(value, self._names)
+        self.is_call = call is not None
+        self.rest = self._held.lstrip()[end:]
+        return [call] if call else []
+
+    def _read(self, text: str) -> str:
+        """What of `text` belongs to the arguments."""
+        end = len(text) if self._in_arguments else 0
+        for place, char in enumerate(text):
+            if self._in_string:
+                if self._escaped or char == "\\":
+                    self._escaped = not self._escaped
+                elif char == '"':
+                    self._in_string = False
+            elif char == '"':
+                self._in_string = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                if self._depth == 1 and self._in_arguments:
+                    self._in_arguments, end = False, place + 1
+                elif self._depth == 0:
+                    self.rest = text[place + 1 :]
+                    break
+        return text[:end]
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _whole(value: Any, names: Collection[str]) -> ToolCall | None:
+    if not isinstance(value, dict):
+        return None
+    name = value.get("name")
+    if not isinstance(name, str) or name not in names:
+        return None
+    arguments = value.get("arguments", value.get("parameters"))
+    if isinstance(arguments, str):  # encoded once more
+        arguments = _json(arguments or "{}")
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        return None
+    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
