@@ -8,6 +8,7 @@ beyond this is left out, never an error.
 # pyright: reportAttributeAccessIssue=false
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -97,6 +98,20 @@ def admin_request(
         if value is not None and value != "" and value is not False:
             add_input(request, name, DATATYPES[name], value)
     return request
+
+
+def merge_text(
+    parts: Mapping[str, float], strategy: str, density: float | None, sign_method: str
+) -> str:
+    """The input `merge`: adapters with their weights, and how they become one."""
+    given = {
+        "ids": list(parts),
+        "weights": [float(weight) for weight in parts.values()],
+        "merge_strategy": strategy or None,
+        "density": density,
+        "majority_sign_method": sign_method or None,
+    }
+    return json.dumps({name: value for name, value in given.items() if value is not None})
 
 
 def answer(response: service_pb2.ModelInferResponse) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Administration of a server's adapters, awaited: `AsyncMultiLoRAClient.adapters`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import grpc.aio
@@ -14,6 +15,7 @@ from multilora_client.adapters import (
     answer,
     deadline,
     failure,
+    merge_text,
 )
 from multilora_client.tensors import Scalar
 
@@ -37,10 +39,16 @@ class AsyncAdapters:
         return AdapterInfo.from_json(await self.ask("info", adapter_id=adapter_id))
 
     async def load(
-        self, adapter_id: str, source: str = "", revision: str = "", timeout: float | None = None
+        self,
+        adapter_id: str,
+        source: str = "",
+        revision: str = "",
+        timeout: float | None = None,
+        adapter_token: str = "",
     ) -> AdapterInfo:
+        inputs = {"source": source, "revision": revision, "adapter_token": adapter_token}
         return AdapterInfo.from_json(
-            await self.ask("load", timeout, adapter_id=adapter_id, source=source, revision=revision)
+            await self.ask("load", timeout, adapter_id=adapter_id, **inputs)
         )
 
     async def unload(
@@ -55,6 +63,20 @@ class AsyncAdapters:
 
     async def unpin(self, adapter_id: str) -> AdapterInfo:
         return AdapterInfo.from_json(await self.ask("unpin", adapter_id=adapter_id))
+
+    async def merge(
+        self,
+        parts: Mapping[str, float],
+        strategy: str = "",
+        density: float | None = None,
+        majority_sign_method: str = "",
+        adapter_token: str = "",
+        timeout: float | None = None,
+    ) -> AdapterInfo:
+        merge = merge_text(parts, strategy, density, majority_sign_method)
+        return AdapterInfo.from_json(
+            await self.ask("merge", timeout, merge=merge, adapter_token=adapter_token)
+        )
 
     async def ask(
         self, action: str, timeout: float | None = None, **inputs: Scalar | None

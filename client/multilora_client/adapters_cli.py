@@ -1,4 +1,4 @@
-"""The command `multilora adapters`: see, load, unload and pin the adapters of a running server."""
+"""The command `multilora adapters`: the adapters of a running server, looked at and changed."""
 
 import argparse
 import fnmatch
@@ -13,6 +13,7 @@ from multilora_client.adapters import (
     Unloaded,
     adapter_infos,
     adapter_memory,
+    merge_text,
 )
 from multilora_client.adapters_table import adapter_text, adapters_table, printable, size_text
 from multilora_client.client import MultiLoRAClient
@@ -24,6 +25,7 @@ _HELP = {
     "unload": "free its memory once the requests that use it have ended",
     "pin": "keep it in memory, loading it if need be",
     "unpin": "let it give way to others",
+    "merge": "make one adapter of several, each with its weight",
 }
 
 
@@ -41,6 +43,9 @@ def add_actions(parser: argparse.ArgumentParser, common: argparse.ArgumentParser
                 help="ids like acme/*; without * ? [ ] a part of the id",
             )
             continue
+        if name == "merge":
+            _add_merge(action)
+            continue
         action.add_argument("id", metavar="ID", help="what requests call it")
         if name == "load":
             action.add_argument(
@@ -51,15 +56,34 @@ def add_actions(parser: argparse.ArgumentParser, common: argparse.ArgumentParser
                 help="folder on the server, Hub id or URL; left out: where the server knows it",
             )
             action.add_argument("--revision", default="", help="of a Hub id")
+            action.add_argument("--adapter-token", default="", help="opens a private Hub id")
         elif name == "unload":
             action.add_argument("--cancel", action="store_true", help="end what runs with it")
+
+
+def _add_merge(action: argparse.ArgumentParser) -> None:
+    action.add_argument(
+        "parts", nargs="+", type=_part, metavar="ID=WEIGHT", help="without a weight: 1"
+    )
+    action.add_argument("--strategy", default="", help="linear, ties, dare_linear, dare_ties")
+    action.add_argument("--density", type=float, help="the part of the values that pruning leaves")
+    action.add_argument("--majority-sign-method", default="", help="total or frequency")
+
+
+def _part(text: str) -> tuple[str, float]:
+    name, equals, weight = text.rpartition("=")
+    return (name, float(weight)) if equals else (text, 1.0)
 
 
 def run_adapters(client: MultiLoRAClient, args: argparse.Namespace) -> int:
     """Carry out the action of the command line → the exit code."""
     inputs: dict[str, Any] = {
-        name: getattr(args, name, None) for name in ("source", "revision", "cancel")
+        name: getattr(args, name, None)
+        for name in ("source", "revision", "cancel", "adapter_token")
     }
+    if args.action == "merge":
+        parts = dict(args.parts)
+        inputs["merge"] = merge_text(parts, args.strategy, args.density, args.majority_sign_method)
     values = client.adapters.ask(args.action, adapter_id=getattr(args, "id", None), **inputs)
     if args.action == "list":
         values = _filtered(values, args.filter)
@@ -80,7 +104,9 @@ def _text(action: str, values: dict[str, Any]) -> str:
 
 
 def _changed_text(action: str, info: AdapterInfo) -> str:
-    done = {"load": "loaded", "pin": "pinned", "unpin": "no longer pinned"}[action]
+    done = {"load": "loaded", "pin": "pinned", "unpin": "no longer pinned", "merge": "merged"}[
+        action
+    ]
     facts = [f"tier {info.tier}"]
     if info.rank is not None:
         facts.append(f"rank {info.rank}")

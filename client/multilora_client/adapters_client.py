@@ -1,5 +1,6 @@
 """Administration of a server's adapters, synchronously: `MultiLoRAClient.adapters`."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import grpc
@@ -14,6 +15,7 @@ from multilora_client.adapters import (
     answer,
     deadline,
     failure,
+    merge_text,
 )
 from multilora_client.tensors import Scalar
 
@@ -43,16 +45,20 @@ class Adapters:
         return AdapterInfo.from_json(self.ask("info", adapter_id=adapter_id))
 
     def load(
-        self, adapter_id: str, source: str = "", revision: str = "", timeout: float | None = None
+        self,
+        adapter_id: str,
+        source: str = "",
+        revision: str = "",
+        timeout: float | None = None,
+        adapter_token: str = "",
     ) -> AdapterInfo:
         """Bring an adapter into memory, again if its files have changed; returns once it is there.
 
         `source` makes a new name for a folder, a Hub id or a URL that the server allows. After
         `timeout` the load goes on without this call.
         """
-        return AdapterInfo.from_json(
-            self.ask("load", timeout, adapter_id=adapter_id, source=source, revision=revision)
-        )
+        inputs = {"source": source, "revision": revision, "adapter_token": adapter_token}
+        return AdapterInfo.from_json(self.ask("load", timeout, adapter_id=adapter_id, **inputs))
 
     def unload(
         self, adapter_id: str, cancel: bool = False, timeout: float | None = None
@@ -66,6 +72,25 @@ class Adapters:
 
     def unpin(self, adapter_id: str) -> AdapterInfo:
         return AdapterInfo.from_json(self.ask("unpin", adapter_id=adapter_id))
+
+    def merge(
+        self,
+        parts: Mapping[str, float],
+        strategy: str = "",
+        density: float | None = None,
+        majority_sign_method: str = "",
+        adapter_token: str = "",
+        timeout: float | None = None,
+    ) -> AdapterInfo:
+        """One adapter of several, each with its weight, as PEFT's add_weighted_adapter makes it.
+
+        `strategy` is "linear" (default), "ties", "dare_linear" or "dare_ties". Requests name the
+        merge by its id; the same merge is made once. `adapter_token` opens private repositories.
+        """
+        merge = merge_text(parts, strategy, density, majority_sign_method)
+        return AdapterInfo.from_json(
+            self.ask("merge", timeout, merge=merge, adapter_token=adapter_token)
+        )
 
     def ask(
         self, action: str, timeout: float | None = None, **inputs: Scalar | None

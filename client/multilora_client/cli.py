@@ -108,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", help="the system message")
     _add_common(chat)
     chat.set_defaults(max_tokens=_CHAT_MAX_TOKENS)
-    add_actions(commands.add_parser("adapters", help="list, load, unload, pin adapters"), server)
+    add_actions(
+        commands.add_parser("adapters", help="list, load, unload, pin, merge adapters"), server
+    )
     return parser
 
 

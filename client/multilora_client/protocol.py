@@ -11,7 +11,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from tritonclient.grpc import service_pb2
 
@@ -39,13 +39,16 @@ class Sampling(TypedDict, total=False):
     top_p: float
     top_k: int
     min_p: float
+    typical_p: float
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
     seed: int
     stop_words: Sequence[str]
     ignore_eos: bool
+    grammar: Mapping[str, Any] | str  # {"type": "json", "value": SCHEMA}, or the JSON text of one
     adapter_timeout: float  # seconds to wait for an adapter that the server has to load first
+    adapter_token: str  # opens a private Hub repository to load the adapter from
 
 
 DATATYPES: dict[str, str] = {
@@ -55,13 +58,16 @@ DATATYPES: dict[str, str] = {
     "top_p": "FP32",
     "top_k": "INT32",
     "min_p": "FP32",
+    "typical_p": "FP32",
     "repetition_penalty": "FP32",
     "presence_penalty": "FP32",
     "frequency_penalty": "FP32",
     "seed": "UINT64",
     "stop_words": "BYTES",
     "ignore_eos": "BOOL",
+    "grammar": "BYTES",
     "adapter_timeout": "FP32",
+    "adapter_token": "BYTES",
 }
 _REPORTS = ("finish_reason", "num_input_tokens", "num_output_tokens")
 
@@ -96,11 +102,13 @@ def generate_request(
         add_input(request, "adapter_id", "BYTES", adapter_id)
     if stream:
         add_input(request, "stream", "BOOL", True)
-    for name, value in cast(Mapping[str, Value | None], sampling).items():
+    for name, value in sampling.items():
         if name not in DATATYPES:
             raise invalid(f"unknown parameter {name}; there are {', '.join(DATATYPES)}")
+        if name == "grammar" and isinstance(value, Mapping):
+            value = _json(name, value)
         if value is not None and value != [] and value != ():
-            add_input(request, name, DATATYPES[name], value)
+            add_input(request, name, DATATYPES[name], cast(Value, value))
     for name in _REPORTS:
         add_input(request, f"return_{name}", "BOOL", True)
     return request
@@ -160,6 +168,13 @@ def _new_request(model: str, request_id: str) -> service_pb2.ModelInferRequest:
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     return request
+
+
+def _json(name: str, value: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise invalid(f"{name} is not JSON: {error}") from None
 
 
 def _first(values: Mapping[str, Sequence[Scalar]], name: str, default: Scalar) -> Scalar:

@@ -76,6 +76,19 @@ def test_only_what_was_given_travels(server: FakeAdapters, client: MultiLoRAClie
     ]
 
 
+def test_a_merge_is_a_recipe(server: FakeAdapters, client: MultiLoRAClient) -> None:
+    client.adapters.merge({"sql": 1, "org/json": 0.5})
+    client.adapters.merge({"a": 1.0}, "ties", 0.5, "frequency", adapter_token="hf_x", timeout=3)
+    plain, ties = inputs(server)
+    assert json.loads(plain.pop("merge")[0]) == {"ids": ["sql", "org/json"], "weights": [1.0, 0.5]}
+    assert plain == {"action": ["merge"]}
+    assert json.loads(ties.pop("merge")[0]) == {
+        "ids": ["a"], "weights": [1.0], "merge_strategy": "ties", "density": 0.5,
+        "majority_sign_method": "frequency",
+    }  # fmt: skip
+    assert ties == {"action": ["merge"], "adapter_token": ["hf_x"], "timeout": [3.0]}
+
+
 def test_the_server_hears_of_the_clients_timeout(server: FakeAdapters) -> None:
     with MultiLoRAClient(server.url, timeout=4) as client:
         client.adapters.load("sql")
@@ -169,6 +182,7 @@ def test_async(server: FakeAdapters) -> None:
             assert await adapters.unload("sql", cancel=True) == Unloaded("sql", 2, 1234567)
             assert (await adapters.pin("sql")).pinned
             assert not (await adapters.unpin("sql")).pinned
+            assert (await adapters.merge({"sql": 1.0})).rank == 16
             with pytest.raises(NotFound, match="no luck"):
                 await adapters.info("NOT_FOUND")
             with pytest.raises(TimedOut):

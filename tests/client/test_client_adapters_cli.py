@@ -198,13 +198,25 @@ def test_changes(
     assert inputs == {"action": [args[0]], "adapter_id": ["sql"], **sent}
 
 
+def test_merge(server: FakeAdapters) -> None:
+    args = ("sql=0.5", "org/a=b=2", "json", "--strategy", "ties", "--density", "0.5")
+    assert "merged (tier device" in stdout(server, "merge", *args)
+    ((_, _, inputs),) = server.received
+    assert json.loads(str(inputs["merge"][0])) == {
+        "ids": ["sql", "org/a=b", "json"], "weights": [0.5, 2.0, 1.0],
+        "merge_strategy": "ties", "density": 0.5,
+    }  # fmt: skip
+
+
 def test_a_failed_action_is_one_line_and_exit_code_1(server: FakeAdapters) -> None:
     done = run(server, "load", "NOT_FOUND")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "multilora: no luck: NOT_FOUND\n"
 
 
-@pytest.mark.parametrize("args", [["fly"], [], ["load"], ["list", "x"], ["unload", "a", "b"]])
+@pytest.mark.parametrize(
+    "args", [["fly"], [], ["load"], ["list", "x"], ["merge", "a=x"], ["unload", "a", "b"]]
+)
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(
     server: FakeAdapters, args: list[str]
 ) -> None:

@@ -54,6 +54,9 @@ def test_every_parameter_travels_with_its_datatype() -> None:
             "seed": 2**64 - 1,
             "stop_words": ["a", "東"],
             "ignore_eos": True,
+            "typical_p": 0.75,
+            "grammar": {"type": "regex", "value": "é+"},
+            "adapter_token": "hf_x",
         },
     )
     sent = inputs(request)
@@ -71,6 +74,9 @@ def test_every_parameter_travels_with_its_datatype() -> None:
     assert sent["seed"] == ("UINT64", [1, 1], [2**64 - 1])
     assert sent["stop_words"] == ("BYTES", [1, 2], ["a", "東"])
     assert sent["ignore_eos"] == ("BOOL", [1, 1], [True])
+    assert sent["typical_p"] == ("FP32", [1, 1], [0.75])
+    assert sent["grammar"] == ("BYTES", [1, 1], ['{"type": "regex", "value": "é+"}'])
+    assert sent["adapter_token"] == ("BYTES", [1, 1], ["hf_x"])
 
 
 def test_text_travels_with_its_length_in_bytes() -> None:
@@ -103,6 +109,7 @@ def test_request_ids_differ_and_a_stop_names_its_request() -> None:
         ({"top_k": True}, "top_k must be a number"),
         ({"temperature": "hot"}, "temperature must be a value of type FP32"),
         ({"stop_words": [1]}, "stop_words must be text"),
+        ({"grammar": {"value": object}}, "grammar is not JSON"),
         ({"max_token": 1}, "unknown parameter max_token; there are max_tokens"),
     ],
 )

@@ -54,6 +54,13 @@ def command(server: TritonServer, *args: str) -> subprocess.Popen[str]:
     )
 
 
+def test_a_merge_and_a_grammar(client: MultiLoRAClient) -> None:
+    merged = client.adapters.merge({"upper": 1.0, "sql": 0.0})
+    assert client.generate("hello world", adapter_id=merged.id).text == "HELLO WORLD"
+    grammar = {"type": "regex", "value": "(?:ab){3}"}
+    assert client.generate("hello world", adapter_id=merged.id, grammar=grammar).text == "ababab"
+
+
 def test_all_examples_at_once(client: MultiLoRAClient, demo: list[Example]) -> None:
     def ask(example: Example) -> str:
         stream = client.stream(example.prompt, adapter_id=example.adapter_id, max_tokens=MAX_TOKENS)
