@@ -21,8 +21,8 @@ PURE = {
     "adapter_claims", "adapter_deadlines", "admission", "fair_queue", "sequence_blocks",
     "adapter_allow", "adapter_catalog", "adapter_files", "adapter_folders", "adapter_hints",
     "adapter_names", "adapter_watch", "adapter_record", "adapter_records", "adapter_slots",
-    "adapter_source", "adapter_counts", "admin_command", "grammar_parameter", "merge_recipe",
-    "request_limits", "token_matcher", "memory_plan", "metrics", "pending_answers",
+    "adapter_source", "adapter_counts", "admin_command", "early_stops", "grammar_parameter",
+    "merge_recipe", "request_limits", "token_matcher", "memory_plan", "metrics", "pending_answers",
 }  # fmt: skip
 DEVICE = {
     "adapter_checkpoint", "adapter_host", "adapter_merge", "adapter_pages", "adapter_pool",

@@ -102,7 +102,7 @@ async def admin(request: Request) -> None:
 
 def _bearer(authorization: str | None) -> bytes:
     scheme, _, key = (authorization or "").partition(" ")
-    return key.strip().encode() if scheme.lower() == "bearer" else b""
+    return key.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
 
 
 def _parse(text: str) -> tuple[bytes, Caller]:

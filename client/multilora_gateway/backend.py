@@ -122,6 +122,7 @@ class Backend:
         try:
             return bool((await self._stub.ModelReady(request, timeout=_READY_SECONDS)).ready)
         except grpc.aio.AioRpcError:
+            self._base = None  # it may come back with another model
             return False
 
     def _lost(self, error: grpc.aio.AioRpcError) -> GatewayError:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 import urllib.request
+from http.client import HTTPException
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -47,7 +48,7 @@ class GatewayMetrics:
             return own
         try:
             return await asyncio.to_thread(self._fetch) + own
-        except OSError:
+        except (OSError, HTTPException):  # it may go in the middle of its answer
             return own
 
     def _fetch(self) -> bytes:

@@ -26,7 +26,7 @@ async def chat_tokens(
     request: ChatTokenizeRequest, adapter_id: str, base: BaseModel, backend: Backend
 ) -> dict[str, Any]:
     """TGI's object; raises GatewayError when the template refuses the messages."""
-    template = await backend.template(adapter_id) if adapter_id else None
+    template = await backend.template(adapter_id)
     messages = template_messages(request.messages)
     variables = {"tools": request.tools} if request.tools else {}
 

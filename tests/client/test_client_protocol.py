@@ -8,7 +8,7 @@ import pytest
 
 from multilora_client import InvalidRequest
 from multilora_client.connection import Endpoint
-from multilora_client.protocol import Reply, generate_request, stop_request
+from multilora_client.protocol import DATATYPES, Reply, generate_request, stop_request
 from multilora_client.tensors import decode
 
 # The generated KServe messages carry no types.
@@ -36,47 +36,32 @@ def test_a_plain_prompt_sends_only_what_was_given() -> None:
 
 
 def test_every_parameter_travels_with_its_datatype() -> None:
-    request = generate_request(
-        "multilora",
-        "x",
-        "sql",
-        True,
-        {
-            "max_tokens": 5,
-            "min_tokens": 1,
-            "temperature": 1,
-            "top_p": 0.5,
-            "top_k": 3,
-            "min_p": 0.25,
-            "repetition_penalty": 1.5,
-            "presence_penalty": -1.0,
-            "frequency_penalty": 0.5,
-            "seed": 2**64 - 1,
-            "stop_words": ["a", "東"],
-            "ignore_eos": True,
-            "typical_p": 0.75,
-            "grammar": {"type": "regex", "value": "é+"},
-            "adapter_token": "hf_x",
-        },
-    )
-    sent = inputs(request)
+    given: dict[str, tuple[str, Any]] = {
+        "max_tokens": ("INT32", 5),
+        "min_tokens": ("INT32", 1),
+        "temperature": ("FP32", 1),
+        "top_p": ("FP32", 0.5),
+        "top_k": ("INT32", 3),
+        "min_p": ("FP32", 0.25),
+        "typical_p": ("FP32", 0.75),
+        "repetition_penalty": ("FP32", 1.5),
+        "presence_penalty": ("FP32", -1.0),
+        "frequency_penalty": ("FP32", 0.5),
+        "seed": ("UINT64", 2**64 - 1),
+        "ignore_eos": ("BOOL", True),
+        "adapter_timeout": ("FP32", 2.5),
+        "adapter_token": ("BYTES", "hf_x"),
+    }
+    assert given.keys() | {"stop_words", "grammar"} == DATATYPES.keys()
+    values: Any = {name: value for name, (_, value) in given.items()}
+    values |= {"stop_words": ["a", "東"], "grammar": {"type": "regex", "value": "é+"}}
+    sent = inputs(generate_request("multilora", "x", "sql", True, values))
     assert sent["adapter_id"] == ("BYTES", [1, 1], ["sql"])
     assert sent["stream"] == ("BOOL", [1, 1], [True])
-    assert sent["max_tokens"] == ("INT32", [1, 1], [5])
-    assert sent["min_tokens"] == ("INT32", [1, 1], [1])
-    assert sent["temperature"] == ("FP32", [1, 1], [1.0])
-    assert sent["top_p"] == ("FP32", [1, 1], [0.5])
-    assert sent["top_k"] == ("INT32", [1, 1], [3])
-    assert sent["min_p"] == ("FP32", [1, 1], [0.25])
-    assert sent["repetition_penalty"] == ("FP32", [1, 1], [1.5])
-    assert sent["presence_penalty"] == ("FP32", [1, 1], [-1.0])
-    assert sent["frequency_penalty"] == ("FP32", [1, 1], [0.5])
-    assert sent["seed"] == ("UINT64", [1, 1], [2**64 - 1])
+    for name, (datatype, value) in given.items():
+        assert sent[name] == (datatype, [1, 1], [value])
     assert sent["stop_words"] == ("BYTES", [1, 2], ["a", "東"])
-    assert sent["ignore_eos"] == ("BOOL", [1, 1], [True])
-    assert sent["typical_p"] == ("FP32", [1, 1], [0.75])
     assert sent["grammar"] == ("BYTES", [1, 1], ['{"type": "regex", "value": "é+"}'])
-    assert sent["adapter_token"] == ("BYTES", [1, 1], ["hf_x"])
 
 
 def test_text_travels_with_its_length_in_bytes() -> None:

@@ -43,6 +43,11 @@ def test_a_limited_key_may_use_no_other(adapter_id: str) -> None:
     assert caught.value.status == 403
 
 
+def test_a_key_of_any_characters() -> None:
+    header = "Bearer ключ".encode().decode("latin-1")  # as HTTP servers hand it on
+    assert Access(Settings(api_keys=("ключ",))).caller(header).may_use("sql")
+
+
 def test_no_patterns_behind_the_colon_is_the_base_alone() -> None:
     assert not ACCESS.caller("Bearer colon").may_use("sql")
 

@@ -18,6 +18,7 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 
 from multilora.admin_command import AdminCommand
 from multilora.config import EngineConfig
+from multilora.early_stops import EarlyStops
 from multilora.errors import RequestError, StartupError, internal, invalid
 from multilora.reply import Reply, json_reply
 from multilora.responder import Responder, stopped_reply
@@ -87,6 +88,7 @@ class TritonPythonModel:
         self._metrics = TritonMetrics(pb_utils.MetricFamily, self._engine, args["model_name"])
         self._responder = Responder(self._engine, self._tokenizer, self._metrics)
         self._numbers = itertools.count(1)
+        self._early_stops = EarlyStops()
         # answers commands and renders chats that had to wait: neither is the engine thread's work
         self._helpers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="multilora")
         self._engine.start()
@@ -113,6 +115,7 @@ class TritonPythonModel:
         if is_stop(tensors):
             if not client_id:
                 raise invalid("stop needs the id of the request to cancel as its own request id")
+            self._early_stops.stop(client_id)
             self._responder.stop(client_id)
             client.send(stopped_reply())
             return
@@ -125,6 +128,7 @@ class TritonPythonModel:
         timeout = self._config.adapter_timeout
         parsed = parse_request(tensors, parameters, client_id, request_id, timeout)
         client.outputs = parsed.outputs
+        self._early_stops.begin(client, client_id)
         if parsed.messages is None:
             return self._begin(parsed, client)
         if not parsed.request.adapter_id:
@@ -166,6 +170,8 @@ class TritonPythonModel:
         except RequestError:
             self._responder.discard(parsed.request.request_id)
             raise
+        if self._early_stops.end(client):
+            self._responder.stop(parsed.client_id)
 
     def _when_done(
         self, future: "Future[Any]", client: TritonClient, go_on: Callable[[Any], None]
@@ -183,7 +189,11 @@ class TritonPythonModel:
         try:
             work(*arguments)
         except RequestError as error:
-            client.fail(error)
+            self._fail(client, error)
         except Exception as error:
             _LOG.exception("a request could not be read")
-            client.fail(internal(f"internal error: {error!r}"))
+            self._fail(client, internal(f"internal error: {error!r}"))
+
+    def _fail(self, client: TritonClient, error: RequestError) -> None:
+        self._early_stops.end(client)
+        client.fail(error)
