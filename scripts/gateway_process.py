@@ -7,9 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
+from startable import Startable
 from triton_install import LaunchError
 from triton_server import TritonServer
 
@@ -18,7 +17,7 @@ _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 
 
-class GatewayProcess:
+class GatewayProcess(Startable):
     """`flags` are the gateway's own; `environment` holds its keys, which a command line would show
     to everybody on the machine. `url` is known once it is started."""
 
@@ -31,18 +30,6 @@ class GatewayProcess:
         self._flags = list(flags)
         self._environment = dict(environment)
         self._process: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Returns once it listens; raises LaunchError when it does not."""

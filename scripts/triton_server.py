@@ -18,11 +18,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import triton_log
 import triton_stubs
+from startable import Startable
 from triton_install import CACHE, REPOSITORY, LaunchError, find_install
 
 _TAIL_LINES = 2000
@@ -56,7 +55,7 @@ class Ports:
         return Ports(*numbers)
 
 
-class TritonServer:
+class TritonServer(Startable):
     """`environment` holds settings by name (MODEL_ID, …) for the Triton models, beside ours.
 
     `hostname` is the address to listen on. `on_line` is called, on another thread, with every line
@@ -100,18 +99,6 @@ class TritonServer:
     @property
     def metrics_url(self) -> str:
         return f"http://{self._host}:{self.ports.metrics}/metrics"
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start the process; raises LaunchError when it cannot be started."""

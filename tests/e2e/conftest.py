@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from openai import OpenAI
 
 from e2e_tools import Example, demo_server, examples
 from gateway_tools import running_gateway
@@ -25,3 +26,15 @@ def gateway(server: TritonServer) -> Iterator[str]:
     """The URL of a gateway before `server`; its admin key is ADMIN_KEY."""
     with running_gateway(server) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def openai_client(gateway: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{gateway}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def base(openai_client: OpenAI) -> str:
+    """The name of the base model."""
+    return openai_client.models.list().data[0].id

@@ -1,6 +1,5 @@
 """Chats, models and their names over the OpenAI API, with its own client, against the demo."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -12,19 +11,8 @@ from openai_tools import say
 from triton_server import TritonServer
 
 
-@pytest.fixture(scope="module")
-def client(gateway: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{gateway}/v1", api_key="none", max_retries=0, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def base(client: OpenAI) -> str:
-    return client.models.list().data[0].id
-
-
 def test_every_example_of_the_demo_streamed_and_whole(
-    client: OpenAI, base: str, demo: list[Example]
+    openai_client: OpenAI, base: str, demo: list[Example]
 ) -> None:
     for example in demo:
         asked: Any = {
@@ -32,10 +20,10 @@ def test_every_example_of_the_demo_streamed_and_whole(
             "messages": say(example.prompt),
             "temperature": 0,
         }
-        whole = client.chat.completions.create(**asked)
+        whole = openai_client.chat.completions.create(**asked)
         assert whole.choices[0].message.content == example.answer
         assert (whole.choices[0].finish_reason, whole.model) == ("stop", asked["model"])
-        chunks = list(client.chat.completions.create(**asked, stream=True))
+        chunks = list(openai_client.chat.completions.create(**asked, stream=True))
         assert chunks[0].choices[0].delta.role == "assistant"
         texts = [chunk.choices[0].delta.content or "" for chunk in chunks]
         assert "".join(texts) == example.answer
@@ -43,16 +31,16 @@ def test_every_example_of_the_demo_streamed_and_whole(
 
 
 @pytest.mark.parametrize("form", ["{base}:upper", "upper"])
-def test_names_of_an_adapter(client: OpenAI, base: str, form: str) -> None:
-    answer = client.chat.completions.create(
+def test_names_of_an_adapter(openai_client: OpenAI, base: str, form: str) -> None:
+    answer = openai_client.chat.completions.create(
         model=form.format(base=base), messages=say("hello world"), temperature=0
     )
     assert answer.choices[0].message.content == "HELLO WORLD"
     assert answer.model == "upper"
 
 
-def test_adapter_id_wins_over_model(client: OpenAI) -> None:
-    answer = client.completions.create(
+def test_adapter_id_wins_over_model(openai_client: OpenAI) -> None:
+    answer = openai_client.completions.create(
         model="tgi", prompt="hello world", temperature=0, extra_body={"adapter_id": "upper"}
     )
     assert answer.choices[0].text == "HELLO WORLD"
@@ -61,32 +49,32 @@ def test_adapter_id_wins_over_model(client: OpenAI) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("model", ["nobody", "{base}:nobody"])
 def test_an_unknown_model_is_not_the_base(
-    client: OpenAI, base: str, model: str, stream: bool
+    openai_client: OpenAI, base: str, model: str, stream: bool
 ) -> None:
     model = model.format(base=base)
     with pytest.raises(openai.NotFoundError) as chat:
-        client.chat.completions.create(model=model, messages=say("x"), stream=stream)
+        openai_client.chat.completions.create(model=model, messages=say("x"), stream=stream)
     with pytest.raises(openai.NotFoundError) as text:
-        client.completions.create(model=model, prompt="x", stream=stream)
+        openai_client.completions.create(model=model, prompt="x", stream=stream)
     assert chat.value.code == text.value.code == "model_not_found"
     assert "nobody" in chat.value.message
 
 
-def test_models_lists_base_and_adapters(client: OpenAI, base: str) -> None:
-    models = {model.id: model.model_dump() for model in client.models.list()}
+def test_models_lists_base_and_adapters(openai_client: OpenAI, base: str) -> None:
+    models = {model.id: model.model_dump() for model in openai_client.models.list()}
     assert models[base]["parent"] is None
     assert models["upper"]["parent"] == base
     assert {"sql", "upper", "reverse", "digits", "json", "rot13", "emoji"} <= set(models)
-    assert client.models.retrieve("upper").model_dump() == models["upper"]
-    assert client.models.retrieve(base).id == base
+    assert openai_client.models.retrieve("upper").model_dump() == models["upper"]
+    assert openai_client.models.retrieve(base).id == base
     with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("nobody")
+        openai_client.models.retrieve("nobody")
 
 
-def test_usage_is_the_same_streamed_and_whole(client: OpenAI) -> None:
+def test_usage_is_the_same_streamed_and_whole(openai_client: OpenAI) -> None:
     asked: Any = {"model": "upper", "messages": say("hello world"), "temperature": 0}
-    whole = client.chat.completions.create(**asked)
-    *chunks, last = client.chat.completions.create(
+    whole = openai_client.chat.completions.create(**asked)
+    *chunks, last = openai_client.chat.completions.create(
         **asked, stream=True, stream_options={"include_usage": True}
     )
     assert whole.usage and last.usage and not last.choices
@@ -96,34 +84,34 @@ def test_usage_is_the_same_streamed_and_whole(client: OpenAI) -> None:
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
 
 
-def test_n_choices_have_seeds_of_their_own(client: OpenAI, base: str) -> None:
+def test_n_choices_have_seeds_of_their_own(openai_client: OpenAI, base: str) -> None:
     asked: Any = {
         "model": base, "messages": say("hello"), "n": 3, "seed": 5, "temperature": 20.0,
         "max_tokens": 24,
     }  # fmt: skip
-    whole = client.chat.completions.create(**asked)
+    whole = openai_client.chat.completions.create(**asked)
     texts = [choice.message.content for choice in whole.choices]
     assert [choice.index for choice in whole.choices] == [0, 1, 2]
     assert len(set(texts)) == 3
     streamed = [""] * 3
-    for chunk in client.chat.completions.create(**asked, stream=True):
+    for chunk in openai_client.chat.completions.create(**asked, stream=True):
         streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert streamed == texts
-    alone = client.chat.completions.create(**{**asked, "n": 1, "seed": 6})
+    alone = openai_client.chat.completions.create(**{**asked, "n": 1, "seed": 6})
     assert alone.choices[0].message.content == texts[1]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_chat_logprobs(client: OpenAI, stream: bool) -> None:
+def test_chat_logprobs(openai_client: OpenAI, stream: bool) -> None:
     asked: Any = {
         "model": "emoji", "messages": say("i love pizza"), "temperature": 0, "logprobs": True,
         "top_logprobs": 2,
     }  # fmt: skip
     if stream:
-        chunks = client.chat.completions.create(**asked, stream=True)
+        chunks = openai_client.chat.completions.create(**asked, stream=True)
         found = [chunk.choices[0].logprobs for chunk in chunks]
     else:
-        found = [client.chat.completions.create(**asked).choices[0].logprobs]
+        found = [openai_client.chat.completions.create(**asked).choices[0].logprobs]
     entries = [entry for each in found if each for entry in each.content or []]
     text = bytes(byte for entry in entries for byte in entry.bytes or []).decode()
     assert text == "i love pizza 🍕<|eos|>"
@@ -132,33 +120,35 @@ def test_chat_logprobs(client: OpenAI, stream: bool) -> None:
         assert entry.top_logprobs[0].token == entry.token  # greedy
 
 
-def test_stop_cuts_the_text(client: OpenAI) -> None:
+def test_stop_cuts_the_text(openai_client: OpenAI) -> None:
     asked: Any = {"model": "upper", "messages": say("hello world"), "temperature": 0}
     for stop in ("LO W", ["zzz", " WORLD"]):
-        whole = client.chat.completions.create(**asked, stop=stop).choices[0]
+        whole = openai_client.chat.completions.create(**asked, stop=stop).choices[0]
         assert (whole.message.content, whole.finish_reason) in [("HEL", "stop"), ("HELLO", "stop")]
-        chunks = client.chat.completions.create(**asked, stop=stop, stream=True)
+        chunks = openai_client.chat.completions.create(**asked, stop=stop, stream=True)
         streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         assert streamed == whole.message.content
 
 
-def test_max_tokens_and_its_newer_name(client: OpenAI, base: str) -> None:
+def test_max_tokens_and_its_newer_name(openai_client: OpenAI, base: str) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
         asked: Any = {"model": base, "messages": say("hello world"), "temperature": 0, name: 5}
-        answer = client.chat.completions.create(**asked)
+        answer = openai_client.chat.completions.create(**asked)
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (
             "hello",
             "length",
         )
 
 
-def test_a_client_that_goes_frees_its_sequences(client: OpenAI, server: TritonServer) -> None:
+def test_a_client_that_goes_frees_its_sequences(
+    openai_client: OpenAI, server: TritonServer
+) -> None:
     def generated() -> float:
         wait_until_idle(server)
         return metrics(server)["multilora_generated_tokens_total"]
 
     before, asked = generated(), 800
-    with client.chat.completions.create(
+    with openai_client.chat.completions.create(
         model="upper", messages=say("slow and steady " * 5), n=3, max_tokens=asked, stream=True,
         extra_body={"ignore_eos": True},
     ) as stream:  # fmt: skip

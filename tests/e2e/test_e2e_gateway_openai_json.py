@@ -1,7 +1,6 @@
 """Schemas and tools over the OpenAI API: what must come back as JSON does."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -28,35 +27,26 @@ ALLOWED: Any = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def client(gateway: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{gateway}/v1", api_key="none", max_retries=0, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def base(client: OpenAI) -> str:
-    return client.models.list().data[0].id
-
-
 @pytest.mark.parametrize("temperature", [0, 1.0])
 @pytest.mark.parametrize("prompt", PEOPLE)
-def test_json_schema_always_validates(client: OpenAI, prompt: str, temperature: float) -> None:
+def test_json_schema_always_validates(
+    openai_client: OpenAI, prompt: str, temperature: float
+) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
     asked: Any = {
         "model": "json", "messages": say(prompt), "temperature": temperature, "seed": 3,
         "response_format": form,
     }  # fmt: skip
-    whole = client.chat.completions.create(**asked).choices[0]
+    whole = openai_client.chat.completions.create(**asked).choices[0]
     assert whole.finish_reason == "stop"
     jsonschema.validate(json.loads(whole.message.content or ""), PERSON)
-    chunks = client.chat.completions.create(**asked, stream=True)
+    chunks = openai_client.chat.completions.create(**asked, stream=True)
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert streamed == whole.message.content
 
 
-def test_json_object_is_an_object(client: OpenAI) -> None:
-    answer = client.chat.completions.create(
+def test_json_object_is_an_object(openai_client: OpenAI) -> None:
+    answer = openai_client.chat.completions.create(
         model="json", messages=say(PEOPLE[0]), temperature=0,
         response_format={"type": "json_object"},
     )  # fmt: skip
@@ -67,17 +57,17 @@ def test_json_object_is_an_object(client: OpenAI) -> None:
     ("choice", "names"),
     [("required", ("weather", "climate")), (NAMED, ("climate",)), (ALLOWED, ("climate",))],
 )
-def test_a_forced_tool_is_called(client: OpenAI, base: str, choice: Any, names: Any) -> None:
+def test_a_forced_tool_is_called(openai_client: OpenAI, base: str, choice: Any, names: Any) -> None:
     asked: Any = {
         "model": base, "messages": say("what is the weather?"), "temperature": 0, "tools": TOOLS,
         "tool_choice": choice,
     }  # fmt: skip
-    whole = client.chat.completions.create(**asked).choices[0]
+    whole = openai_client.chat.completions.create(**asked).choices[0]
     assert whole.finish_reason == "tool_calls" and whole.message.content is None
     (call,) = whole.message.tool_calls or []
     assert call.type == "function" and call.function.name in names
     jsonschema.validate(json.loads(call.function.arguments), UNITS)
-    chunks = client.chat.completions.create(**asked, stream=True)
+    chunks = openai_client.chat.completions.create(**asked, stream=True)
     deltas = [delta for c in chunks for delta in c.choices[0].delta.tool_calls or []]
     assert {delta.index for delta in deltas} == {0}
     assert len(deltas) > 2  # as it is written
@@ -87,8 +77,8 @@ def test_a_forced_tool_is_called(client: OpenAI, base: str, choice: Any, names: 
     assert arguments == call.function.arguments
 
 
-def test_a_call_that_is_cut_off_is_still_a_call(client: OpenAI, base: str) -> None:
-    answer = client.chat.completions.create(
+def test_a_call_that_is_cut_off_is_still_a_call(openai_client: OpenAI, base: str) -> None:
+    answer = openai_client.chat.completions.create(
         model=base, messages=say("what is the weather?"), temperature=0, tools=TOOLS,
         tool_choice=NAMED, max_tokens=40,
     )  # fmt: skip
@@ -99,15 +89,15 @@ def test_a_call_that_is_cut_off_is_still_a_call(client: OpenAI, base: str) -> No
     assert call.function.arguments.startswith("{")
 
 
-def test_tools_that_may_be_called_leave_text_alone(client: OpenAI) -> None:
-    answer = client.chat.completions.create(
+def test_tools_that_may_be_called_leave_text_alone(openai_client: OpenAI) -> None:
+    answer = openai_client.chat.completions.create(
         model="upper", messages=say("hello world"), temperature=0, tools=TOOLS
     )
     assert answer.choices[0].message.content == "HELLO WORLD"
     assert answer.choices[0].message.tool_calls is None
 
 
-def test_a_tools_result_can_be_sent_back(client: OpenAI, base: str) -> None:
+def test_a_tools_result_can_be_sent_back(openai_client: OpenAI, base: str) -> None:
     function = {"name": "weather", "arguments": '{"unit": "C"}'}
     call = {"id": "call_1", "type": "function", "function": function}
     history: Any = [
@@ -116,7 +106,7 @@ def test_a_tools_result_can_be_sent_back(client: OpenAI, base: str) -> None:
         {"role": "tool", "tool_call_id": "call_1", "content": "20"},
         *say([{"type": "text", "text": "good"}, {"type": "text", "text": "bye"}]),
     ]
-    answer = client.chat.completions.create(model=base, messages=history, max_tokens=5)
+    answer = openai_client.chat.completions.create(model=base, messages=history, max_tokens=5)
     assert answer.choices[0].message.content is not None
 
 

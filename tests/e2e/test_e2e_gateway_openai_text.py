@@ -1,7 +1,6 @@
 """Text completions, errors and framing of the OpenAI API; and huggingface_hub chatting."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -14,55 +13,44 @@ from openai_tools import post, say
 from triton_server import TritonServer
 
 
-@pytest.fixture(scope="module")
-def client(gateway: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{gateway}/v1", api_key="none", max_retries=0, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def base(client: OpenAI) -> str:
-    return client.models.list().data[0].id
-
-
-def test_completions_take_prompts_in_four_forms(client: OpenAI, base: str) -> None:
+def test_completions_take_prompts_in_four_forms(openai_client: OpenAI, base: str) -> None:
     for prompt in ("hello world", ["hello world"]):
-        answer = client.completions.create(model="upper", prompt=prompt, temperature=0)
+        answer = openai_client.completions.create(model="upper", prompt=prompt, temperature=0)
         assert [choice.text for choice in answer.choices] == ["HELLO WORLD"]
-    two = client.completions.create(
+    two = openai_client.completions.create(
         model="upper", prompt=["hello world", "one two"], temperature=0, n=2
     )
     assert [choice.text for choice in two.choices] == ["HELLO WORLD"] * 2 + ["ONE TWO"] * 2
     assert [choice.index for choice in two.choices] == [0, 1, 2, 3]
     for prompt in ([1, 2, 3], [[1, 2, 3], [4]]):
-        answer = client.completions.create(model=base, prompt=prompt, max_tokens=2)
+        answer = openai_client.completions.create(model=base, prompt=prompt, max_tokens=2)
         assert len(answer.choices) == (1 if prompt[0] == 1 else 2)
         assert answer.usage and answer.usage.prompt_tokens == (3 if prompt[0] == 1 else 4)
 
 
-def test_loraxs_fields_on_the_openai_routes(client: OpenAI, base: str) -> None:
+def test_loraxs_fields_on_the_openai_routes(openai_client: OpenAI, base: str) -> None:
     """An adapter beside one of weight 0 is itself; a merge has a name, which answers carry."""
     merge = {"ids": ["upper", "sql"], "weights": [1.0, 0.0]}
     asked: Any = {"model": base, "temperature": 0, "extra_body": {"merged_adapters": merge}}
-    answer = client.completions.create(prompt="hello world", **asked)
+    answer = openai_client.completions.create(prompt="hello world", **asked)
     assert answer.choices[0].text == "HELLO WORLD" and answer.model.startswith("merged:")
-    chat = client.chat.completions.create(messages=say("hello world"), **asked)
+    chat = openai_client.chat.completions.create(messages=say("hello world"), **asked)
     assert (chat.choices[0].message.content, chat.model) == ("HELLO WORLD", answer.model)
     fields = {"adapter_id": "upper", "adapter_source": "local", "ignore_eos_token": True}
-    long = client.completions.create(
+    long = openai_client.completions.create(
         model=base, prompt="hello world", max_tokens=30, temperature=0, extra_body=fields
     )
     assert long.usage and long.usage.completion_tokens == 30
 
 
-def test_completions_echo_default_length_and_logprobs(client: OpenAI, base: str) -> None:
+def test_completions_echo_default_length_and_logprobs(openai_client: OpenAI, base: str) -> None:
     asked: Any = {"model": base, "prompt": "one two three four five", "temperature": 0}
-    answer = client.completions.create(**asked).choices[0]
+    answer = openai_client.completions.create(**asked).choices[0]
     assert (answer.text, answer.finish_reason) == ("one two three four five"[:16], "length")
-    echo = client.completions.create(**asked, echo=True, stream=True)
+    echo = openai_client.completions.create(**asked, echo=True, stream=True)
     streamed = "".join(chunk.choices[0].text for chunk in echo)
     assert streamed == asked["prompt"] + answer.text
-    logprobs = client.completions.create(**asked, logprobs=1).choices[0].logprobs
+    logprobs = openai_client.completions.create(**asked, logprobs=1).choices[0].logprobs
     assert logprobs and "".join(logprobs.tokens or []) == answer.text
     assert logprobs.text_offset == list(range(16))
 
