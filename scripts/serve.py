@@ -5,6 +5,7 @@ python scripts/serve.py --model-id org/base --lora-adapters sql=/adapters/sql,or
 """
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import NoReturn
 import triton_log
 from gateway_process import GatewayProcess
 from gateway_settings import gateway_environment, gateway_flags, warn_of_useless
+from hub_cache_folder import writable_hub_cache
 from triton_install import LaunchError
 from triton_server import TritonServer
 from triton_settings import engine_environment, model_repository, parse_flags, ports
@@ -74,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     gateway: GatewayProcess | None = None
     try:
         environment = engine_environment(flags)
+        environment |= writable_hub_cache({**os.environ, **environment})
         server = TritonServer(
             environment,
             ports=ports(flags),

@@ -1,0 +1,33 @@
+"""The folder of downloads, when the one asked for cannot be written.
+
+Docker makes the folder of `-v $PWD/data:/data` for root, and the server runs as somebody else.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def writable_hub_cache(environment: Mapping[str, str]) -> dict[str, str]:
+    """What to change in `environment`: another HF_HUB_CACHE for an empty folder that may only be
+    read. One that holds something is left alone: what is needed may be in it. Warns on stderr."""
+    asked = environment.get("HF_HUB_CACHE", "")
+    if not asked or not os.path.isdir(asked) or os.access(asked, os.W_OK):
+        return {}
+    start = f"warning: user {os.getuid()} may not write to {asked}"
+    end = f"`chown {os.getuid()} {asked}` or another user mends that"
+    if _holds_something(asked):
+        print(f"{start}: nothing new can be downloaded; {end}", file=sys.stderr)
+        return {}
+    home = environment.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
+    other = str(Path(home) / "hub")
+    print(f"{start}: downloads go to {other} and may be lost with it; {end}", file=sys.stderr)
+    return {"HF_HUB_CACHE": other}
+
+
+def _holds_something(folder: str) -> bool:
+    try:
+        return bool(os.listdir(folder))
+    except OSError:  # not even readable
+        return False
