@@ -1,17 +1,18 @@
 """Startable: what is started at the beginning of a `with` block and stopped at its end."""
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
-class Startable:
+class Startable(ABC):
+    @abstractmethod
     def start(self) -> None:
         """Returns once it serves, or is on its way to; raises LaunchError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self) -> None:
         """Twice is as good as once."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self.start()

@@ -48,6 +48,21 @@ class AdapterWish:
             )
 
 
+class AdapterFields(BaseModel):
+    """What a body of either API may say of its adapter. None is as good as left out."""
+
+    adapter_id: Text | None = None
+    adapter_source: AdapterSource | None = None
+    api_token: Text | None = Field(default=None, repr=False)
+    merged_adapters: MergedAdapters | None = None
+
+    @property
+    def wish(self) -> AdapterWish:
+        return AdapterWish(
+            self.adapter_id or "", self.adapter_source, self.api_token or "", self.merged_adapters
+        )
+
+
 async def wanted_adapter(wish: AdapterWish, caller: Caller, backend: Backend) -> str:
     """Its name at the server, "" for the base model. Raises GatewayError, 403 for an adapter that
     is not the caller's."""
@@ -83,6 +98,6 @@ def _named(adapter_id: str, source: AdapterSource | None) -> str:
     if (source == "hub" and (is_folder or is_url)) or (source == "local" and is_url):
         raise invalid(
             f"`adapter_source` is {source} but `adapter_id` {adapter_id!r} is a "
-            f"{'folder' if is_folder else 'URL'}"
+            f"{'folder' if is_folder else 'URL'}; leave `adapter_source` out"
         )
     return adapter_id

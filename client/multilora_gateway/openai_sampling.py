@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from multilora_gateway.base_model import BaseModel
 from multilora_gateway.errors import GatewayError, invalid
-from multilora_gateway.lorax_adapter import AdapterSource, AdapterWish, MergedAdapters
+from multilora_gateway.lorax_adapter import AdapterFields
 from multilora_gateway.openai_fields import Fields, OpenFields
 from multilora_gateway.settings import Settings
 
 MAX_CHOICES = 128  # OpenAI's limit of n
+_LORAX_EOS = AliasChoices("ignore_eos", "ignore_eos_token")
 _UINT64 = 2**64
 _SAME_NAMES = (
     "min_tokens", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty",
@@ -56,14 +57,10 @@ class ResponseFormat(Fields):
         return {"type": kind, "value": schema} if schema else {"type": "json_object"}
 
 
-class Common(Fields):
+class Common(AdapterFields, Fields):
     """What both kinds of completion take. None is as good as left out."""
 
     model: str | None = None
-    adapter_id: str | None = None
-    adapter_source: AdapterSource | None = None
-    api_token: str | None = Field(default=None, repr=False)
-    merged_adapters: MergedAdapters | None = None
     frequency_penalty: _Penalty | None = None
     presence_penalty: _Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
@@ -74,8 +71,7 @@ class Common(Fields):
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    ignore_eos: bool | None = None
-    ignore_eos_token: bool | None = None  # LoRAX's name of the same
+    ignore_eos: Annotated[bool | None, Field(validation_alias=_LORAX_EOS)] = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     response_format: ResponseFormat | None = None
@@ -92,12 +88,6 @@ class Common(Fields):
     user: Any = None
 
     @property
-    def wish(self) -> AdapterWish:
-        return AdapterWish(
-            self.adapter_id or "", self.adapter_source, self.api_token or "", self.merged_adapters
-        )
-
-    @property
     def with_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
@@ -106,8 +96,6 @@ class Common(Fields):
         values: dict[str, Any] = {
             name: value for name in _SAME_NAMES if (value := getattr(self, name)) is not None
         }
-        if self.ignore_eos_token:
-            values["ignore_eos"] = True
         # OpenAI samples unless told otherwise; the engine alone would be greedy.
         values["temperature"] = 1.0 if self.temperature is None else self.temperature
         if stop := self._stop(settings.max_stop_sequences):

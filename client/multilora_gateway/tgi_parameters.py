@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from multilora_gateway.json_values import Schema, Text
-from multilora_gateway.lorax_adapter import AdapterSource, AdapterWish, MergedAdapters
+from multilora_gateway.lorax_adapter import AdapterFields
 from multilora_gateway.openai_messages import Message
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -54,11 +54,10 @@ class ResponseFormat(BaseModel):
     schema_: Schema | None = Field(default=None, alias="schema")
 
 
-class Parameters(BaseModel):
+class Parameters(AdapterFields):
     """null stands for absent everywhere."""
 
     model_config = _STRICT
-    adapter_id: Text | None = None
     best_of: int | None = None
     decoder_input_details: bool | None = None
     details: bool | None = None
@@ -78,19 +77,10 @@ class Parameters(BaseModel):
     typical_p: float | None = None
     watermark: bool | None = None
     # LoRAX only, see LORAX_FIELDS
-    adapter_source: AdapterSource | None = None
-    api_token: Text | None = Field(default=None, repr=False)
     apply_chat_template: bool | None = None
     ignore_eos_token: bool | None = None
-    merged_adapters: MergedAdapters | None = None
     response_format: ResponseFormat | None = None
     return_k_alternatives: int | None = None
-
-    @property
-    def wish(self) -> AdapterWish:
-        return AdapterWish(
-            self.adapter_id or "", self.adapter_source, self.api_token or "", self.merged_adapters
-        )
 
     @property
     def sampling(self) -> bool:
