@@ -16,13 +16,16 @@ def writable_hub_cache(environment: Mapping[str, str]) -> dict[str, str]:
     if not asked or not os.path.isdir(asked) or os.access(asked, os.W_OK):
         return {}
     start = f"warning: user {os.getuid()} may not write to {asked}"
-    end = f"`chown {os.getuid()} {asked}` or another user mends that"
+    end = f"to keep them there, `chown {os.getuid()} {asked}` or run as another user"
     if _holds_something(asked):
-        print(f"{start}: nothing new can be downloaded; {end}", file=sys.stderr)
+        print(f"{start}: only what it holds can be served, downloads fail; {end}", file=sys.stderr)
         return {}
     home = environment.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
     other = str(Path(home) / "hub")
-    print(f"{start}: downloads go to {other} and may be lost with it; {end}", file=sys.stderr)
+    print(
+        f"{start}: downloads go to {other}, in a container only as long as it lives; {end}",
+        file=sys.stderr,
+    )
     return {"HF_HUB_CACHE": other}
 
 

@@ -35,6 +35,8 @@ def add_actions(parser: argparse.ArgumentParser, common: argparse.ArgumentParser
     for name, help_ in _HELP.items():
         action = actions.add_parser(name, help=help_, parents=[common])
         action.add_argument("--json", action="store_true", help="print the server's answer itself")
+        if name in ("load", "merge"):
+            action.add_argument("--adapter-token", default="", help="opens private Hub ids")
         if name == "list":
             action.add_argument(
                 "--filter",
@@ -56,23 +58,40 @@ def add_actions(parser: argparse.ArgumentParser, common: argparse.ArgumentParser
                 help="folder on the server, Hub id or URL; left out: where the server knows it",
             )
             action.add_argument("--revision", default="", help="of a Hub id")
-            action.add_argument("--adapter-token", default="", help="opens a private Hub id")
         elif name == "unload":
             action.add_argument("--cancel", action="store_true", help="end what runs with it")
 
 
 def _add_merge(action: argparse.ArgumentParser) -> None:
     action.add_argument(
-        "parts", nargs="+", type=_part, metavar="ID=WEIGHT", help="without a weight: 1"
+        "parts", nargs="+", action=_Parts, metavar="ID=WEIGHT", help="without a weight: 1"
     )
     action.add_argument("--strategy", default="", help="linear, ties, dare_linear, dare_ties")
     action.add_argument("--density", type=float, help="the part of the values that pruning leaves")
     action.add_argument("--majority-sign-method", default="", help="total or frequency")
 
 
-def _part(text: str) -> tuple[str, float]:
-    name, equals, weight = text.rpartition("=")
-    return (name, float(weight)) if equals else (text, 1.0)
+class _Parts(argparse.Action):
+    """`parts`: adapter id → weight."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        parts: dict[str, float] = {}
+        for text in values:
+            name, equals, weight = text.rpartition("=")
+            name, weight = (name, weight) if equals else (text, "1")
+            if name in parts:
+                parser.error(f"{name} is given twice; add its weights up")
+            try:
+                parts[name] = float(weight)
+            except ValueError:
+                parser.error(f"{text}: the weight is no number; write {name}=0.5")
+        namespace.parts = parts
 
 
 def run_adapters(client: MultiLoRAClient, args: argparse.Namespace) -> int:
@@ -82,8 +101,9 @@ def run_adapters(client: MultiLoRAClient, args: argparse.Namespace) -> int:
         for name in ("source", "revision", "cancel", "adapter_token")
     }
     if args.action == "merge":
-        parts = dict(args.parts)
-        inputs["merge"] = merge_text(parts, args.strategy, args.density, args.majority_sign_method)
+        inputs["merge"] = merge_text(
+            args.parts, args.strategy, args.density, args.majority_sign_method
+        )
     values = client.adapters.ask(args.action, adapter_id=getattr(args, "id", None), **inputs)
     if args.action == "list":
         values = _filtered(values, args.filter)

@@ -174,7 +174,7 @@ def _json(name: str, value: Mapping[str, Any]) -> str:
     try:
         return json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise invalid(f"{name} is not JSON: {error}") from None
+        raise invalid(f"{name} cannot be sent as JSON ({error}); give it plain values") from None
 
 
 def _first(values: Mapping[str, Sequence[Scalar]], name: str, default: Scalar) -> Scalar:

@@ -12,7 +12,7 @@ from fastapi import Request
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.settings import Settings
 
-MERGED_PREFIX = "merged:"  # of the ids that the server gives to merges
+_MERGED_PREFIX = "merged:"  # of the ids that the server gives to merges
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
@@ -26,8 +26,8 @@ class Caller:
         if self.patterns is None or not adapter_id:
             return True
         patterns = self.patterns
-        if adapter_id.startswith(MERGED_PREFIX):  # "m*" does not mean what others merged
-            patterns = tuple(each for each in patterns if each.startswith(MERGED_PREFIX))
+        if _is_merge(adapter_id):  # "m*" does not mean what others merged
+            patterns = tuple(each for each in patterns if _is_merge(each))
         if ".." in adapter_id.replace("\\", "/").split("/"):  # would match one folder, name another
             return False
         return any(fnmatchcase(adapter_id, pattern) for pattern in patterns)
@@ -35,10 +35,11 @@ class Caller:
     def check(self, adapter_id: str) -> None:
         """GatewayError 403 for somebody else's adapter."""
         if not self.may_use(adapter_id):
+            limits = ", ".join(self.patterns or ()) or "the base model"
+            hint = "; send merged_adapters instead" if _is_merge(adapter_id) else ""
             raise GatewayError(
                 403, "forbidden",
-                f"this API key may not use adapter {adapter_id!r}; it is limited to "
-                f"{', '.join(self.patterns or ())}",
+                f"this API key may not use adapter {adapter_id!r}; it is limited to {limits}{hint}",
                 code="adapter_forbidden",
             )  # fmt: skip
 
@@ -98,6 +99,10 @@ async def admin(request: Request) -> None:
     """Dependency of every route that changes adapters."""
     access: Access = request.app.state.gateway.access
     access.check_admin(request.headers.get("authorization"))
+
+
+def _is_merge(adapter_id: str) -> bool:
+    return adapter_id.startswith(_MERGED_PREFIX)
 
 
 def _bearer(authorization: str | None) -> bytes:

@@ -79,7 +79,9 @@ def _named(tools: Sequence[Tool], chosen: Sequence[ChosenTool]) -> list[Tool]:
     names = {each.function.name for each in chosen}
     if unknown := names - {tool.function.name for tool in tools}:
         name = min(unknown)[:64]
-        raise invalid(f"tool_choice: there is no tool {name!r} in tools", "tool_choice")
+        raise invalid(
+            f"tool_choice: there is no tool {name!r} in tools; add it there", "tool_choice"
+        )
     return [tool for tool in tools if tool.function.name in names]
 
 

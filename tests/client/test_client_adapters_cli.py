@@ -199,13 +199,30 @@ def test_changes(
 
 
 def test_merge(server: FakeAdapters) -> None:
-    args = ("sql=0.5", "org/a=b=2", "json", "--strategy", "ties", "--density", "0.5")
+    args = (
+        "--adapter-token",
+        "hf_x",
+        "sql=0.5",
+        "org/a=b=2",
+        "json",
+        "--strategy",
+        "ties",
+        "--density",
+        "0.5",
+    )
     assert "merged (tier device" in stdout(server, "merge", *args)
     ((_, _, inputs),) = server.received
     assert json.loads(str(inputs["merge"][0])) == {
         "ids": ["sql", "org/a=b", "json"], "weights": [0.5, 2.0, 1.0],
         "merge_strategy": "ties", "density": 0.5,
     }  # fmt: skip
+    assert inputs["adapter_token"] == ["hf_x"]
+
+
+@pytest.mark.parametrize(("part", "advice"), [("a=x", "write a=0.5"), ("sql", "add its weights")])
+def test_parts_that_cannot_be_merged(server: FakeAdapters, part: str, advice: str) -> None:
+    done = run(server, "merge", "sql=1", part)
+    assert done.returncode == 2 and advice in done.stderr
 
 
 def test_a_failed_action_is_one_line_and_exit_code_1(server: FakeAdapters) -> None:
@@ -214,9 +231,7 @@ def test_a_failed_action_is_one_line_and_exit_code_1(server: FakeAdapters) -> No
     assert done.stderr == "multilora: no luck: NOT_FOUND\n"
 
 
-@pytest.mark.parametrize(
-    "args", [["fly"], [], ["load"], ["list", "x"], ["merge", "a=x"], ["unload", "a", "b"]]
-)
+@pytest.mark.parametrize("args", [["fly"], [], ["load"], ["list", "x"], ["unload", "a", "b"]])
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(
     server: FakeAdapters, args: list[str]
 ) -> None:

@@ -94,7 +94,7 @@ def test_request_ids_differ_and_a_stop_names_its_request() -> None:
         ({"top_k": True}, "top_k must be a number"),
         ({"temperature": "hot"}, "temperature must be a value of type FP32"),
         ({"stop_words": [1]}, "stop_words must be text"),
-        ({"grammar": {"value": object}}, "grammar is not JSON"),
+        ({"grammar": {"value": object}}, "grammar cannot be sent as JSON .*; give it plain values"),
         ({"max_token": 1}, "unknown parameter max_token; there are max_tokens"),
     ],
 )

@@ -14,6 +14,8 @@ def test_merges_are_named_by_keys_that_say_so() -> None:
     allowed = [access.caller(f"Bearer {key}").may_use("merged:01") for key in ("wide", "m")]
     assert allowed == [False, False]
     assert access.caller("Bearer merger").may_use("merged:01")
+    with pytest.raises(GatewayError, match="send merged_adapters instead"):
+        access.caller("Bearer wide").check("merged:01")
 
 
 @pytest.mark.parametrize("header", [None, "", "open", "Basic open", "Bearer", "Bearer nope"])

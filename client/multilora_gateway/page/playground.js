@@ -66,7 +66,7 @@ export function startPlayground({ find, element, call }) {
         const rate = tokens > 1 && seconds ? `, ${Math.round((tokens - 1) / seconds)} tokens/s` : "";
         facts.textContent = `first token ${Math.round(first - began)} ms${rate}, ${tokens} tokens`;
       }
-      if (!complete) throw new Error("the answer broke off");
+      if (!complete) throw new Error("the answer broke off; run it again");
     } catch (error) {
       const end = error.name === "AbortError" ? "stopped" : error.message;
       facts.textContent = [facts.textContent, end].filter(Boolean).join(", ");
