@@ -105,6 +105,11 @@ def test_the_triton_server_may_come_and_go() -> None:
         with demo_server() as first:
             url = stack.enter_context(running_gateway(first))
             assert generate(url, adapter_id="upper").json()["generated_text"] == "HELLO WORLD"
+        assert requests.get(f"{url}/health", timeout=SECONDS).status_code == 503
+        other = {**DEMO_SETTINGS, "MAX_TOTAL_TOKENS": "512", "MAX_INPUT_TOKENS": "256"}
+        with TritonServer(other, ports=first.ports) as second:
+            second.wait_ready(timeout=120)
+            assert eventually(lambda: max_total(url), 512) == 512
         for answer in (generate(url), requests.get(f"{url}/health", timeout=SECONDS)):
             assert answer.status_code == 503
             assert int(answer.headers["Retry-After"]) > 0
@@ -114,6 +119,19 @@ def test_the_triton_server_may_come_and_go() -> None:
         while (answer := generate(url)).status_code != 200 and time.monotonic() < deadline:
             time.sleep(0.2)
         assert answer.json()["generated_text"] == "hello world"
+
+
+def max_total(url: str) -> int:
+    return requests.get(f"{url}/info", timeout=SECONDS).json().get("max_total_tokens", 0)
+
+
+def test_the_page_is_not_guessed_at(gateway: str) -> None:
+    for path in ("/", "/page/page.js", "/page/page.css"):
+        headers = {"Accept": "text/html"}
+        answer = requests.get(f"{gateway}{path}", headers=headers, timeout=SECONDS)
+        assert answer.ok and answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["Cache-Control"] == "no-cache"
 
 
 def test_a_taken_port() -> None:

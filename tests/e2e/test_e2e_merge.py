@@ -1,4 +1,5 @@
-"""Merged adapters and Hub tokens of requests, through the real server."""
+"""Merged adapters, Hub tokens and stops of requests whose adapters come from the Hub, through the
+real server."""
 
 import json
 import shutil
@@ -10,18 +11,20 @@ from typing import Any
 import pytest
 
 from adapters_tools import administer, refusal
-from e2e_tools import DEMO, demo_server, examples, generate, post
+from e2e_tools import DEMO, demo_server, eventually, examples, generate, post
 from hub_server import HubServer
 from triton_server import TritonServer
 
 TOKEN = "hf_e2e-secret"
 PRIVATE = "acme/private"
+SLOW = "acme/slow"
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     root = tmp_path_factory.mktemp("hub")
     shutil.copytree(DEMO / "adapters/rot13", root / PRIVATE)
+    shutil.copytree(DEMO / "adapters/upper", root / SLOW)
     with HubServer(root) as hub:
         hub.token = TOKEN
         yield hub
@@ -88,6 +91,24 @@ def test_what_cannot_be_merged(server: TritonServer) -> None:
     wrong = refusal(server, action="merge", merge='{"ids": ["upper"], "merge_strategy": "svd"}')
     assert wrong[0] == "INVALID_ARGUMENT" and "linear, ties" in wrong[1]
     assert refusal(server, action="merge")[0] == "INVALID_ARGUMENT"
+
+
+def test_a_chat_is_stopped_while_its_adapter_is_fetched(
+    server: TritonServer, hub: HubServer
+) -> None:
+    """Its template comes with the adapter, so the engine has not heard of the request yet."""
+    hub.fail(f"{SLOW}/adapter_config.json", "slow", times=1)
+    chat = {
+        "text_input": json.dumps([{"role": "user", "content": "hello world"}]), "chat": True,
+        "adapter_id": SLOW, "adapter_token": TOKEN, "max_tokens": 50, "id": "early",
+    }  # fmt: skip
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(post, server, chat)
+        assert eventually(lambda: hub.hits[f"{SLOW}/adapter_config.json"], 1) == 1
+        assert post(server, {"text_input": "x", "stop": True, "id": "early"})[0] == 200
+        status, told = answer.result()
+    assert status >= 400 and "request was cancelled [CANCELLED]" in told["error"]
+    assert post(server, {**chat, "id": "late"})[1]["text_output"] == "HELLO WORLD"
 
 
 def test_a_private_adapter_needs_the_token(server: TritonServer, hub: HubServer) -> None:

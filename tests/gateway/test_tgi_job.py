@@ -13,6 +13,7 @@ from multilora_gateway.errors import GatewayError
 from multilora_gateway.settings import Settings
 from multilora_gateway.tgi_job import Job, prepare
 from multilora_gateway.tgi_parameters import GenerateRequest
+from multilora_text.chat_template import ChatTemplate
 from tgi_tools import MAX_TOTAL, base_model
 
 MERGED = {"ids": ["mine/a", "mine/b"], "weights": [1.0, 0.5], "density": 0.5}
@@ -23,12 +24,14 @@ class Server:
 
     def __init__(self) -> None:
         self.merges: list[dict[str, Any]] = []
+        self.templates: list[tuple[str, str]] = []
 
     async def base(self) -> BaseModel:
         return base_model()
 
-    async def template(self, adapter_id: str) -> None:
-        return None
+    async def template(self, adapter_id: str, token: str) -> ChatTemplate:
+        self.templates.append((adapter_id, token))
+        return ChatTemplate("{{ messages[0].content }}", {})
 
     async def adapters(self, action: str, **inputs: Any) -> dict[str, Any]:
         assert action == "merge"
@@ -132,6 +135,12 @@ def test_sources(adapter_id: str, source: str, expected: str | None) -> None:
     else:
         call = prepared(**given).call
         assert (call.adapter_id, call.adapter_token) == (expected, "secret")
+
+
+def test_a_private_template_is_asked_for_with_the_token() -> None:
+    server = Server()
+    prepared(server=server, adapter_id="a/b", api_token="hf_x", apply_chat_template=True)
+    assert server.templates == [("a/b", "hf_x")]
 
 
 def test_merging() -> None:
