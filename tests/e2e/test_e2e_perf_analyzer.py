@@ -75,6 +75,7 @@ def _profile(command: list[str]) -> list[dict[str, Any]]:
         assert ended.returncode == 0, printed
         if text := Path(command[-1]).read_text():
             break
+        Path(command[-1]).unlink()  # it refuses to write over a file
     assert text, printed
     return json.loads(text)["experiments"][0]["requests"]
 
