@@ -6,7 +6,7 @@ from pathlib import Path
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 
-from page_tools import ADAPTERS, answers, choose, footer, names, until, write
+from page_tools import ADAPTERS, answers, choose, footer, names, press, until, write
 
 ANSWERS = {"upper": "HELLO WORLD", "rot13": "uryyb jbeyq", "reverse": "world hello"}
 # Answers the list of adapters with a thousand of them, and counts the answers.
@@ -21,6 +21,20 @@ window.fetch = async (path, options) => {
   window.polls += 1;
   told.adapters = Array.from({length: 1000}, (_, i) =>
     ({...one, id: `team-${i % 7}/adapter-${String(i).padStart(4, "0")}`, tokens: i * polls}));
+  return new Response(JSON.stringify(told));
+};
+"""
+# Holds the next list back until LATE is told to go on, and then has no adapters in it.
+LATE = """
+const real = window.fetch;
+window.counts = [];
+new MutationObserver(() => window.counts.push(document.getElementById('count').textContent))
+  .observe(document.getElementById('count'), {childList: true});
+window.fetch = async (path, options) => {
+  const answer = await real(path, options);
+  if (path !== '/adapters' || window.release) return answer;
+  const told = {...await answer.json(), adapters: []};
+  await new Promise((resolve) => { window.release = resolve; });
   return new Response(JSON.stringify(told));
 };
 """
@@ -70,6 +84,8 @@ def test_three_adapters_side_by_side(page: Chrome) -> None:
     expected = {"(base model)": "hello world", **ANSWERS}
     until(page, lambda: answers(page) == expected)
     until(page, lambda: all("tokens/s" in footer(page, name) for name in expected))
+    articles = page.find_elements(By.TAG_NAME, "article")
+    until(page, lambda: {each.get_attribute("aria-busy") for each in articles} == {"false"})
     for name in ANSWERS:
         assert len({seen.get(name, 0) for seen in page.execute_script("return seen")}) > 2
     halves = [
@@ -92,7 +108,18 @@ def test_tokens_are_counted(page: Chrome) -> None:
     requests, tokens = counted("Requests"), counted("Tokens")
     choose(page, "upper")
     page.find_element(By.ID, "run").click()
-    until(page, lambda: counted("Requests") == requests + 1 and counted("Tokens") > tokens)
+    until(page, lambda: counted("Requests") == requests + 1 and counted("Tokens") > tokens + 1)
+
+
+def test_a_list_that_comes_late_is_old(page: Chrome) -> None:
+    page.execute_script(LATE)
+    until(page, lambda: page.execute_script("return Boolean(window.release)"))
+    press(page, "Load rot13")  # refused without a key, and the list is asked for again
+    until(page, lambda: page.execute_script("return counts.length"))
+    page.execute_script("release()")
+    polls = page.execute_script("return counts.length")
+    until(page, lambda: page.execute_script("return counts.length") > polls)
+    assert set(page.execute_script("return counts")) == {str(len(ADAPTERS))}
 
 
 def test_stop(page: Chrome) -> None:

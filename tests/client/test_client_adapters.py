@@ -59,7 +59,7 @@ def test_only_what_was_given_travels(server: FakeAdapters, client: MultiLoRAClie
     adapters = client.adapters
     assert adapters.info("sql").source == "/adapters"
     assert adapters.load("sql", "org/name", "v2", timeout=2.5).source == "org/name"
-    assert adapters.load("sql").id == "sql"
+    assert adapters.load("sql", adapter_token="hf_x").id == "sql"
     assert adapters.unload("sql") == Unloaded("sql", 2, 1234567)
     adapters.unload("sql", cancel=True, timeout=1)
     assert adapters.pin("sql").pinned
@@ -68,7 +68,7 @@ def test_only_what_was_given_travels(server: FakeAdapters, client: MultiLoRAClie
     assert inputs(server) == [
         {"action": ["info"], **sql},
         {"action": ["load"], **sql, "source": ["org/name"], "revision": ["v2"], "timeout": [2.5]},
-        {"action": ["load"], **sql},
+        {"action": ["load"], **sql, "adapter_token": ["hf_x"]},
         {"action": ["unload"], **sql},
         {"action": ["unload"], **sql, "cancel": [True], "timeout": [1.0]},
         {"action": ["pin"], **sql},
@@ -178,16 +178,26 @@ def test_async(server: FakeAdapters) -> None:
             assert [info.id for info in infos] == [entry["id"] for entry in ENTRIES]
             assert memory == AdapterMemory(**MEMORY)
             assert (await adapters.info("sql")).rank == 16
-            assert (await adapters.load("sql", "org/name", timeout=3)).source == "org/name"
+            loaded = await adapters.load("sql", "org/name", timeout=3, adapter_token="hf_x")
+            assert loaded.source == "org/name"
             assert await adapters.unload("sql", cancel=True) == Unloaded("sql", 2, 1234567)
             assert (await adapters.pin("sql")).pinned
             assert not (await adapters.unpin("sql")).pinned
-            assert (await adapters.merge({"sql": 1.0})).rank == 16
+            merged = await adapters.merge({"sql": 1}, "ties", 0.5, "total", "hf_y", timeout=2)
+            assert merged.rank == 16
             with pytest.raises(NotFound, match="no luck"):
                 await adapters.info("NOT_FOUND")
             with pytest.raises(TimedOut):
                 await adapters.load("silent", timeout=-1.5)
 
     asyncio.run(run())
-    sent = {"action": ["load"], "adapter_id": ["sql"], "source": ["org/name"], "timeout": [3.0]}
-    assert sent in inputs(server)
+    assert {
+        "action": ["load"], "adapter_id": ["sql"], "source": ["org/name"], "timeout": [3.0],
+        "adapter_token": ["hf_x"],
+    } in inputs(server)  # fmt: skip
+    (merge,) = [each for each in inputs(server) if each["action"] == ["merge"]]
+    assert json.loads(merge.pop("merge")[0]) == {
+        "ids": ["sql"], "weights": [1], "merge_strategy": "ties", "density": 0.5,
+        "majority_sign_method": "total",
+    }  # fmt: skip
+    assert merge == {"action": ["merge"], "adapter_token": ["hf_y"], "timeout": [2.0]}

@@ -83,6 +83,14 @@ def test_a_call_cut_off_is_a_call_cut_off(tokenizer: Tokenizer) -> None:
     assert whole["finish_reason"] == "length"
 
 
+def test_arguments_with_a_tag_in_a_string_stay_whole(tokenizer: Tokenizer) -> None:
+    for text in ("</tool_call> x <", "x </tool"):
+        choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
+        cut = f'<tool_call>{{"name": "add", "arguments": {{"a": "{text}'
+        (call,) = choice.whole(Answer(cut, (), "length"))["message"]["tool_calls"]
+        assert call["function"]["arguments"] == f'{{"a": "{text}'
+
+
 def test_an_answer_without_calls_stays_as_it_is(tokenizer: Tokenizer) -> None:
     whole = ChatChoice(tokenizer, False, HermesParser({"add"})).whole(Answer("hi \n", (), "stop"))
     assert whole["message"] == {"role": "assistant", "content": "hi \n", "refusal": None}

@@ -1,0 +1,81 @@
+"""A chat of the OpenAI API's form → what the engine is asked for."""
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from multilora_gateway.access import Caller
+from multilora_gateway.backend import Backend
+from multilora_gateway.base_model import BaseModel
+from multilora_gateway.errors import GatewayError
+from multilora_gateway.openai_chat import ChatBody, chat_job
+from multilora_gateway.openai_job import Job, Place
+from multilora_gateway.settings import Settings
+from multilora_text.chat_template import ChatTemplate
+from tgi_tools import MAX_TOTAL, base_model
+
+HELLO = [{"role": "user", "content": "hello"}]
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+LISTS_TOOLS = (
+    "{{ messages[0].content }}{% for tool in tools or [] %} {{ tool.function.name }}{% endfor %}"
+)
+
+
+class Server:
+    """Knows its base, and has one chat template for every adapter."""
+
+    def __init__(self) -> None:
+        self.templates: list[tuple[str, str]] = []
+
+    async def base(self) -> BaseModel:
+        return base_model()
+
+    async def template(self, adapter_id: str, token: str) -> ChatTemplate:
+        self.templates.append((adapter_id, token))
+        return ChatTemplate(LISTS_TOOLS, {})
+
+
+def prepared(server: Server | None = None, **fields: Any) -> Job:
+    body = ChatBody.model_validate({"model": "base", "messages": HELLO, **fields})
+    place = Place(cast(Backend, server or Server()), Settings(), Caller())
+    return asyncio.run(chat_job(body, place))
+
+
+def prompt_of(**fields: Any) -> str:
+    (call,) = prepared(**fields).calls
+    return base_model().tokenizer.decode(call.prompt_ids)
+
+
+def test_a_private_adapter_and_its_template_are_asked_for_with_the_token() -> None:
+    server = Server()
+    (call,) = prepared(server, model="org/a", api_token="hf_x").calls
+    assert server.templates == [("org/a", "hf_x")]
+    assert (call.adapter_id, call.adapter_token) == ("org/a", "hf_x")
+
+
+def test_the_template_is_told_the_tools_that_may_be_called() -> None:
+    assert prompt_of() == prompt_of(tools=[ADD], tool_choice="none") == "hello"
+    assert prompt_of(tools=[ADD]) == "hello add"
+
+
+def test_only_a_forced_call_has_a_grammar() -> None:
+    (free,) = prepared(tools=[ADD]).calls
+    (forced,) = prepared(tools=[ADD], tool_choice="required").calls
+    assert "grammar" not in free.sampling
+    assert forced.sampling["grammar"]["type"] == "json"
+
+
+def test_choices_are_calls_of_the_same_prompt() -> None:
+    job = prepared(n=3, seed=7, max_completion_tokens=5, max_tokens=9)
+    assert [call.sampling["seed"] for call in job.calls] == [7, 8, 9]
+    assert {call.sampling["max_tokens"] for call in job.calls} == {5}
+    assert {tuple(call.prompt_ids) for call in job.calls} == {tuple(job.calls[0].prompt_ids)}
+    (whole,) = prepared().calls
+    assert whole.sampling["max_tokens"] == MAX_TOTAL - len(whole.prompt_ids)
+
+
+@pytest.mark.parametrize("name", ["messages", "tools"])
+def test_a_templates_own_variables_cannot_be_replaced(name: str) -> None:
+    with pytest.raises(GatewayError, match=f"must not hold {name}"):
+        prepared(chat_template_kwargs={name: []})
