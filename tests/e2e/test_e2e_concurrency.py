@@ -1,5 +1,6 @@
 """Many clients at once: all adapters in one batch, everyone gets the answer they get alone."""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
@@ -84,6 +85,32 @@ def test_stop_with_the_same_id(server: TritonServer, model: str) -> None:
         _assert_cancelled(server, stop)
         with pytest.raises(InferenceServerException, match=r"request was cancelled \[CANCELLED\]"):
             stream.text()
+
+
+def test_a_stop_reaches_whoever_waits_for_a_grammar_and_nobody_later(server: TritonServer) -> None:
+    ids = token_ids(server, "abc")
+
+    def slow(factor: int, request_id: str = "") -> GrpcStream:
+        """Its grammar takes about half a second."""
+        grammar = {"type": "json", "value": {"type": "integer", "multipleOf": factor}}
+        sampling = json.dumps({"grammar": grammar, "max_tokens": 3})
+        inputs = {"input_ids": ids, "sampling_parameters": sampling}
+        return GrpcStream(server, "multilora_llm", inputs, request_id)
+
+    # as many as are compiled at a time, and one that waits
+    compiled, unharmed, waiting = slow(99991, "same"), slow(99989), slow(99971, "same")
+    later = GrpcStream(server, "multilora_llm", {"input_ids": ids, **ENDLESS}, "same")
+    with compiled, unharmed, waiting:
+        status, _ = post(server, {"input_ids": ids, "stop": True, "id": "same"}, "multilora_llm")
+        assert status == 200
+        with later:
+            later.take()
+            for stopped in (compiled, waiting):
+                with pytest.raises(InferenceServerException, match="request was cancelled"):
+                    stopped.text()
+            assert unharmed.text()
+            later.text()
+    assert later.outputs
 
 
 def test_stop_of_an_unknown_id_and_of_none(server: TritonServer) -> None:

@@ -8,7 +8,9 @@ def test_who_is_on_the_way_hears_of_it_once() -> None:
     one, two, other = object(), object(), object()
     for key, name in ((one, "chat"), (two, "chat"), (other, "else")):
         stops.begin(key, name)
+    assert not stops.is_stopped(one)
     stops.stop("chat")
+    assert [stops.is_stopped(key) for key in (one, two, other)] == [True, True, False]
     assert [stops.end(key) for key in (one, two, other)] == [True, True, False]
     assert not stops.end(one)
 

@@ -13,6 +13,7 @@ from engine_tools import drain, tokens
 from multilora.config import DEMO, EngineConfig
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
+from multilora.grammar_compiler import GrammarCompiler
 from multilora.grammars import Grammars
 from multilora.kv_cache import KVCache
 from multilora.request import FinishReason, Grammar, Request, SamplingParams
@@ -33,7 +34,7 @@ PERSON = {
 
 
 def grammars(vocab_size: int = VOCAB) -> Grammars:
-    return Grammars(TOKENIZER.to_json, vocab_size, (EOS,))
+    return Grammars(GrammarCompiler(TOKENIZER.to_json, vocab_size, (EOS,)), vocab_size)
 
 
 def regex(text: str) -> Grammar:
@@ -49,9 +50,9 @@ def allowed(matcher: Any) -> set[int]:
     return {token for token in range(bits.bit_length()) if bits >> token & 1}
 
 
-def refused(grammar: Grammar, match: str, source: Grammars | None = None) -> None:
+def refused(grammar: Grammar, match: str, compiler: GrammarCompiler | None = None) -> None:
     with pytest.raises(RequestError, match=match) as caught:
-        (source or grammars()).matcher(grammar)
+        (compiler or GrammarCompiler(TOKENIZER.to_json, VOCAB, (EOS,))).compile(grammar)
     assert caught.value.code is ErrorCode.INVALID_ARG
 
 
@@ -130,9 +131,11 @@ def test_bad_grammars(grammar: Grammar, match: str) -> None:
 
 
 def test_what_a_server_may_lack(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(regex("a"), "tokenizer.json", Grammars(None, VOCAB, (EOS,)))
-    refused(regex("a"), "eos_token_id", Grammars(TOKENIZER.to_json, VOCAB, ()))
-    refused(regex("a"), "cannot read the base model's", Grammars(lambda: "{}", VOCAB, (EOS,)))
+    refused(regex("a"), "tokenizer.json", GrammarCompiler(None, VOCAB, (EOS,)))
+    refused(regex("a"), "eos_token_id", GrammarCompiler(TOKENIZER.to_json, VOCAB, ()))
+    refused(
+        regex("a"), "cannot read the base model's", GrammarCompiler(lambda: "{}", VOCAB, (EOS,))
+    )
     monkeypatch.setitem(sys.modules, "llguidance", None)
     refused(regex("a"), "needs the Python package llguidance, which this server lacks; install")
 

@@ -19,7 +19,8 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 from multilora.admin_command import AdminCommand
 from multilora.config import EngineConfig
 from multilora.early_stops import EarlyStops
-from multilora.errors import RequestError, StartupError, internal, invalid
+from multilora.errors import RequestError, StartupError, cancelled, internal, invalid
+from multilora.grammar_threads import GrammarThreads
 from multilora.reply import Reply, json_reply
 from multilora.responder import Responder, stopped_reply
 from multilora.triton_metrics import TritonMetrics
@@ -91,6 +92,7 @@ class TritonPythonModel:
         self._early_stops = EarlyStops()
         # answers commands and renders chats that had to wait: neither is the engine thread's work
         self._helpers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="multilora")
+        self._grammar_threads = GrammarThreads(config.max_concurrent_requests)
         self._engine.start()
         self._responder.start()
         _LOG.info("ready")
@@ -107,6 +109,7 @@ class TritonPythonModel:
         self._engine.close()
         self._responder.join()
         self._helpers.shutdown()
+        self._grammar_threads.close()
         self._metrics.close()
 
     def _accept(self, request: Any, client: TritonClient) -> None:
@@ -153,12 +156,14 @@ class TritonPythonModel:
 
     def _begin(self, parsed: TritonRequest, client: TritonClient) -> None:
         if parsed.request.sampling.grammar:  # compiling it takes time that others need
-            self._helpers.submit(self._guard, client, self._compile, parsed, client)
+            self._grammar_threads.submit(lambda: self._guard(client, self._compile, parsed, client))
         else:
             self._submit(parsed, client)
 
     def _compile(self, parsed: TritonRequest, client: TritonClient) -> None:
         """Before the responder knows the client: it must not poll one that was refused."""
+        if client.is_cancelled() or self._early_stops.is_stopped(client):
+            raise cancelled()
         if grammar := parsed.request.sampling.grammar:
             self._engine.compile(grammar)
         self._submit(parsed, client)
@@ -171,7 +176,7 @@ class TritonPythonModel:
             self._responder.discard(parsed.request.request_id)
             raise
         if self._early_stops.end(client):
-            self._responder.stop(parsed.client_id)
+            self._engine.abort(parsed.request.request_id)
 
     def _when_done(
         self, future: "Future[Any]", client: TritonClient, go_on: Callable[[Any], None]

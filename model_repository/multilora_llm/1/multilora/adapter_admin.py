@@ -203,6 +203,7 @@ class AdapterAdmin:
         assert command.merge is not None
         name = "+".join(command.merge.ids)
         pending = self.pending.open(timeout, name, "it is still being merged")
+        self._post(lambda: None)  # a thread that sleeps would not see when the time is out
         self._merged.answer(command.merge, command.adapter_token, pending)
         return pending.future
 

@@ -26,6 +26,11 @@ class EarlyStops:
             named = (key for key, name in self._client_ids.items() if name == client_id)
             self._stopped.update(named)
 
+    def is_stopped(self, key: object) -> bool:
+        """Whether it need not go on."""
+        with self._lock:
+            return key in self._stopped
+
     def end(self, key: object) -> bool:
         """It has arrived, or never will: whether it was stopped. Asked twice: False."""
         with self._lock:

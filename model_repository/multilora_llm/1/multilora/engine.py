@@ -17,7 +17,7 @@ from multilora.adapter_counts import AdapterCounts
 from multilora.adapter_source import AdapterSource
 from multilora.config import EngineConfig
 from multilora.engine_parts import EngineParts, load_parts
-from multilora.errors import ErrorCode, RequestError, internal, invalid, shutting_down
+from multilora.errors import RequestError, internal, invalid, shutting_down, too_many
 from multilora.metrics import METRICS, AdapterFigures
 from multilora.request import Grammar, Request, TokenOutput
 from multilora.request_limits import RequestLimits
@@ -25,6 +25,7 @@ from multilora.token_matcher import TokenMatcher
 
 _LOG = logging.getLogger(__name__)
 _IDLE_SECONDS = 1.0  # how long to sleep while all that waits needs an adapter that loads
+_LONGEST_SLEEP = 3600.0  # seconds; a queue takes no number that a client may think of
 _DESCRIBE_SECONDS = 0.25  # how old the figures of single adapters may be while it runs
 _IDLE_COPIES = 8  # times as many bytes while nothing runs: requests may come any time
 _COPY_BYTES = {"cpu": 16 << 20, "cuda": 32 << 20}  # of adapters in a pass: 2 ms or less
@@ -102,16 +103,14 @@ class Engine:
                     f"request id {request.request_id!r} is already running; use another id"
                 )
             if len(self._live) >= self.config.max_concurrent_requests:
-                raise RequestError(
-                    ErrorCode.UNAVAILABLE,
-                    f"{len(self._live)} requests are running or waiting already, the most that "
-                    "--max-concurrent-requests allows; try again later",
-                )
+                raise too_many(f"{len(self._live)} requests are running or waiting already")
             self._live[request.request_id] = request.adapter_id
             self._inbox.put(lambda: self._add(request, source, matcher, arrived_at))
 
     def compile(self, grammar: Grammar) -> None:
         """So that `submit` finds it compiled; raises RequestError."""
+        if self._closed:
+            raise shutting_down()
         self._parts.grammars.matcher(grammar)
 
     def abort(self, request_id: str) -> None:
@@ -190,7 +189,7 @@ class Engine:
         """How long to sleep when no message comes: until somebody has waited for too long."""
         left = [end - time.monotonic() for end in self._parts.deadlines()]
         left += [_IDLE_SECONDS] if len(self._parts.scheduler) else []
-        return max(0.0, min(left)) if left else None
+        return max(0.0, min(*left, _LONGEST_SLEEP)) if left else None
 
     def _fail_running(self, error: Exception) -> None:
         """A pass raised: end what was in it, so that the rest and later requests go on.

@@ -20,6 +20,7 @@ from multilora.config import DEMO, EngineConfig
 from multilora.decode_graphs import DecodeGraphs
 from multilora.errors import StartupError
 from multilora.gpu_check import choose_device
+from multilora.grammar_compiler import GrammarCompiler
 from multilora.grammars import Grammars
 from multilora.kernel_warm_up import warm_up
 from multilora.kv_cache import KVCache
@@ -132,7 +133,8 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
 
 def _grammars(base: BaseConfig, tokenizer: Tokenizer | None) -> Grammars:
     text = tokenizer.to_json if tokenizer else None
-    return Grammars(text, base.vocab_size, base.eos_token_ids)
+    compiler = GrammarCompiler(text, base.vocab_size, base.eos_token_ids)
+    return Grammars(compiler, base.vocab_size)
 
 
 def _nothing() -> None:

@@ -40,6 +40,17 @@ def grammar_failed(error: str) -> RequestError:
     return invalid(f"grammar: the matcher gave up ({error}); simplify the schema or expression")
 
 
+def too_many(what: str) -> RequestError:
+    """The house is full; `what` says of what."""
+    message = f"{what}, the most that --max-concurrent-requests allows; try again later"
+    return RequestError(ErrorCode.UNAVAILABLE, message)
+
+
+def cancelled() -> RequestError:
+    """What those get who have said that they want no answer."""
+    return RequestError(ErrorCode.CANCELLED, "request was cancelled")
+
+
 def shutting_down() -> RequestError:
     """What those get whom the server leaves without an answer."""
     return RequestError(ErrorCode.UNAVAILABLE, "the server is shutting down; try again later")

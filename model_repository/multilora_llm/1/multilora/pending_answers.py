@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from multilora.errors import ErrorCode, RequestError, shutting_down
 
 @dataclass(frozen=True, eq=False)
 class PendingAnswer:
-    """`reason` says what takes so long, when it does. Completed by the engine thread."""
+    """`reason` says what takes so long, when it does. Any thread may complete it."""
 
     adapter_id: str
     reason: str
@@ -20,13 +21,15 @@ class PendingAnswer:
     future: "Future[Any]" = field(default_factory=Future)
 
     def complete(self, error: RequestError | None, result: Callable[[], Any]) -> None:
-        """Give the result, or the error; one that has timed out has had its answer."""
+        """Give the result, or the error, unless another thread was first: one that has timed out
+        has had its answer."""
         if self.future.done():
             return
-        if error is None:
-            self.future.set_result(result())
-        else:
-            self.future.set_exception(error)
+        with suppress(InvalidStateError):
+            if error is None:
+                self.future.set_result(result())
+            else:
+                self.future.set_exception(error)
 
 
 class PendingAnswers:

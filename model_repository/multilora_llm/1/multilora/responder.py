@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
-from multilora.errors import ErrorCode, RequestError
+from multilora.errors import cancelled
 from multilora.reply import Reply
 from multilora.request import FinishReason, TokenOutput
 from multilora.stream import Client, Stream
@@ -139,7 +139,7 @@ class Responder:
         if stopped and not last.finish_reason:
             self._engine.abort(last.request_id)
         if not stopped and last.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):
-            stream.client.fail(last.error or _cancelled())
+            stream.client.fail(last.error or cancelled())
             return True
         reason = FinishReason.STOP if stopped else last.finish_reason
         reply = stream.take_reply(reason)
@@ -159,10 +159,6 @@ class Responder:
     def _live(self) -> list[tuple[str, Stream]]:
         with self._lock:
             return list(self._streams.items())
-
-
-def _cancelled() -> RequestError:
-    return RequestError(ErrorCode.CANCELLED, "request was cancelled")
 
 
 def stopped_reply() -> Reply:

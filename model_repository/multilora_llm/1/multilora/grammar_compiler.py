@@ -1,0 +1,106 @@
+"""JSON schemas and regular expressions → llguidance's matchers, for the base's tokens.
+
+JSON may have one space between its parts, as most models write it, and no other white space: with
+more, a small model could write white space for ever.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from multilora.errors import invalid
+from multilora.grammar_limits import check_grammar
+from multilora.request import Grammar
+
+_JSON_OPTIONS = {"whitespace_pattern": "[ ]?"}
+# The first mask of a grammar takes 0.7 s where llguidance's own limit (1,000,000) allows it; the
+# others wait for it. A schema of 1,500 properties or an enum of 5,000 texts stays below this one.
+_FIRST_MASK_FUEL = 60_000
+_MOST_STATES = 50_000  # of 1 to 2 kB each, kept with the grammar
+
+
+class GrammarCompiler:
+    """Any thread with a stack of STACK_BYTES. `tokenizer_json` gives the text of the base's
+    tokenizer.json; it is asked once, at the first grammar."""
+
+    def __init__(
+        self,
+        tokenizer_json: Callable[[], str] | None,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+    ) -> None:
+        self._tokenizer_json = tokenizer_json
+        self._vocab_size = vocab_size
+        self._eos_token_ids = [token for token in eos_token_ids if token < vocab_size]
+        self._tokenizer: Any = None
+        self._lock = threading.Lock()  # guards _tokenizer
+
+    def compile(self, grammar: Grammar) -> Any:
+        """An LLMatcher at the start of `grammar`; raises RequestError (INVALID_ARG)."""
+        check_grammar(grammar)
+        llguidance = _llguidance()
+        tokenizer = self._own_tokenizer(llguidance)
+        limits = llguidance.LLParserLimits(
+            initial_lexer_fuel=_FIRST_MASK_FUEL, max_lexer_states=_MOST_STATES
+        )
+        make, compiled = llguidance.LLMatcher, None
+        try:
+            if grammar.kind == "json":
+                text = make.grammar_from_json_schema(grammar.text, overrides=_JSON_OPTIONS)
+            else:
+                text = make.grammar_from_regex(grammar.text)
+            compiled = make(tokenizer, text, log_level=0, limits=limits)
+            problem = compiled.get_error() if compiled.is_error() else ""
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            what = "JSON schema" if grammar.kind == "json" else "regular expression"
+            raise invalid(
+                f"grammar: this {what} cannot be used ({first_line(problem)}); "
+                "correct or simplify it"
+            )
+        return compiled
+
+    def _own_tokenizer(self, llguidance: Any) -> Any:
+        if self._tokenizer_json is None:
+            raise invalid("grammar needs the base model's tokenizer.json, which its folder lacks")
+        if not self._eos_token_ids:
+            raise invalid(
+                "grammar needs a base model whose config.json names an eos_token_id; leave it out"
+            )
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._load(llguidance, self._tokenizer_json())
+            return self._tokenizer
+
+    def _load(self, llguidance: Any, text: str) -> Any:
+        """With more ids than the tokenizer has, where the base pads its vocabulary; the other way
+        round, the base cannot sample what its rows lack."""
+        eos = self._eos_token_ids
+        try:
+            own = llguidance.LLTokenizer(text, eos_token=eos)
+            if own.vocab_size >= self._vocab_size:
+                return own
+            return llguidance.LLTokenizer(text, n_vocab=self._vocab_size, eos_token=eos)
+        except Exception as error:
+            raise invalid(
+                f"grammar: llguidance cannot read the base model's tokenizer.json "
+                f"({first_line(str(error))}); send requests to this base model without a grammar"
+            ) from None
+
+
+def _llguidance() -> Any:
+    """Imported late: whoever sends no grammar needs no such package."""
+    try:
+        import llguidance
+    except ImportError:
+        raise invalid(
+            "grammar needs the Python package llguidance, which this server lacks; install it "
+            "there (pip install llguidance) or leave grammar out"
+        ) from None
+    return llguidance
+
+
+def first_line(text: str) -> str:
+    """The first line that says anything, in one piece."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:300]
