@@ -1,5 +1,6 @@
 """Merges asked of an engine: one adapter for one recipe, made once, by the rules of requests."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,19 @@ def test_a_lost_folder_is_made_again(make_engine: MakeEngine, cache: Path):
     shutil.rmtree(cache)
     assert merge(engine, "a", "b")["id"] == name
     assert merger(engine).computed == 2 and len(list(cache.iterdir())) == 1
+
+
+def test_what_a_killed_process_left_is_removed(make_engine: MakeEngine, cache: Path):
+    engine = make_engine()
+    merge(engine, "a", "b")
+    left, fresh = cache / ".draft-left", cache / ".draft-fresh"
+    for draft in (left, fresh):
+        draft.mkdir()
+        (draft / "adapter_model.safetensors").write_bytes(b"half")
+    os.utime(left, (1e9, 1e9))
+    merge(engine, "a", "c")
+    assert fresh.is_dir() and not left.exists()
+    assert len(list(cache.iterdir())) == 3
 
 
 def test_unload_ends_a_merge(make_engine: MakeEngine):

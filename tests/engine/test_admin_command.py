@@ -48,7 +48,14 @@ def test_empty_and_null_are_not_given(action: str) -> None:
         ('{"action": "delete"}', "action must be one of list, .* got 'delete'"),
         ('{"action": ["list"]}', "action must be one of list"),
         ('{"action": "load", "id": "a"}', "unknown key 'id'; the action .* takes adapter_id, "),
-        ('{"action": "load", "adapter_id": 3}', "adapter_id must be a string; got 3"),
+        (
+            '{"action": "load", "adapter_id": 3}',
+            "adapter_id must be a string of at most 4096 characters; got 3",
+        ),
+        (
+            f'{{"action": "load", "adapter_id": "{"/n" * 2049}"}}',
+            "adapter_id must be a string of at",
+        ),
         ('{"action": "load", "adapter_id": "a", "source": {}}', "source must be a string"),
         ('{"action": "load"}', "load needs an adapter_id"),
         ('{"action": "pin", "adapter_id": ""}', "pin needs an adapter_id"),

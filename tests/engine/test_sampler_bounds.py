@@ -39,6 +39,21 @@ def test_only_allowed_tokens_come_out(num_bits: int) -> None:
     assert torch.equal(logits, before)
 
 
+@pytest.mark.parametrize("penalty", [0.01, 100.0])
+def test_the_harshest_penalties_stay_within_what_is_allowed(penalty: float) -> None:
+    logits = 80 * torch.randn(1, 37, generator=torch.Generator().manual_seed(2))
+    harsh: dict[str, Any] = {
+        "repetition_penalty": penalty,
+        "presence_penalty": 2.0,
+        "frequency_penalty": -2.0,
+    }
+    rows = [
+        bound(drawn(seed, temperature=temperature, **harsh), {1, 8}, 37)
+        for seed, temperature in enumerate((0.0, 1e-30, 1.0, 100.0))
+    ]
+    assert set(run(logits.expand(4, -1), *rows).token_ids.tolist()) <= {1, 8}
+
+
 def test_rows_without_a_grammar_draw_what_they_drew() -> None:
     logits = torch.randn(40, 50, generator=torch.Generator().manual_seed(1))
     plain = [drawn(seed, temperature=2.0) for seed in range(40)]

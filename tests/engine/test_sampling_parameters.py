@@ -30,6 +30,8 @@ def test_grammar_bias_and_typical_p() -> None:
     ("text", "match"),
     [
         ('{"typical_p": 0}', "typical_p must be above 0 and at most 1; got 0"),
+        ('{"repetition_penalty": 1e38}', "repetition_penalty must be 0.01 to 100"),
+        ('{"repetition_penalty": 1e-46}', "repetition_penalty must be 0.01 to 100"),
         ('{"logit_bias": [1]}', "logit_bias must be an object such as"),
         ('{"logit_bias": {"a": 1}}', "logit_bias: a token id must be a whole number; got 'a'"),
         ('{"logit_bias": {"1": 101}}', "between -100 and 100; got 101"),

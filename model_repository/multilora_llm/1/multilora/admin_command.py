@@ -10,6 +10,7 @@ from multilora.merge_recipe import MergeRecipe, parse_merge
 
 ACTIONS = ("list", "info", "load", "unload", "pin", "unpin", "merge", "template", "describe")
 _MAX_SECONDS = 1e9  # deadlines are added to clocks: keep them finite
+_LONGEST = 4096  # characters, as of paths
 _TEXTS = ("adapter_id", "source", "revision")
 _KEYS = ("action", *_TEXTS, "cancel", "timeout", "merge", "adapter_token")
 _TAKEN_BY = {  # key → the actions that it says something to
@@ -94,8 +95,10 @@ def _check_use(command: AdminCommand) -> None:
 def _text(name: str, value: object) -> str:
     if value is None:
         return ""
-    if not isinstance(value, str):
-        raise invalid(f"admin: {name} must be a string; got {_shown(value)}")
+    if not isinstance(value, str) or len(value) > _LONGEST:
+        raise invalid(
+            f"admin: {name} must be a string of at most {_LONGEST} characters; got {_shown(value)}"
+        )
     return value
 
 

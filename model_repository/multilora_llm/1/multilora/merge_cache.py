@@ -6,8 +6,9 @@ Law: a folder under its final name is whole and never changes, so that any proce
 import contextlib
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -16,6 +17,7 @@ from multilora.adapter_files import NEEDED_FILES
 from multilora.download.partial_file import check_room, on_disk
 
 _DRAFT = ".draft-"
+_ABANDONED = 86400.0  # seconds: a draft of that age is what a killed process left
 
 
 class MergeCache:
@@ -59,7 +61,13 @@ class MergeCache:
 
         `used_at` is when something was last done with one, in seconds since 1970.
         """
-        last = {path.name: max(used_at(path.name), _modified(path)) for path in self._folders()}
+        now = time.time()
+        last: dict[str, float] = {}
+        for path in self._folders():
+            if not path.name.startswith("."):
+                last[path.name] = max(used_at(path.name), _modified(path))
+            elif path.name.startswith(_DRAFT) and now - _modified(path) > _ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
         doomed = sorted(last, key=last.__getitem__)[: -self._limit]
         for digest in doomed:
             draft = self.root / f"{_DRAFT}{uuid.uuid4().hex}"
@@ -68,11 +76,11 @@ class MergeCache:
             shutil.rmtree(draft, ignore_errors=True)
         return doomed
 
-    def _folders(self) -> Iterator[Path]:
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self.root):
-                if entry.is_dir() and not entry.name.startswith("."):
-                    yield Path(entry.path)
+    def _folders(self) -> list[Path]:
+        try:
+            return [path for path in self.root.iterdir() if path.is_dir()]
+        except OSError:
+            return []
 
 
 def _modified(path: Path) -> float:

@@ -87,7 +87,7 @@ class SamplingParams:
             ("top_k", self.top_k >= 0, "0 (off) or positive"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
             ("typical_p", 0 < self.typical_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", 0 < repetition < math.inf, "positive (1 is off)"),
+            ("repetition_penalty", 0.01 <= repetition <= 100, "0.01 to 100 (1 is off)"),
             ("presence_penalty", _within(self.presence_penalty, -2, 2), "between -2 and 2"),
             ("frequency_penalty", _within(self.frequency_penalty, -2, 2), "between -2 and 2"),
             ("seed", self.seed is None or 0 <= self.seed < _UINT64, "between 0 and 2**64 - 1"),
