@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from engine_tools import (
@@ -18,6 +19,7 @@ from engine_tools import (
 from multilora.base_config import BaseConfig
 from multilora.config import EngineConfig
 from multilora.engine import Engine
+from multilora.errors import RequestError
 from multilora.kv_cache import KVCache
 from multilora.request import FinishReason
 
@@ -94,6 +96,21 @@ def test_abort_at_any_time_frees_everything(make_engine: MakeEngine):
     assert FinishReason.CANCELLED in reasons
     assert len(tokens(outputs["kept"])) == 30
     assert_all_free(engine)
+
+
+def test_a_stop_token_ends_an_answer(make_engine: MakeEngine):
+    engine = make_engine()
+    free = alone(engine, [request("same", "a")])["same"]
+    last = next(token for token in free[4:] if token not in free[:4])
+    for stops, length in (((last,), free.index(last) + 1), ((last, free[0]), 1)):
+        engine.submit(request("same", "a", stop_token_ids=stops))
+        outputs = drain(engine, 1)["same"]
+        assert tokens(outputs) == free[:length]
+        assert outputs[-1].finish_reason is FinishReason.STOP
+    engine.submit(request("same", "a", stop_token_ids=(free[0],), min_tokens=2))
+    assert tokens(drain(engine, 1)["same"])[0] != free[0], "it cannot come before min_tokens"
+    with pytest.raises(RequestError, match="stop_token_ids holds 9999"):
+        engine.submit(request("same", "a", stop_token_ids=(9999,)))
 
 
 def test_dtype_auto_is_float32_on_a_cpu():

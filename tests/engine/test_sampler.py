@@ -187,6 +187,15 @@ def test_eos_is_suppressed_below_min_tokens_only() -> None:
     assert outside is not None and outside.tolist() == [[0], [2]]
 
 
+def test_stop_tokens_are_suppressed_below_min_tokens_in_their_row() -> None:
+    logits = torch.zeros(1, 10)
+    logits[0, 5], logits[0, 7] = 9.0, 8.0
+    stops = SamplingParams(min_tokens=2, max_tokens=5, stop_token_ids=(5, 6))
+    other = SamplingParams(min_tokens=2, max_tokens=5)
+    rows = [item(stops), item(other), item(stops, output=(1, 1))]
+    assert run(logits.expand(3, -1), *rows).token_ids.tolist() == [7, 5, 5]
+
+
 def test_a_seed_gives_the_same_token_in_any_batch() -> None:
     logits = torch.randn(12, 300, generator=torch.Generator().manual_seed(6))
     kinds: list[dict[str, Any]] = [{}, {"top_k": 7}, {"top_p": 0.8}, {"min_p": 0.1}]

@@ -131,7 +131,10 @@ def test_stop() -> None:
         ('{"stop": [1]}', "stop must be a string or a list of strings"),
         ('{"lora_name": 3}', "lora_name must be a string"),
         ('{"n": 2}', "n 2 is not supported"),
-        ('{"stop_token_ids": [1]}', "stop_token_ids .* is not supported"),
+        ('{"bad_words": ["x"]}', "bad_words .* is not supported"),
+        ('{"stop_token_ids": 1}', "stop_token_ids must be a list of token ids"),
+        ('{"stop_token_ids": ["x"]}', "stop_token_ids: a token id must be a whole number"),
+        (f'{{"stop_token_ids": {[1] * 129}}}', "stop_token_ids must be at most 128"),
     ],
 )
 def test_bad_sampling_parameters(text: str, reason: str) -> None:

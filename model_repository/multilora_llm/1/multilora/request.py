@@ -9,6 +9,7 @@ from multilora.errors import RequestError, invalid
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+MAX_STOP_TOKENS = 128
 MAX_LOGIT_BIAS = 100.0
 ADAPTER_TIMEOUT = 600.0  # seconds; a first download is slow
 _UINT64 = 1 << 64
@@ -38,8 +39,9 @@ class SamplingParams:
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 switch those filters off. Penalties act on
     prompt and output (`repetition_penalty`) or output only (`presence_`, `frequency_penalty`).
     `typical_p` 1 switches locally typical sampling off. `logit_bias` holds (token id, what is added
-    to its logit), each id once. `grammar` binds the answer, which ends as soon as it is complete
-    and cannot go on, whatever `ignore_eos` says.
+    to its logit), each id once. From `min_tokens` on, one of `stop_token_ids` ends the answer as
+    end-of-sequence does, also where that is ignored. `grammar` binds the answer, which ends as soon
+    as it is complete and cannot go on, whatever `ignore_eos` says.
     `logprobs` is how many most likely tokens to report beside the chosen one; None reports nothing.
     """
 
@@ -55,6 +57,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -69,6 +72,8 @@ class SamplingParams:
                 f"stop_words must be at most {MAX_STOP_STRINGS} strings, none empty; "
                 f"got {list(self.stop)}"
             )
+        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            raise invalid(f"stop_token_ids must be at most {MAX_STOP_TOKENS} token ids")
         for token_id, bias in self.logit_bias:
             if token_id < 0 or not _within(bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS):
                 raise invalid(

@@ -31,6 +31,8 @@ class RequestLimits:
                 f"{self.max_total_tokens - count} or raise --max-total-tokens"
             )
         self._check_ids("input_ids", request.prompt_token_ids)
+        if sampling.stop_token_ids:
+            self._check_ids("stop_token_ids", sampling.stop_token_ids)
         if sampling.logit_bias:
             self._check_ids("logit_bias", tuple(token_id for token_id, _ in sampling.logit_bias))
 

@@ -149,15 +149,14 @@ def _add_typical(pairs: _Pairs, upload: Upload) -> Callable[[], Typical] | None:
 def _add_suppressed(
     pairs: _Pairs, upload: Upload, vocab_size: int, eos_token_ids: tuple[int, ...]
 ) -> Callable[[], torch.Tensor] | None:
-    below = [
-        row
+    ends = [token for token in eos_token_ids if token < vocab_size]
+    places = [
+        (row, token)
         for row, (s, p) in enumerate(pairs)
         if p.min_tokens and s.num_output_tokens < p.min_tokens and not s.matcher
+        for token in (*ends, *p.stop_token_ids)
     ]
-    tokens = [token for token in eos_token_ids if token < vocab_size]
-    if not below or not tokens:
-        return None
-    return upload.add(np.array([np.repeat(below, len(tokens)), np.tile(tokens, len(below))]))
+    return upload.add(np.array(places).T.copy()) if places else None
 
 
 def _add_penalties(

@@ -103,6 +103,12 @@ def _read_strings(name: str, value: Any) -> tuple[str, ...]:
     return tuple(strings)
 
 
+def _read_ids(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise invalid(f"{name} must be a list of token ids such as [2]; got {value!r}")
+    return tuple(_read_int(f"{name}: a token id", item) for item in value)
+
+
 def _read_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     if not isinstance(value, dict):
         raise invalid(f'{name} must be an object such as {{"42": -100}}; got {value!r}')
@@ -125,6 +131,7 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     "seed": _read_int,
     "stop": _read_strings,
     "stop_words": _read_strings,
+    "stop_token_ids": _read_ids,
     "ignore_eos": _read_bool,
     "logprobs": _read_int,
     "logit_bias": _read_bias,
@@ -135,7 +142,6 @@ _FIELDS = {"stop_words": "stop"}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (None, 1, "1"),
     "best_of": (None, 1, "1"),
-    "stop_token_ids": (None, []),
     "bad_words": (None, []),
     "include_stop_str_in_output": (None, False, "false"),
     "skip_special_tokens": (None, True, "true"),

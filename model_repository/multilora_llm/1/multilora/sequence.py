@@ -74,6 +74,8 @@ class Sequence:
         sampling, matcher = self.request.sampling, self.matcher
         if token_id in eos_token_ids and (matcher or not sampling.ignore_eos):
             return FinishReason.STOP
+        if token_id in sampling.stop_token_ids and self.num_output_tokens >= sampling.min_tokens:
+            return FinishReason.STOP
         if matcher:
             matcher.accept(token_id)
         if self.num_output_tokens >= sampling.max_tokens or len(self.token_ids) >= max_total_tokens:

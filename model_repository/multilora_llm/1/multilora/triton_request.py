@@ -39,7 +39,7 @@ OPTIONAL_OUTPUTS = (
     "cumulative_logprob",
     "queue_time",
 )
-_JSON_FIELDS = ("stop", "logprobs", "logit_bias")  # no typed tensors
+_JSON_FIELDS = ("stop", "stop_token_ids", "logprobs", "logit_bias")  # no typed tensors
 _TENSOR_FIELDS = tuple(name for name in READERS if name not in _JSON_FIELDS)
 _TRITON_PARAMETERS = ("id", "priority", "timeout", "binary_data_output")  # the server's own
 _TRITON_PREFIXES = ("triton_", "sequence_")
