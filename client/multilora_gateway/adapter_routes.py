@@ -3,42 +3,38 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict
 from starlette.responses import PlainTextResponse, Response
 
 from multilora_gateway.access import Caller, admin, inference
 from multilora_gateway.errors import GatewayError, invalid
+from multilora_gateway.json_values import Fields, Name
 
 router = APIRouter()
 _LIST_SECONDS = 30.0
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class AdapterName(_Strict):
-    adapter_id: str
+class AdapterName(Fields):
+    adapter_id: Name
 
 
 class AdapterLoad(AdapterName):
-    source: str = ""
-    revision: str = ""
+    source: Name = ""
+    revision: Name = ""
 
 
 class AdapterUnload(AdapterName):
     cancel: bool = False
 
 
-class VllmLoad(_Strict):
-    lora_name: str
-    lora_path: str
+class VllmLoad(Fields):
+    lora_name: Name
+    lora_path: Name
     load_inplace: bool = False
-    base_model_name: str | None = None
+    base_model_name: Name | None = None
 
 
-class VllmUnload(_Strict):
-    lora_name: str
+class VllmUnload(Fields):
+    lora_name: Name
     lora_int_id: int | None = None
 
 

@@ -4,22 +4,21 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from multilora_gateway.access import Caller
 from multilora_gateway.backend import Backend
 from multilora_gateway.errors import invalid
-from multilora_gateway.json_values import Text
+from multilora_gateway.json_values import Fields, Items, Name, Text
 
 AdapterSource = Literal["hub", "local", "s3", "pbase"]
 
 
-class MergedAdapters(BaseModel):
+class MergedAdapters(Fields):
     """Several adapters as one."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    ids: list[Text] = Field(min_length=1)
-    weights: list[float] = Field(min_length=1)
+    ids: Items[Name] = Field(min_length=1)
+    weights: Items[float] = Field(min_length=1)
     merge_strategy: Literal["linear", "ties", "dare_linear", "dare_ties"] | None = None
     density: float | None = Field(default=None, ge=0, le=1)
     majority_sign_method: Literal["total", "frequency"] | None = None
@@ -51,7 +50,7 @@ class AdapterWish:
 class AdapterFields(BaseModel):
     """What a body of either API may say of its adapter. None is as good as left out."""
 
-    adapter_id: Text | None = None
+    adapter_id: Name | None = None
     adapter_source: AdapterSource | None = None
     api_token: Text | None = Field(default=None, repr=False)
     merged_adapters: MergedAdapters | None = None

@@ -9,6 +9,7 @@ from pydantic import Field
 from multilora_gateway.base_model import BaseModel
 from multilora_gateway.errors import invalid
 from multilora_gateway.generation import Call
+from multilora_gateway.json_values import Items
 from multilora_gateway.openai_chat_choice import ChatChoice
 from multilora_gateway.openai_job import Job, Place
 from multilora_gateway.openai_messages import Message, template_messages
@@ -25,14 +26,14 @@ _OWN_VARIABLES = ("messages", "tools", "documents", "template", "self")
 
 
 class ChatBody(Common):
-    messages: list[Message]
+    messages: Items[Message]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: list[Tool] | None = None
+    tools: Items[Tool] | None = None
     tool_choice: ToolChoice | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Items[Literal["text"]] | None = None
     # Taken without effect.
     parallel_tool_calls: Any = None
     prediction: Any = None

@@ -8,6 +8,7 @@ from pydantic import Field
 from multilora_gateway.base_model import BaseModel
 from multilora_gateway.errors import invalid
 from multilora_gateway.generation import Answer, Call, Piece
+from multilora_gateway.json_values import Items
 from multilora_gateway.openai_job import Job, Place
 from multilora_gateway.openai_logprobs import text_logprobs
 from multilora_gateway.openai_resolve import resolve
@@ -23,7 +24,7 @@ Prompt = str | list[int]
 
 
 class CompletionBody(Common):
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Items[str] | Items[int] | Items[Items[int]]
     best_of: Annotated[int, Field(ge=1)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None

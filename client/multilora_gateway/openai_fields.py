@@ -5,26 +5,13 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from multilora_gateway.errors import GatewayError, invalid
+from multilora_gateway.json_values import Fields
 
 _UNION_TAG = re.compile(r"[A-Z].*|.*\[.*|str|int|float|bool|none|constrained-.*|function-.*")
 _LONGEST = 200  # characters of a client's own words in an error
-
-
-class Fields(BaseModel):
-    """A JSON object. Types are not converted: "5" is not a number."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-class OpenFields(Fields):
-    """An object that clients send back as they got it, with more than is read here."""
-
-    model_config = ConfigDict(extra="ignore")
 
 
 _F = TypeVar("_F", bound=Fields)

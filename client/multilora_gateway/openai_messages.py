@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from multilora_gateway.errors import invalid
-from multilora_gateway.openai_fields import OpenFields
+from multilora_gateway.json_values import Items, OpenFields
 
 
 class ContentPart(OpenFields):
@@ -27,9 +27,9 @@ class ToolCallMessage(OpenFields):
 
 class Message(OpenFields):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | Items[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCallMessage] | None = None
+    tool_calls: Items[ToolCallMessage] | None = None
     tool_call_id: str | None = None
 
 

@@ -7,8 +7,8 @@ from pydantic import AliasChoices, Field
 
 from multilora_gateway.base_model import BaseModel
 from multilora_gateway.errors import GatewayError, invalid
+from multilora_gateway.json_values import Fields, Items, OpenFields
 from multilora_gateway.lorax_adapter import AdapterFields
-from multilora_gateway.openai_fields import Fields, OpenFields
 from multilora_gateway.settings import Settings
 
 MAX_CHOICES = 128  # OpenAI's limit of n
@@ -72,11 +72,11 @@ class Common(AdapterFields, Fields):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: Annotated[bool | None, Field(validation_alias=_LORAX_EOS)] = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[str, Any] | None = None  # see _logit_bias
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     response_format: ResponseFormat | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Items[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # Taken without effect.
@@ -142,10 +142,12 @@ def _too_long(message: str) -> GatewayError:
     return GatewayError(422, "validation", message, code="context_length_exceeded")
 
 
-def _logit_bias(given: Mapping[str, float], vocab_size: int) -> dict[str, float]:
-    for key in given:
+def _logit_bias(given: Mapping[str, Any], vocab_size: int) -> dict[str, float]:
+    for key, bias in given.items():
         if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
             raise invalid(
                 f"logit_bias: {key[:20]!r} is no token id below {vocab_size}", "logit_bias"
             )
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise invalid(f"logit_bias: {key} must have a number from -100 to 100", "logit_bias")
     return dict(given)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from multilora_gateway.errors import invalid
-from multilora_gateway.openai_fields import Fields, OpenFields
+from multilora_gateway.json_values import Fields, Items, OpenFields
 
 _ANYTHING = {"type": "object"}
 
@@ -42,7 +42,7 @@ class ChosenTool(Fields):
 
 class AllowedFunctions(Fields):
     mode: Literal["auto", "required"]
-    tools: list[ChosenTool]
+    tools: Items[ChosenTool]
 
 
 class AllowedTools(Fields):

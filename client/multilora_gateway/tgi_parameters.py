@@ -6,39 +6,33 @@ ignores them, which changes the answer silently.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from multilora_gateway.json_values import Schema, Text
+from multilora_gateway.json_values import Fields, Items, OpenFields, Schema, Text
 from multilora_gateway.lorax_adapter import AdapterFields
 from multilora_gateway.openai_messages import Message
 
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-
-class JsonGrammar(BaseModel):
+class JsonGrammar(Fields):
     """A JSON schema, as an object or as the text of one."""
 
-    model_config = _STRICT
     type: Literal["json"]
     value: Schema | Text
 
 
-class RegexGrammar(BaseModel):
-    model_config = _STRICT
+class RegexGrammar(Fields):
     type: Literal["regex"]
     value: Text
 
 
-class NamedSchema(BaseModel):
+class NamedSchema(OpenFields):
     """OpenAI's way of giving a schema."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
     name: Text | None = None
     schema_: Schema = Field(alias="schema")
 
 
-class JsonSchemaGrammar(BaseModel):
-    model_config = _STRICT
+class JsonSchemaGrammar(Fields):
     type: Literal["json_schema"]
     value: NamedSchema
 
@@ -46,18 +40,16 @@ class JsonSchemaGrammar(BaseModel):
 Grammar = Annotated[JsonGrammar | RegexGrammar | JsonSchemaGrammar, Field(discriminator="type")]
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Fields):
     """LoRAX: JSON that fits the schema; without one, any JSON object."""
 
-    model_config = _STRICT
     type: Literal["json_object"]
     schema_: Schema | None = Field(default=None, alias="schema")
 
 
-class Parameters(AdapterFields):
+class Parameters(AdapterFields, Fields):
     """null stands for absent everywhere."""
 
-    model_config = _STRICT
     best_of: int | None = None
     decoder_input_details: bool | None = None
     details: bool | None = None
@@ -68,7 +60,7 @@ class Parameters(AdapterFields):
     repetition_penalty: float | None = None
     return_full_text: bool | None = None
     seed: int | None = None
-    stop: list[Text] | None = None
+    stop: Items[Text] | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_n_tokens: int | None = None
@@ -110,19 +102,17 @@ LORAX_FIELDS = frozenset(
 )
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(Fields):
     """`stream` counts for POST / only: the other routes say it in their name."""
 
-    model_config = _STRICT
     inputs: Text
     parameters: Parameters | None = None
     stream: bool | None = None
 
 
-class ChatTokenizeRequest(BaseModel):
+class ChatTokenizeRequest(OpenFields):
     """A chat request, of which only what shapes the prompt is read."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-    messages: list[Message]
+    messages: Items[Message]
     model: Text | None = None
-    tools: list[Schema] | None = None
+    tools: Items[Schema] | None = None

@@ -11,6 +11,8 @@ from multilora_gateway.openai_completions import CompletionBody
 from multilora_gateway.openai_fields import parse
 from multilora_gateway.openai_messages import template_messages
 from multilora_gateway.openai_sampling import choices
+from multilora_gateway.settings import Settings
+from tgi_tools import base_model
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -136,6 +138,12 @@ def test_messages_become_what_templates_expect() -> None:
 def test_messages_that_no_template_can_show_are_refused(message: dict[str, Any]) -> None:
     with pytest.raises(GatewayError, match=r"messages\.0"):
         template_messages(chat(messages=[message]).messages)
+
+
+@pytest.mark.parametrize("bias", ["1", True, None, 100.5, float("nan")])
+def test_a_logit_bias_is_a_number(bias: Any) -> None:
+    with pytest.raises(GatewayError, match="logit_bias: 5 must have a number from -100 to 100"):
+        chat(logit_bias={"4": 1, "5": bias}).sampling(base_model(), Settings())
 
 
 @pytest.mark.parametrize("prompt", ["hi", ["a", "b"], [1, 2], [[1], [2, 3]]])

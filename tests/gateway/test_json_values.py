@@ -1,0 +1,96 @@
+"""Bodies that are wrong a thousand times cost no more than those that are wrong once."""
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from multilora_gateway import adapter_routes
+from multilora_gateway.json_values import Fields
+from multilora_gateway.openai_chat import ChatBody
+from multilora_gateway.openai_completions import CompletionBody
+from multilora_gateway.tgi_parameters import ChatTokenizeRequest, GenerateRequest
+
+MANY = 10_000
+FEW = 16  # the required fields and the alternatives of one
+BODIES = (
+    ChatBody, CompletionBody, GenerateRequest, ChatTokenizeRequest, adapter_routes.AdapterLoad,
+    adapter_routes.AdapterUnload, adapter_routes.VllmLoad, adapter_routes.VllmUnload,
+)  # fmt: skip
+
+
+def models_in(kind: Any, seen: set[type[BaseModel]]) -> Iterator[type[BaseModel]]:
+    """A body and all objects inside it."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in seen:
+        seen.add(kind)
+        yield kind
+        for field in kind.model_fields.values():
+            yield from models_in(field.annotation, seen)
+    for inner in get_args(kind):
+        yield from models_in(inner, seen)
+
+
+_seen: set[type[BaseModel]] = set()
+OBJECTS = [each for body in BODIES for each in models_in(body, _seen)]
+
+
+def errors_of(kind: type[BaseModel], value: Any) -> int:
+    try:
+        kind.model_validate(value)
+    except ValidationError as error:
+        return error.error_count()
+    return 0
+
+
+@pytest.mark.parametrize("element", [1, "x"])
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_every_list_and_object_of_every_body_is_refused_for_one_thing(
+    kind: type[BaseModel], element: Any
+) -> None:
+    wrong = [element] * MANY
+    named = dict(zip(map(str, range(MANY)), wrong, strict=True))
+    for name, field in kind.model_fields.items():
+        for value in (wrong, [wrong], named, [named]):
+            assert errors_of(kind, {field.alias or name: value}) < FEW, name
+    assert errors_of(kind, named) < FEW
+
+
+def test_all_bodies_were_found() -> None:
+    names = {each.__name__ for each in OBJECTS}
+    assert {"ContentPart", "MergedAdapters", "ChosenTool", "JsonGrammar", "Parameters"} <= names
+
+
+class Point(Fields):
+    x: int
+
+
+def test_an_unknown_name_is_told_where_it_stands() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Point.model_validate({"x": 1, "y": 2})
+    (error,) = caught.value.errors()
+    assert (error["type"], error["loc"]) == ("extra_forbidden", ("y",))
+    assert Point.model_json_schema()["additionalProperties"] is False
+    with pytest.raises(ValidationError):
+        Point.model_validate({"x": "1"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (adapter_routes.AdapterLoad, "adapter_id"),
+        (adapter_routes.AdapterLoad, "source"),
+        (adapter_routes.AdapterLoad, "revision"),
+        (adapter_routes.AdapterUnload, "adapter_id"),
+        (adapter_routes.VllmLoad, "lora_name"),
+        (adapter_routes.VllmLoad, "lora_path"),
+        (adapter_routes.VllmUnload, "lora_name"),
+    ],
+)
+def test_names_and_paths_are_text_of_a_sane_length(kind: type[BaseModel], field: str) -> None:
+    given = {"adapter_id": "a", "lora_name": "a", "lora_path": "/a"}
+    given = {name: value for name, value in given.items() if name in kind.model_fields}
+    kind.model_validate(given | {field: "/" + "n" * 4000})
+    for value, said in (("\ud800", "unicode"), ("/n" * 2049, "at most 4096 characters")):
+        with pytest.raises(ValidationError, match=said):
+            kind.model_validate(given | {field: value})
