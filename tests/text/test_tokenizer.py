@@ -1,6 +1,8 @@
 """Reading a tokenizer and rendering chats."""
 
 import json
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+import tiny_tokenizers
 from multilora_text.chat_template import find_template
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
@@ -51,6 +54,39 @@ def write(folder: Path, **config: Any) -> Path:
 def test_text_survives_the_round_trip(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(write(tmp_path))
     assert tokenizer.decode(tokenizer.encode("naïve 😀 text")) == "naïve 😀 text"
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("kind", tiny_tokenizers.KINDS)
+def test_ids_and_places_are_those_of_the_tokenizer_itself(kind: str, special: bool) -> None:
+    backend = tiny_tokenizers.KINDS[kind]()
+    around = [("<s>", 0), ("</s>", 1)]
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=around
+    )
+    template = find_template("{{ messages[0].content }}", {}, {})
+    tokenizer = Tokenizer(backend, template)
+    for text in ("", " ", "hello world", "naïve 😀 <s> 漢字\n", "the hello " * 500):
+        want = backend.encode(text, add_special_tokens=special)
+        found = tokenizer.encode(text) if special else tokenizer.encode_chat([{"content": text}])
+        assert found == want.ids
+        spans = [(number, *span) for number, span in zip(want.ids, want.offsets, strict=True)]
+        assert tokenizer.spans(text, special) == spans
+
+
+@pytest.mark.parametrize("method", ["encode", "spans", "encode_chat"])
+def test_other_threads_run_while_a_long_text_is_tokenised(method: str) -> None:
+    template = find_template("{{ messages[0].content }}", {}, {})
+    tokenizer = Tokenizer(tiny_tokenizers.metaspace(), template)
+    text = " " * 4_000_000  # becomes one token, so that all the time goes by inside tokenizers
+    given: Any = [{"content": text}] if method == "encode_chat" else text
+    worker = threading.Thread(target=getattr(tokenizer, method), args=(given,))
+    ticks = 0
+    worker.start()
+    while worker.is_alive():
+        time.sleep(0.001)
+        ticks += 1
+    assert ticks > 20
 
 
 def test_truncation_and_padding_in_the_file_are_ignored(tmp_path: Path) -> None:
