@@ -10,7 +10,7 @@ from multilora_gateway.errors import invalid
 from multilora_gateway.generation import Answer, Call, Piece
 from multilora_gateway.json_values import Items
 from multilora_gateway.openai_job import Job, Place
-from multilora_gateway.openai_logprobs import text_logprobs
+from multilora_gateway.openai_logprobs import TextOffsets, text_logprobs
 from multilora_gateway.openai_resolve import resolve
 from multilora_gateway.openai_sampling import Common, choices, room
 from multilora_gateway.settings import Settings
@@ -79,14 +79,13 @@ class TextChoice:
     def __init__(self, tokenizer: Tokenizer, echo: str, logprobs: bool) -> None:
         self._tokenizer = tokenizer
         self._echo = echo
-        self._wants_logprobs = logprobs
-        self._offset = 0
+        self._offsets = TextOffsets(tokenizer) if logprobs else None
 
     def opening(self) -> list[dict[str, Any]]:
         return [_chunk(self._echo, None)] if self._echo else []
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
-        if not (piece.text or piece.finish_reason or (self._wants_logprobs and piece.tokens)):
+        if not (piece.text or piece.finish_reason or (self._offsets and piece.tokens)):
             return []
         return [_chunk(piece.text, self._logprobs(piece), piece.finish_reason)]
 
@@ -94,11 +93,9 @@ class TextChoice:
         return _chunk(self._echo + answer.text, self._logprobs(answer), answer.finish_reason)
 
     def _logprobs(self, part: Piece | Answer) -> dict[str, Any] | None:
-        if not self._wants_logprobs:
+        if self._offsets is None:
             return None
-        logprobs = text_logprobs(part.tokens, self._tokenizer, self._offset)
-        self._offset += len(part.text)
-        return logprobs
+        return text_logprobs(part.tokens, self._tokenizer, self._offsets)
 
 
 def _chunk(text: str, logprobs: dict[str, Any] | None, reason: str | None = None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Log probabilities in the two shapes of the OpenAI API."""
 
+import codecs
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -25,18 +26,42 @@ def chat_logprobs(tokens: Sequence[Token], tokenizer: Tokenizer) -> dict[str, An
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(tokens: Sequence[Token], tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
-    """`choices[].logprobs` of a text completion; the first token is at character `offset`."""
-    texts = [token_text(tokenizer, token.id) for token in tokens]
-    offsets: list[int] = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(_bytes(tokenizer, token.id).decode("utf-8", "ignore"))
+class TextOffsets:
+    """Where the tokens of one answer begin in its text, in characters. Told of every token once.
+
+    All tokens of a character begin where it stands.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._unseen = tokenizer.special_ids
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoded: int | None = None  # characters; None before the first token of the text
+
+    def of(self, token_id: int) -> int:
+        """Of the next token."""
+        offset = self._decoded or 0
+        if token_id not in self._unseen:
+            self._decoded = offset + len(self._decoder.decode(self._seen(token_id)))
+        return offset
+
+    def _seen(self, token_id: int) -> bytes:
+        """Decoders drop a space before the first token."""
+        raw = _bytes(self._tokenizer, token_id)
+        if self._decoded is None and raw.startswith(b" "):
+            return self._tokenizer.decode([token_id]).encode()
+        return raw
+
+
+def text_logprobs(
+    tokens: Sequence[Token], tokenizer: Tokenizer, offsets: TextOffsets
+) -> dict[str, Any]:
+    """`choices[].logprobs` of a text completion, or of a part of it."""
     return {
-        "tokens": texts,
+        "tokens": [token_text(tokenizer, token.id) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": [_top(token, tokenizer) for token in tokens],
-        "text_offset": offsets,
+        "text_offset": [offsets.of(token.id) for token in tokens],
     }
 
 

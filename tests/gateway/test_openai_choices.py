@@ -9,7 +9,7 @@ from e2e_tools import DEMO
 from multilora_gateway.generation import Answer, Piece, Token
 from multilora_gateway.openai_chat_choice import ChatChoice
 from multilora_gateway.openai_completions import TextChoice
-from multilora_gateway.openai_logprobs import chat_logprobs, text_logprobs, token_text
+from multilora_gateway.openai_logprobs import chat_logprobs, token_text
 from multilora_gateway.openai_tool_parser import HermesParser
 from multilora_text.tokenizer import Tokenizer
 
@@ -119,17 +119,6 @@ def test_half_a_character_is_told_by_its_bytes(tokenizer: Tokenizer) -> None:
 
 def test_a_leading_space_belongs_to_its_token(tokenizer: Tokenizer) -> None:
     assert token_text(tokenizer, ids_of(tokenizer, "a b")[1]) == " "
-
-
-def test_text_logprobs_count_characters(tokenizer: Tokenizer) -> None:
-    a, b = ids_of(tokenizer, "ab")
-    told = text_logprobs([Token(a, -0.5, ((b, -0.25),)), Token(b, -1.0)], tokenizer, 7)
-    assert told == {
-        "tokens": ["a", "b"],
-        "token_logprobs": [-0.5, -1.0],
-        "top_logprobs": [{"b": -0.25, "a": -0.5}, {"b": -1.0}],
-        "text_offset": [7, 8],
-    }
 
 
 def test_text_chunks_put_together_are_the_whole(tokenizer: Tokenizer) -> None:
