@@ -14,7 +14,7 @@ from multilora_gateway.openai_chat_choice import ChatChoice
 from multilora_gateway.openai_job import Job, Place
 from multilora_gateway.openai_messages import Message, template_messages
 from multilora_gateway.openai_resolve import Target, resolve
-from multilora_gateway.openai_sampling import Common, choices, room
+from multilora_gateway.openai_sampling import Common, check_count, choices, room
 from multilora_gateway.openai_tool_format import ToolFormat, tool_format
 from multilora_gateway.openai_tool_parser import JsonParser, ToolParser
 from multilora_gateway.openai_tools import Tool, ToolChoice, call_grammar, is_forced, usable
@@ -51,6 +51,7 @@ async def chat_job(body: ChatBody, place: Place) -> Job:
     """Raises GatewayError."""
     base = await place.backend.base()
     logprobs = body.most_logprobs()
+    check_count(body.n or 1, base)
     sampling = body.sampling(base, place.settings)
     tools = usable(body.tools, body.tool_choice)
     messages = template_messages(body.messages)

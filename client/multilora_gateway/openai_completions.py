@@ -12,8 +12,7 @@ from multilora_gateway.json_values import Items
 from multilora_gateway.openai_job import Job, Place
 from multilora_gateway.openai_logprobs import TextOffsets, text_logprobs
 from multilora_gateway.openai_resolve import resolve
-from multilora_gateway.openai_sampling import Common, choices, room
-from multilora_gateway.settings import Settings
+from multilora_gateway.openai_sampling import Common, check_count, choices, room
 from multilora_text.tokenizer import Tokenizer
 
 MAX_LOGPROBS = 20
@@ -47,10 +46,10 @@ async def completion_job(body: CompletionBody, place: Place) -> Job:
     sampling = body.sampling(base, place.settings)
     if body.logprobs is not None:
         sampling["logprobs"] = body.logprobs
-    prompts = _prompts(body, place.settings)
+    prompts, n = _prompts(body.prompt), body.n or 1
+    check_count(len(prompts) * n, base)
     target = await resolve(place.backend, place.settings, place.caller, body.model, body.wish)
     encoded = [await _encode(prompt, base) for prompt in prompts]
-    n = body.n or 1
     calls: list[Call] = []
     for ids in encoded:
         most = room(len(ids), body.max_tokens, _DEFAULT_TOKENS, base)
@@ -102,17 +101,13 @@ def _chunk(text: str, logprobs: dict[str, Any] | None, reason: str | None = None
     return {"text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _prompts(body: CompletionBody, settings: Settings) -> list[Prompt]:
-    given = body.prompt
+def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[Prompt]:
     if isinstance(given, str):
         return [given]
     if given and isinstance(given[0], int):
         return [given]  # pyright: ignore[reportReturnType] - one prompt's token ids
     if not given:
         raise invalid("prompt is empty; send a text", "prompt")
-    limit = settings.max_client_batch_size
-    if len(given) > limit:
-        raise invalid(f"prompt holds up to {limit} prompts; got {len(given)}", "prompt")
     return list(given)  # pyright: ignore[reportReturnType] - texts, or lists of token ids
 
 
@@ -124,7 +119,7 @@ async def _encode(prompt: Prompt, base: BaseModel) -> list[int]:
         ids = prompt
     if not ids:
         raise invalid("prompt is empty; send a text", "prompt")
-    for token_id in ids:
+    for token_id in (min(ids), max(ids)):
         if not 0 <= token_id < base.vocab_size:
             raise invalid(
                 f"prompt: {str(token_id)[:20]} is no token id; they are 0 to {base.vocab_size - 1}",

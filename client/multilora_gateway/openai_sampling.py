@@ -122,6 +122,17 @@ def choices(sampling: Mapping[str, Any], n: int, seed: int | None) -> list[dict[
     return [{**sampling, "seed": (seed + number) % _UINT64} for number in range(n)]
 
 
+def check_count(answers: int, base: BaseModel) -> None:
+    """GatewayError for more answers than ever run at once: no retry would help."""
+    most = base.max_concurrent_requests
+    if answers > most:
+        raise invalid(
+            f"this asks for {answers} answers at once, but the server gives at most {most} "
+            "(--max-concurrent-requests); send fewer prompts or a smaller n",
+            "n",
+        )
+
+
 def room(prompt_tokens: int, asked: int | None, default: int | None, base: BaseModel) -> int:
     """max_tokens of a prompt of that length: as asked, else `default`, else all that is left."""
     left = base.max_total_tokens - prompt_tokens

@@ -32,6 +32,12 @@ def check_inputs(inputs: str, given: Parameters, base: BaseModel) -> None:
     """What can be said before the prompt is tokens."""
     if not inputs:
         raise invalid("`inputs` cannot be empty")
+    most = base.max_concurrent_requests
+    if (given.best_of or 1) > most:
+        raise invalid(
+            f"`best_of` must be <= {most}, for the server runs no more at once. "
+            f"Given: {given.best_of}"
+        )
     truncate = given.truncate
     if truncate is not None and not 0 < truncate <= base.max_input_tokens:
         raise invalid(

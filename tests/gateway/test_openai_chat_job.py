@@ -1,6 +1,7 @@
 """A chat of the OpenAI API's form → what the engine is asked for."""
 
 import asyncio
+import dataclasses
 from typing import Any, cast
 
 import pytest
@@ -25,11 +26,12 @@ LISTS_TOOLS = (
 class Server:
     """Knows its base, and has one chat template for every adapter."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: BaseModel | None = None) -> None:
+        self._base = base or base_model()
         self.templates: list[tuple[str, str]] = []
 
     async def base(self) -> BaseModel:
-        return base_model()
+        return self._base
 
     async def template(self, adapter_id: str, token: str) -> ChatTemplate:
         self.templates.append((adapter_id, token))
@@ -73,6 +75,13 @@ def test_choices_are_calls_of_the_same_prompt() -> None:
     assert {tuple(call.prompt_ids) for call in job.calls} == {tuple(job.calls[0].prompt_ids)}
     (whole,) = prepared().calls
     assert whole.sampling["max_tokens"] == MAX_TOTAL - len(whole.prompt_ids)
+
+
+def test_more_choices_than_ever_run_at_once_are_refused() -> None:
+    small = dataclasses.replace(base_model(), max_concurrent_requests=2)
+    assert len(prepared(Server(small), n=2).calls) == 2
+    with pytest.raises(GatewayError, match=r"at most 2 .*smaller n"):
+        prepared(Server(small), n=3)
 
 
 @pytest.mark.parametrize("name", ["messages", "tools"])

@@ -1,5 +1,6 @@
 """What TGI refuses is refused in TGI's words; what TGI ignores is refused, too."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -102,6 +103,13 @@ def test_prompts_that_are_empty_or_cut_wrongly() -> None:
         with pytest.raises(GatewayError, match=f"^{wrong}{truncate}$"):
             check_inputs("a", Parameters(truncate=truncate), base)
     check_inputs("a", Parameters(truncate=MAX_INPUT), base)
+
+
+def test_best_of_fits_the_server() -> None:
+    small = dataclasses.replace(base_model(), max_concurrent_requests=1)
+    check_inputs("a", Parameters(best_of=1), small)
+    with pytest.raises(GatewayError, match=r"`best_of` must be <= 1, .* Given: 2"):
+        check_inputs("a", Parameters(best_of=2), small)
 
 
 def test_lengths() -> None:
