@@ -11,6 +11,7 @@ from multilora_gateway.backend import Backend
 from multilora_gateway.errors import invalid
 from multilora_gateway.json_values import Fields, Items, Name, Text
 
+BASE_MODEL = "__base_model__"  # LoRAX's name of no adapter
 AdapterSource = Literal["hub", "local", "s3", "pbase"]
 
 
@@ -88,8 +89,10 @@ async def _merged(
 
 
 def _named(adapter_id: str, source: AdapterSource | None) -> str:
-    """LoRAX's source and id → id. The server tells folders, repositories and buckets by their
-    form, and a name that it knows comes before all of them."""
+    """LoRAX's source and id → id, "" for the base model. The server tells folders, repositories and
+    buckets by their form, and a name that it knows comes before all of them."""
+    if adapter_id == BASE_MODEL:
+        return ""
     is_folder = adapter_id.startswith(("/", "./", "../", "~"))
     is_url = "://" in adapter_id
     if source == "s3" and "/" in adapter_id and not is_url and not is_folder:

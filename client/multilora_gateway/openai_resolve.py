@@ -1,18 +1,24 @@
 """Which model a request names: the base, or an adapter. Nothing unknown becomes the base."""
 
 import dataclasses
+import re
+import unicodedata
 from dataclasses import dataclass
 
 from multilora_gateway.access import Caller
 from multilora_gateway.backend import Backend
 from multilora_gateway.base_model import BaseModel
-from multilora_gateway.errors import GatewayError
+from multilora_gateway.errors import GatewayError, not_found
 from multilora_gateway.lorax_adapter import AdapterWish, wanted_adapter
 from multilora_gateway.settings import Settings
 
 # What clients send that know no name: TGI's documentation, and huggingface_hub with a base_url.
 BASE_ALIASES = ("tgi", "dummy")
 BY_MODEL = AdapterWish()
+_LONGEST = 256  # characters of an adapter's name
+_SHOWN = 100  # of them in a message
+_PATHS = ("/", "./", "../", "~")
+_UNPRINTABLE = ("Cc", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
@@ -44,19 +50,44 @@ async def resolve(
     model: str | None,
     wish: AdapterWish = BY_MODEL,
 ) -> Target:
-    """What `model` names, unless `wish` does. GatewayError 403 for an adapter that the caller may
-    not use.
+    """What `model` names, unless `wish` names or merges adapters. GatewayError 403 for an adapter
+    that the caller may not use, 404 for what no adapter can be called.
 
     Whether the adapter exists is left to the engine, which says NOT_FOUND.
     """
     base = await backend.base()
-    if not wish.adapter_id:
-        named = named_adapter(model or "", settings, base)
-        if named in BASE_ALIASES and not await _is_adapter(backend, named):
-            named = ""
+    if wish.merged is None:
+        named = named_adapter(wish.adapter_id or model or "", settings, base)
+        if not wish.adapter_id:
+            named = await _known(named, caller, backend)
         wish = dataclasses.replace(wish, adapter_id=named)
     adapter = await wanted_adapter(wish, caller, backend)
     return Target(adapter or served_name(settings, base), adapter)
+
+
+async def _known(name: str, caller: Caller, backend: Backend) -> str:
+    """What a model's name stands for, when nothing else names the adapter."""
+    if name in BASE_ALIASES and not await _is_adapter(backend, name):
+        return ""
+    if name and _is_no_name(name):
+        caller.check(name)
+        raise not_found(
+            f"there is no model {name[:_SHOWN]!r}; send the base model's name or an adapter's, "
+            "as GET /v1/models lists them"
+        )
+    return name
+
+
+def _is_no_name(name: str) -> bool:
+    """Whether no adapter can be called that: the engine finds such an adapter_id invalid, but an
+    OpenAI client that sends it as the model is told that there is no such model."""
+    parts = () if "://" in name else re.split("[/@]", name)
+    return (
+        len(name) > _LONGEST
+        or name.startswith(_PATHS)
+        or any(part in ("", ".", "..") for part in parts)
+        or any(char == "\\" or unicodedata.category(char) in _UNPRINTABLE for char in name)
+    )
 
 
 async def _is_adapter(backend: Backend, name: str) -> bool:

@@ -81,7 +81,10 @@ class Common(AdapterFields, Fields):
     stream_options: StreamOptions | None = None
     # Taken without effect.
     metadata: Any = None
+    moderation: Any = None
     prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
     safety_identifier: Any = None
     service_tier: Any = None
     store: Any = None

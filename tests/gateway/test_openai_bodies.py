@@ -64,7 +64,8 @@ def test_what_is_no_body_is_refused(raw: bytes) -> None:
 def test_fields_without_effect_and_nulls_are_taken() -> None:
     without_effect = (
         "user", "store", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier",
-        "prompt_cache_key", "verbosity", "reasoning_effort",
+        "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "moderation",
+        "verbosity", "reasoning_effort",
     )  # fmt: skip
     assert chat(**dict.fromkeys(without_effect, "x")).n is None
     nulls = {name: None for name in ChatBody.model_fields if name != "messages"}

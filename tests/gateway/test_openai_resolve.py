@@ -12,6 +12,7 @@ from multilora_gateway.access import Caller
 from multilora_gateway.backend import Backend
 from multilora_gateway.base_model import BaseModel
 from multilora_gateway.errors import GatewayError
+from multilora_gateway.lorax_adapter import AdapterWish, wanted_adapter
 from multilora_gateway.openai_completions import CompletionBody
 from multilora_gateway.openai_resolve import Target, named_adapter, resolve, served_name
 from multilora_gateway.settings import Settings
@@ -89,15 +90,50 @@ def test_loraxs_fields_name_adapters(base: BaseModel) -> None:
     assert resolved(server, team, model="team/a", adapter_source="hub").adapter_id == "team/a"
     assert resolved(server, team, adapter_id="team/a", adapter_source="s3").name == "s3://team/a"
     merge = {"ids": ["team/a", "team/b"], "weights": [1.0, 0.5]}
-    target = resolved(server, team, model="short", merged_adapters=merge, api_token="hf_x")
-    assert target == Target("merged:01", "merged:01")
-    assert server.merges == [{**merge, "token": "hf_x"}]
+    for model in ("short", "gpt-4", None):  # OpenAI's client always sends one
+        target = resolved(server, team, model=model, merged_adapters=merge, api_token="hf_x")
+        assert target == Target("merged:01", "merged:01")
+    assert server.merges == [{**merge, "token": "hf_x"}] * 3
+
+
+@pytest.mark.parametrize("name", ["short", "org/base:v1", "__base_model__"])
+def test_an_adapter_id_may_name_the_base(base: BaseModel, name: str) -> None:
+    named = resolved(Server(base), Caller(()), adapter_id=name, model="sql")
+    assert named == Target("short", "")
+
+
+def test_loraxs_name_of_the_base_is_known_to_both_apis() -> None:
+    nobody = cast(Backend, None)
+    for source in (None, "hub", "s3"):
+        wish = AdapterWish("__base_model__", source)
+        assert asyncio.run(wanted_adapter(wish, Caller(()), nobody)) == ""
+
+
+def test_an_adapter_id_may_begin_with_the_base(base: BaseModel) -> None:
+    assert resolved(Server(base), Caller(), adapter_id="short:sql").adapter_id == "sql"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "/etc", "../x", "~root", "a//b", "a/./b", "a/..", "a@", "a\\b", "a\n", "\0", "n" * 257,
+        "short:/etc",
+    ],
+)  # fmt: skip
+def test_what_no_adapter_can_be_called_is_an_unknown_model(base: BaseModel, model: str) -> None:
+    with pytest.raises(GatewayError, match="there is no model") as caught:
+        resolved(Server(base), Caller(), model=model)
+    assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+    assert len(caught.value.message) < 300
+    with pytest.raises(GatewayError) as caught:
+        resolved(Server(base), Caller(("team/*",)), model=model)
+    assert caught.value.status == 403
 
 
 @pytest.mark.parametrize(
     ("fields", "status", "message"),
     [
-        ({"model": "a", "merged_adapters": {"ids": ["a"], "weights": [1.0]}}, 422, "at most one"),
+        ({"adapter_id": "a", "merged_adapters": {"ids": ["a"], "weights": [1.0]}}, 422, "most one"),
         ({"merged_adapters": {"ids": ["team/a"], "weights": [1.0, 2.0]}}, 422, "same length"),
         ({"merged_adapters": {"ids": ["b"], "weights": [1.0]}}, 403, "may not use adapter 'b'"),
         ({"adapter_id": "team/a", "adapter_source": "s3"}, 403, "s3://team/a"),
