@@ -18,6 +18,7 @@ from multilora_gateway.openai_sampling import Common, check_count, choices, room
 from multilora_gateway.openai_tool_format import ToolFormat, tool_format
 from multilora_gateway.openai_tool_parser import JsonParser, ToolParser
 from multilora_gateway.openai_tools import Tool, ToolChoice, call_grammar, is_forced, usable
+from multilora_gateway.openai_vllm import False_, True_
 from multilora_text.chat_template import ChatTemplate
 from multilora_text.errors import TextError
 
@@ -34,6 +35,10 @@ class ChatBody(Common):
     tool_choice: ToolChoice | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     modalities: Items[Literal["text"]] | None = None
+    add_generation_prompt: True_ = None
+    add_special_tokens: False_ = None
+    continue_final_message: False_ = None
+    echo: False_ = None
     # Taken without effect.
     parallel_tool_calls: Any = None
     prediction: Any = None

@@ -13,6 +13,7 @@ from multilora_gateway.openai_job import Job, Place
 from multilora_gateway.openai_logprobs import TextOffsets, text_logprobs
 from multilora_gateway.openai_resolve import resolve
 from multilora_gateway.openai_sampling import Common, check_count, choices, room
+from multilora_gateway.openai_vllm import True_
 from multilora_text.tokenizer import Tokenizer
 
 MAX_LOGPROBS = 20
@@ -28,6 +29,7 @@ class CompletionBody(Common):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     suffix: str | None = None
+    add_special_tokens: True_ = None
 
     def check(self) -> None:
         """What fits no engine; raises GatewayError."""

@@ -9,6 +9,7 @@ from multilora_gateway.base_model import BaseModel
 from multilora_gateway.errors import GatewayError, invalid
 from multilora_gateway.json_values import Fields, Items, OpenFields
 from multilora_gateway.lorax_adapter import AdapterFields
+from multilora_gateway.openai_vllm import VllmFields
 from multilora_gateway.settings import Settings
 
 MAX_CHOICES = 128  # OpenAI's limit of n
@@ -57,7 +58,7 @@ class ResponseFormat(Fields):
         return {"type": kind, "value": schema} if schema else {"type": "json_object"}
 
 
-class Common(AdapterFields, Fields):
+class Common(AdapterFields, VllmFields, Fields):
     """What both kinds of completion take. None is as good as left out."""
 
     model: str | None = None
@@ -105,7 +106,8 @@ class Common(AdapterFields, Fields):
             values["stop"] = stop
         if self.logit_bias:
             values["logit_bias"] = _logit_bias(self.logit_bias, base.vocab_size)
-        if self.response_format and (grammar := self.response_format.grammar()):
+        form = self.response_format.grammar() if self.response_format else None
+        if grammar := self.constraint(form):
             values["grammar"] = grammar
         return values
 

@@ -53,6 +53,29 @@ def test_json_object_is_an_object(openai_client: OpenAI) -> None:
     assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_vllms_constraints(openai_client: OpenAI, base: str, stream: bool) -> None:
+    choices = ["a (b)?", "Zürich\n🍕", "x|y"]
+    for extra in ({"structured_outputs": {"choice": choices}}, {"guided_choice": choices}):
+        asked: Any = {
+            "model": base, "prompt": "hello world", "temperature": 5.0, "seed": 1,
+            "max_tokens": 50, "stream": stream, "extra_body": extra,
+        }  # fmt: skip
+        answer: Any = openai_client.completions.create(**asked)
+        parts = [part.choices[0] for part in (answer if stream else [answer])]
+        assert "".join(part.text for part in parts) in choices
+        assert parts[-1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("schema", [PERSON, json.dumps(PERSON)])
+def test_vllms_schema(openai_client: OpenAI, schema: Any) -> None:
+    answer = openai_client.chat.completions.create(
+        model="json", messages=say(PEOPLE[0]), temperature=1.0, seed=3,
+        extra_body={"structured_outputs": {"json": schema}, "skip_special_tokens": True},
+    )  # fmt: skip
+    jsonschema.validate(json.loads(answer.choices[0].message.content or ""), PERSON)
+
+
 @pytest.mark.parametrize(
     ("choice", "names"),
     [("required", ("weather", "climate")), (NAMED, ("climate",)), (ALLOWED, ("climate",))],
