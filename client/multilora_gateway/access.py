@@ -1,14 +1,17 @@
 """Who may do what: API keys for inference, some limited to adapters, and the admin's key.
 
-Keys are compared in constant time. The base model is open to every valid key.
+Keys are compared in constant time; an empty one is nobody's. The base model is open to every valid
+key.
 """
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from fastapi import Request
 
+from multilora_gateway.api_keys import key_and_patterns
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.settings import Settings
 
@@ -48,7 +51,7 @@ class Access:
     """The keys of Settings."""
 
     def __init__(self, settings: Settings) -> None:
-        self._admin_key = settings.admin_key.encode()
+        self._admin_key = settings.admin_key.encode(errors="surrogateescape")
         self._keys = [_parse(key) for key in settings.api_keys]
 
     @property
@@ -64,9 +67,9 @@ class Access:
         for key, caller in self._keys:  # all of them: the time must not tell which one fits
             if hmac.compare_digest(key, given) and found is None:
                 found = caller
-        if self._admin_key and hmac.compare_digest(self._admin_key, given):
+        if hmac.compare_digest(self._admin_key, given):
             found = Caller()
-        if found is None:
+        if found is None or not given:
             raise GatewayError(
                 401, "unauthorized",
                 "a valid API key is needed; send it as `Authorization: Bearer KEY`",
@@ -92,13 +95,22 @@ class Access:
 async def inference(request: Request) -> Caller:
     """Dependency of every route that generates."""
     access: Access = request.app.state.gateway.access
-    return access.caller(request.headers.get("authorization"))
+    caller = access.caller(request.headers.get("authorization"))
+    request.state.caller = caller
+    return caller
 
 
 async def admin(request: Request) -> None:
     """Dependency of every route that changes adapters."""
     access: Access = request.app.state.gateway.access
     access.check_admin(request.headers.get("authorization"))
+    request.state.caller = Caller()
+
+
+def guessed_for(request: Request, names: Sequence[str]) -> list[str]:
+    """Those of the adapters' names that whoever sent this may know."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return [name for name in names if caller and caller.may_use(name)]
 
 
 def _is_merge(adapter_id: str) -> bool:
@@ -110,9 +122,6 @@ def _bearer(authorization: str | None) -> bytes:
     return key.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
 
 
-def _parse(text: str) -> tuple[bytes, Caller]:
-    key, colon, patterns = text.partition(":")
-    if not colon:
-        return key.encode(), Caller()
-    names = tuple(name.strip() for name in patterns.split(",") if name.strip())
-    return key.encode(), Caller(names)
+def _parse(entry: str) -> tuple[bytes, Caller]:
+    key, patterns = key_and_patterns(entry)
+    return key.encode(errors="surrogateescape"), Caller(patterns)

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from multilora_gateway.access import guessed_for
 from multilora_gateway.errors import GatewayError, openai_body, openai_status, tgi_body
 from multilora_gateway.streaming import ClientGone
 
@@ -42,7 +43,7 @@ def unknown_field(name: str, known: Sequence[str]) -> str:
 
 async def _gateway(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
-    return error_answer(request.url.path, error)
+    return error_answer(request.url.path, error.guessing(guessed_for(request, error.similar)))
 
 
 async def _unreadable(request: Request, error: Exception) -> Response:

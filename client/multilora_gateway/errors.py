@@ -1,6 +1,7 @@
 """A request that cannot be served, as an HTTP status and as the error objects of the two APIs."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 RETRY_SECONDS = 2  # how soon a client may try again when the Triton server is away or busy
@@ -9,10 +10,14 @@ _OPENAI_TYPES = {
     "forbidden": "permission_error",
     "overloaded": "rate_limit_error",
 }
+_GUESS = re.compile(r"; did you mean (.*)\?(?=;)", re.DOTALL)  # from the first to the last of them
 
 
 class GatewayError(Exception):
-    """`kind` is TGI's error_type; `code` and `param` are OpenAI's. The message says what to do."""
+    """`kind` is TGI's error_type; `code` and `param` are OpenAI's. The message says what to do.
+
+    `similar` names adapters, maybe of others: for a message only of whom they may be told.
+    """
 
     def __init__(
         self,
@@ -23,6 +28,7 @@ class GatewayError(Exception):
         code: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        similar: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -31,6 +37,17 @@ class GatewayError(Exception):
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
+        self.similar = tuple(similar)
+
+    def guessing(self, names: Sequence[str]) -> "GatewayError":
+        """The same, with what may have been meant."""
+        if not names:
+            return self
+        guess = f"; did you mean {' or '.join(map(repr, names))}?"
+        return GatewayError(
+            self.status, self.kind, self.message + guess,
+            code=self.code, param=self.param, headers=self.headers,
+        )  # fmt: skip
 
 
 def invalid(message: str, param: str | None = None) -> GatewayError:
@@ -39,8 +56,12 @@ def invalid(message: str, param: str | None = None) -> GatewayError:
 
 
 def not_found(message: str) -> GatewayError:
-    """The adapter is not known."""
-    return GatewayError(404, "not_found", message, code="model_not_found", param="model")
+    """The adapter is not known. What the server guesses becomes `similar`."""
+    guess = _GUESS.search(message)
+    return GatewayError(
+        404, "not_found", _GUESS.sub("", message), code="model_not_found", param="model",
+        similar=re.findall(r"'([^']+)'", guess[1]) if guess else (),
+    )  # fmt: skip
 
 
 def overloaded(message: str = "Model is overloaded") -> GatewayError:

@@ -54,6 +54,14 @@ def test_no_patterns_behind_the_colon_is_the_base_alone() -> None:
     assert not ACCESS.caller("Bearer colon").may_use("sql")
 
 
+@pytest.mark.parametrize("keys", [("",), (":sql*",), ("good:a*", "")])
+@pytest.mark.parametrize("header", [None, "Bearer ", "Basic good", ""])
+def test_an_empty_key_is_nobody_s(keys: tuple[str, ...], header: str | None) -> None:
+    with pytest.raises(GatewayError) as caught:
+        Access(Settings(api_keys=keys)).caller(header)
+    assert caught.value.status == 401
+
+
 def test_without_keys_everybody_generates_and_nobody_administers() -> None:
     access = Access(Settings())
     assert access.caller(None).may_use("sql")
