@@ -8,13 +8,30 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from multilora_gateway.listener import ListenError, listen
+from multilora_gateway.settings import Settings
 from startable import Startable
 from triton_install import LaunchError
-from triton_server import TritonServer
+from triton_server import Ports, TritonServer
 
 _READY = "ready: "
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
+
+
+class GatewayFailure(LaunchError):
+    """The Triton server has nothing to do with it."""
+
+
+def check_address(settings: Settings, ports: Ports) -> None:
+    """GatewayFailure for an address that the gateway will not be able to listen on, told before a
+    model is loaded for nothing."""
+    if settings.port and settings.port in (ports.http, ports.grpc, ports.metrics):
+        raise GatewayFailure(f"port {settings.port} (--port) is given twice; choose another")
+    try:
+        listen(settings.hostname, settings.port).close()
+    except ListenError as error:
+        raise GatewayFailure(str(error)) from None
 
 
 class GatewayProcess(Startable):
@@ -32,7 +49,7 @@ class GatewayProcess(Startable):
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Returns once it listens; raises LaunchError when it does not."""
+        """Returns once it listens; raises GatewayFailure when it does not."""
         server = self._server
         self._process = subprocess.Popen(
             [
@@ -50,14 +67,14 @@ class GatewayProcess(Startable):
         line = self._first_line()
         if not line.startswith(_READY):
             self.stop()
-            raise LaunchError("the gateway did not start; see its message above")
+            raise GatewayFailure("the gateway did not start; see its message above")
         self.url = line.removeprefix(_READY).strip()
 
     def check(self) -> None:
-        """Raises LaunchError when it has died."""
+        """Raises GatewayFailure when it has died."""
         code = self._process.poll() if self._process else None
         if code is not None:
-            raise LaunchError(f"the gateway died with exit code {code}; see the log above")
+            raise GatewayFailure(f"the gateway died with exit code {code}; see the log above")
 
     def stop(self) -> None:
         """In order, and after a while by force. Safe to call twice."""

@@ -2,10 +2,12 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping
 
-# Handed to the gateway as they are.
+from multilora_gateway.command_line import parse
+from multilora_gateway.settings import Settings
+
+# Handed to the gateway as they are; it reads their variables too.
 _PASSED = {
     "hostname": "address the gateway listens on (127.0.0.1)",
     "port": "port of the gateway (8080); 0 is any free port",
@@ -17,8 +19,10 @@ _PASSED = {
     "payload-limit": "most bytes of a request (2000000)",
     "tool-call-parser": "auto, hermes or llama3",
 }
-_MANY = {  # flag → its environment variable, which holds several
-    "api-key": "key for requests, KEY or KEY:adapter-pattern,…; several times for several keys",
+_SHORT = {"port": ["-p"]}
+_MANY = {  # several, by flags; a variable holds several too
+    "api-key": "key for requests, KEY or KEY:adapter-pattern,…; several times for several keys, "
+    "which have a line each in API_KEY",
     "cors-allow-origin": "origin that browsers may call from; several times for several",
 }
 # Flags of TGI's launcher without a meaning here, with (1) or without (0) a value.
@@ -36,28 +40,45 @@ _WITHOUT_MEANING = {
 }  # fmt: skip
 
 
-def add_gateway_flags(parser: argparse.ArgumentParser) -> None:
-    """Those of the gateway, and those that are only accepted."""
+def add_gateway_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Those of the gateway, and those that are only accepted → those whose variables are read by
+    the launcher."""
     group = parser.add_argument_group("gateway", "The APIs of TGI and OpenAI over HTTP.")
-    group.add_argument("--no-gateway", action="store_true", help="Triton's own ports alone")
+    off = group.add_argument(
+        "--no-gateway", action="store_true", default=None, help="Triton's own ports alone"
+    )
     for name, help_ in _PASSED.items():
-        group.add_argument(f"--{name}", help=help_)
+        group.add_argument(*_SHORT.get(name, []), f"--{name}", help=help_)
     for name, help_ in _MANY.items():
         group.add_argument(f"--{name}", action="append", help=help_)
     group.add_argument("--admin-key", help="key for changing adapters; without it nobody may")
-    group.add_argument("--json-output", action="store_true", help="log lines are JSON")
+    json_output = group.add_argument(
+        "--json-output", action="store_true", default=None, help="log lines are JSON"
+    )
     for name, values in _WITHOUT_MEANING.items():
         if values:
             parser.add_argument(f"--{name}", nargs="?", const="", help=argparse.SUPPRESS)
         else:
             parser.add_argument(f"--{name}", action="store_const", const="", help=argparse.SUPPRESS)
+    return [off, json_output]
 
 
-def warn_of_useless(flags: argparse.Namespace) -> None:
-    """One line for each flag that was given and changes nothing."""
-    for name in _WITHOUT_MEANING:
-        if getattr(flags, name.replace("-", "_")) is not None:
-            print(f"warning: --{name} has no effect here; leave it out", file=sys.stderr)
+def useless(flags: argparse.Namespace) -> list[str]:
+    """What to say of the flags that were given and change nothing."""
+    given = [
+        name for name in _WITHOUT_MEANING if getattr(flags, name.replace("-", "_")) is not None
+    ]
+    return [f"--{name} has no effect here; leave it out" for name in given]
+
+
+def gateway_settings(
+    flags: argparse.Namespace, environ: Mapping[str, str] = os.environ
+) -> Settings:
+    """As the gateway will read them; exits with a message when something is wrong."""
+    keys = [f"--api-key={key}" for key in flags.api_key or ()]
+    if flags.admin_key is not None:
+        keys.append(f"--admin-key={flags.admin_key}")
+    return parse([*gateway_flags(flags), *keys], environ, prog="serve.py")
 
 
 def gateway_flags(flags: argparse.Namespace) -> list[str]:
@@ -68,12 +89,6 @@ def gateway_flags(flags: argparse.Namespace) -> list[str]:
     return passed + (["--json-output"] if flags.json_output else [])
 
 
-def gateway_environment(
-    flags: argparse.Namespace, environ: Mapping[str, str] = os.environ
-) -> dict[str, str]:
+def gateway_environment(settings: Settings) -> dict[str, str]:
     """The keys, which nobody should see in a list of processes."""
-    keys = flags.api_key or environ.get("API_KEY", "").split()
-    return {
-        "API_KEY": " ".join(keys),
-        "ADMIN_KEY": flags.admin_key or environ.get("ADMIN_KEY", ""),
-    }
+    return {"API_KEY": "\n".join(settings.api_keys), "ADMIN_KEY": settings.admin_key}

@@ -1,7 +1,8 @@
 """Command line flags of the launcher and the environment variables they set.
 
-A flag's variable is its name in upper case with underscores (`--model-id` ↔ MODEL_ID). A flag wins
-over its variable; a variable wins over the parameter in config.pbtxt.
+A flag's variable is its name in upper case with underscores (`--model-id` ↔ MODEL_ID); TGI's name
+of a flag has one too. A flag wins over its variable; a variable wins over the parameter in
+config.pbtxt.
 """
 
 import argparse
@@ -10,9 +11,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gateway_settings import add_gateway_flags
-from triton_install import REPOSITORY, LaunchError
+from hub_cache_folder import writable_hub_cache
+from multilora_gateway.variables import port, read_variables
+from triton_install import REPOSITORY
 from triton_server import Ports
 
 _SIZE = "bytes, or with a unit: 512MB, 2GiB"
@@ -49,50 +53,66 @@ _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
     "threads": (int, "CPU threads of PyTorch; 0 lets it choose"),
 }
 _ALIASES = {  # TGI's names
+    "hf-hub-cache": ["--huggingface-hub-cache"],
     "max-input-tokens": ["--max-input-length"],
     "gpu-memory-utilization": ["--cuda-memory-fraction"],
+}
+_TEXTS = {
+    "triton-hostname": "address of Triton's ports (127.0.0.1)",
+    "hf-hub-cache": "folder of downloads",
+    "model-repository": "default: the one of this project",
 }
 _PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}
 
 
-def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; None is sys.argv. A flag that was not given is None."""
+def parse_flags(
+    arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ
+) -> argparse.Namespace:
+    """Read the command line; None is sys.argv. What neither a flag nor a variable gives is None."""
     parser = argparse.ArgumentParser(
         prog="serve.py",
         description="Serve one base model and many LoRA adapters on a Triton server.",
-        epilog="Each flag has an environment variable: --model-id is MODEL_ID, and so on.",
+        epilog="Each flag but --hostname has an environment variable: --model-id is MODEL_ID, "
+        "and so on.",
         allow_abbrev=False,
     )
-    for name, (type_, help_) in _ENGINE_FLAGS.items():
-        parser.add_argument(f"--{name}", *_ALIASES.get(name, []), type=type_, help=help_)
-    for name, port in _PORTS.items():
-        help_ = f"default {port}; 0 is any free port"
-        parser.add_argument(f"--{name}", type=int, help=help_)
-    parser.add_argument("--triton-hostname", help="address of Triton's ports (127.0.0.1)")
-    parser.add_argument("--huggingface-hub-cache", help="folder of downloads; HF_HUB_CACHE")
-    add_gateway_flags(parser)
-    parser.add_argument("--model-repository", help="default: the one of this project")
-    parser.add_argument("--log-verbose", action="store_true", help="show the whole server log")
+    actions = _add_flags(parser)
     flags, unknown = parser.parse_known_args(arguments)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
         close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
         hint = f"; did you mean {close[0]}?" if close else "; see --help"
         parser.error(f"unknown argument {unknown[0]}{hint}")
+    read_variables(parser, flags, actions, environ)
     return flags
 
 
-def engine_environment(flags: argparse.Namespace) -> dict[str, str]:
+def _add_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """All → those whose variables are read here."""
+    actions = [
+        parser.add_argument(f"--{name}", *_ALIASES.get(name, []), type=type_, help=help_)
+        for name, (type_, help_) in _ENGINE_FLAGS.items()
+    ]
+    for name, number in _PORTS.items():
+        help_ = f"default {number}; 0 is any free port"
+        actions.append(parser.add_argument(f"--{name}", type=port, help=help_))
+    for name, help_ in _TEXTS.items():
+        names = [f"--{name}", *_ALIASES.get(name, [])]
+        actions.append(parser.add_argument(*names, help=help_))
+    verbose = parser.add_argument(
+        "--log-verbose", action="store_true", default=None, help="show the whole server log"
+    )
+    return [*actions, verbose, *add_gateway_flags(parser)]
+
+
+def engine_environment(
+    flags: argparse.Namespace, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
     """The variables of the engine, with folders made absolute: the server runs elsewhere."""
-    values: dict[str, str] = {}
-    for name in _ENGINE_FLAGS:
-        value = _setting(flags, name, os.environ)
-        if value is not None:
-            values[_variable(name)] = value
+    given = {name: _value(flags, name) for name in _ENGINE_FLAGS}
+    values = {_variable(name): str(value) for name, value in given.items() if value is not None}
     if sizes := re.fullmatch(r"\d+(,\d+)*", values.get("CUDA_GRAPHS", "").replace(" ", "")):
         values["CUDA_GRAPHS"] = "off" if sizes[0] == "0" else "on"  # TGI's list of batch sizes
-    if flags.huggingface_hub_cache:
-        values["HF_HUB_CACHE"] = str(Path(flags.huggingface_hub_cache).expanduser().resolve())
     if "MODEL_ID" in values:
         values["MODEL_ID"] = _absolute(values["MODEL_ID"])
     if "ADAPTERS_DIR" in values:
@@ -100,32 +120,27 @@ def engine_environment(flags: argparse.Namespace) -> dict[str, str]:
     if "LORA_ADAPTERS" in values:
         items = values["LORA_ADAPTERS"].split(",")
         values["LORA_ADAPTERS"] = ",".join(_absolute_item(item.strip()) for item in items)
-    return values
+    if flags.hf_hub_cache:
+        values["HF_HUB_CACHE"] = str(Path(flags.hf_hub_cache).expanduser().resolve())
+    return values | writable_hub_cache({**environ, **values})
 
 
 def ports(flags: argparse.Namespace) -> Ports:
-    """Raises LaunchError for a variable that is no port number."""
-    numbers: list[int] = []
-    for name, default in _PORTS.items():
-        text = _setting(flags, name, os.environ) or str(default)
-        if not text.isdecimal() or int(text) > 65535:
-            raise LaunchError(f"--{name} must be a port number from 0 to 65535; got {text}")
-        numbers.append(int(text))
-    return Ports(*numbers)
+    given = {name: _value(flags, name) for name in _PORTS}
+    return Ports(*(_PORTS[name] if value is None else value for name, value in given.items()))
 
 
 def model_repository(flags: argparse.Namespace) -> Path:
-    given = _setting(flags, "model-repository", os.environ)
+    given = flags.model_repository
     return Path(given).expanduser() if given else REPOSITORY / "model_repository"
+
+
+def _value(flags: argparse.Namespace, name: str) -> Any:
+    return getattr(flags, name.replace("-", "_"))
 
 
 def _variable(name: str) -> str:
     return name.upper().replace("-", "_")
-
-
-def _setting(flags: argparse.Namespace, name: str, environ: Mapping[str, str]) -> str | None:
-    value = getattr(flags, name.replace("-", "_"))
-    return str(value) if value is not None else environ.get(_variable(name)) or None
 
 
 def _absolute(location: str) -> str:

@@ -71,12 +71,16 @@ def test_adapters_over_http(gateway: str) -> None:
 
 
 def test_keys(server: TritonServer) -> None:
-    with running_gateway(server, API_KEY="open mine:sql,up*") as url:
+    with running_gateway(server, API_KEY="open\nmine:sql,up*, jso") as url:
         assert generate(url).status_code == 401
         limited = {"Authorization": "Bearer mine"}
         assert generate(url, headers=limited).status_code == 200
         assert generate(url, headers=limited, adapter_id="upper").status_code == 200
         assert generate(url, headers=limited, adapter_id="rot13").status_code == 403
+        misspelt = [generate(url, headers=limited, adapter_id=name) for name in ("uppr", "jso")]
+        assert [answer.status_code for answer in misspelt] == [404, 404]
+        told = [answer.json()["error"] for answer in misspelt]
+        assert told[0].endswith("; did you mean 'upper'?") and "did you mean" not in told[1]
         listed = requests.get(f"{url}/adapters", headers=limited, timeout=SECONDS).json()
         assert {entry["id"] for entry in listed["adapters"]} == {"sql", "upper"}
         models = requests.get(f"{url}/v1/models", headers=limited, timeout=SECONDS).json()
@@ -140,7 +144,7 @@ def test_a_taken_port() -> None:
         command = [sys.executable, "-m", "multilora_gateway", "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: 127.0.0.1:{port} (--port) cannot be used: Address")
+    assert done.stderr.startswith(f"error: 127.0.0.1:{port} (--hostname, --port) cannot be ")
 
 
 def test_metrics_tell_of_both(gateway: str) -> None:

@@ -92,6 +92,16 @@ def test_taken_ports() -> None:
     assert stderr.startswith(f"error: port {port} (--grpc-port) cannot be used: Address already")
 
 
+def test_what_the_gateway_would_refuse_is_told_before_a_model_is_loaded() -> None:
+    with socket.create_server(("", 0)) as taken:
+        flag = f"--port={taken.getsockname()[1]}"
+        code, stderr = _run(flag)
+    assert code == 1 and len(stderr.splitlines()) == 1
+    assert stderr.startswith(f"error: 127.0.0.1:{flag[7:]} (--hostname, --port) cannot be used")
+    code, stderr = _run("--api-key=")
+    assert code == 2 and "serve.py: error: --api-key is empty" in stderr.splitlines()[-1]
+
+
 def test_the_example_command_works_and_ctrl_c_stops_all(
     serving: "subprocess.Popen[str]",
 ) -> None:

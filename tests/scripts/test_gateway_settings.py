@@ -1,35 +1,76 @@
 """Flags of the launcher that are the gateway's, and those of TGI that mean nothing here."""
 
+import socket
+
 import pytest
 
-from gateway_settings import gateway_environment, gateway_flags, warn_of_useless
-from multilora_gateway.cli import parse
+from gateway_process import GatewayFailure, check_address
+from gateway_settings import gateway_environment, gateway_flags, gateway_settings, useless
+from multilora_gateway.command_line import parse
+from multilora_gateway.settings import Settings
+from triton_server import Ports
 from triton_settings import engine_environment, parse_flags
 
 
 def test_flags_reach_the_gateway_and_keys_only_its_environment() -> None:
-    words = "--port 0 --max-best-of 3 --max-stop-sequences 5 --payload-limit 9 --json-output"
-    keys = ["--api-key=one", "--api-key=two:sql*", "--admin-key=root", "--hostname=0.0.0.0"]
-    flags = parse_flags([*words.split(), *keys, "--cors-allow-origin=https://a.example"])
+    words = "-p 0 --max-best-of 3 --max-stop-sequences 5 --payload-limit 9 --json-output"
+    keys = ["--api-key=one", "--api-key=two:sql*, org/*", "--api-key=base:", "--admin-key=root"]
+    more = ["--hostname=0.0.0.0", "--cors-allow-origin=https://a.example"]
+    flags = parse_flags([*words.split(), *keys, *more], {})
     command = gateway_flags(flags)
     assert not any(secret in word for word in command for secret in ("one", "two", "root"))
-    settings = parse(command, gateway_environment(flags, {}))
+    known = gateway_settings(flags, {})
+    settings = parse(command, gateway_environment(known))
+    assert settings == known
     assert (settings.port, settings.max_best_of, settings.max_stop_sequences) == (0, 3, 5)
     assert (settings.payload_limit, settings.json_output, settings.hostname) == (9, True, "0.0.0.0")
     assert settings.cors_allow_origin == ("https://a.example",)
-    assert (settings.api_keys, settings.admin_key) == (("one", "two:sql*"), "root")
+    assert settings.api_keys == ("one", "two:sql*,org/*", "base:")
+    assert settings.admin_key == "root"
 
 
-def test_the_name_of_a_container_is_no_address() -> None:
-    settings = parse(gateway_flags(parse_flags([])), {"HOSTNAME": "4f2a"})
-    assert settings.hostname == "127.0.0.1"
+def test_variables_reach_the_gateway() -> None:
+    environ = {"PORT": "81", "API_KEY": "one\ntwo:a*", "JSON_OUTPUT": "false", "HOSTNAME": "4f2a"}
+    flags = parse_flags(["--max-best-of=3"], environ)
+    known = gateway_settings(flags, environ)
+    assert parse(gateway_flags(flags), {**environ, **gateway_environment(known)}) == known
+    assert known == Settings(port=81, max_best_of=3, api_keys=("one", "two:a*"))
 
 
-def test_flags_without_meaning_are_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "environ", "message"),
+    [
+        (["--api-key="], {}, "--api-key is empty; give the key"),
+        (["--api-key=good:a*", "--api-key="], {}, "--api-key is empty; give the key"),
+        (["--admin-key="], {"ADMIN_KEY": "root"}, "--admin-key is empty"),
+        (["--max-best-of=x"], {}, "argument --max-best-of: must be a whole number; got 'x'"),
+        ([], {"PORT": "80a"}, "variable PORT: must be a port number"),
+        ([], {"API_KEY": "K1:sql* org/*"}, "API key 1 holds white space"),
+    ],
+)
+def test_what_the_gateway_would_refuse(
+    capsys: pytest.CaptureFixture[str], flags: list[str], environ: dict[str, str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        gateway_settings(parse_flags(flags, environ), environ)
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"serve.py: error: {message}")
+
+
+def test_an_address_that_cannot_be_listened_on() -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(GatewayFailure, match=rf"{port} \(--hostname, --port\) cannot be used"):
+            check_address(Settings(port=port), Ports())
+    check_address(Settings(port=port), Ports())
+    check_address(Settings(port=0), Ports())
+    with pytest.raises(GatewayFailure, match=rf"port {port} \(--port\) is given twice"):
+        check_address(Settings(port=port), Ports(8000, port, 8002))
+
+
+def test_flags_without_meaning_are_accepted() -> None:
     given = "--sharded true --num-shard 2 --quantize eetq --trust-remote-code --ngrok --env"
-    flags = parse_flags([*given.split(), "--model-id", "org/base"])
-    warn_of_useless(flags)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 6
-    assert "warning: --num-shard has no effect here; leave it out" in lines
+    flags = parse_flags([*given.split(), "--model-id", "org/base"], {"PROMETHEUS_PORT": "9"})
+    warnings = useless(flags)
+    assert len(warnings) == 6
+    assert "--num-shard has no effect here; leave it out" in warnings
     assert engine_environment(flags)["MODEL_ID"] == "org/base"

@@ -1,5 +1,8 @@
 """Flags of the launcher ↔ environment variables of the engine."""
 
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,15 +11,6 @@ from multilora.config import EngineConfig
 from triton_install import REPOSITORY, LaunchError
 from triton_server import Ports
 from triton_settings import engine_environment, model_repository, parse_flags, ports
-
-NAMES = ["MODEL_ID", "LORA_ADAPTERS", "MAX_INPUT_TOKENS", "DTYPE", "HTTP_PORT", "MODEL_REPOSITORY",
-         "GPU_MEMORY_UTILIZATION"]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in NAMES:
-        monkeypatch.delenv(name, raising=False)
 
 
 def test_flags_become_settings_of_the_engine() -> None:
@@ -45,23 +39,68 @@ def test_flags_become_settings_of_the_engine() -> None:
 
 def test_the_part_of_a_gpu_has_the_names_of_tgi_and_vllm() -> None:
     for flag in ("--gpu-memory-utilization", "--cuda-memory-fraction"):
-        assert engine_environment(parse_flags([flag, "0.5"]))["GPU_MEMORY_UTILIZATION"] == "0.5"
+        changed = engine_environment(parse_flags([flag, "0.5"], {}), {})
+        assert changed == {"GPU_MEMORY_UTILIZATION": "0.5"}
 
 
 def test_nothing_given_sets_nothing() -> None:
-    flags = parse_flags([])
-    assert engine_environment(flags).keys().isdisjoint(NAMES)
+    flags = parse_flags([], {})
+    assert engine_environment(flags, {}) == {}
     assert ports(flags) == Ports(8000, 8001, 8002)
     assert model_repository(flags) == REPOSITORY / "model_repository"
 
 
-def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DTYPE", "float16")
-    monkeypatch.setenv("HTTP_PORT", "9000")
-    assert engine_environment(parse_flags([]))["DTYPE"] == "float16"
-    assert ports(parse_flags([])).http == 9000
-    assert engine_environment(parse_flags(["--dtype", "bfloat16"]))["DTYPE"] == "bfloat16"
-    assert ports(parse_flags(["--http-port", "0"])).http == 0
+def test_a_flag_wins_over_its_variable() -> None:
+    environ = {"DTYPE": "float16", "HTTP_PORT": "9000", "MODEL_ID": ""}
+    assert engine_environment(parse_flags([], environ), {}) == {"DTYPE": "float16"}
+    assert ports(parse_flags([], environ)).http == 9000
+    flags = parse_flags(["--dtype", "bfloat16", "--http-port", "0"], environ)
+    assert engine_environment(flags, {}) == {"DTYPE": "bfloat16"}
+    assert ports(flags).http == 0
+
+
+def test_variables_by_the_names_of_tgi() -> None:
+    environ = {"MAX_INPUT_LENGTH": "7", "CUDA_MEMORY_FRACTION": "0.75", "NO_GATEWAY": "1",
+               "TRITON_HOSTNAME": "0.0.0.0", "HOSTNAME": "4f2a"}  # fmt: skip
+    flags = parse_flags([], environ)
+    assert engine_environment(flags, {}) == {
+        "MAX_INPUT_TOKENS": "7",
+        "GPU_MEMORY_UTILIZATION": "0.75",
+    }
+    assert (flags.no_gateway, flags.triton_hostname, flags.hostname) == (True, "0.0.0.0", None)
+    both = {**environ, "MAX_INPUT_TOKENS": "8"}
+    assert engine_environment(parse_flags([], both), {})["MAX_INPUT_TOKENS"] == "8"
+
+
+def test_the_folder_of_downloads_has_two_names(tmp_path: Path) -> None:
+    tgi, hub = {"HUGGINGFACE_HUB_CACHE": f"{tmp_path}/a"}, {"HF_HUB_CACHE": f"{tmp_path}/b"}
+    flag = ["--huggingface-hub-cache", f"{tmp_path}/c"]
+    for arguments, environ, name in (([], tgi, "a"), ([], tgi | hub, "b"), (flag, tgi | hub, "c")):
+        changed = engine_environment(parse_flags(arguments, environ), environ)
+        assert changed == {"HF_HUB_CACHE": f"{tmp_path}/{name}"}
+
+
+# Permissions mean nothing to root, so the program becomes nobody once it is imported.
+AS_NOBODY = """
+import os, sys
+sys.path[:0] = %r
+from triton_settings import engine_environment, parse_flags
+if os.getuid() == 0:
+    os.setuid(65534)
+print(engine_environment(parse_flags([], os.environ), os.environ))
+"""
+
+
+def test_downloads_go_where_they_can_be_written() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        environ = {"HUGGINGFACE_HUB_CACHE": folder, "HF_HOME": "/home/x"}
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY % sys.path],
+            env=environ, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert done.stdout.strip() == "{'HF_HUB_CACHE': '/home/x/hub'}"
+    assert f"may not write to {folder}" in done.stderr
 
 
 def test_folders_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,10 +113,24 @@ def test_folders_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert environment["LORA_ADAPTERS"] == f"x={tmp_path}/x,y=org/y,z={tmp_path.parent}/z@r,w"
 
 
-def test_a_port_variable_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PORT", "http")
-    with pytest.raises(LaunchError, match="--http-port must be a port number"):
-        ports(parse_flags([]))
+@pytest.mark.parametrize(
+    ("arguments", "environ", "message"),
+    [
+        ([], {"HTTP_PORT": "http"}, "variable HTTP_PORT: must be a port number from 0 to 65535"),
+        (["--grpc-port=65536"], {}, "argument --grpc-port: must be a port number from 0 to"),
+        ([], {"MAX_INPUT_LENGTH": "x"}, "variable MAX_INPUT_LENGTH: invalid int value: 'x'"),
+        ([], {"LOG_VERBOSE": "no"}, "variable LOG_VERBOSE: must be true, 1, false or 0; got 'no'"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    environ: dict[str, str],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_flags(arguments, environ)
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"serve.py: error: {message}")
 
 
 def test_one_port_twice() -> None:

@@ -1,0 +1,37 @@
+"""The socket that the gateway listens on."""
+
+import socket
+
+_BACKLOG = 1024
+
+
+class ListenError(Exception):
+    """The address cannot be used; the message says what to do."""
+
+
+def listen(hostname: str, port: int) -> socket.socket:
+    """By IPv4 where the name has such an address, else by IPv6, with IPv4 beside it for `::`.
+    Port 0 is any free one. Raises ListenError."""
+    host = hostname.strip("[]")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        if any(family == socket.AF_INET for family, *_ in found):
+            return socket.create_server((host, port), backlog=_BACKLOG)
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6,
+            backlog=_BACKLOG,
+            dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
+        )
+    except (OSError, UnicodeError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise ListenError(
+            f"{hostname}:{port} (--hostname, --port) cannot be used: {reason.partition(' (')[0]}; "
+            "stop what listens there or choose another"
+        ) from None
+
+
+def url_of(hostname: str, port: int) -> str:
+    """IPv6 addresses stand in brackets."""
+    host = hostname.strip("[]")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,50 @@
+"""The addresses that the gateway listens on."""
+
+import socket
+
+import pytest
+
+from multilora_gateway.listener import ListenError, listen, url_of
+
+
+def reached(address: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as client:
+        return client.connect_ex((address, port)) == 0
+
+
+@pytest.mark.parametrize(
+    ("hostname", "addresses"),
+    [
+        ("127.0.0.1", {"127.0.0.1"}),
+        ("localhost", {"127.0.0.1"}),
+        ("0.0.0.0", {"127.0.0.1"}),
+        ("::1", {"::1"}),
+        ("[::1]", {"::1"}),
+        ("::", {"127.0.0.1", "::1"}),
+    ],
+)
+def test_names_and_addresses(hostname: str, addresses: set[str]) -> None:
+    with listen(hostname, 0) as listener:
+        port = listener.getsockname()[1]
+        assert {each for each in ("127.0.0.1", "::1") if reached(each, port)} == addresses
+
+
+@pytest.mark.parametrize("hostname", ["127.0.0.1", "::1"])
+def test_a_taken_port(hostname: str) -> None:
+    with listen(hostname, 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ListenError, match=rf"{port} \(--hostname, --port\).*in use; stop"
+        ):
+            listen(hostname, port)
+
+
+@pytest.mark.parametrize("hostname", ["192.0.2.1", "a" * 70])
+def test_an_address_that_is_not_ours(hostname: str) -> None:
+    with pytest.raises(ListenError, match=r"cannot be used: .*; stop what"):
+        listen(hostname, 0)
+
+
+def test_urls() -> None:
+    assert url_of("0.0.0.0", 80) == "http://0.0.0.0:80"
+    assert url_of("::", 80) == url_of("[::]", 80) == "http://[::]:80"
