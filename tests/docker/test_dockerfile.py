@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import requests
 
+from gateway_settings import gateway_settings
 from triton_install import REPOSITORY
+from triton_settings import parse_flags
 
 DOCKERFILE = REPOSITORY / "docker/Dockerfile"
 SECONDS = 30.0
 # What a user gives after the image's name wins: here, free ports.
-USER_FLAGS = ["--port=0", "--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+USER_FLAGS = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
 
 
 def instruction(name: str) -> list[str]:
@@ -53,6 +55,22 @@ def test_it_runs_as_a_user_by_number_with_data_and_port() -> None:
     assert {"VOLUME /data", "EXPOSE 80"} <= set(lines)
 
 
+def test_what_a_user_sets_wins() -> None:
+    instruction = re.search(r"^ENV ((?:.*\\\n)*.*)$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert instruction
+    given = dict(word.split("=") for word in instruction[1].replace("\\\n", "").split())
+    assert parse_flags([], given).hf_hub_cache == "/data"
+    for name in ("HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE"):
+        assert parse_flags([], {**given, name: "/mine"}).hf_hub_cache == "/mine"
+    assert gateway_settings(parse_flags([], given), given).port == 80
+    assert gateway_settings(parse_flags([], given), {**given, "PORT": "81"}).port == 81
+
+
+def test_a_compiler_for_the_launchers_of_kernels() -> None:
+    installed = re.search(r"apt-get install (.*)", DOCKERFILE.read_text())
+    assert installed and {"gcc", "libc6-dev", "python3-dev"} <= set(installed[1].split())
+
+
 @pytest.fixture(scope="module")
 def entrypoint() -> list[str]:
     python, script, *flags = [*instruction("ENTRYPOINT"), *instruction("CMD")]
@@ -68,7 +86,7 @@ def test_the_entrypoint_serves_and_stops_as_docker_stops_it(entrypoint: list[str
         stdout=subprocess.PIPE,
         text=True,
         cwd="/",
-        env={**os.environ, "THREADS": "1", "MODEL_ID": "", "LORA_ADAPTERS": ""},
+        env={**os.environ, "PORT": "0", "THREADS": "1", "MODEL_ID": "", "LORA_ADAPTERS": ""},
     )
     try:
         assert process.stdout is not None
@@ -109,11 +127,16 @@ def _missing(figures: str) -> set[str]:
 
 
 def _check_health(url: str) -> None:
-    """The image's own command, for the port that was given."""
+    """The image's own command, where Docker hands in a proxy, for the port that was given."""
     text = " ".join(DOCKERFILE.read_text().replace("\\\n", " ").split())
     found = re.search(r"HEALTHCHECK .*? CMD (\[.*?\]) ENTRYPOINT", text)
     assert found
-    _, *words = [word.replace("http://127.0.0.1:80", url) for word in json.loads(found[1])]
-    subprocess.run([sys.executable, *words], check=True, timeout=SECONDS)
-    unheard = [word.replace(url, "http://127.0.0.1:9") for word in words]
-    assert subprocess.run([sys.executable, *unheard], check=False, timeout=SECONDS).returncode
+    _, *words = json.loads(found[1])
+    ended = [
+        subprocess.run(
+            [sys.executable, *words], check=False, timeout=SECONDS, stderr=subprocess.DEVNULL,
+            env={**os.environ, "PORT": port, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""},
+        ).returncode
+        for port in (url.rpartition(":")[2], "9")
+    ]  # fmt: skip
+    assert ended == [0, 1]
