@@ -6,6 +6,7 @@ python scripts/serve.py --model-id org/base --lora-adapters sql=/adapters/sql,or
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 import time
@@ -112,7 +113,7 @@ def _example(
     else:
         url, kind = f"{server.http_url}/v2/models/multilora/generate_stream", ""
         body = {"text_input": "hello world", "max_tokens": 32, "stream": True, **adapter}
-    return f"curl -N {url} {kind}-d '{json.dumps(body, ensure_ascii=False)}'"
+    return f"curl -N {shlex.quote(url)} {kind}-d '{json.dumps(body, ensure_ascii=False)}'"
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

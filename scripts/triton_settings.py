@@ -71,6 +71,7 @@ def parse_flags(
     """Read the command line; None is sys.argv. What neither a flag nor a variable gives is None."""
     parser = argparse.ArgumentParser(
         prog="serve.py",
+        usage="%(prog)s [flags]; --help lists them",
         description="Serve one base model and many LoRA adapters on a Triton server.",
         epilog="Each flag but --hostname has an environment variable: --model-id is MODEL_ID, "
         "and so on.",

@@ -163,6 +163,7 @@ def test_a_command_line_of_tgi() -> None:
     assert "warning: --num-shard has no effect here; leave it out" in stderr
     assert any("warning: max_total_tokens 4096 exceeds the base model's" in line for line in said)
     assert stderr.splitlines()[-1].startswith("error: the gateway died with exit code -9")
+    assert "last lines of the server log" not in stderr
 
 
 def test_unknown_flags_are_errors() -> None:

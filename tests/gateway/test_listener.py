@@ -33,9 +33,7 @@ def test_names_and_addresses(hostname: str, addresses: set[str]) -> None:
 def test_a_taken_port(hostname: str) -> None:
     with listen(hostname, 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(
-            ListenError, match=rf"{port} \(--hostname, --port\).*in use; stop"
-        ):
+        with pytest.raises(ListenError, match=rf"{port} \(--hostname, --port\).*in use; stop"):
             listen(hostname, port)
 
 
