@@ -15,7 +15,6 @@ _PASSED = {
     "max-best-of": "most sequences of one request with best_of (2)",
     "max-stop-sequences": "most stop strings of one request (4)",
     "max-top-n-tokens": "most alternatives reported for each token (5)",
-    "max-client-batch-size": "most prompts of one request (4)",
     "payload-limit": "most bytes of a request (2000000)",
     "tool-call-parser": "auto, hermes or llama3",
 }
@@ -36,7 +35,7 @@ _WITHOUT_MEANING = {
     "ngrok-authtoken": 1, "ngrok-edge": 1, "tokenizer-config-path": 1,
     "disable-grammar-support": 0, "env": 0, "max-token-penalty": 1, "usage-stats": 1,
     "disable-usage-stats": 0, "graceful-termination-timeout": 1, "prometheus-port": 1,
-    "enable-prefill-logprobs": 0, "max-image-size": 1,
+    "enable-prefill-logprobs": 0, "max-image-size": 1, "max-client-batch-size": 1,
 }  # fmt: skip
 
 

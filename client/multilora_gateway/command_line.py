@@ -10,10 +10,7 @@ from multilora_gateway.api_keys import read_keys
 from multilora_gateway.settings import TOOL_PARSERS, Settings
 from multilora_gateway.variables import natural, port, read_variables
 
-_NUMBERS = (
-    "max_best_of", "max_stop_sequences", "max_top_n_tokens", "max_client_batch_size",
-    "payload_limit",
-)  # fmt: skip
+_NUMBERS = ("max_best_of", "max_stop_sequences", "max_top_n_tokens", "payload_limit")
 _TEXTS = {
     "hostname": "address to listen on (127.0.0.1)",
     "triton_url": "gRPC address of the Triton server (localhost:8001)",

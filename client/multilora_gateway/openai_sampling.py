@@ -17,7 +17,7 @@ _LORAX_EOS = AliasChoices("ignore_eos", "ignore_eos_token")
 _UINT64 = 2**64
 _SAME_NAMES = (
     "min_tokens", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty",
-    "presence_penalty", "frequency_penalty", "ignore_eos",
+    "presence_penalty", "frequency_penalty", "ignore_eos", "stop_token_ids",
 )  # fmt: skip
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]

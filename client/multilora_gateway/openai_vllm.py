@@ -54,6 +54,7 @@ class VllmFields(BaseModel):
     guided_json: Schema | str | None = None
     guided_regex: str | None = None
     guided_choice: Items[str] | None = None
+    stop_token_ids: Items[int] | None = None
     guided_grammar: Absent = None
     guided_whitespace_pattern: Absent = None
     allowed_token_ids: Absent = None
@@ -66,7 +67,6 @@ class VllmFields(BaseModel):
     return_tokens_as_token_ids: False_ = None
     skip_special_tokens: True_ = None
     spaces_between_special_tokens: True_ = None
-    stop_token_ids: Annotated[Any, only([])] = None
     truncate_prompt_tokens: Absent = None
     use_beam_search: False_ = None
     # Taken without effect.

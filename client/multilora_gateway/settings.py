@@ -23,7 +23,6 @@ class Settings:
     max_best_of: int = 2
     max_stop_sequences: int = 4
     max_top_n_tokens: int = 5
-    max_client_batch_size: int = 4
     payload_limit: int = 2_000_000
     cors_allow_origin: tuple[str, ...] = ()
     tool_call_parser: str = "auto"

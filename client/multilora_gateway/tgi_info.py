@@ -21,7 +21,7 @@ def info(base: BaseModel, settings: Settings) -> dict[str, Any]:
         "max_input_tokens": base.max_input_tokens,
         "max_total_tokens": base.max_total_tokens,
         "validation_workers": VALIDATION_WORKERS,
-        "max_client_batch_size": settings.max_client_batch_size,
+        "max_client_batch_size": base.max_concurrent_requests,
         "router": "multilora-gateway",
         "version": VERSION,
         "sha": None,

@@ -130,6 +130,15 @@ def test_stop_cuts_the_text(openai_client: OpenAI) -> None:
         assert streamed == whole.message.content
 
 
+def test_a_stop_token_cuts_the_text(openai_client: OpenAI) -> None:
+    asked: Any = {"model": "upper", "messages": say("hello world"), "temperature": 0}
+    for stops, text in (([ord("W")], "HELLO "), ([], "HELLO WORLD")):
+        choice = openai_client.chat.completions.create(
+            **asked, extra_body={"stop_token_ids": stops}
+        ).choices[0]
+        assert (choice.message.content, choice.finish_reason) == (text, "stop")
+
+
 def test_max_tokens_and_its_newer_name(openai_client: OpenAI, base: str) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
         asked: Any = {"model": base, "messages": say("hello world"), "temperature": 0, name: 5}

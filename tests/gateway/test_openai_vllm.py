@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from e2e_tools import DEMO
+from multilora.grammar_compiler import GrammarCompiler
 from multilora.grammars import Grammars
 from multilora.request import Grammar
 from multilora_gateway.errors import GatewayError
@@ -61,7 +62,7 @@ def test_each_choice_and_nothing_else_is_allowed() -> None:
     tokenizer = Tokenizer.from_folder(DEMO / "base")
     end = tokenizer.token_id("<|eos|>")
     assert end is not None
-    grammars = Grammars(tokenizer.to_json, 272, (end,))
+    grammars = Grammars(GrammarCompiler(tokenizer.to_json, 272, (end,)), 272)
     grammar = grammar_of(structured_outputs={"choice": TEXTS})
 
     def is_answer(answer: str) -> bool:
@@ -101,7 +102,7 @@ def test_a_choice_needs_a_text(choice: Any) -> None:
 
 
 NEUTRAL = {
-    "skip_special_tokens": True, "spaces_between_special_tokens": True, "stop_token_ids": [],
+    "skip_special_tokens": True, "spaces_between_special_tokens": True,
     "include_stop_str_in_output": False, "use_beam_search": False, "length_penalty": 1.0,
     "priority": 0, "request_id": "x", "bad_words": [], "return_token_ids": False,
 }  # fmt: skip
@@ -118,12 +119,19 @@ def test_settings_that_change_nothing_are_taken() -> None:
     assert text(length_penalty=1).length_penalty == 1
 
 
+def test_stop_tokens_are_the_engines() -> None:
+    base, settings = base_model(), Settings()
+    for make in (text, chat):
+        assert make(stop_token_ids=[5, 7]).sampling(base, settings)["stop_token_ids"] == [5, 7]
+        with pytest.raises(GatewayError, match="stop_token_ids"):
+            make(stop_token_ids=["5"])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("skip_special_tokens", False, "only true is supported; leave it out"),
         ("skip_special_tokens", 1, "only true is supported; leave it out"),
-        ("stop_token_ids", [5], "only [] is supported; leave it out"),
         ("length_penalty", 2, "only 1.0 is supported; leave it out"),
         ("priority", False, "only 0 is supported; leave it out"),
         ("use_beam_search", True, "only false is supported; leave it out"),
