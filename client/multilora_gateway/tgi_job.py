@@ -14,6 +14,7 @@ from multilora_gateway.base_model import BaseModel
 from multilora_gateway.errors import GatewayError, invalid
 from multilora_gateway.generation import Call
 from multilora_gateway.lorax_adapter import wanted_adapter
+from multilora_gateway.object_schema import with_object_types
 from multilora_gateway.settings import Settings
 from multilora_gateway.tgi_parameters import GenerateRequest, Parameters
 from multilora_gateway.tgi_validation import check_inputs, check_parameters, max_new_tokens
@@ -123,13 +124,13 @@ def _grammar(given: Parameters) -> dict[str, Any] | None:
     """As the engine takes it: a schema is an object under "json"."""
     wanted = given.grammar
     if given.response_format is not None:
-        return {"type": "json", "value": given.response_format.schema_ or {"type": "object"}}
+        return _json_grammar(given.response_format.schema_ or {"type": "object"})
     if wanted is None:
         return None
     if wanted.type == "regex":
         return {"type": "regex", "value": wanted.value}
     if wanted.type == "json_schema":
-        return {"type": "json", "value": wanted.value.schema_}
+        return _json_grammar(wanted.value.schema_)
     schema = wanted.value
     if isinstance(schema, str):
         try:
@@ -138,4 +139,8 @@ def _grammar(given: Parameters) -> dict[str, Any] | None:
             raise invalid(f"`grammar` value is not JSON ({error})") from None
         if not isinstance(schema, dict):
             raise invalid("`grammar` value must be a JSON schema, an object")
-    return {"type": "json", "value": schema}
+    return _json_grammar(schema)
+
+
+def _json_grammar(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json", "value": with_object_types(schema)}

@@ -215,6 +215,18 @@ def test_grammar(gateway: str, kind: str) -> None:
         assert json.loads(text) == {"n": 7}
 
 
+def test_the_guide_to_grammars(gateway: str) -> None:
+    """Its schema names no type; TGI's answer is an object all the same."""
+    strings = {name: {"type": "string", "maxLength": 20} for name in ("location", "activity")}
+    seen = {"type": "integer", "minimum": 1, "maximum": 5}
+    schema = {"properties": {**strings, "seen": seen}, "required": [*strings, "seen"]}
+    for kind in ("json", "json_schema"):
+        value = schema if kind == "json" else {"name": "ride", "schema": schema}
+        parameters = {"grammar": {"type": kind, "value": value}, "max_new_tokens": 200}
+        answer = post(gateway, "/generate", {"inputs": "5", "parameters": parameters})
+        assert json.loads(answer.json()["generated_text"]).keys() >= {*strings, "seen"}
+
+
 def test_info_and_tokens(gateway: str) -> None:
     info = requests.get(f"{gateway}/info", timeout=SECONDS).json()
     assert info["model_pipeline_tag"] == "text-generation"

@@ -96,6 +96,19 @@ def test_schemas(given: dict[str, Any]) -> None:
     assert sampling(**given)["grammar"] == {"type": "json", "value": {"type": "object"}}
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"grammar": {"type": "json", "value": {"properties": {}}}},
+        {"grammar": {"type": "json", "value": '{"properties": {}}'}},
+        {"grammar": {"type": "json_schema", "value": {"schema": {"properties": {}}}}},
+        {"response_format": {"type": "json_object", "schema": {"properties": {}}}},
+    ],
+)
+def test_schemas_without_a_type_are_of_objects(given: dict[str, Any]) -> None:
+    assert sampling(**given)["grammar"]["value"] == {"type": "object", "properties": {}}
+
+
 @pytest.mark.parametrize("value", ["{", "[]", "7"])
 def test_a_schema_must_be_an_object(value: str) -> None:
     with pytest.raises(GatewayError, match="`grammar` value"):
