@@ -61,11 +61,12 @@ ENTRIES = [
 
 
 class FakeAdapters(FakeTriton):
-    """`received` holds the actions too."""
+    """`received` holds the actions too. `base` is what it describes."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0, base: dict[str, Any] | None = None) -> None:
         self._closed = threading.Event()
-        super().__init__()
+        self._base = base or {}
+        super().__init__(port)
 
     def close(self) -> None:
         self._closed.set()
@@ -89,7 +90,9 @@ class FakeAdapters(FakeTriton):
             self._closed.wait(10)
         if adapter_id == "garbled":
             return _response("{")
-        return _response(json.dumps(_result(str(inputs["action"][0]), adapter_id, inputs)))
+        action = str(inputs["action"][0])
+        result = self._base if action == "describe" else _result(action, adapter_id, inputs)
+        return _response(json.dumps(result))
 
 
 def _result(action: str, adapter_id: str, inputs: dict[str, list[Scalar]]) -> dict[str, Any]:

@@ -20,15 +20,17 @@ PIECES = ("Grüße ", "aus 東", "京 🎉")
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """`received` holds the requests in order, as (model, id, inputs)."""
+    """`received` holds the requests in order, as (model, id, inputs). `dead`: the process of its
+    engine has died. `port` 0 is any free one."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
+        self.dead = False
         self.received: list[tuple[str, str, dict[str, list[Scalar]]]] = []
         self.meeting = threading.Barrier(4)
         self._stopped: dict[str, threading.Event] = {}
         self._server = grpc.server(ThreadPoolExecutor(16))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.url = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         self._server.start()
 
     def close(self) -> None:
@@ -45,6 +47,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         context: grpc.ServicerContext,
     ) -> Iterator[service_pb2.ModelStreamInferResponse]:
         for request in request_iterator:
+            if self.dead:
+                message = "Stub process 'multilora_llm_0_0' is not healthy."
+                yield service_pb2.ModelStreamInferResponse(error_message=message)
+                return
             if request.model_name not in ("multilora", "multilora_llm"):
                 message = f"Request for unknown model: '{request.model_name}' is not found"
                 yield service_pb2.ModelStreamInferResponse(error_message=message)

@@ -47,6 +47,7 @@ _TYPES: dict[grpc.StatusCode, type[MultiLoRAError]] = {
 }
 # What a stream says of a failed request: the ensemble's name, the message, the engine's code.
 _FAILURE = re.compile(r"(?:in ensemble '[^']*', )?(.*?)(?: \[([A-Z_]+)\])?", re.DOTALL)
+_DEAD = ("Stub process is not healthy", "Stub process '")  # the Triton server of a model's process
 # How gRPC words a connection that was never made, as opposed to a server that is too busy.
 _NO_CONNECTION = ("failed to connect", "DNS resolution failed", "connection refused", "http1.x")
 
@@ -82,6 +83,9 @@ def from_message(text: str) -> MultiLoRAError:
         code = grpc.StatusCode.INVALID_ARGUMENT.name
     elif message.startswith("Request for unknown model"):
         code = grpc.StatusCode.NOT_FOUND.name
+    elif message.startswith(_DEAD):
+        code = grpc.StatusCode.UNAVAILABLE.name
+        message = f"the process of a Triton model has died; restart the Triton server ({message})"
     kinds = {status.name: kind for status, kind in _TYPES.items()}
     return kinds.get(code, MultiLoRAError)(code, message)
 

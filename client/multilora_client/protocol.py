@@ -19,8 +19,15 @@ from multilora_client.errors import MultiLoRAError, from_message, invalid
 from multilora_client.tensors import Scalar, Value, add_input, outputs
 
 CANCEL_SECONDS = 2.0  # how long leaving a stream early may wait for the server
-# The longest prompt or answer is the server's to decide.
-CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+CHANNEL_OPTIONS = (
+    # The longest prompt or answer is the server's to decide.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # gRPC's own pauses between attempts grow to two minutes: a server is long back by then.
+    ("grpc.initial_reconnect_backoff_ms", 250),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # in fact how long one attempt may take
+)
 
 
 class Message(TypedDict):

@@ -7,7 +7,7 @@ server is and holds is asked for when it is needed and forgotten when the server
 # The generated KServe messages carry no types.
 # pyright: reportAttributeAccessIssue=false
 
-import json
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -16,32 +16,25 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
 from multilora_client.adapters_aio import AsyncAdapters
 from multilora_client.connection import Endpoint
 from multilora_client.errors import MultiLoRAError, from_message, from_status
-from multilora_client.tensors import Scalar, add_input, outputs
+from multilora_client.protocol import stop_request
+from multilora_client.tensors import Scalar
 from multilora_gateway.base_model import BaseModel
-from multilora_gateway.errors import (
-    GatewayError,
-    failed,
-    invalid,
-    not_found,
-    overloaded,
-    unavailable,
-)
-from multilora_gateway.generation import Answer, Call, Piece, Token
+from multilora_gateway.engine_messages import ENGINE, engine_request, gateway_error, piece_of
+from multilora_gateway.engine_watch import EngineWatch
+from multilora_gateway.errors import GatewayError
+from multilora_gateway.generation import Answer, Call, Piece
 from multilora_text.chat_template import ChatTemplate
 
-ENGINE = "multilora_llm"
 ADAPTERS = "adapters"
-_RUNNING = "None"  # finish_reason of a response that is not the last
 _TEMPLATE_SECONDS = 1.0  # how long a template is believed: files that change count within seconds
 _MOST_TEMPLATES = 1024
 _READY_SECONDS = 2.0
 _DESCRIBE_SECONDS = 30.0
-_TOO_MANY = "--max-concurrent-requests"  # in the engine's words for a full house
 
 
 class Backend:
@@ -53,26 +46,36 @@ class Backend:
         self._channel = endpoint.aio_channel()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._adapters = AsyncAdapters(self._stub, ADAPTERS, self.url, None)
-        self._base: BaseModel | None = None
+        self._base: asyncio.Task[BaseModel] | None = None  # one question for all who ask at once
         self._templates: dict[str, tuple[float, ChatTemplate | None]] = {}
+        self._watch = EngineWatch(self._probe)
+        self._connection = asyncio.create_task(self._follow_connection())
 
     async def close(self) -> None:
+        tasks = [self._connection, *([self._base] if self._base else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, self._watch.close(), return_exceptions=True)
         await self._channel.close()
 
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
         """The answer in pieces; closing the generator cancels the request at once."""
-        stream = self._stub.ModelStreamInfer(iter([_request(call)]))
+        stream = self._stub.ModelStreamInfer(iter([engine_request(call)]))
         wanted = call.sampling.get("logprobs") is not None
         complete = False
         try:
-            async for message in stream:
-                piece = _piece(message, wanted)
-                complete = complete or piece.finish_reason is not None
-                yield piece
+            with self._watch.over(stream) as waiting:
+                async for message in stream:
+                    waiting.heard = time.monotonic()
+                    piece = piece_of(message, wanted)
+                    complete = complete or piece.finish_reason is not None
+                    yield piece
             if not complete:
                 raise GatewayError(500, "incomplete_generation", "Incomplete generation")
         except grpc.aio.AioRpcError as error:
             raise self._lost(error) from None
+        except MultiLoRAError as error:
+            raise self._translated(error) from None
         finally:
             if not complete:
                 stream.cancel()
@@ -86,21 +89,25 @@ class Backend:
         self, action: str, timeout: float | None = None, **inputs: Scalar | None
     ) -> dict[str, Any]:
         """What the Triton model `adapters` answers; `timeout` in seconds, None is the server's."""
+        question = asyncio.ensure_future(self._adapters.ask(action, timeout, **inputs))
         try:
-            return await self._adapters.ask(action, timeout, **inputs)
+            with self._watch.over(question):
+                return await question
         except MultiLoRAError as error:
             raise self._translated(error) from None
 
     async def base(self) -> BaseModel:
         """The base model that is being served."""
         if self._base is None:
-            self._base = BaseModel.from_json(await self.adapters("describe", _DESCRIBE_SECONDS))
-        return self._base
+            self._base = asyncio.create_task(self._describe())
+            self._base.add_done_callback(self._described)
+        return await asyncio.shield(self._base)
 
     async def template(self, adapter_id: str, token: str = "") -> ChatTemplate | None:
         """An adapter's own chat template; None: it uses the base model's.
 
-        `token` opens a private Hub repository that has to be downloaded first.
+        `token` opens a private Hub repository that has to be downloaded first. Once the engine has
+        read one, it tells everybody who may use the adapter, and so does this.
         """
         if not adapter_id:
             return None
@@ -117,83 +124,56 @@ class Backend:
         return template
 
     async def is_ready(self) -> bool:
-        """Whether the server would take a request now."""
-        request = service_pb2.ModelReadyRequest(name=ENGINE)
+        """Whether the engine would take a request now."""
         try:
-            return bool((await self._stub.ModelReady(request, timeout=_READY_SECONDS)).ready)
-        except grpc.aio.AioRpcError:
-            self._base = None  # it may come back with another model
+            await self._probe(_READY_SECONDS)
+        except GatewayError:
             return False
+        return True
+
+    async def _probe(self, seconds: float) -> None:
+        """Let the engine stop what does not run: it answers at once, whatever else it does. Its
+        Triton server says "ready" of a model whose process has died."""
+        answered = False
+        request = stop_request(ENGINE, uuid.uuid4().hex)
+        try:
+            async for message in self._stub.ModelStreamInfer(iter([request]), timeout=seconds):
+                if message.error_message:
+                    raise from_message(message.error_message)
+                answered = True
+        except grpc.aio.AioRpcError as error:
+            raise self._lost(error) from None
+        except MultiLoRAError as error:
+            raise self._translated(error) from None
+        if not answered:
+            raise GatewayError(500, "incomplete_generation", "Incomplete generation")
+
+    async def _describe(self) -> BaseModel:
+        return BaseModel.from_json(await self.adapters("describe", _DESCRIBE_SECONDS))
+
+    def _described(self, task: asyncio.Task[BaseModel]) -> None:
+        """A failure is told to those who wait for it, and to nobody after them."""
+        if (task.cancelled() or task.exception()) and self._base is task:
+            self._base = None
+
+    async def _follow_connection(self) -> None:
+        """A server that goes may come back as another before anybody asks for anything."""
+        state = self._channel.get_state(try_to_connect=True)
+        while state is not grpc.ChannelConnectivity.SHUTDOWN:
+            await self._channel.wait_for_state_change(state)
+            if state is grpc.ChannelConnectivity.READY:
+                self._forget()
+            state = self._channel.get_state(try_to_connect=True)
+
+    def _forget(self) -> None:
+        self._base = None
+        self._templates.clear()
 
     def _lost(self, error: grpc.aio.AioRpcError) -> GatewayError:
         return self._translated(from_status(error.code(), error.details(), self.url))
 
     def _translated(self, error: MultiLoRAError) -> GatewayError:
-        if error.code == grpc.StatusCode.UNAVAILABLE.name and _TOO_MANY not in error.message:
-            self._base = None  # it may come back with another model
-        return _gateway_error(error)
-
-
-def _request(call: Call) -> service_pb2.ModelInferRequest:
-    request = service_pb2.ModelInferRequest(model_name=ENGINE, id=uuid.uuid4().hex)
-    request.parameters["triton_enable_empty_final_response"].bool_param = True
-    add_input(request, "input_ids", "INT32", list(call.prompt_ids))
-    if call.adapter_id:
-        add_input(request, "adapter_id", "BYTES", call.adapter_id)
-    if call.adapter_timeout is not None:
-        add_input(request, "adapter_timeout", "FP32", call.adapter_timeout)
-    if call.adapter_token:
-        add_input(request, "adapter_token", "BYTES", call.adapter_token)
-    add_input(request, "sampling_parameters", "BYTES", json.dumps(dict(call.sampling)))
-    reports = ["stream", "return_finish_reason", "return_queue_time"]
-    if call.sampling.get("logprobs") is not None:
-        reports.append("return_logprobs")
-    for name in reports:
-        add_input(request, name, "BOOL", True)
-    return request
-
-
-def _piece(message: service_pb2.ModelStreamInferResponse, logprobs: bool) -> Piece:
-    if message.error_message:
-        raise _gateway_error(from_message(message.error_message))
-    values = outputs(message.infer_response)
-    if not values:
-        return Piece("", ())
-    ids = [int(value) for value in values["output_ids"]]
-    reason = str(values["finish_reason"][0])
-    waited = values.get("queue_time")
-    tokens = tuple(map(Token, ids))
-    if logprobs:
-        tokens = tuple(map(_token, ids, json.loads(str(values["logprobs"][0]))))
-    return Piece(
-        str(values["text_output"][0]),
-        tokens,
-        None if reason == _RUNNING else reason,
-        float(waited[0]) if waited else None,
-    )
-
-
-def _token(token_id: int, entries: dict[str, dict[str, Any]]) -> Token:
-    """From {token id: {logprob, rank}}; the rank is null beyond the most likely ones."""
-    ranked = sorted(
-        (entry["rank"], int(name), entry["logprob"])
-        for name, entry in entries.items()
-        if entry["rank"] is not None
-    )
-    top = tuple((name, logprob) for _, name, logprob in ranked)
-    return Token(token_id, entries[str(token_id)]["logprob"], top)
-
-
-def _gateway_error(error: MultiLoRAError) -> GatewayError:
-    code, message = error.code, error.message
-    if code == grpc.StatusCode.INVALID_ARGUMENT.name:
-        return invalid(message)
-    if message.startswith("Request for unknown model"):  # the server starts, or ends
-        return unavailable(f"the Triton server does not serve {ENGINE} now ({message})")
-    if code == grpc.StatusCode.NOT_FOUND.name:
-        return not_found(message)
-    if code == grpc.StatusCode.UNAVAILABLE.name:
-        return overloaded() if _TOO_MANY in message else unavailable(message)
-    if code == grpc.StatusCode.DEADLINE_EXCEEDED.name:
-        return GatewayError(504, "timeout", message)
-    return failed(message)
+        known = gateway_error(error)
+        if known.kind == "unavailable":
+            self._forget()  # it may come back with another model
+        return known

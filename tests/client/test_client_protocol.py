@@ -8,7 +8,13 @@ import pytest
 
 from multilora_client import InvalidRequest
 from multilora_client.connection import Endpoint
-from multilora_client.protocol import DATATYPES, Reply, generate_request, stop_request
+from multilora_client.protocol import (
+    CHANNEL_OPTIONS,
+    DATATYPES,
+    Reply,
+    generate_request,
+    stop_request,
+)
 from multilora_client.tensors import decode
 
 # The generated KServe messages carry no types.
@@ -132,3 +138,8 @@ def test_addresses(url: str, address: str, secure: bool) -> None:
 def test_what_is_no_grpc_address_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequest):
         Endpoint.parse(url)
+
+
+def test_a_server_that_is_back_after_hours_is_found_within_seconds() -> None:
+    assert 0 < dict(CHANNEL_OPTIONS)["grpc.max_reconnect_backoff_ms"] <= 2000
+    assert dict(CHANNEL_OPTIONS)["grpc.initial_reconnect_backoff_ms"] <= 2000
