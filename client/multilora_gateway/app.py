@@ -6,7 +6,13 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from multilora_gateway import adapter_routes, health_routes, openai_routes, tgi_routes
+from multilora_gateway import (
+    adapter_routes,
+    health_routes,
+    openai_routes,
+    tgi_invocations,
+    tgi_routes,
+)
 from multilora_gateway.access import Access
 from multilora_gateway.backend import Backend
 from multilora_gateway.body_limit import BodyLimit
@@ -38,7 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Multi-LoRA gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
     add_handlers(app)
-    for module in (tgi_routes, openai_routes, adapter_routes, health_routes):
+    for module in (tgi_routes, tgi_invocations, openai_routes, adapter_routes, health_routes):
         app.include_router(module.router)
     app.mount("/page", health_routes.page_files())
     app.add_middleware(BodyLimit, most=settings.payload_limit)

@@ -31,20 +31,19 @@ def page_files() -> StaticFiles:
     return _PageFiles(directory=PAGE, check_dir=False)
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", response_class=Response)
 async def root(request: Request) -> Response:
-    """The page for a browser; TGI's sign of life for everybody else."""
+    """The page for a browser; for everybody else the same as /health, as in TGI."""
     if "text/html" in request.headers.get("accept", ""):
         return FileResponse(PAGE / "index.html", headers=_POLICY)
-    return Response()
+    return await health(request)
 
 
-@router.get("/ping")
-async def ping() -> Response:
-    return Response()
-
-
-@router.get("/health")
+@router.head("/ping", include_in_schema=False)
+@router.get("/ping", response_class=Response)
+@router.head("/health", include_in_schema=False)
+@router.get("/health", response_class=Response)
 async def health(request: Request) -> Response:
     """200 when a request would be taken now, else 503."""
     if not await request.app.state.gateway.backend.is_ready():
@@ -53,6 +52,7 @@ async def health(request: Request) -> Response:
     return Response()
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Those of the Triton server and the gateway's own, for Prometheus."""

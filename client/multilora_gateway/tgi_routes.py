@@ -16,7 +16,7 @@ from multilora_gateway.streaming import EventStream, until_disconnected
 from multilora_gateway.tgi_answer import end_headers, generated, generation_of, start_headers
 from multilora_gateway.tgi_info import info
 from multilora_gateway.tgi_job import prepare
-from multilora_gateway.tgi_parameters import ChatTokenizeRequest, GenerateRequest
+from multilora_gateway.tgi_parameters import ChatTokenizeRequest, GenerateRequest, Parameters
 from multilora_gateway.tgi_route import ERRORS, TgiRoute
 from multilora_gateway.tgi_stream import events, failed
 from multilora_gateway.tgi_tokenize import chat_tokens, tokens_of
@@ -48,13 +48,16 @@ async def generate_stream(request: Request, body: GenerateRequest, caller: _Call
 
 @router.post("/")
 async def compatible(request: Request, body: GenerateRequest, caller: _Caller) -> Response:
-    """`stream` decides; what is not streamed comes in a list."""
+    """`stream` decides; what is not streamed comes in a list. Unless told otherwise the text begins
+    with the prompt."""
+    body = _with_full_text(body)
     if body.stream:
         return await generate_stream(request, body, caller)
     answer, headers = await until_disconnected(request, _generate(request, body, caller))
     return JSONResponse([answer], headers=headers)
 
 
+@router.head("/info", include_in_schema=False)
 @router.get("/info")
 async def get_info(request: Request) -> dict[str, Any]:
     """What this server is."""
@@ -80,6 +83,15 @@ async def chat_tokenize(
     base = await backend.base()
     target = await resolve(backend, settings, caller, body.model or base.model_id)
     return await chat_tokens(body, target.adapter_id, base, backend)
+
+
+def _with_full_text(body: GenerateRequest) -> GenerateRequest:
+    """TGI's default at POST / for models of the kind that GET /info names."""
+    given = body.parameters or Parameters()
+    if given.return_full_text is not None:
+        return body
+    given = given.model_copy(update={"return_full_text": True})
+    return body.model_copy(update={"parameters": given})
 
 
 async def _generate(

@@ -118,7 +118,9 @@ def test_lorax_response_format(gateway: str) -> None:
 def test_huggingface_client(gateway: str) -> None:
     client = InferenceClient(gateway, timeout=SECONDS)
     prompt = "hello world"
-    assert client.text_generation(prompt, adapter_id="upper") == ANSWER
+    assert client.text_generation(prompt, adapter_id="upper") == prompt + ANSWER
+    cut = client.text_generation(prompt, adapter_id="upper", return_full_text=False)
+    assert cut == ANSWER
     pieces = list(client.text_generation(prompt, adapter_id="upper", stream=True))
     assert "".join(pieces).removesuffix("<|eos|>") == ANSWER
     answer = client.text_generation(prompt, adapter_id="upper", details=True, max_new_tokens=3)
@@ -126,7 +128,7 @@ def test_huggingface_client(gateway: str) -> None:
     assert (answer.details.finish_reason, answer.details.generated_tokens) == ("length", 3)
     *_, last = client.text_generation(prompt, adapter_id="upper", details=True, stream=True)
     assert isinstance(last, huggingface_hub.TextGenerationStreamOutput)
-    assert last.generated_text == ANSWER
+    assert last.generated_text == prompt + ANSWER
     assert last.details is not None
     assert last.details.finish_reason == "eos_token"
     for stream in (False, True):
@@ -141,7 +143,9 @@ def test_asynchronous_clients(gateway: str) -> None:
         streams = (
             text_generation.AsyncClient(gateway, timeout=SECONDS).generate_stream("hello world"),
             lorax.AsyncClient(gateway, timeout=SECONDS).generate_stream("hello world", **upper),
-            await client.text_generation("hello world", details=True, stream=True, **upper),
+            await client.text_generation(
+                "hello world", details=True, stream=True, return_full_text=False, **upper
+            ),
         )
         return [[piece.generated_text async for piece in stream][-1] for stream in streams]
 

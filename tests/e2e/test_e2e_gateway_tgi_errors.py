@@ -46,7 +46,7 @@ def test_errors(gateway: str) -> None:
 _ODD = (None, True, -1, 10**30, 0.5, "", "\ud800", "a", [], [None], {}, {"type": "json"})
 
 
-@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/", "/invocations"])
 def test_bad_input_is_never_our_fault(gateway: str, path: str) -> None:
     names = [*lorax.types.Parameters.model_fields, "grammar", "top_n_tokens", "frequency_penalty"]
     bodies: list[Any] = [*_ODD, *({"inputs": odd} for odd in _ODD)]
