@@ -21,10 +21,10 @@ PIECES = ("Grüße ", "aus 東", "京 🎉")
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """`received` holds the requests in order, as (model, id, inputs). `dead`: the process of its
-    engine has died. `port` 0 is any free one."""
+    engine has died; `ending`: it takes no requests any more. `port` 0 is any free one."""
 
     def __init__(self, port: int = 0) -> None:
-        self.dead = False
+        self.dead = self.ending = False
         self.received: list[tuple[str, str, dict[str, list[Scalar]]]] = []
         self.meeting = threading.Barrier(4)
         self._stopped: dict[str, threading.Event] = {}
@@ -51,7 +51,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 message = "Stub process 'multilora_llm_0_0' is not healthy."
                 yield service_pb2.ModelStreamInferResponse(error_message=message)
                 return
-            if request.model_name not in ("multilora", "multilora_llm"):
+            if self.ending or request.model_name not in ("multilora", "multilora_llm"):
                 message = f"Request for unknown model: '{request.model_name}' is not found"
                 yield service_pb2.ModelStreamInferResponse(error_message=message)
                 return

@@ -20,8 +20,8 @@ from tritonclient.grpc import service_pb2_grpc
 
 from multilora_client.adapters_aio import AsyncAdapters
 from multilora_client.connection import Endpoint
-from multilora_client.errors import MultiLoRAError, from_message, from_status
-from multilora_client.protocol import stop_request
+from multilora_client.errors import MultiLoRAError, from_status
+from multilora_client.protocol import Reply, stop_request
 from multilora_client.tensors import Scalar
 from multilora_gateway.base_model import BaseModel
 from multilora_gateway.engine_messages import ENGINE, engine_request, gateway_error, piece_of
@@ -73,7 +73,8 @@ class Backend:
             if not complete:
                 raise GatewayError(500, "incomplete_generation", "Incomplete generation")
         except grpc.aio.AioRpcError as error:
-            raise self._lost(error) from None
+            lost = from_status(error.code(), error.details(), self.url)
+            raise self._translated(lost) from None
         except MultiLoRAError as error:
             raise self._translated(error) from None
         finally:
@@ -127,26 +128,22 @@ class Backend:
         """Whether the engine would take a request now."""
         try:
             await self._probe(_READY_SECONDS)
-        except GatewayError:
+        except MultiLoRAError as error:
+            self._translated(error)
             return False
         return True
 
     async def _probe(self, seconds: float) -> None:
-        """Let the engine stop what does not run: it answers at once, whatever else it does. Its
-        Triton server says "ready" of a model whose process has died."""
-        answered = False
+        """Let the engine stop what does not run: it answers at once, whatever else it does; raises
+        MultiLoRAError. Its Triton server says "ready" of a model whose process has died."""
+        answer = Reply()
         request = stop_request(ENGINE, uuid.uuid4().hex)
         try:
             async for message in self._stub.ModelStreamInfer(iter([request]), timeout=seconds):
-                if message.error_message:
-                    raise from_message(message.error_message)
-                answered = True
+                answer.push(message)
         except grpc.aio.AioRpcError as error:
-            raise self._lost(error) from None
-        except MultiLoRAError as error:
-            raise self._translated(error) from None
-        if not answered:
-            raise GatewayError(500, "incomplete_generation", "Incomplete generation")
+            raise from_status(error.code(), error.details(), self.url) from None
+        answer.check_complete()
 
     async def _describe(self) -> BaseModel:
         return BaseModel.from_json(await self.adapters("describe", _DESCRIBE_SECONDS))
@@ -168,9 +165,6 @@ class Backend:
     def _forget(self) -> None:
         self._base = None
         self._templates.clear()
-
-    def _lost(self, error: grpc.aio.AioRpcError) -> GatewayError:
-        return self._translated(from_status(error.code(), error.details(), self.url))
 
     def _translated(self, error: MultiLoRAError) -> GatewayError:
         known = gateway_error(error)

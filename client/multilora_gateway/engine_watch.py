@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from multilora_client.errors import MultiLoRAError, NotFound
 from multilora_gateway.errors import GatewayError, unavailable
 
 SILENT_SECONDS = 10.0  # so long nothing is heard before the engine is asked
@@ -35,8 +36,8 @@ class Waiting:
 
 
 class EngineWatch:
-    """Make it inside the running event loop. `probe` takes seconds; it raises GatewayError unless
-    the engine answers within them."""
+    """Make it inside the running event loop. `probe` takes seconds; it raises MultiLoRAError unless
+    the engine answers within them, NotFound when the server does not serve it any more."""
 
     def __init__(self, probe: Callable[[float], Awaitable[None]]) -> None:
         self._probe = probe
@@ -71,7 +72,9 @@ class EngineWatch:
                 continue
             try:
                 await self._probe(_PROBE_SECONDS)
-            except GatewayError as error:
+            except NotFound:  # the server is ending: what runs it lets run to its end
+                pass
+            except MultiLoRAError as error:
                 gone = unavailable(f"the engine does not answer any more ({error.message})")
                 for each in silent:
                     if each.heard < since:

@@ -143,6 +143,9 @@ def test_whoever_waits_for_a_dead_engine_is_told(
             waiting = asyncio.ensure_future(call)
             await asyncio.sleep(0.7)
             assert not waiting.done()  # the engine answers when it is asked
+            server.ending = True
+            await asyncio.sleep(0.5)
+            assert not waiting.done()  # a server that ends in order ends what runs
             server.dead = True
             with pytest.raises(GatewayError, match="does not answer any more") as caught:
                 await waiting
