@@ -9,6 +9,7 @@ from multilora_gateway.base_model import BaseModel
 from multilora_gateway.errors import GatewayError, invalid
 from multilora_gateway.json_values import Fields, Items, OpenFields
 from multilora_gateway.lorax_adapter import AdapterFields
+from multilora_gateway.object_schema import with_object_types
 from multilora_gateway.openai_vllm import VllmFields
 from multilora_gateway.settings import Settings
 
@@ -42,11 +43,11 @@ class ResponseFormat(Fields):
             if not isinstance(self.value, str):
                 raise invalid("response_format.value must be a pattern", "response_format")
             return {"type": "regex", "value": self.value}
-        kind, schema = "json", self.value
+        schema = self.value
         if self.json_schema is not None:
             schema = self.json_schema.get("schema", {})
-        elif self.type == "json_schema":  # TGI's, with or without a name around the schema
-            kind = "json_schema"
+        elif self.type == "json_schema" and isinstance(schema, dict):
+            schema = schema.get("schema", schema)  # TGI's may have a name around it
         if schema is None and self.type == "json_object":
             return {"type": "json_object"}
         if not isinstance(schema, dict):
@@ -55,7 +56,9 @@ class ResponseFormat(Fields):
                 '{"name": "answer", "schema": {…}}}',
                 "response_format",
             )
-        return {"type": kind, "value": schema} if schema else {"type": "json_object"}
+        if not schema:
+            return {"type": "json_object"}
+        return {"type": "json", "value": with_object_types(schema)}
 
 
 class Common(AdapterFields, VllmFields, Fields):

@@ -91,6 +91,14 @@ def test_each_choice_has_a_seed_of_its_own() -> None:
             {"type": "json", "value": {"type": "array"}},
         ),
         ({"type": "regex", "value": "a+"}, {"type": "regex", "value": "a+"}),
+        *(  # TGI's
+            (given, {"type": "json", "value": {"type": "object", "properties": {}}})
+            for given in (
+                {"type": "json", "value": {"properties": {}}},
+                {"type": "json_schema", "value": {"properties": {}}},
+                {"type": "json_schema", "value": {"name": "x", "schema": {"properties": {}}}},
+            )
+        ),
     ],
 )
 def test_response_formats_become_grammars(given: Any, want: Any) -> None:
