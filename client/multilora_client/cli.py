@@ -60,10 +60,13 @@ def _chat(client: MultiLoRAClient, args: argparse.Namespace) -> int:
     print(f"Chat with {args.adapter or 'the base model'}; Ctrl-D ends it.", file=sys.stderr)
     while True:
         try:
-            messages.append({"role": "user", "content": input("> ")})
+            said = input("> ")
         except EOFError:
             print(file=sys.stderr)
             return 0
+        if not said.strip():
+            continue
+        messages.append({"role": "user", "content": said})
         try:
             answer = _print_stream(client, messages, args)
             messages.append({"role": "assistant", "content": answer})
@@ -87,7 +90,8 @@ def _prompt(args: argparse.Namespace) -> str:
         return args.prompt
     if sys.stdin.isatty():
         raise SystemExit(_usage("give a prompt, or pipe one in"))
-    return sys.stdin.read()
+    # as $(…) does: the line end that echo adds is not meant
+    return sys.stdin.read().removesuffix("\n")
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:

@@ -56,10 +56,10 @@ def test_generate(server: FakeTriton, flags: list[str]) -> None:
 
 
 def test_a_piped_prompt(server: FakeTriton) -> None:
-    assert run(server, "generate", stdin="from a pipe").stdout == TEXT
+    assert run(server, "generate", stdin="from\na pipe\n").stdout == TEXT
     assert run(server, "chat", "--system", "be brief", stdin="from a pipe").stdout == TEXT
     (_, _, generated), (_, _, chatted) = server.received
-    assert generated["text_input"] == ["from a pipe"]
+    assert generated["text_input"] == ["from\na pipe"]
     assert json.loads(str(chatted["text_input"][0])) == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "from a pipe"},
@@ -124,7 +124,7 @@ def test_a_reader_that_leaves_cancels_the_request(server: FakeTriton) -> None:
 
 def test_an_interactive_chat_remembers_its_turns(server: FakeTriton) -> None:
     user, terminal = pty.openpty()
-    os.write(user, b"one\ntwo\n\x04")
+    os.write(user, b"one\n\n \ntwo\n\x04")
     done = subprocess.run(
         command("chat", "--adapter", "sql"),
         env=environ(server),

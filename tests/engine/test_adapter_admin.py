@@ -89,13 +89,16 @@ def test_an_unloaded_registered_adapter_is_gone_until_it_is_loaded_again(
     assert refusal(engine, "load", "b", source="/etc").code is not ErrorCode.INTERNAL
 
 
-def test_a_load_that_fails_registers_nothing(make_engine: MakeEngine, tmp_path: Path):
+def test_a_load_that_fails_registers_nothing(
+    make_engine: MakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     engine = make_engine(adapter_allow=f"{tmp_path}/*")
     write_adapter(tmp_path / "bad", seed=1)
     (tmp_path / "bad/adapter_config.json").write_text("{}")
     error = refusal(engine, "load", "bad", source=str(tmp_path / "bad"))
     assert error.code is ErrorCode.INVALID_ARG and "peft_type" in error.message
     assert entry(engine, "bad")["state"] == "failed"
+    assert error.message in caplog.text
     with pytest.raises(RequestError):
         engine.submit(request("r", "bad"))
 
@@ -107,7 +110,7 @@ def test_unload_waits_for_running_sequences(make_engine: MakeEngine):
     engine.outputs.get(timeout=10)  # it runs
     command = AdminCommand("unload", "a", timeout=30)
     freed = engine.admin.execute(command, 30)
-    with pytest.raises(RequestError, match="not known"):
+    with pytest.raises(RequestError, match="has been unloaded"):
         engine.submit(request("r2", "a"))
     outputs = drain(engine, 1)["r"]
     assert outputs[-1].finish_reason is FinishReason.LENGTH

@@ -191,6 +191,9 @@ def test_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
         BaseConfig.from_folder(tmp_path / "absent")
     with pytest.raises(StartupError, match=r"has no config.json; --model-id must name"):
         BaseConfig.from_folder(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(StartupError, match="it is an adapter, for --lora-adapters"):
+        BaseConfig.from_folder(tmp_path)
     for text, problem in (("{", "not valid JSON"), ("[]", "must hold a JSON object; got list")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(StartupError, match=problem):

@@ -161,6 +161,8 @@ class AdapterCatalog:
         """What would make it work."""
         if adapter_id.startswith(MERGED_PREFIX):
             return f"adapter {shown(adapter_id)} is not there any more; ask for the merge again"
+        if adapter_id in self._configured:
+            return f"adapter {shown(adapter_id)} has been unloaded; load it again or name another"
         known = self._folders.known if self._folders else ()
         similar = resembling(adapter_id, self._names, known)
         guess = f"; did you mean {' or '.join(map(repr, similar))}?" if similar else ""

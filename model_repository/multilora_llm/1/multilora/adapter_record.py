@@ -1,5 +1,6 @@
 """What is known of one adapter id while the server runs: version in use, failure, pin, history."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 from multilora.adapter_source import AdapterSource
 from multilora.errors import ErrorCode, RequestError
 
+_LOG = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0  # until a failed adapter is read again, unless somebody asks for it
 Done = Callable[[RequestError | None], None]
 
@@ -81,6 +83,8 @@ class AdapterRecord:
         """There is no version that could be used."""
         self.state, self.error, self.failed = LoadState.FAILED, error, source
         self.retry_at = time.monotonic() + RETRY_SECONDS
+        if error.code is not ErrorCode.NOT_FOUND:  # names that anybody may think of
+            _LOG.warning("%s", error.message)
 
     def forget_version(self) -> None:
         """Nothing that was read counts any more; a load in progress comes to nothing."""

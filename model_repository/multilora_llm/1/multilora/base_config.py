@@ -65,10 +65,7 @@ class BaseConfig:
         folder = Path(path)
         if not folder.is_dir():
             raise StartupError(f"base model folder {folder} does not exist; check --model-id")
-        if not (folder / "config.json").is_file():
-            raise StartupError(
-                f"{folder} has no config.json; --model-id must name a Hugging Face checkpoint"
-            )
+        check_base_folder(folder)
         config = JsonFields.read(folder / "config.json")
         return _read(config, _eos_token_ids(config, folder / "generation_config.json"))
 
@@ -98,6 +95,18 @@ class BaseConfig:
     def group_bias(self, group: str) -> bool:
         """Whether the projections of `group` have a bias."""
         return {"qkv": self.qkv_bias, "o": self.o_bias}.get(group, self.mlp_bias)
+
+
+def check_base_folder(folder: Path) -> None:
+    """StartupError for a folder that holds no base model."""
+    if (folder / "config.json").is_file():
+        return
+    remedy = "--model-id must name a Hugging Face checkpoint"
+    if (folder / "adapter_config.json").is_file():
+        remedy = (
+            "it is an adapter, for --lora-adapters NAME=FOLDER; --model-id names its base model"
+        )
+    raise StartupError(f"{folder} has no config.json; {remedy}")
 
 
 def _read(config: JsonFields, eos_token_ids: tuple[int, ...]) -> BaseConfig:

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from multilora.adapter_source import AdapterSource, is_folder_path
+from multilora.base_config import check_base_folder
 from multilora.download.hub_download import HubDownload
 from multilora.download.hub_errors import hub_error
 from multilora.download.store_download import StoreDownload
@@ -25,6 +26,7 @@ def base_folder(model_id: str, revision: str) -> Path:
     """The local folder of a base model; raises StartupError."""
     folder = Path(model_id).expanduser()
     if folder.is_dir():
+        check_base_folder(folder)
         return folder
     if is_folder_path(model_id):
         raise StartupError(f"model_id {model_id!r}: there is no such folder; check --model-id")
