@@ -21,7 +21,7 @@ PURE = {
     "adapter_claims", "adapter_deadlines", "admission", "fair_queue", "sequence_blocks",
     "adapter_allow", "adapter_catalog", "adapter_files", "adapter_folders", "adapter_hints",
     "adapter_names", "adapter_watch", "adapter_record", "adapter_records", "adapter_slots",
-    "adapter_source", "adapter_counts", "admin_command", "early_stops", "grammar_limits",
+    "adapter_source", "adapter_counts", "admin_command", "early_stops", "grammar_trial",
     "grammar_parameter", "grammar_threads", "merge_recipe", "request_limits", "token_matcher",
     "memory_plan", "metrics", "pending_answers",
 }  # fmt: skip
@@ -35,11 +35,11 @@ DEVICE = {
 TEXT = {"adapter_text", "chat_messages"}
 ENGINE = {
     "adapter_admin", "adapter_merger", "merged_adapters", "adapter_parts", "adapter_template",
-    "base_description", "grammar_compiler", "grammars", "merge_cache", "engine", "engine_parts",
-    "sources", "reply", "responder", "stream", "sampling_parameters", "triton_request",
-    "triton_metrics", "triton_series", "lora_requests_info", "download", "files", "hub_cache",
-    "hub_download", "hub_errors", "object_store", "partial_file", "remote_file", "store_cache",
-    "store_download", "transfer",
+    "base_description", "grammar_compiler", "grammar_trial_process", "grammars", "merge_cache",
+    "engine", "engine_parts", "sources", "reply", "responder", "stream", "sampling_parameters",
+    "triton_request", "triton_metrics", "triton_series", "lora_requests_info", "download", "files",
+    "hub_cache", "hub_download", "hub_errors", "object_store", "partial_file", "remote_file",
+    "store_cache", "store_download", "transfer",
 }  # fmt: skip
 
 # What each layer may import beside the standard library: modules of the engine, other packages.

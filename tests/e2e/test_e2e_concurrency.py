@@ -1,6 +1,7 @@
 """Many clients at once: all adapters in one batch, everyone gets the answer they get alone."""
 
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
@@ -91,16 +92,17 @@ def test_a_stop_reaches_whoever_waits_for_a_grammar_and_nobody_later(server: Tri
     ids = token_ids(server, "abc")
 
     def slow(factor: int, request_id: str = "") -> GrpcStream:
-        """Its grammar takes about half a second."""
+        """Its grammar takes seconds."""
         grammar = {"type": "json", "value": {"type": "integer", "multipleOf": factor}}
         sampling = json.dumps({"grammar": grammar, "max_tokens": 3})
         inputs = {"input_ids": ids, "sampling_parameters": sampling}
         return GrpcStream(server, "multilora_llm", inputs, request_id)
 
     # as many as are compiled at a time, and one that waits
-    compiled, unharmed, waiting = slow(99991, "same"), slow(99989), slow(99971, "same")
+    compiled, unharmed, waiting = slow(120011, "same"), slow(120017), slow(120041, "same")
     later = GrpcStream(server, "multilora_llm", {"input_ids": ids, **ENDLESS}, "same")
     with compiled, unharmed, waiting:
+        time.sleep(0.7)  # nothing tells that they have arrived
         status, _ = post(server, {"input_ids": ids, "stop": True, "id": "same"}, "multilora_llm")
         assert status == 200
         with later:

@@ -79,6 +79,7 @@ class Engine:
         self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join()
+        self._parts.grammars.close()
         self._parts.admin.close()  # also when the thread was never started
         self._parts.store.close()
         self.outputs.put(None)

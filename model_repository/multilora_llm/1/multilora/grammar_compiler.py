@@ -4,12 +4,12 @@ JSON may have one space between its parts, as most models write it, and no other
 more, a small model could write white space for ever.
 """
 
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from multilora.errors import invalid
-from multilora.grammar_limits import check_grammar
 from multilora.request import Grammar
 
 _JSON_OPTIONS = {"whitespace_pattern": "[ ]?"}
@@ -17,11 +17,12 @@ _JSON_OPTIONS = {"whitespace_pattern": "[ ]?"}
 # others wait for it. A schema of 1,500 properties or an enum of 5,000 texts stays below this one.
 _FIRST_MASK_FUEL = 60_000
 _MOST_STATES = 50_000  # of 1 to 2 kB each, kept with the grammar
+_MOST_CHARACTERS = {"json": 256 << 10, "regex": 64 << 10}
 
 
 class GrammarCompiler:
-    """Any thread with a stack of STACK_BYTES. `tokenizer_json` gives the text of the base's
-    tokenizer.json; it is asked once, at the first grammar."""
+    """Any thread with a stack of STACK_BYTES, for grammars that a GrammarTrial has survived.
+    `tokenizer_json` gives the text of the base's tokenizer.json; it is asked when it is needed."""
 
     def __init__(
         self,
@@ -35,9 +36,26 @@ class GrammarCompiler:
         self._tokenizer: Any = None
         self._lock = threading.Lock()  # guards _tokenizer
 
+    def prepare(self) -> None:
+        """Raises RequestError (INVALID_ARG) where no grammar can ever be compiled."""
+        self._own_tokenizer(_llguidance())
+
+    def setup(self) -> str:
+        """The first line for a GrammarTrial; `prepare` comes first."""
+        assert self._tokenizer_json is not None
+        setup = {
+            "tokenizer": self._tokenizer_json(),
+            "vocab_size": self._vocab_size,
+            "eos_token_ids": self._eos_token_ids,
+        }
+        return json.dumps(setup)
+
     def compile(self, grammar: Grammar) -> Any:
         """An LLMatcher at the start of `grammar`; raises RequestError (INVALID_ARG)."""
-        check_grammar(grammar)
+        most = _MOST_CHARACTERS[grammar.kind]
+        if len(grammar.text) > most:
+            size = len(grammar.text)
+            raise invalid(f"grammar has {size} characters, more than {most}; shorten it")
         llguidance = _llguidance()
         tokenizer = self._own_tokenizer(llguidance)
         limits = llguidance.LLParserLimits(

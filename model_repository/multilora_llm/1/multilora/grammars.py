@@ -1,20 +1,24 @@
 """Grammars: what requests are bound by, compiled once and copied for each of them.
 
 Compiling takes from milliseconds to a second, so it is for GrammarThreads, never for the engine
-thread. A grammar whose matcher gave up is forgotten: all its matchers share what it knows, and the
-next one would give up too.
+thread. What a trial did not survive is refused, and remembered for a while. A grammar whose matcher
+gave up is forgotten: all its matchers share what it knows, and the next one would give up too.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from multilora.errors import ErrorCode, RequestError
 from multilora.grammar_compiler import GrammarCompiler, first_line
+from multilora.grammar_trial import GrammarTrial
 from multilora.request import Grammar
 
 _KEPT = 32  # compiled grammars: most take a few MB, each at most some 100
+_REFUSED = 256  # refusals that are remembered: finding them may have taken seconds
 _EVERYTHING = 0xFF
+_T = TypeVar("_T")
 
 
 class GrammarMatcher:
@@ -54,8 +58,10 @@ class Grammars:
     def __init__(self, compiler: GrammarCompiler, vocab_size: int) -> None:
         self._compiler = compiler
         self._vocab_size = vocab_size
-        self._lock = threading.Lock()  # guards _compiled
+        self._trial = GrammarTrial(compiler.setup)
+        self._lock = threading.Lock()  # guards what follows
         self._compiled: OrderedDict[Grammar, Any] = OrderedDict()
+        self._refused: OrderedDict[Grammar, RequestError] = OrderedDict()
 
     def matcher(self, grammar: Grammar) -> GrammarMatcher:
         """A matcher at the start of `grammar`; raises RequestError (INVALID_ARG)."""
@@ -63,19 +69,42 @@ class Grammars:
             compiled = self._compiled.get(grammar)
             if compiled is not None:
                 self._compiled.move_to_end(grammar)
+            elif error := self._refused.get(grammar):
+                raise error
         if compiled is None:
-            compiled = self._compiler.compile(grammar)
-            with self._lock:
-                self._compiled[grammar] = compiled
-                while len(self._compiled) > _KEPT:
-                    self._compiled.popitem(last=False)
+            compiled = self._compile(grammar)
         return GrammarMatcher(
             compiled.deep_copy(),
             -(-self._vocab_size // 8),
             lambda: self._forget(grammar, compiled),
         )
 
+    def close(self) -> None:
+        """Nothing more is compiled."""
+        self._trial.close()
+
+    def _compile(self, grammar: Grammar) -> Any:
+        self._compiler.prepare()
+        try:
+            self._trial.check(grammar)
+        except RequestError as error:
+            if error.code is ErrorCode.INVALID_ARG:
+                with self._lock:
+                    _keep(self._refused, grammar, error, _REFUSED)
+            raise
+        compiled = self._compiler.compile(grammar)
+        with self._lock:
+            _keep(self._compiled, grammar, compiled, _KEPT)
+        return compiled
+
     def _forget(self, grammar: Grammar, compiled: Any) -> None:
         with self._lock:
             if self._compiled.get(grammar) is compiled:
                 del self._compiled[grammar]
+
+
+def _keep(kept: OrderedDict[Grammar, _T], grammar: Grammar, value: _T, most: int) -> None:
+    """The `most` last ones."""
+    kept[grammar] = value
+    while len(kept) > most:
+        kept.popitem(last=False)
