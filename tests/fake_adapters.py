@@ -1,7 +1,8 @@
 """FakeTriton with the Triton model `adapters`: a gRPC server that answers ModelInfer.
 
 What it does is chosen by the request's `adapter_id`: a code in capitals fails with it, "silent"
-answers nothing, "garbled" no JSON; any other is answered as the server does.
+answers nothing, "garbled" no JSON, "allowed" is what only a pattern allows; any other
+is answered as the server does.
 """
 
 import json
@@ -100,6 +101,8 @@ def _result(action: str, adapter_id: str, inputs: dict[str, list[Scalar]]) -> di
         return {"adapters": ENTRIES, "memory": MEMORY, "colour": "blue"}
     if action == "unload":
         return {"id": adapter_id, "freed_pages": 2, "freed_bytes": 1234567}
+    if adapter_id == "allowed":
+        return entry(adapter_id, origin="on demand", tier="disk", **UNREAD)
     source = str(inputs.get("source", ["/adapters"])[0])
     return entry(adapter_id, source=source, pinned=action == "pin")
 

@@ -31,8 +31,10 @@ from multilora_gateway.generation import Answer, Call, Piece
 from multilora_text.chat_template import ChatTemplate
 
 ADAPTERS = "adapters"
+_ON_DEMAND = "on demand"  # the origin of an adapter that a request may name, if there is one
 _TEMPLATE_SECONDS = 1.0  # how long a template is believed: files that change count within seconds
 _MOST_TEMPLATES = 1024
+_NAME_SECONDS = 2.0  # how long it is believed that a name is an adapter's, or none's
 _READY_SECONDS = 2.0
 _DESCRIBE_SECONDS = 30.0
 
@@ -48,6 +50,7 @@ class Backend:
         self._adapters = AsyncAdapters(self._stub, ADAPTERS, self.url, None)
         self._base: asyncio.Task[BaseModel] | None = None  # one question for all who ask at once
         self._templates: dict[str, tuple[float, ChatTemplate | None]] = {}
+        self._names: dict[str, tuple[float, bool]] = {}
         self._watch = EngineWatch(self._probe)
         self._connection = asyncio.create_task(self._follow_connection())
 
@@ -124,6 +127,22 @@ class Backend:
             self._templates.pop(next(iter(self._templates)))
         return template
 
+    async def has_adapter(self, name: str) -> bool:
+        """Whether an adapter is called that; one that appears counts within seconds. A name that
+        only a pattern allows is none before it has been read. Ask for few names: all are kept."""
+        known = self._names.get(name)
+        if known and time.monotonic() - known[0] < _NAME_SECONDS:
+            return known[1]
+        try:
+            entry = await self.adapters("info", adapter_id=name)
+            found = entry["origin"] != _ON_DEMAND or entry["digest"] is not None
+        except GatewayError as error:
+            if error.status not in (404, 422):  # unknown, or what no adapter can be called
+                raise
+            found = False
+        self._names[name] = (time.monotonic(), found)
+        return found
+
     async def is_ready(self) -> bool:
         """Whether the engine would take a request now."""
         try:
@@ -165,6 +184,7 @@ class Backend:
     def _forget(self) -> None:
         self._base = None
         self._templates.clear()
+        self._names.clear()
 
     def _translated(self, error: MultiLoRAError) -> GatewayError:
         known = gateway_error(error)

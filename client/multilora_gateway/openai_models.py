@@ -7,7 +7,7 @@ from typing import Any
 from multilora_gateway.access import Caller
 from multilora_gateway.backend import Backend
 from multilora_gateway.base_model import BaseModel
-from multilora_gateway.openai_resolve import resolve, served_name
+from multilora_gateway.openai_resolve import base_names, resolve, served_name
 from multilora_gateway.settings import Settings
 
 _OWNER = "multilora"
@@ -37,8 +37,10 @@ def _base(base: BaseModel, settings: Settings) -> dict[str, Any]:
 
 
 def _adapter(entry: Mapping[str, Any], base: BaseModel, settings: Settings) -> dict[str, Any]:
-    root = entry.get("source") or entry["id"]
-    return _model(entry["id"], root, served_name(settings, base), base)
+    """An adapter that is called as the base is listed as what clients have to send."""
+    name = entry["id"]
+    shown = f"{name}:{name}" if name in base_names(settings, base) else name
+    return _model(shown, entry.get("source") or name, served_name(settings, base), base)
 
 
 def _model(name: str, root: str, parent: str | None, base: BaseModel) -> dict[str, Any]:

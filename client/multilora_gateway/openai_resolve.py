@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from multilora_gateway.access import Caller
 from multilora_gateway.backend import Backend
 from multilora_gateway.base_model import BaseModel
-from multilora_gateway.errors import GatewayError, not_found
+from multilora_gateway.errors import invalid, not_found
 from multilora_gateway.lorax_adapter import AdapterWish, wanted_adapter
 from multilora_gateway.settings import Settings
 
@@ -33,9 +33,14 @@ def served_name(settings: Settings, base: BaseModel) -> str:
     return settings.served_model_name or base.model_id
 
 
+def base_names(settings: Settings, base: BaseModel) -> tuple[str, str]:
+    """What the base model is called by clients."""
+    return served_name(settings, base), base.model_id
+
+
 def named_adapter(model: str, settings: Settings, base: BaseModel) -> str:
     """The adapter that `model` names, "" for the base: its name, or BASE:ADAPTER, or ADAPTER."""
-    for name in (served_name(settings, base), base.model_id):
+    for name in base_names(settings, base):
         if model == name:
             return ""
         if model.startswith(f"{name}:"):
@@ -51,13 +56,17 @@ async def resolve(
     wish: AdapterWish = BY_MODEL,
 ) -> Target:
     """What `model` names, unless `wish` names or merges adapters. GatewayError 403 for an adapter
-    that the caller may not use, 404 for what no adapter can be called.
+    that the caller may not use, 404 for what no adapter can be called, 422 for a name that the base
+    and an adapter share.
 
     Whether the adapter exists is left to the engine, which says NOT_FOUND.
     """
     base = await backend.base()
     if wish.merged is None:
-        named = named_adapter(wish.adapter_id or model or "", settings, base)
+        asked = wish.adapter_id or model or ""
+        named = named_adapter(asked, settings, base)
+        if asked and not named:
+            await _check_base_alone(asked, backend)
         if not wish.adapter_id:
             named = await _known(named, caller, backend)
         wish = dataclasses.replace(wish, adapter_id=named)
@@ -65,9 +74,19 @@ async def resolve(
     return Target(adapter or served_name(settings, base), adapter)
 
 
+async def _check_base_alone(name: str, backend: Backend) -> None:
+    """GatewayError for a name of the base that is an adapter's too: nobody may answer for it."""
+    if await backend.has_adapter(name):
+        raise invalid(
+            f"{name!r} is the name of the base model and of an adapter; send '{name}:{name}' for "
+            "the adapter, or start the server with another --served-model-name",
+            "model",
+        )
+
+
 async def _known(name: str, caller: Caller, backend: Backend) -> str:
     """What a model's name stands for, when nothing else names the adapter."""
-    if name in BASE_ALIASES and not await _is_adapter(backend, name):
+    if name in BASE_ALIASES and not await backend.has_adapter(name):
         return ""
     if name and _is_no_name(name):
         caller.check(name)
@@ -88,13 +107,3 @@ def _is_no_name(name: str) -> bool:
         or any(part in ("", ".", "..") for part in parts)
         or any(char == "\\" or unicodedata.category(char) in _UNPRINTABLE for char in name)
     )
-
-
-async def _is_adapter(backend: Backend, name: str) -> bool:
-    try:
-        await backend.adapters("info", adapter_id=name)
-    except GatewayError as error:
-        if error.status == 404:
-            return False
-        raise
-    return True

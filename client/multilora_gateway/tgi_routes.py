@@ -81,7 +81,7 @@ async def chat_tokenize(
     """The prompt that a chat becomes, as text and tokens."""
     backend, settings = _parts(request)
     base = await backend.base()
-    target = await resolve(backend, settings, caller, body.model or base.model_id)
+    target = await resolve(backend, settings, caller, body.model)
     return await chat_tokens(body, target.adapter_id, base, backend)
 
 

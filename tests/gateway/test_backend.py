@@ -10,6 +10,7 @@ import pytest
 
 import tiny_tokenizers
 from fake_adapters import FakeAdapters
+from multilora_gateway import backend as backend_module
 from multilora_gateway import engine_watch
 from multilora_gateway.backend import Backend
 from multilora_gateway.errors import GatewayError
@@ -95,6 +96,26 @@ def test_one_question_for_all_who_ask_for_the_base(server: FakeAdapters) -> None
 
     assert len({id(base) for base in run(bases())}) == 1
     assert len(server.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("sql", True), ("NOT_FOUND", False), ("INVALID_ARG", False), ("allowed", False)],
+)
+def test_a_name_is_asked_for_once_in_seconds(
+    server: FakeAdapters, monkeypatch: pytest.MonkeyPatch, name: str, known: bool
+) -> None:
+    async def answers() -> None:
+        async with connected(server) as backend:
+            assert await backend.is_ready()
+            for _ in range(50):
+                assert await backend.has_adapter(name) is known
+            assert [model for model, *_ in server.received].count("adapters") == 1
+            monkeypatch.setattr(backend_module, "_NAME_SECONDS", 0.0)
+            assert await backend.has_adapter(name) is known
+            assert [model for model, *_ in server.received].count("adapters") == 2
+
+    run(answers())
 
 
 def test_an_unreadable_description_is_asked_for_again() -> None:

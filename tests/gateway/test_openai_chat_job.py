@@ -33,6 +33,9 @@ class Server:
     async def base(self) -> BaseModel:
         return self._base
 
+    async def has_adapter(self, name: str) -> bool:
+        return name != "base"
+
     async def template(self, adapter_id: str, token: str) -> ChatTemplate:
         self.templates.append((adapter_id, token))
         return ChatTemplate(LISTS_TOOLS, {})

@@ -11,9 +11,10 @@ from e2e_tools import DEMO
 from multilora_gateway.access import Caller
 from multilora_gateway.backend import Backend
 from multilora_gateway.base_model import BaseModel
-from multilora_gateway.errors import GatewayError
+from multilora_gateway.errors import GatewayError, openai_status
 from multilora_gateway.lorax_adapter import AdapterWish, wanted_adapter
 from multilora_gateway.openai_completions import CompletionBody
+from multilora_gateway.openai_models import models
 from multilora_gateway.openai_resolve import Target, named_adapter, resolve, served_name
 from multilora_gateway.settings import Settings
 from multilora_text.tokenizer import Tokenizer
@@ -64,16 +65,22 @@ def test_the_base_is_called_as_it_was_named(base: BaseModel) -> None:
 
 
 class Server:
-    """Knows its base, and merges whatever it is told to."""
+    """Knows its base and some adapters, and merges whatever it is told to."""
 
-    def __init__(self, base: BaseModel) -> None:
+    def __init__(self, base: BaseModel, *known: str) -> None:
         self._base = base
+        self._known = known
         self.merges: list[dict[str, Any]] = []
 
     async def base(self) -> BaseModel:
         return self._base
 
+    async def has_adapter(self, name: str) -> bool:
+        return name in self._known
+
     async def adapters(self, action: str, **inputs: Any) -> dict[str, Any]:
+        if action == "list":
+            return {"adapters": [{"id": name, "source": ""} for name in self._known]}
         assert action == "merge"
         self.merges.append({**json.loads(inputs["merge"]), "token": inputs["adapter_token"]})
         return {"id": "merged:01"}
@@ -107,6 +114,25 @@ def test_loraxs_name_of_the_base_is_known_to_both_apis() -> None:
     for source in (None, "hub", "s3"):
         wish = AdapterWish("__base_model__", source)
         assert asyncio.run(wanted_adapter(wish, Caller(()), nobody)) == ""
+
+
+@pytest.mark.parametrize("name", ["short", "org/base:v1"])
+def test_a_name_of_both_is_nobodys(base: BaseModel, name: str) -> None:
+    server = Server(base, name)
+    for fields in ({"model": name}, {"adapter_id": name, "model": "other"}):
+        with pytest.raises(GatewayError, match=f"send '{name}:{name}'.*--served-model-name") as no:
+            resolved(server, Caller(), **fields)
+        assert openai_status(no.value) == 400
+    assert resolved(server, Caller(), model=f"{name}:{name}").adapter_id == name
+    assert resolved(server, Caller(), adapter_id="__base_model__").adapter_id == ""
+    listed = asyncio.run(models(cast(Backend, server), NAMED, Caller()))["data"]
+    assert [model["id"] for model in listed] == ["short", f"{name}:{name}"]
+
+
+@pytest.mark.parametrize("model", ["tgi", "dummy"])
+def test_who_knows_no_name_means_the_base(base: BaseModel, model: str) -> None:
+    assert resolved(Server(base), Caller(), model=model) == Target("short", "")
+    assert resolved(Server(base, model), Caller(), model=model) == Target(model, model)
 
 
 def test_an_adapter_id_may_begin_with_the_base(base: BaseModel) -> None:

@@ -16,10 +16,13 @@ from tgi_tools import base_model
 
 
 class Server:
-    """Knows its base."""
+    """Knows its base, and takes any other name for an adapter's."""
 
     async def base(self) -> BaseModel:
         return base_model()
+
+    async def has_adapter(self, name: str) -> bool:
+        return name != "base"
 
 
 def prepared(**fields: Any) -> Job:
