@@ -1,7 +1,7 @@
-"""How bad bodies are told: the field by its name, and the closest known one."""
+"""How bad bodies are told: the field by its name, and the closest known one, or where it goes."""
 
 import difflib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 from multilora_gateway.errors import GatewayError, invalid
 from multilora_gateway.tgi_parameters import GenerateRequest, Parameters
 
-_KNOWN = (*Parameters.model_fields, *GenerateRequest.model_fields)
+_BODY_FIELDS = tuple(GenerateRequest.model_fields)
+_PARAMETERS = tuple(Parameters.model_fields)
 _LONGEST = 100  # characters of a client's own words in an error
 _BODY = 'the body must be a JSON object such as {"inputs": "Hello"}, sent as application/json'
 
@@ -59,13 +60,30 @@ def explained(complaint: Mapping[str, Any]) -> GatewayError:
         return invalid(_BODY)
     name = ".".join(place)
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(place[-1], _KNOWN, n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(_KNOWN)}"
-        return invalid(f"unknown field `{name}`; {hint}", name)
+        return invalid(f"unknown field `{name}`; {_hint(place)}", name)
     if kind == "missing":
         return invalid(f"missing field `{name}`", name)
     message = _printable(complaint["msg"].removeprefix("Value error, "))
     return invalid(f"`{name}`: {message}", name)
+
+
+def _hint(place: Sequence[str]) -> str:
+    """What to do about the unknown field there."""
+    outside, name = place[:-1], place[-1]
+    if outside not in ([], ["parameters"]):
+        return "leave it out"
+    if name == "model":
+        return "name an adapter in `parameters.adapter_id`, or use /v1"
+    if not outside and name in _PARAMETERS:
+        return f"put it into `parameters`: `parameters.{name}`"
+    if outside and name in _BODY_FIELDS:
+        return "move it out of `parameters`, beside `inputs`"
+    known = _PARAMETERS if outside else _BODY_FIELDS
+    close = difflib.get_close_matches(name, known, n=1)
+    if not close and not outside:
+        inside = difflib.get_close_matches(name, _PARAMETERS, n=1)
+        close = [f"parameters.{other}" for other in inside]
+    return f"did you mean `{close[0]}`?" if close else f"known are {', '.join(known)}"
 
 
 def not_json(reason: object) -> GatewayError:
