@@ -54,9 +54,10 @@ def test_a_load_that_is_refused_says_why(page: Chrome) -> None:
 def test_an_api_key_is_asked_for(browser: Chrome, page_server: TritonServer) -> None:
     with running_gateway(page_server, "--api-key", "tenant:upper") as url:
         open_page(browser, url)
-        until(browser, lambda: "a valid API key is needed" in message(browser))
+        needed = "a valid API key is needed; type it at the top"
+        until(browser, lambda: message(browser) == f"adapters: {needed}")
         browser.find_element(By.ID, "run").click()
-        until(browser, lambda: "a valid API key is needed" in footer(browser, "(base model)"))
+        until(browser, lambda: footer(browser, "(base model)") == needed)
         browser.find_element(By.ID, "api-key").send_keys("tenant")
         until(browser, lambda: names(browser) == ["upper"])
         until(browser, lambda: not message(browser))

@@ -29,6 +29,9 @@ export async function call(path, body, { admin = false, signal } = {}) {
   if (body) Object.assign(options, { method: "POST", body: JSON.stringify(body) });
   const answer = await fetch(path, options);
   if (answer.ok) return answer;
+  if (answer.status === 401) {
+    throw new Error(`${admin ? "the admin key" : "a valid API key"} is needed; type it at the top`);
+  }
   const told = await answer.json().catch(() => ({}));
   throw new Error(told.error || `the server answered ${answer.status}`);
 }
