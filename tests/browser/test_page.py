@@ -1,8 +1,5 @@
 """The table of adapters and the playground in a real browser, before a real server."""
 
-import json
-from pathlib import Path
-
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 
@@ -53,6 +50,18 @@ new MutationObserver((_, self) => {
   self.disconnect();
   document.getElementById('stop').click();
 }).observe(document.getElementById('answers'), {childList: true, subtree: true});
+"""
+# Holds what is asked for back until it is told to go on, and counts it and the lists of adapters.
+HOLD = """
+const real = window.fetch;
+const held = new Promise((resolve) => { window.release = resolve; });
+window.held = 0;
+window.lists = 0;
+window.fetch = async (path, options) => {
+  if (path === '/adapters') window.lists += 1;
+  if (path === '/generate_stream') { window.held += 1; await held; }
+  return real(path, options);
+};
 """
 # Ends the next answer after its first event.
 CUT = """
@@ -134,6 +143,35 @@ def test_stop(page: Chrome) -> None:
     assert not page.find_element(By.ID, "stop").is_enabled()
 
 
+def test_of_many_answers_some_wait(page: Chrome) -> None:
+    """Their time counts from their own start, and the table goes on."""
+    compared = ("(base model)", *sorted(ADAPTERS - {"emoji"}))
+    choose(page, *compared[1:])
+    page.execute_script(HOLD)
+    page.find_element(By.ID, "run").click()
+    until(page, lambda: page.execute_script("return lists") >= 2)
+    assert page.execute_script("return held") == 5
+    assert [footer(page, name) for name in compared] == [""] * 5 + ["waiting"] * 2
+    write(page, "another prompt")
+    page.execute_script("release()")
+    until(page, lambda: not page.find_elements(By.CSS_SELECTOR, "article[aria-busy=true]"))
+    for name, text in ANSWERS.items():
+        assert answers(page)[name] == text
+    waits = [int(footer(page, name).split()[2]) for name in compared]
+    assert min(waits[:5]) > 1000 > max(waits[5:])
+
+
+def test_stop_ends_those_that_wait(page: Chrome) -> None:
+    choose(page, *ADAPTERS)
+    page.execute_script(HOLD)
+    page.find_element(By.ID, "run").click()
+    until(page, lambda: page.execute_script("return held") == 5)
+    page.find_element(By.ID, "stop").click()
+    page.execute_script("release()")
+    for name in ("(base model)", *ADAPTERS):
+        until(page, lambda name=name: footer(page, name) == "stopped")
+
+
 def test_an_answer_that_breaks_off_is_told(page: Chrome) -> None:
     page.execute_script(CUT)
     page.find_element(By.ID, "run").click()
@@ -185,23 +223,3 @@ def test_a_thousand_adapters(page: Chrome, page_url: str) -> None:
         assert {name.split("/")[0] for name in names(page)} == {"team-3"}
     finally:
         page.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", hook)
-
-
-def test_light_and_dark(page: Chrome, tmp_path: Path) -> None:
-    colours = set()
-    for scheme in ("light", "dark"):
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        script = "return getComputedStyle(document.body).backgroundColor"
-        colours.add(page.execute_script(script))
-        assert page.save_screenshot(str(tmp_path / f"{scheme}.png"))
-    assert len(colours) == 2, json.dumps(sorted(colours))
-
-
-def test_a_narrow_window_scrolls_only_the_table(page: Chrome) -> None:
-    size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": False}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    script = "return [document.documentElement.scrollWidth, innerWidth]"
-    until(page, lambda: page.execute_script(script)[1] == 360)
-    width, seen = page.execute_script(script)
-    assert width <= seen
