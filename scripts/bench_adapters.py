@@ -1,8 +1,8 @@
 """Measure what adapters cost while they live: cold starts, loads, evictions, thousands of names.
 
-    python scripts/bench_adapters.py              everything; writes docs/benchmarks/
-    python scripts/bench_adapters.py --only 1,2   some of it
-    python scripts/bench_adapters.py --quick      a tiny model, seconds: does it run?
+    .venv/bin/python scripts/bench_adapters.py              everything; writes docs/benchmarks/
+    .venv/bin/python scripts/bench_adapters.py --only 1,2   some of it
+    .venv/bin/python scripts/bench_adapters.py --quick      a tiny model, seconds: does it run?
 
 One engine in this process, a Llama-shaped base model of 100 M random parameters, adapters of rank
 16. All ratios are between numbers of the same run. Needs two quiet cores for its 10 minutes.
@@ -98,7 +98,7 @@ def _out(flags: argparse.Namespace) -> Path:
 
 
 def _command(flags: argparse.Namespace) -> str:
-    words = ["python", "scripts/bench_adapters.py"]
+    words = [".venv/bin/python", "scripts/bench_adapters.py"]
     words += ["--quick"] if flags.quick else []
     words += ["--only", ",".join(map(str, flags.only))] if flags.only != list(SCENARIOS) else []
     words += ["--dtype", flags.dtype] if flags.dtype != FULL.dtype else []

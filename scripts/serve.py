@@ -1,7 +1,7 @@
 """Start the Triton server with the multi-LoRA models and stay until Ctrl-C.
 
-python scripts/serve.py                                    the embedded demo
-python scripts/serve.py --model-id org/base --lora-adapters sql=/adapters/sql,org/adapter
+make serve                                    the embedded demo
+make serve ARGS="--model-id org/base --lora-adapters sql=/adapters/sql,org/adapter"
 """
 
 import argparse

@@ -1,7 +1,25 @@
-"""`python -m multilora_gateway`"""
+"""The command `multilora-gateway`, and `python -m multilora_gateway`.
+
+`pip install .` brings this command to those who only want the client, without what it runs on.
+"""
 
 import sys
 
-from multilora_gateway.cli import main
 
-sys.exit(main())
+def main() -> int:
+    try:
+        from multilora_gateway import cli
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("multilora"):
+            raise
+        print(
+            f"error: the gateway needs {error.name}; where multilora-triton comes from, run "
+            "pip install '.[gateway]'",
+            file=sys.stderr,
+        )
+        return 1
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
