@@ -6,7 +6,6 @@ config.pbtxt.
 """
 
 import argparse
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from hub_cache_folder import writable_hub_cache
 from multilora_gateway.variables import port, read_variables
 from triton_install import REPOSITORY
 from triton_server import Ports
+from unknown_arguments import complaint
 
 _SIZE = "bytes, or with a unit: 512MB, 2GiB"
 _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
@@ -80,10 +80,7 @@ def parse_flags(
     actions = _add_flags(parser)
     flags, unknown = parser.parse_known_args(arguments)
     if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else "; see --help"
-        parser.error(f"unknown argument {unknown[0]}{hint}")
+        parser.error(complaint(unknown[0], parser))
     read_variables(parser, flags, actions, environ)
     return flags
 
