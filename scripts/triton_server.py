@@ -6,6 +6,7 @@ with TritonServer({"LORA_ADAPTERS": "sql=/adapters/sql"}) as server:
 """
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -217,8 +218,9 @@ def _listen(flag: str, port: int) -> socket.socket:
         listener.listen()
     except OSError as error:
         listener.close()
+        stop = "stop what listens there or " if error.errno == errno.EADDRINUSE else ""
         raise LaunchError(
-            f"port {port} ({flag}) cannot be used: {error.strerror}; stop what listens there or "
-            f"choose another with {flag}"
+            f"port {port} ({flag}) cannot be used: {error.strerror}; {stop}choose another with "
+            f"{flag}"
         ) from None
     return listener

@@ -1,5 +1,6 @@
 """The socket that the gateway listens on."""
 
+import errno
 import socket
 
 _BACKLOG = 1024
@@ -27,8 +28,16 @@ def listen(hostname: str, port: int) -> socket.socket:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise ListenError(
             f"{hostname}:{port} (--hostname, --port) cannot be used: {reason.partition(' (')[0]}; "
-            "stop what listens there or choose another"
+            f"{_remedy(error)}"
         ) from None
+
+
+def _remedy(error: OSError | UnicodeError) -> str:
+    if isinstance(error, PermissionError):
+        return "choose a port from 1024 on"
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return "stop what listens there or choose another port"
+    return "let --hostname be a name or an address of this machine, 0.0.0.0 for all of them"
 
 
 def url_of(hostname: str, port: int) -> str:

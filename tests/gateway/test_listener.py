@@ -1,5 +1,6 @@
 """The addresses that the gateway listens on."""
 
+import errno
 import socket
 
 import pytest
@@ -33,14 +34,25 @@ def test_names_and_addresses(hostname: str, addresses: set[str]) -> None:
 def test_a_taken_port(hostname: str) -> None:
     with listen(hostname, 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ListenError, match=rf"{port} \(--hostname, --port\).*in use; stop"):
+        with pytest.raises(ListenError, match=rf"{port} \(--hostname, --port\).*in use; stop what"):
             listen(hostname, port)
 
 
-@pytest.mark.parametrize("hostname", ["192.0.2.1", "a" * 70])
+@pytest.mark.parametrize("hostname", ["192.0.2.1", "a" * 70, "nosuchhost.invalid"])
 def test_an_address_that_is_not_ours(hostname: str) -> None:
-    with pytest.raises(ListenError, match=r"cannot be used: .*; stop what"):
+    with pytest.raises(ListenError, match=r"cannot be used: .*; let --hostname be .* of this mach"):
         listen(hostname, 0)
+
+
+def test_a_port_that_one_may_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may take any, and so may all where the kernel says so."""
+
+    def refuse(*_: object, **__: object) -> socket.socket:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(ListenError, match="Permission denied; choose a port from 1024 on"):
+        listen("127.0.0.1", 80)
 
 
 def test_urls() -> None:
