@@ -37,6 +37,10 @@ _WITHOUT_MEANING = {
     "disable-usage-stats": 0, "graceful-termination-timeout": 1, "prometheus-port": 1,
     "enable-prefill-logprobs": 0, "max-image-size": 1, "max-client-batch-size": 1,
 }  # fmt: skip
+_OTHERS_TOO = {  # names of variables that other programs, or Kubernetes for a service, set
+    "env", "master-addr", "master-port", "ngrok", "ngrok-authtoken", "ngrok-edge",
+    "prometheus-port",
+}  # fmt: skip
 
 
 def add_gateway_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -62,12 +66,16 @@ def add_gateway_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return [off, json_output]
 
 
-def useless(flags: argparse.Namespace) -> list[str]:
-    """What to say of the flags that were given and change nothing."""
-    given = [
-        name for name in _WITHOUT_MEANING if getattr(flags, name.replace("-", "_")) is not None
-    ]
-    return [f"--{name} has no effect here; leave it out" for name in given]
+def useless(flags: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """What to say of the flags and variables that were given and change nothing."""
+    given: list[str] = []
+    for name in _WITHOUT_MEANING:
+        attribute = name.replace("-", "_")
+        if getattr(flags, attribute) is not None:
+            given.append(f"--{name}")
+        if name not in _OTHERS_TOO and environ.get(attribute.upper()):
+            given.append(attribute.upper())
+    return [f"{name} has no effect here; leave it out" for name in given]
 
 
 def gateway_settings(

@@ -70,7 +70,17 @@ def test_an_address_that_cannot_be_listened_on() -> None:
 def test_flags_without_meaning_are_accepted() -> None:
     given = "--sharded true --num-shard 2 --quantize eetq --trust-remote-code --ngrok --env"
     flags = parse_flags([*given.split(), "--model-id", "org/base"], {"PROMETHEUS_PORT": "9"})
-    warnings = useless(flags)
+    warnings = useless(flags, {})
     assert len(warnings) == 6
     assert "--num-shard has no effect here; leave it out" in warnings
     assert engine_environment(flags)["MODEL_ID"] == "org/base"
+
+
+def test_variables_without_meaning_are_told_unless_other_programs_set_them() -> None:
+    environ = {"NUM_SHARD": "2", "QUANTIZE": "awq", "MAX_BATCH_TOTAL_TOKENS": "9", "SPECULATE": ""}
+    environ |= {"ENV": "production", "NGROK_AUTHTOKEN": "x", "PROMETHEUS_PORT": "tcp://10.0.0.1:9"}
+    warnings = useless(parse_flags(["--sharded", "true"], environ), environ)
+    assert [each.partition(" ")[0] for each in warnings] == [
+        "--sharded", "NUM_SHARD", "QUANTIZE", "MAX_BATCH_TOTAL_TOKENS",
+    ]  # fmt: skip
+    assert warnings[1] == "NUM_SHARD has no effect here; leave it out"
