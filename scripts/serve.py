@@ -18,7 +18,7 @@ from gateway_process import GatewayFailure, GatewayProcess, check_address
 from gateway_settings import gateway_environment, gateway_flags, gateway_settings, useless
 from screen import Screen
 from triton_install import LaunchError
-from triton_server import TritonServer
+from triton_server import SettingsRefused, TritonServer
 from triton_settings import engine_environment, model_repository, parse_flags, ports
 
 _TAIL_LINES = 30
@@ -47,6 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         screen.stopping()
         return 0
+    except SettingsRefused as error:
+        hint = "" if flags.log_verbose else " (--log-verbose shows the whole log)"
+        screen.failed(f"{error}{hint}", [])
+        return 1
     except LaunchError as error:
         theirs = server if not isinstance(error, GatewayFailure) else None
         screen.failed(str(error), theirs.log_tail(_TAIL_LINES) if theirs else [])

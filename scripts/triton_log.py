@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 _FAILED_LOAD = re.compile(  # the reason ends before the Python traceback or the closing quote
     r"failed to load '(\w+)' version \d+: (?:Internal|Invalid argument): "
-    r'(?:TritonModelException: )?(.*?)(?:\\n\\nAt:|(?<!\\)"?$)'
+    r'(TritonModelException: )?(.*?)(?:\\n\\nAt:|(?<!\\)"?$)'
 )
 _LOADING = re.compile(r"loading: (\w+):\d+")
 _LOADED = re.compile(r"successfully loaded '(\w+)'")
@@ -40,12 +41,20 @@ def is_warning(line: str) -> bool:
     return bool(re.match(r"[WE]\d{4} |[WEC] multilora", line)) and not _NOISE.search(line)
 
 
-def failure(lines: Iterable[str]) -> str | None:
-    """Why the server could not start, in one line; None when the log does not say."""
-    reason = None
+@dataclass(frozen=True)
+class Failure:
+    """Why the server could not start, in one line."""
+
+    reason: str
+    told: bool  # by a Triton model that knows what is wrong: the log adds nothing
+
+
+def failure(lines: Iterable[str]) -> Failure | None:
+    """None when the log does not say."""
+    found = None
     for line in lines:
         if match := _FAILED_LOAD.search(line):
-            return match[2].replace(r"\"", '"')
+            return Failure(match[3].replace(r"\"", '"'), told=match[2] is not None)
         if line.startswith("error: "):
-            reason = line.removeprefix("error: ")
-    return reason
+            found = Failure(line.removeprefix("error: "), told=False)
+    return found

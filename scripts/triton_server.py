@@ -31,6 +31,10 @@ _BROKEN_STOP_SECONDS = 3.0  # it waits in vain for a model whose process has die
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy to ourselves
 
 
+class SettingsRefused(LaunchError):
+    """By a Triton model, which says all that there is to know."""
+
+
 @dataclass(frozen=True)
 class Ports:
     """Where the server listens; 0 is any free port."""
@@ -145,8 +149,12 @@ class TritonServer(Startable):
             elapsed = time.monotonic() - start
             if (code := self.poll()) is not None:
                 self._join_reader()
-                reason = triton_log.failure(self._tail)
-                raise LaunchError(reason or f"the Triton server ended with exit code {code}")
+                failure = triton_log.failure(self._tail)
+                if failure and failure.told:
+                    raise SettingsRefused(failure.reason)
+                raise LaunchError(
+                    failure.reason if failure else f"the Triton server ended with exit code {code}"
+                )
             if elapsed > timeout:
                 raise LaunchError(f"the Triton server is not ready after {timeout:.0f} s")
             if progress:

@@ -82,6 +82,8 @@ def test_bad_settings_are_told_in_one_line(tmp_path: Path) -> None:
     for (code, stderr), (flags, message) in zip(ended, expected.items(), strict=True):
         assert code == 1, flags
         assert message in stderr.splitlines()[-1], flags
+        assert stderr.endswith(" (--log-verbose shows the whole log)\n"), flags
+        assert "last lines of the server log" not in stderr, flags
 
 
 def test_taken_ports() -> None:

@@ -1,6 +1,6 @@
 """Lines as tritonserver 2.51 and the models really write them."""
 
-from triton_log import failure, is_warning, report, stage
+from triton_log import Failure, failure, is_warning, report, stage
 
 FAILED = (
     "E1123 01:35:52.091249 7044 model_lifecycle.cc:642] \"failed to load 'multilora_llm' version "
@@ -37,9 +37,15 @@ def test_report_is_the_memory_and_the_engine_s_warnings() -> None:
 
 
 def test_failure_is_the_reason_of_the_model() -> None:
-    assert failure(["noise", FAILED, LAST]) == 'dtype must be "auto"'
-    assert failure([LAST]) == "creating server: Internal - failed to load all models"
+    assert failure(["noise", FAILED, LAST]) == Failure('dtype must be "auto"', told=True)
+    reason = "creating server: Internal - failed to load all models"
+    assert failure([LAST]) == Failure(reason, told=False)
     assert failure(["noise"]) is None
+
+
+def test_what_a_model_did_not_expect_is_no_reason_to_leave_the_log_out() -> None:
+    crash = FAILED.replace("TritonModelException: dtype must be", "KeyError: dtype")
+    assert failure([crash, LAST]) == Failure('KeyError: dtype "auto"', told=False)
 
 
 def test_only_warnings_that_matter() -> None:
