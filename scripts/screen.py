@@ -61,6 +61,11 @@ class Screen:
         with self._lock:
             self._say("INFO", "stopping", "\nstopping")
 
+    def waiting(self, what: str) -> None:
+        """Why stopping takes so long."""
+        with self._lock:
+            self._say("INFO", f"waiting for {what}", f"waiting for {what}")
+
     def failed(self, reason: str, tail: Sequence[str]) -> None:
         """Why it ends, below the last lines of the server's log if those are not shown already."""
         with self._lock:

@@ -9,10 +9,12 @@ import json
 import shlex
 import signal
 import sys
+import threading
 import time
 from types import FrameType
 from typing import NoReturn
 
+import triton_end
 import triton_log
 from gateway_process import GatewayFailure, GatewayProcess, check_address
 from gateway_settings import gateway_environment, gateway_flags, gateway_settings, useless
@@ -23,6 +25,7 @@ from triton_settings import engine_environment, model_repository, parse_flags, p
 
 _TAIL_LINES = 30
 _START_LINES = 2000
+_PATIENCE_SECONDS = 3.0
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -58,10 +61,22 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         for number in _ENDINGS:  # a second Ctrl-C must not leave the server running
             signal.signal(number, signal.SIG_IGN)
-        if gateway:
-            gateway.stop()
-        if server:
-            server.stop()
+        _stop(server, gateway, screen)
+
+
+def _stop(server: TritonServer | None, gateway: GatewayProcess | None, screen: Screen) -> None:
+    """The gateway first: what it asks the server for ends with it."""
+
+    def say() -> None:
+        screen.waiting(triton_end.waits_for(server.log_tail(_START_LINES) if server else []))
+
+    patience = threading.Timer(_PATIENCE_SECONDS, say)
+    patience.start()
+    if gateway:
+        gateway.stop()
+    if server:
+        server.stop()
+    patience.cancel()
 
 
 def _server(flags: argparse.Namespace, environment: dict[str, str], screen: Screen) -> TritonServer:

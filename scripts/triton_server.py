@@ -23,6 +23,7 @@ from pathlib import Path
 import triton_log
 import triton_stubs
 from startable import Startable
+from triton_end import wait_for_end
 from triton_install import CACHE, REPOSITORY, LaunchError, find_install
 
 _TAIL_LINES = 2000
@@ -187,8 +188,9 @@ class TritonServer(Startable):
             return
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+            seconds = _BROKEN_STOP_SECONDS if self._dead_models() else _STOP_SECONDS
             try:
-                self._process.wait(_BROKEN_STOP_SECONDS if self._dead_models() else _STOP_SECONDS)
+                wait_for_end(self._process, seconds, self._last_line, self.metrics_url)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -199,6 +201,9 @@ class TritonServer(Startable):
     def log_tail(self, lines: int = 40) -> list[str]:
         """The last lines of the log."""
         return list(self._tail)[-lines:]
+
+    def _last_line(self) -> str:
+        return self._tail[-1] if self._tail else ""
 
     def _dead_models(self) -> list[str]:
         return [model for pid, model in self._stubs.items() if not triton_stubs.model_of(pid)]

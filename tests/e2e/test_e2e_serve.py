@@ -1,5 +1,6 @@
 """The launcher: a server that cannot start says why in one line, one that runs stops in order."""
 
+import http.client
 import json
 import os
 import shlex
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +118,22 @@ def test_the_example_command_works_and_ctrl_c_stops_all(
     serving.send_signal(signal.SIGINT)
     assert serving.wait(SECONDS) == 0
     assert not Path(f"/proc/{server}").exists()
+
+
+def test_idle_connections_do_not_hold_up_the_end(serving: "subprocess.Popen[str]") -> None:
+    """A client that keeps its connection for the next request, as most do."""
+    assert serving.stdout is not None
+    ready = next(line for line in serving.stdout if "ready:" in line)
+    address = ready.partition("Triton HTTP http://")[2].split()[0]
+    client = http.client.HTTPConnection(address, timeout=SECONDS)
+    client.request("GET", "/v2/health/ready")
+    assert client.getresponse().read() == b""
+    serving.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    stdout, _ = serving.communicate(timeout=SECONDS)
+    client.close()
+    assert serving.returncode == 0 and time.monotonic() - start < 20
+    assert "\nwaiting for clients to close their connections to Triton's HTTP port (1)" in stdout
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ def show(screen: Screen) -> None:
     screen.ready(3.0, ["GPU memory 80 GiB", "warning: no driver"], "gateway http://x", "curl x")
     screen.failed("it died", ["E multilora.engine: broken"])
     screen.stopping()
+    screen.waiting("models to be unloaded")
 
 
 def test_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,6 +31,7 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
         "    3 s  ready: gateway http://x\n"
         "\ncurl x\n\n"
         "\nstopping\n"
+        "waiting for models to be unloaded\n"
     )
     assert err.splitlines() == [
         "warning: --ngrok has no effect here",
@@ -49,6 +51,7 @@ def test_every_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
         ("WARN", "no driver"),
         ("INFO", "ready: gateway http://x"),
         ("INFO", "stopping"),
+        ("INFO", "waiting for models to be unloaded"),
     ]
     assert [(line["level"], line["target"], line["fields"]["message"]) for line in err] == [
         ("WARN", "multilora.launcher", "--ngrok has no effect here"),
