@@ -13,12 +13,14 @@ def read_variables(
     environ: Mapping[str, str],
 ) -> None:
     """Fill in those of `actions` that were not given, and so are None. A variable that is empty is
-    not there. Exits with a message that names the variable."""
+    not there, nor is one that Kubernetes has made of a service's name (METRICS_PORT=tcp://…).
+    Exits with a message that names the variable."""
     for action in actions:
         if getattr(flags, action.dest) is not None:
             continue
         names = [_variable(option) for option in action.option_strings if option.startswith("--")]
-        if name := next((name for name in names if environ.get(name)), None):
+        values = {name: environ.get(name, "") for name in names}
+        if name := next((n for n in names if values[n] and not _is_service(values[n])), None):
             try:
                 value = _value(action, environ[name])
             except (argparse.ArgumentTypeError, ValueError) as error:
@@ -38,6 +40,10 @@ def port(text: str) -> int:
     if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"must be a port number from 0 to 65535; got {text!r}")
     return int(text)
+
+
+def _is_service(text: str) -> bool:
+    return text.startswith(("tcp://", "udp://", "sctp://"))
 
 
 def _variable(option: str) -> str:

@@ -37,6 +37,13 @@ def test_variables_reach_the_gateway() -> None:
     assert known == Settings(port=81, max_best_of=3, api_keys=("one", "two:a*"))
 
 
+def test_what_kubernetes_makes_of_services_is_no_setting() -> None:
+    environ = {"PORT": "tcp://10.0.0.1:80", "METRICS_PORT": "tcp://10.0.0.1:9090"}
+    flags = parse_flags([], environ)
+    assert flags.metrics_port == parse_flags([], {}).metrics_port
+    assert gateway_settings(flags, environ).port == 8080
+
+
 @pytest.mark.parametrize(
     ("flags", "environ", "message"),
     [
