@@ -62,9 +62,11 @@ ENTRIES = [
 
 
 class FakeAdapters(FakeTriton):
-    """`received` holds the actions too. `base` is what it describes."""
+    """`received` holds the actions too. `base` is what it describes. `adapters_dead`: the process
+    of `adapters` has died."""
 
     def __init__(self, port: int = 0, base: dict[str, Any] | None = None) -> None:
+        self.adapters_dead = False
         self._closed = threading.Event()
         self._base = base or {}
         super().__init__(port)
@@ -79,6 +81,9 @@ class FakeAdapters(FakeTriton):
         if request.model_name != "adapters":
             message = f"Request for unknown model: '{request.model_name}' is not found"
             context.abort(grpc.StatusCode.UNAVAILABLE, message)
+        if self.adapters_dead:
+            message = "Stub process 'adapters_0_0' is not healthy."
+            context.abort(grpc.StatusCode.INTERNAL, message)
         inputs = {
             tensor.name: decode(tensor.datatype, raw)
             for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
@@ -92,6 +97,9 @@ class FakeAdapters(FakeTriton):
         if adapter_id == "garbled":
             return _response("{")
         action = str(inputs["action"][0])
+        if action == "info" and not adapter_id:
+            message = "admin: info needs an adapter_id; name the adapter [INVALID_ARG]"
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
         result = self._base if action == "describe" else _result(action, adapter_id, inputs)
         return _response(json.dumps(result))
 
@@ -99,6 +107,8 @@ class FakeAdapters(FakeTriton):
 def _result(action: str, adapter_id: str, inputs: dict[str, list[Scalar]]) -> dict[str, Any]:
     if action == "list":
         return {"adapters": ENTRIES, "memory": MEMORY, "colour": "blue"}
+    if action == "template":
+        return {"chat_template": None, "special_tokens": {}}
     if action == "unload":
         return {"id": adapter_id, "freed_pages": 2, "freed_bytes": 1234567}
     if adapter_id == "allowed":

@@ -30,6 +30,14 @@ class Unavailable(MultiLoRAError):
     """No server answers, or it is too busy; try again later."""
 
 
+class ServerLost(Unavailable):
+    """The Triton server did not take the request, or left it: it is away, or it ends."""
+
+
+class ProcessDied(Unavailable):
+    """The Triton server lives, the process of one of its models does not."""
+
+
 class Cancelled(MultiLoRAError):
     """The request was cancelled."""
 
@@ -41,7 +49,7 @@ class TimedOut(MultiLoRAError):
 _TYPES: dict[grpc.StatusCode, type[MultiLoRAError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,  # said by a model; else ServerLost
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
 }
@@ -67,7 +75,8 @@ def from_status(code: grpc.StatusCode, details: str | None, url: str) -> MultiLo
         )
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = "the answer did not arrive in time; allow a longer timeout or fewer tokens"
-    return _TYPES.get(code, MultiLoRAError)(code.name, message)
+    kind = ServerLost if code is grpc.StatusCode.UNAVAILABLE else _TYPES.get(code, MultiLoRAError)
+    return kind(code.name, message)
 
 
 def from_message(text: str) -> MultiLoRAError:
@@ -84,8 +93,10 @@ def from_message(text: str) -> MultiLoRAError:
     elif message.startswith("Request for unknown model"):
         code = grpc.StatusCode.NOT_FOUND.name
     elif message.startswith(_DEAD):
-        code = grpc.StatusCode.UNAVAILABLE.name
-        message = f"the process of a Triton model has died; restart the Triton server ({message})"
+        return ProcessDied(
+            grpc.StatusCode.UNAVAILABLE.name,
+            f"the process of a Triton model has died; restart the Triton server ({message})",
+        )
     kinds = {status.name: kind for status, kind in _TYPES.items()}
     return kinds.get(code, MultiLoRAError)(code, message)
 

@@ -1,15 +1,13 @@
 """The Triton server behind the gateway: generations as gRPC streams, and the adapters model.
 
 Laws: one gRPC stream a generation, so that closing one cancels that request and no other; what the
-server is and holds is asked for when it is needed and forgotten when the server goes away.
+server is and holds is asked for when it is needed and forgotten when the server or its engine goes
+away, but not for what is wrong with an adapter.
 """
 
-# The generated KServe messages carry no types.
-# pyright: reportAttributeAccessIssue=false
-
 import asyncio
+import logging
 import time
-import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -21,22 +19,30 @@ from tritonclient.grpc import service_pb2_grpc
 from multilora_client.adapters_aio import AsyncAdapters
 from multilora_client.connection import Endpoint
 from multilora_client.errors import MultiLoRAError, from_status
-from multilora_client.protocol import Reply, stop_request
 from multilora_client.tensors import Scalar
 from multilora_gateway.base_model import BaseModel
-from multilora_gateway.engine_messages import ENGINE, engine_request, gateway_error, piece_of
+from multilora_gateway.engine_messages import (
+    ADAPTERS,
+    ENGINE,
+    engine_request,
+    gateway_error,
+    is_lost,
+    piece_of,
+)
 from multilora_gateway.engine_watch import EngineWatch
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.generation import Answer, Call, Piece
+from multilora_gateway.model_probe import ModelProbe
 from multilora_text.chat_template import ChatTemplate
 
-ADAPTERS = "adapters"
 _ON_DEMAND = "on demand"  # the origin of an adapter that a request may name, if there is one
 _TEMPLATE_SECONDS = 1.0  # how long a template is believed: files that change count within seconds
 _MOST_TEMPLATES = 1024
 _NAME_SECONDS = 2.0  # how long it is believed that a name is an adapter's, or none's
 _READY_SECONDS = 2.0
 _DESCRIBE_SECONDS = 30.0
+_AGAIN_SECONDS = 2.0
+_LOG = logging.getLogger("multilora.gateway")
 
 
 class Backend:
@@ -51,7 +57,8 @@ class Backend:
         self._base: asyncio.Task[BaseModel] | None = None  # one question for all who ask at once
         self._templates: dict[str, tuple[float, ChatTemplate | None]] = {}
         self._names: dict[str, tuple[float, bool]] = {}
-        self._watch = EngineWatch(self._probe)
+        self._probe = ModelProbe(self._stub, self.url)
+        self._watch = EngineWatch(self._probe.ask)
         self._connection = asyncio.create_task(self._follow_connection())
 
     async def close(self) -> None:
@@ -67,7 +74,7 @@ class Backend:
         wanted = call.sampling.get("logprobs") is not None
         complete = False
         try:
-            with self._watch.over(stream) as waiting:
+            with self._watch.over(stream, ENGINE) as waiting:
                 async for message in stream:
                     waiting.heard = time.monotonic()
                     piece = piece_of(message, wanted)
@@ -77,9 +84,9 @@ class Backend:
                 raise GatewayError(500, "incomplete_generation", "Incomplete generation")
         except grpc.aio.AioRpcError as error:
             lost = from_status(error.code(), error.details(), self.url)
-            raise self._translated(lost) from None
+            raise self._translated(lost, ENGINE) from None
         except MultiLoRAError as error:
-            raise self._translated(error) from None
+            raise self._translated(error, ENGINE) from None
         finally:
             if not complete:
                 stream.cancel()
@@ -95,10 +102,10 @@ class Backend:
         """What the Triton model `adapters` answers; `timeout` in seconds, None is the server's."""
         question = asyncio.ensure_future(self._adapters.ask(action, timeout, **inputs))
         try:
-            with self._watch.over(question):
+            with self._watch.over(question, ADAPTERS, ENGINE):
                 return await question
         except MultiLoRAError as error:
-            raise self._translated(error) from None
+            raise self._translated(error, ADAPTERS) from None
 
     async def base(self) -> BaseModel:
         """The base model that is being served."""
@@ -144,28 +151,20 @@ class Backend:
         return found
 
     async def is_ready(self) -> bool:
-        """Whether the engine would take a request now."""
+        """Whether requests would be taken now, with adapters and without."""
+        return all(await asyncio.gather(self._answers(ENGINE), self._answers(ADAPTERS)))
+
+    async def _answers(self, model: str) -> bool:
         try:
-            await self._probe(_READY_SECONDS)
+            await self._probe.ask(model, _READY_SECONDS)
         except MultiLoRAError as error:
-            self._translated(error)
+            self._translated(error, model)
             return False
         return True
 
-    async def _probe(self, seconds: float) -> None:
-        """Let the engine stop what does not run: it answers at once, whatever else it does; raises
-        MultiLoRAError. Its Triton server says "ready" of a model whose process has died."""
-        answer = Reply()
-        request = stop_request(ENGINE, uuid.uuid4().hex)
-        try:
-            async for message in self._stub.ModelStreamInfer(iter([request]), timeout=seconds):
-                answer.push(message)
-        except grpc.aio.AioRpcError as error:
-            raise from_status(error.code(), error.details(), self.url) from None
-        answer.check_complete()
-
     async def _describe(self) -> BaseModel:
-        return BaseModel.from_json(await self.adapters("describe", _DESCRIBE_SECONDS))
+        description = await self.adapters("describe", _DESCRIBE_SECONDS)
+        return await asyncio.to_thread(BaseModel.from_json, description)
 
     def _described(self, task: asyncio.Task[BaseModel]) -> None:
         """A failure is told to those who wait for it, and to nobody after them."""
@@ -174,6 +173,15 @@ class Backend:
 
     async def _follow_connection(self) -> None:
         """A server that goes may come back as another before anybody asks for anything."""
+        while True:
+            try:
+                return await self._forget_with_connection()
+            except Exception:
+                _LOG.exception("the connection could not be followed; it is tried again")
+                await asyncio.sleep(_AGAIN_SECONDS)
+                self._forget()  # what happened meanwhile nobody saw
+
+    async def _forget_with_connection(self) -> None:
         state = self._channel.get_state(try_to_connect=True)
         while state is not grpc.ChannelConnectivity.SHUTDOWN:
             await self._channel.wait_for_state_change(state)
@@ -186,8 +194,7 @@ class Backend:
         self._templates.clear()
         self._names.clear()
 
-    def _translated(self, error: MultiLoRAError) -> GatewayError:
-        known = gateway_error(error)
-        if known.kind == "unavailable":
-            self._forget()  # it may come back with another model
-        return known
+    def _translated(self, error: MultiLoRAError, model: str) -> GatewayError:
+        if is_lost(error, model):
+            self._forget()  # it may come back with another base
+        return gateway_error(error, model)

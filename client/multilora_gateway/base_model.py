@@ -28,7 +28,8 @@ class BaseModel:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "BaseModel":
-        """From the answer to the action `describe`; GatewayError when it cannot be read."""
+        """From the answer to the action `describe`; GatewayError when it cannot be read. A big
+        vocabulary takes a good part of a second."""
         try:
             files = values["tokenizer"]
             facts = {name: values[name] for name in _FACTS}

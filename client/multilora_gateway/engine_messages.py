@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from multilora_client.errors import MultiLoRAError, from_message
+from multilora_client.errors import MultiLoRAError, ProcessDied, ServerLost, from_message
 from multilora_client.tensors import add_input, outputs
 from multilora_gateway.errors import (
     GatewayError,
@@ -23,7 +23,9 @@ from multilora_gateway.errors import (
 from multilora_gateway.generation import Call, Piece, Token
 
 ENGINE = "multilora_llm"
+ADAPTERS = "adapters"
 _RUNNING = "None"  # finish_reason of a response that is not the last
+_NOT_SERVED = "Request for unknown model"  # in the Triton server's
 _TOO_MANY = "--max-concurrent-requests"  # in the engine's words for a full house
 
 
@@ -79,13 +81,23 @@ def _token(token_id: int, entries: dict[str, dict[str, Any]]) -> Token:
     return Token(token_id, entries[str(token_id)]["logprob"], top)
 
 
-def gateway_error(error: MultiLoRAError) -> GatewayError:
-    """The client library's errors as the gateway's."""
+def is_lost(error: MultiLoRAError, model: str) -> bool:
+    """Whether what a Triton model was asked ended so that another base may be served next. What
+    a living model has to say of an adapter does not; and the engine outlives the process of
+    `adapters`."""
+    if isinstance(error, ServerLost):
+        return True
+    gone = isinstance(error, ProcessDied) or error.message.startswith(_NOT_SERVED)
+    return gone and model == ENGINE
+
+
+def gateway_error(error: MultiLoRAError, model: str) -> GatewayError:
+    """The client library's errors as the gateway's, of what a Triton model was asked."""
     code, message = error.code, error.message
     if code == grpc.StatusCode.INVALID_ARGUMENT.name:
         return invalid(message)
-    if message.startswith("Request for unknown model"):  # the server starts, or ends
-        return unavailable(f"the Triton server does not serve {ENGINE} now ({message})")
+    if message.startswith(_NOT_SERVED):  # the server starts, or ends
+        return unavailable(f"the Triton server does not serve {model} now ({message})")
     if code == grpc.StatusCode.NOT_FOUND.name:
         return not_found(message)
     if code == grpc.StatusCode.UNAVAILABLE.name:

@@ -1,4 +1,4 @@
-"""The engine's process dies and its Triton server does not notice: the gateway does."""
+"""The process of a Triton model dies and the server does not notice: the gateway does."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from e2e_tools import DEMO_SETTINGS
-from gateway_tools import running_gateway
+from gateway_tools import ADMIN_KEY, running_gateway
 from tgi_tools import SECONDS, ask, post
 from triton_server import TritonServer
 from triton_stubs import stubs
@@ -20,13 +20,13 @@ from triton_stubs import stubs
 LONG = {"ignore_eos_token": True, "max_new_tokens": 900}
 
 
-def engine_of(server: TritonServer) -> int:
-    """The process id of its engine; the server is a child of ours, known by its port."""
+def process_of(server: TritonServer, model: str) -> int:
+    """The process id of a Triton model; the server is a child of ours, known by its port."""
     flag = f"--grpc-port={server.ports.grpc}"
     children = (file.read_text() for file in Path("/proc/self/task").glob("*/children"))
     for pid in map(int, " ".join(children).split()):
         if flag in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
-            return next(stub for stub, model in stubs(pid).items() if model == "multilora_llm")
+            return next(stub for stub, name in stubs(pid).items() if name == model)
     raise AssertionError(f"no child of ours has {flag}")
 
 
@@ -44,7 +44,7 @@ def test_a_dead_engine_is_told_of(doomed: TritonServer) -> None:
         body = {"inputs": "hello world", "parameters": LONG}
         lines = post(url, "/generate_stream", body, stream=True).iter_lines()
         assert next(lines).startswith(b"data:")
-        os.kill(engine_of(doomed), signal.SIGKILL)
+        os.kill(process_of(doomed, "multilora_llm"), signal.SIGKILL)
         began = time.monotonic()
 
         assert requests.get(f"{url}/health", timeout=SECONDS).status_code == 503
@@ -53,6 +53,27 @@ def test_a_dead_engine_is_told_of(doomed: TritonServer) -> None:
         last = json.loads([line for line in lines if line][-1].removeprefix(b"data:"))
         assert last["error_type"] == "unavailable" and "does not answer" in last["error"]
         assert_unavailable(whole.result())
+        assert time.monotonic() - began < 18
+
+
+def test_dead_adapters_are_told_of_and_the_base_answers_on(doomed: TritonServer) -> None:
+    with ThreadPoolExecutor() as pool, running_gateway(doomed) as url:
+        body = {"inputs": "hello", "parameters": {"adapter_id": "upper", **LONG}}
+        running = post(url, "/generate_stream", body, stream=True).iter_lines()
+        assert next(running).startswith(b"data:")
+        key = {"Authorization": f"Bearer {ADMIN_KEY}"}
+        named = {"adapter_id": "upper"}
+        waiting = pool.submit(post, url, "/adapters/unload", named, headers=key)
+        time.sleep(0.3)
+        assert not waiting.done()  # what runs still uses it
+        os.kill(process_of(doomed, "adapters"), signal.SIGKILL)
+        began = time.monotonic()
+
+        assert requests.get(f"{url}/health", timeout=SECONDS).status_code == 503
+        for _ in range(2):
+            assert requests.get(f"{url}/v1/models", timeout=SECONDS).status_code == 503
+            assert post(url, "/generate", {"inputs": "hello world"}).status_code == 200
+        assert_unavailable(waiting.result())
         assert time.monotonic() - began < 18
 
 

@@ -1,34 +1,19 @@
 """What the gateway believes of its Triton server while that dies, goes and comes back."""
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-import tiny_tokenizers
+from backend_tools import connected, description, run
 from fake_adapters import FakeAdapters
 from multilora_gateway import backend as backend_module
-from multilora_gateway import engine_watch
-from multilora_gateway.backend import Backend
+from multilora_gateway.base_model import BaseModel
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.generation import Call
-
-SECONDS = 20
-
-
-def description(model_id: str) -> dict[str, Any]:
-    numbers = (
-        "max_input_tokens", "max_total_tokens", "max_batch_prefill_tokens",
-        "max_concurrent_requests", "max_lora_rank", "vocab_size",
-    )  # fmt: skip
-    return {
-        "model_id": model_id, "model_sha": None, "dtype": "float32", "device": "cpu",
-        **dict.fromkeys(numbers, 64), "eos_token_ids": [0],
-        "tokenizer": {"tokenizer.json": tiny_tokenizers.byte_level().to_str()},
-    }  # fmt: skip
 
 
 @pytest.fixture
@@ -38,17 +23,9 @@ def server() -> Iterator[FakeAdapters]:
     server.close()
 
 
-@asynccontextmanager
-async def connected(server: FakeAdapters) -> AsyncIterator[Backend]:
-    backend = Backend(server.url)
-    try:
-        yield backend
-    finally:
-        await backend.close()
-
-
-def run(coroutine: Any) -> Any:
-    return asyncio.run(asyncio.wait_for(coroutine, SECONDS))
+def descriptions(server: FakeAdapters) -> int:
+    """How often its base was asked for."""
+    return sum(inputs.get("action") == ["describe"] for _, _, inputs in server.received)
 
 
 def test_another_model_at_the_same_address_is_noticed_without_a_request(
@@ -143,45 +120,87 @@ def test_a_server_whose_engine_died_is_not_ready(server: FakeAdapters) -> None:
                 await backend.collect(Call([1]))
             assert caught.value.status == 503 and caught.value.headers["Retry-After"]
             await backend.base()
-            assert [model for model, *_ in server.received].count("adapters") == 2
+            assert descriptions(server) == 2
 
     run(answers())
 
 
-@pytest.mark.parametrize("adapter_id", ["silent", "adapters"])
-def test_whoever_waits_for_a_dead_engine_is_told(
-    server: FakeAdapters, monkeypatch: pytest.MonkeyPatch, adapter_id: str
+def test_without_adapters_the_base_stays_known_but_nothing_is_ready(server: FakeAdapters) -> None:
+    async def answers() -> None:
+        async with connected(server) as backend:
+            await backend.base()
+            server.adapters_dead = True
+            assert not await backend.is_ready()
+            with pytest.raises(GatewayError, match="restart the Triton server") as caught:
+                await backend.adapters("list")
+            assert caught.value.status == 503 and caught.value.headers["Retry-After"]
+            assert (await backend.base()).model_id == "first"
+
+    run(answers())
+
+
+def test_what_is_wrong_with_an_adapter_leaves_the_base_known(server: FakeAdapters) -> None:
+    async def answers() -> None:
+        async with connected(server) as backend:
+            await backend.base()
+            await backend.template("a")
+            for failing in (
+                backend.collect(Call([1], "UNAVAILABLE")),
+                backend.adapters("load", adapter_id="UNAVAILABLE"),
+            ):
+                with pytest.raises(GatewayError, match="no luck") as caught:
+                    await failing
+                assert caught.value.status == 503
+            await backend.base()
+            await backend.template("a")
+        asked = [inputs["action"] for model, _, inputs in server.received if model == "adapters"]
+        assert asked == [["describe"], ["template"], ["load"]]
+
+    run(answers())
+
+
+def test_a_big_vocabulary_holds_up_nobody(
+    server: FakeAdapters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_watch, "SILENT_SECONDS", 0.2)
-    monkeypatch.setattr(engine_watch, "LOOK_SECONDS", 0.05)
+    read, threads = BaseModel.from_json, list[threading.Thread]()
 
-    async def errors() -> None:
+    def noted(values: Any) -> BaseModel:
+        threads.append(threading.current_thread())
+        return read(values)
+
+    monkeypatch.setattr(BaseModel, "from_json", noted)
+
+    async def base() -> None:
         async with connected(server) as backend:
-            if adapter_id == "silent":
-                call = backend.collect(Call([1], "silent"))
-            else:
-                call = backend.adapters("load", adapter_id="silent")
-            waiting = asyncio.ensure_future(call)
-            await asyncio.sleep(0.7)
-            assert not waiting.done()  # the engine answers when it is asked
-            server.ending = True
+            await backend.base()
+
+    run(base())
+    assert threads and threading.current_thread() not in threads
+
+
+def test_the_connection_is_followed_after_a_failure(
+    server: FakeAdapters, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backend_module, "_AGAIN_SECONDS", 0.1)
+
+    async def models() -> list[str]:
+        async with connected(server) as backend:
+            forget, failures = backend._forget, [RuntimeError("odd")]
+
+            def failing() -> None:
+                if failures:
+                    raise failures.pop()
+                forget()
+
+            monkeypatch.setattr(backend, "_forget", failing)
             await asyncio.sleep(0.5)
-            assert not waiting.done()  # a server that ends in order ends what runs
-            server.dead = True
-            with pytest.raises(GatewayError, match="does not answer any more") as caught:
-                await waiting
-            assert caught.value.kind == "unavailable"
+            found = [(await backend.base()).model_id]
+            await asyncio.to_thread(server.close)
+            second = FakeAdapters(int(server.url.rpartition(":")[2]), description("second"))
+            await asyncio.sleep(0.5)
+            found.append((await backend.base()).model_id)
+            await asyncio.to_thread(second.close)
+            return found
 
-    run(errors())
-
-
-def test_leaving_a_silent_answer_is_no_error(server: FakeAdapters) -> None:
-    async def leave() -> None:
-        async with connected(server) as backend:
-            waiting = asyncio.ensure_future(backend.collect(Call([1], "silent")))
-            await asyncio.sleep(0.2)
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-
-    run(leave())
+    assert run(models()) == ["first", "second"]
+    assert "odd" in caplog.text
