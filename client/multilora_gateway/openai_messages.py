@@ -4,33 +4,37 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from multilora_gateway.errors import invalid
-from multilora_gateway.json_values import Items, OpenFields
+from multilora_gateway.json_values import Items, OpenFields, Schema, Text
+
+_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(Schema)
 
 
 class ContentPart(OpenFields):
-    type: str
-    text: str | None = None
+    type: Text
+    text: Text | None = None
 
 
 class CalledFunction(OpenFields):
     """`arguments` is JSON text; TGI's clients send the object itself."""
 
-    name: str
-    arguments: str | dict[str, Any] = "{}"
+    name: Text
+    arguments: Text | Schema = "{}"
 
 
 class ToolCallMessage(OpenFields):
     function: CalledFunction
-    id: str | None = None
+    id: Text | None = None
 
 
 class Message(OpenFields):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Items[ContentPart] | None = None
-    name: str | None = None
+    content: Text | Items[ContentPart] | None = None
+    name: Text | None = None
     tool_calls: Items[ToolCallMessage] | None = None
-    tool_call_id: str | None = None
+    tool_call_id: Text | None = None
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -78,10 +82,10 @@ def _call(where: str, call: ToolCallMessage) -> dict[str, Any]:
     arguments: Any = call.function.arguments
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments or "{}")
+            arguments = _OBJECT.validate_python(json.loads(arguments or "{}"))
         except (ValueError, RecursionError):
             arguments = None
-    if not isinstance(arguments, dict):
+    if arguments is None:
         raise invalid(
             f"{where}.tool_calls: the arguments of {call.function.name[:50]!r} are not a JSON "
             "object; send them as they came",

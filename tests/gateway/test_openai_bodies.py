@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.openai_chat import ChatBody
@@ -12,6 +13,7 @@ from multilora_gateway.openai_fields import parse
 from multilora_gateway.openai_messages import template_messages
 from multilora_gateway.openai_sampling import choices
 from multilora_gateway.settings import Settings
+from multilora_gateway.tgi_parameters import ChatTokenizeRequest
 from tgi_tools import base_model
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -141,7 +143,10 @@ def test_messages_become_what_templates_expect() -> None:
     [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]},
         {"role": "user"},
-        {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "[1"}}]},
+        *(
+            {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": odd}}]}
+            for odd in ("[1", "[1]", "null", '{"a": "\\ud800"}', '{"a": NaN}')
+        ),
     ],
 )
 def test_messages_that_no_template_can_show_are_refused(message: dict[str, Any]) -> None:
@@ -159,3 +164,25 @@ def test_a_logit_bias_is_a_number(bias: Any) -> None:
 def test_a_prompt_has_four_forms(prompt: Any) -> None:
     body = parse(CompletionBody, json.dumps({"prompt": prompt}).encode())
     assert body.prompt == prompt
+
+
+_HALF = "half \ud800"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: _HALF} for name in ("content", "name", "tool_call_id")),
+        {"content": [{"type": "text", "text": _HALF}]},
+        *({"tool_calls": [call]} for call in (
+            {"function": {"name": _HALF}},
+            {"function": {"name": "a", "arguments": _HALF}},
+            {"function": {"name": "a", "arguments": {"a": [_HALF]}}},
+            {"function": {"name": "a"}, "id": _HALF},
+        )),
+    ],
+)  # fmt: skip
+def test_half_a_character_is_refused_anywhere_in_a_message(changes: dict[str, Any]) -> None:
+    message = {"role": "user", "content": "hello"} | changes
+    with pytest.raises(ValidationError, match="not valid unicode"):
+        ChatTokenizeRequest.model_validate({"messages": [message]})
