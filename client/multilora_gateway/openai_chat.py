@@ -59,13 +59,19 @@ async def chat_job(body: ChatBody, place: Place) -> Job:
     check_count(body.n or 1, base)
     sampling = body.sampling(base, place.settings)
     tools = usable(body.tools, body.tool_choice)
+    forced = is_forced(body.tool_choice)
+    if forced and "grammar" in sampling:
+        raise invalid(
+            "an answer has one constraint, and tool_choice asks for a call; leave out either "
+            "tool_choice or response_format, structured_outputs and guided_…",
+            "tool_choice",
+        )
     messages = template_messages(body.messages)
     target = await resolve(place.backend, place.settings, place.caller, body.model, body.wish)
     own = await place.backend.template(target.adapter_id, body.wish.token)
     prompt = await _encode(body, base, own, messages, tools)
     template = own or base.tokenizer.chat_template
     form = tool_format(place.settings.tool_call_parser, template.source if template else "")
-    forced = is_forced(body.tool_choice)
     if forced:
         sampling["grammar"] = call_grammar(tools, form.arguments)
     asked = body.max_completion_tokens or body.max_tokens

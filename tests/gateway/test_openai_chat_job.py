@@ -71,6 +71,22 @@ def test_only_a_forced_call_has_a_grammar() -> None:
     assert forced.sampling["grammar"]["type"] == "json"
 
 
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"structured_outputs": {"regex": "a+"}},
+        {"guided_choice": ["yes", "no"]},
+    ],
+)
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+def test_a_forced_call_leaves_room_for_no_other_constraint(constraint: Any, choice: Any) -> None:
+    with pytest.raises(GatewayError, match="leave out either tool_choice or response_format"):
+        prepared(tools=[ADD], tool_choice=choice, **constraint)
+    assert prepared(tools=[ADD], tool_choice=choice, response_format={"type": "text"}).calls
+    assert prepared(tools=[ADD], **constraint).calls
+
+
 def test_choices_are_calls_of_the_same_prompt() -> None:
     job = prepared(n=3, seed=7, max_completion_tokens=5, max_tokens=9)
     assert [call.sampling["seed"] for call in job.calls] == [7, 8, 9]
