@@ -85,12 +85,13 @@ def test_a_name_is_asked_for_once_in_seconds(
     async def answers() -> None:
         async with connected(server) as backend:
             assert await backend.is_ready()
+            asked = len(server.received)
             for _ in range(50):
                 assert await backend.has_adapter(name) is known
-            assert [model for model, *_ in server.received].count("adapters") == 1
+            assert len(server.received) == asked + 1
             monkeypatch.setattr(backend_module, "_NAME_SECONDS", 0.0)
             assert await backend.has_adapter(name) is known
-            assert [model for model, *_ in server.received].count("adapters") == 2
+            assert len(server.received) == asked + 2
 
     run(answers())
 
