@@ -16,7 +16,7 @@ from triton_server import Ports, TritonServer
 
 _READY = "ready: "
 _START_SECONDS = 30.0
-_STOP_SECONDS = 10.0
+_STOP_SECONDS = 15.0  # it lets running streams end, and the engine hear of those that do not
 
 
 class GatewayFailure(LaunchError):

@@ -1,6 +1,6 @@
 """The Triton server behind the gateway: generations as gRPC streams, and the adapters model.
 
-Laws: one gRPC stream a generation, so that closing one cancels that request and no other; what the
+Laws: one gRPC stream a generation, so that leaving one ends that request and no other; what the
 server is and holds is asked for when it is needed and forgotten when the server or its engine goes
 away, but not for what is wrong with an adapter.
 """
@@ -29,6 +29,7 @@ from multilora_gateway.engine_messages import (
     is_lost,
     piece_of,
 )
+from multilora_gateway.engine_stream import EngineStream
 from multilora_gateway.engine_watch import EngineWatch
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.generation import Answer, Call, Piece
@@ -42,6 +43,8 @@ _NAME_SECONDS = 2.0  # how long it is believed that a name is an adapter's, or n
 _READY_SECONDS = 2.0
 _DESCRIBE_SECONDS = 30.0
 _AGAIN_SECONDS = 2.0
+_STOP_SECONDS = 2.0
+_CLOSE_SECONDS = 5.0
 _LOG = logging.getLogger("multilora.gateway")
 
 
@@ -59,6 +62,7 @@ class Backend:
         self._names: dict[str, tuple[float, bool]] = {}
         self._probe = ModelProbe(self._stub, self.url)
         self._watch = EngineWatch(self._probe.ask)
+        self._leaving: set[asyncio.Task[None]] = set()
         self._connection = asyncio.create_task(self._follow_connection())
 
     async def close(self) -> None:
@@ -66,11 +70,17 @@ class Backend:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, self._watch.close(), return_exceptions=True)
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=_CLOSE_SECONDS)
         await self._channel.close()
 
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
-        """The answer in pieces; closing the generator cancels the request at once."""
-        stream = self._stub.ModelStreamInfer(iter([engine_request(call)]))
+        """The answer in pieces; closing the generator ends the request at once."""
+        request = engine_request(call)
+        stream = EngineStream(
+            self._stub.ModelStreamInfer(iter([request])),
+            lambda: self._probe.stop(request.id, _STOP_SECONDS),
+        )
         wanted = call.sampling.get("logprobs") is not None
         complete = False
         try:
@@ -86,10 +96,13 @@ class Backend:
             lost = from_status(error.code(), error.details(), self.url)
             raise self._translated(lost, ENGINE) from None
         except MultiLoRAError as error:
+            complete = True  # that was the last word
             raise self._translated(error, ENGINE) from None
         finally:
-            if not complete:
-                stream.cancel()
+            if not stream.at_end:
+                leaving = asyncio.create_task(stream.leave(complete))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
 
     async def collect(self, call: Call) -> Answer:
         """The whole answer."""

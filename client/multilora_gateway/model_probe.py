@@ -23,12 +23,15 @@ class ModelProbe:
 
     async def ask(self, model: str, seconds: float) -> None:
         """Raises MultiLoRAError unless ENGINE or ADAPTERS answers within `seconds`."""
-        await {ENGINE: self._engine, ADAPTERS: self._adapters}[model](seconds)
+        if model == ENGINE:  # let it stop what does not run
+            await self.stop(uuid.uuid4().hex, seconds)
+        else:
+            await self._adapters(seconds)
 
-    async def _engine(self, seconds: float) -> None:
-        """Let it stop what does not run."""
+    async def stop(self, request_id: str, seconds: float) -> None:
+        """Let the engine end a request; raises MultiLoRAError unless it says yes in time."""
         answer = Reply()
-        request = stop_request(ENGINE, uuid.uuid4().hex)
+        request = stop_request(ENGINE, request_id)
         try:
             async for message in self._stub.ModelStreamInfer(iter([request]), timeout=seconds):
                 answer.push(message)
