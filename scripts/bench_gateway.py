@@ -16,7 +16,11 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from tritonclient.grpc import service_pb2_grpc
+
+from multilora_client.connection import Endpoint
 from multilora_gateway.backend import Backend
+from multilora_gateway.engine_messages import engine_request, piece_of
 from multilora_gateway.generation import Call
 from triton_server import TritonServer
 
@@ -106,6 +110,9 @@ def _rounds(load: Load, count: int) -> list[tuple[Measured, Measured]]:
 async def _pairs(load: Load, count: int) -> list[tuple[Measured, Measured]]:
     backend = Backend(load.grpc)
     ids = (await backend.base()).tokenizer.encode("hello world")
+    await backend.close()
+    channel = Endpoint.parse(load.grpc).aio_channel()
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     sampling = {"max_tokens": load.tokens, "ignore_eos": True}
     if load.path == TGI:
         sampling["logprobs"] = 0  # the same tensors as the gateway asks for
@@ -113,7 +120,8 @@ async def _pairs(load: Load, count: int) -> list[tuple[Measured, Measured]]:
     async def direct(index: int, began: float) -> float:
         call = Call(ids, ADAPTERS[index % len(ADAPTERS)], sampling)
         first = 0.0
-        async for _ in backend.generate(call):
+        async for message in stub.ModelStreamInfer(iter([engine_request(call)])):
+            piece_of(message, "logprobs" in sampling)  # a client reads its tokens
             first = first or time.perf_counter() - began
         return first
 
@@ -125,7 +133,7 @@ async def _pairs(load: Load, count: int) -> list[tuple[Measured, Measured]]:
         order = (direct, through) if number % 2 else (through, direct)
         done = {way: await _measure(way, load) for way in order}
         pairs.append((done[direct], done[through]))
-    await backend.close()
+    await channel.close()
     return pairs
 
 
