@@ -96,6 +96,8 @@ class EngineWatch:
         except NotFound:  # the server is ending: what runs it lets run to its end
             pass
         except MultiLoRAError as error:
-            message = f"the Triton model {model} does not answer any more ({error.message})"
-            return unavailable(message)
+            return unavailable(
+                f"the Triton model {model} does not answer any more ({error.message}); try again "
+                "later"
+            )
         return None

@@ -65,11 +65,28 @@ def grammars(compiler: CountingCompiler) -> Iterator[Grammars]:
     ids=["time", "time and memory"],
 )
 def test_what_takes_too_much_is_refused_and_remembered(grammars: Grammars, value: Any) -> None:
+    errors: list[RequestError] = []
     for _ in range(2):
         with pytest.raises(RequestError, match="more time or memory to compile than") as caught:
             grammars.matcher(schema(value))
         assert caught.value.code is ErrorCode.INVALID_ARG
+        errors.append(caught.value)
+    assert errors[0] is not errors[1] and not grammars._trial._idle, "remembered, not tried again"
     assert grammars.matcher(Grammar("regex", "ab")).allowed()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "object", "required": [f"property_{i}" for i in range(1000)],
+         "properties": {f"property_{i}": {"type": "string"} for i in range(1000)}},
+        {"enum": [f"v{i}{i * i}" for i in range(5000)]},
+    ],
+    ids=["properties", "enum"],
+)  # fmt: skip
+def test_large_schemas_are_compiled(grammars: Grammars, value: Any) -> None:
+    matcher = grammars.matcher(schema(value))
+    assert any(matcher.allowed()) and not matcher.error
 
 
 def test_usual_numbers_are_free(grammars: Grammars) -> None:

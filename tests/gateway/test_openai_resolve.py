@@ -8,6 +8,8 @@ from typing import Any, cast
 import pytest
 
 from e2e_tools import DEMO
+from multilora.adapter_names import check_name
+from multilora.errors import RequestError
 from multilora_gateway.access import Caller
 from multilora_gateway.backend import Backend
 from multilora_gateway.base_model import BaseModel
@@ -150,6 +152,8 @@ def test_what_no_adapter_can_be_called_is_an_unknown_model(base: BaseModel, mode
     with pytest.raises(GatewayError, match="there is no model") as caught:
         resolved(Server(base), Caller(), model=model)
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+    with pytest.raises(RequestError):  # the gateway is not stricter than the engine
+        check_name(model.removeprefix("short:"))
     assert len(caught.value.message) < 300
     with pytest.raises(GatewayError) as caught:
         resolved(Server(base), Caller(("team/*",)), model=model)

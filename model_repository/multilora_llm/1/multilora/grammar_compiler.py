@@ -14,7 +14,7 @@ from multilora.request import Grammar
 
 _JSON_OPTIONS = {"whitespace_pattern": "[ ]?"}
 # The first mask of a grammar takes 0.7 s where llguidance's own limit (1,000,000) allows it; the
-# others wait for it. A schema of 1,500 properties or an enum of 5,000 texts stays below this one.
+# others wait for it. 1,000 required properties or an enum of 5,000 texts stay below this one.
 _FIRST_MASK_FUEL = 60_000
 _MOST_STATES = 50_000  # of 1 to 2 kB each, kept with the grammar
 _MOST_CHARACTERS = {"json": 256 << 10, "regex": 64 << 10}

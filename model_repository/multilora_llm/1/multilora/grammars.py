@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from multilora.errors import ErrorCode, RequestError
+from multilora.errors import ErrorCode, RequestError, invalid
 from multilora.grammar_compiler import GrammarCompiler, first_line
 from multilora.grammar_trial import GrammarTrial
 from multilora.request import Grammar
@@ -61,7 +61,7 @@ class Grammars:
         self._trial = GrammarTrial(compiler.setup)
         self._lock = threading.Lock()  # guards what follows
         self._compiled: OrderedDict[Grammar, Any] = OrderedDict()
-        self._refused: OrderedDict[Grammar, RequestError] = OrderedDict()
+        self._refused: OrderedDict[Grammar, str] = OrderedDict()
 
     def matcher(self, grammar: Grammar) -> GrammarMatcher:
         """A matcher at the start of `grammar`; raises RequestError (INVALID_ARG)."""
@@ -69,8 +69,8 @@ class Grammars:
             compiled = self._compiled.get(grammar)
             if compiled is not None:
                 self._compiled.move_to_end(grammar)
-            elif error := self._refused.get(grammar):
-                raise error
+            elif refusal := self._refused.get(grammar):
+                raise invalid(refusal)  # a new one: an error keeps alive whatever raised it
         if compiled is None:
             compiled = self._compile(grammar)
         return GrammarMatcher(
@@ -90,7 +90,7 @@ class Grammars:
         except RequestError as error:
             if error.code is ErrorCode.INVALID_ARG:
                 with self._lock:
-                    _keep(self._refused, grammar, error, _REFUSED)
+                    _keep(self._refused, grammar, error.message, _REFUSED)
             raise
         compiled = self._compiler.compile(grammar)
         with self._lock:

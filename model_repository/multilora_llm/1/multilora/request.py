@@ -73,7 +73,10 @@ class SamplingParams:
                 f"got {list(self.stop)}"
             )
         if len(self.stop_token_ids) > MAX_STOP_TOKENS:
-            raise invalid(f"stop_token_ids must be at most {MAX_STOP_TOKENS} token ids")
+            raise invalid(
+                f"stop_token_ids must be at most {MAX_STOP_TOKENS} token ids; send fewer than "
+                f"{len(self.stop_token_ids)}"
+            )
         for token_id, bias in self.logit_bias:
             if token_id < 0 or not _within(bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS):
                 raise invalid(
