@@ -94,14 +94,17 @@ def test_what_has_ended_is_not_stopped() -> None:
 
 def test_a_server_that_is_gone_is_not_waited_for() -> None:
     async def test() -> None:
+        asked: list[int] = []
+
         async def nobody() -> None:
+            asked.append(1)
             raise Unavailable("UNAVAILABLE", "gone")
 
         call = Call()
         stream = EngineStream(call, nobody)
         assert await anext(stream) == 1
         await stream.leave(ended=False)
-        assert call.cancelled and stream._reader.done()
+        assert call.cancelled and stream._reader.done() and len(asked) == 1
 
     run(test)
 
