@@ -17,10 +17,10 @@ from random import Random
 
 import torch
 
-from multilora.base_config import BaseConfig
+from multilora.base_model.config import BaseConfig
 from multilora.config import EngineConfig
 from multilora.engine import Engine
-from multilora.page_layout import bytes_per_page
+from multilora.lora.rank_pages import bytes_per_page
 from multilora.request import FinishReason, Request, SamplingParams, TokenOutput
 
 _SILENCE_SECONDS = 120.0  # without a token while requests run: something hangs

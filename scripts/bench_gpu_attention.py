@@ -17,7 +17,7 @@ from bench_gpu_clock import Run, one_line
 from bench_gpu_data import error_of, layers_needed
 from bench_gpu_lora_runs import connect
 from bench_gpu_setting import Record, Row, Setting
-from multilora.base_config import BaseConfig
+from multilora.base_model.config import BaseConfig
 from multilora_kernels.paged_attention import paged_attention
 
 TOLERANCE = 0.02

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from bench_gpu_shapes import GROUPS, MOST_DECODE_ROWS, Mix
-from multilora.base_config import BaseConfig
+from multilora.base_model.config import BaseConfig
 from multilora_kernels.segments import PAGE_RANK, LaunchBounds, LoRASegments
 
 _MOST_LAYERS = 80

@@ -17,12 +17,12 @@ from bench_gpu_setting import Record, Row, Setting
 from bench_gpu_shapes import decode_bytes
 from bench_gpu_traffic import PREFILL_TOKENS, Traffic
 from bench_statistics import median
-from multilora.captured_pass import GraphLimits
-from multilora.decode_graphs import DecodeGraphs
-from multilora.forward_input import build_forward_input, forward_arrays
-from multilora.kv_cache import KVCache
-from multilora.llama import Llama
-from multilora.model_runner import ModelRunner
+from multilora.forward.captured_pass import GraphLimits
+from multilora.forward.decoder import Llama
+from multilora.forward.graphs import DecodeGraphs
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.runner import ModelRunner
+from multilora.forward.step_input import build_forward_input, forward_arrays
 
 TOLERANCE = 0.1  # graphs against plain launches, of the largest logit; both round to the dtype
 _RANK = 16

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 
 from bench_gpu_data import LoRAData
 from bench_gpu_lora_runs import Own
-from multilora.base_config import BaseConfig
-from multilora.lora_linear import BatchLoRA, add_lora_linear, lora_linear
-from multilora.lora_plan import PLANS, LoRAPlan
+from multilora.base_model.config import BaseConfig
+from multilora.lora.linear import BatchLoRA, add_lora_linear, lora_linear
+from multilora.lora.plan import PLANS, LoRAPlan
 from multilora_kernels.lora import LoRAUpdate
 from multilora_kernels.rope_kv_write import rope_kv_write
 from multilora_kernels.swiglu import swiglu

@@ -10,7 +10,7 @@ import torch
 from bench_gpu_model import random_adapter, random_weights, weights_bytes
 from bench_gpu_setting import Record, Row, Setting
 from bench_gpu_shapes import adapter_elements
-from multilora.adapter_pages import AdapterPages
+from multilora.lora.adapter_pages import AdapterPages
 
 _RANK = 16
 _COUNTS = (10, 30)

@@ -2,11 +2,11 @@
 
 import torch
 
-from multilora.adapter_checkpoint import Adapter
-from multilora.adapter_pages import AdapterPages
-from multilora.base_config import PROJECTION_GROUPS, BaseConfig
-from multilora.page_layout import PageTensors
-from multilora.weights import LayerWeights, Weights
+from multilora.adapters.checkpoint.adapter import Adapter
+from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
+from multilora.base_model.weights import LayerWeights, Weights
+from multilora.lora.adapter_pages import AdapterPages
+from multilora.lora.rank_pages import PageTensors
 
 _RANK = 16
 

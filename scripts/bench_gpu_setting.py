@@ -14,7 +14,7 @@ import torch
 
 from bench_gpu_clock import GraphClock, HostClock, one_line
 from bench_gpu_shapes import LLAMA_8B, TINY
-from multilora.base_config import BaseConfig
+from multilora.base_model.config import BaseConfig
 
 Row = dict[str, Any]  # flat enough for JSON
 _RECENT = 4  # cells: older ones may have had more to compile

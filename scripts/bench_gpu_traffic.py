@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from multilora.batch import Batch, SampledToken
-from multilora.block_allocator import BlockAllocator
-from multilora.kv_cache import KVCache
-from multilora.model_runner import ModelRunner
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.runner import ModelRunner
 from multilora.request import Request, SamplingParams
-from multilora.scheduler import Scheduler, SchedulerLimits
+from multilora.scheduling.batch import Batch, SampledToken
+from multilora.scheduling.kv_blocks import BlockAllocator
+from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
 
 PREFILL_TOKENS = 2048  # a pass, the engine's default
 _FIRST_TOKEN = 2  # 0 and 1 are special in some vocabularies

@@ -8,9 +8,9 @@ import torch
 from bench_checkpoint import CACHE, LLAMA_100M, TINY, Checkpoints, Shape
 from bench_client import engine_config
 from bench_floor import LoadFloor, measure_floor
-from multilora.base_config import BaseConfig
+from multilora.base_model.config import BaseConfig
 from multilora.config import EngineConfig
-from multilora.page_layout import bytes_per_page
+from multilora.lora.rank_pages import bytes_per_page
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from bench_checkpoint import adapter_name
 from bench_client import BenchmarkError, Client, Work, serving
 from bench_plan import Plan
 from bench_statistics import Figure, Ratio, Result, median, percentile
-from multilora.admin_command import AdminCommand
+from multilora.adapters.admin.command import AdminCommand
 
 _ROOM = 32  # adapters in the pool; full before the first phase
 _LEAD_TOKENS = 8  # of every stream before a phase begins

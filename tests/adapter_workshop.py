@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from multilora.adapter_checkpoint import Adapter, read_adapter
-from multilora.adapter_gate import NotReady
-from multilora.adapter_pages import AdapterPages
-from multilora.adapter_source import AdapterSource
-from multilora.adapter_store import AdapterStore
-from multilora.base_config import BaseConfig
+from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.adapters.memory.manager import AdapterStore
+from multilora.adapters.naming.source import AdapterSource
+from multilora.base_model.config import BaseConfig
+from multilora.lora.adapter_pages import AdapterPages
+from multilora.scheduling.adapter_cache import NotReady
 from tiny import write_adapter
 
 

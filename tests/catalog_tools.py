@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from multilora.adapter_catalog import AdapterCatalog
-from multilora.adapter_folders import AdapterFolders
-from multilora.adapter_source import parse_lora_adapters
+from multilora.adapters.naming.catalog import AdapterCatalog
+from multilora.adapters.naming.folders import AdapterFolders
+from multilora.adapters.naming.source import parse_lora_adapters
 from multilora.errors import ErrorCode, RequestError
 
 

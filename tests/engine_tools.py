@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from multilora.adapter_pages import AdapterPages
-from multilora.admin_command import AdminCommand
-from multilora.base_config import BaseConfig
+from multilora.adapters.admin.command import AdminCommand
+from multilora.base_model.config import BaseConfig
 from multilora.engine import Engine
 from multilora.errors import RequestError
+from multilora.lora.adapter_pages import AdapterPages
 from multilora.request import Request, SamplingParams, TokenOutput
 
 RANKS = {"a": 4, "b": 8, "c": 16, "d": 24, "e": 40, "f": 64}

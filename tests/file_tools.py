@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from multilora.adapter_files import read_settled
+from multilora.adapters.files import read_settled
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -6,9 +6,9 @@ import pytest
 
 from download_tools import WEIGHTS, names_in
 from hub_server import HubServer
-from multilora.adapter_source import AdapterSource
+from multilora.adapters.naming.source import AdapterSource
+from multilora.download.folder import DownloadLimits, adapter_folder
 from multilora.errors import RequestError
-from multilora.sources import DownloadLimits, adapter_folder
 
 FILES = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
 WEIGHTS_PATH = "org/sql/adapter_model.safetensors"

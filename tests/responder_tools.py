@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 
 from multilora.errors import RequestError
-from multilora.reply import Reply
 from multilora.request import FinishReason, Request, SamplingParams, TokenOutput
-from multilora.responder import Responder
-from multilora.triton_request import TritonRequest
+from multilora.wire.reply import Reply
+from multilora.wire.responder import Responder
+from multilora.wire.triton_request import TritonRequest
 from multilora_text.tokenizer import Tokenizer
 from tiny_tokenizers import byte_level
 

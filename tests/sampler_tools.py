@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from multilora.batch import BatchItem
+from multilora.forward.sampler import Sampled, sample
+from multilora.forward.sampling_input import SamplingInput, add_sampling_input
+from multilora.forward.staging import Upload
 from multilora.request import Request, SamplingParams
-from multilora.sampler import Sampled, sample
-from multilora.sampling_input import SamplingInput, add_sampling_input
-from multilora.sequence import Sequence
-from multilora.upload import Upload
+from multilora.scheduling.batch import BatchItem
+from multilora.scheduling.sequence import Sequence
 
 EOS = (2, 3)
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from multilora.adapter_gate import NotReady
-from multilora.adapter_slots import AdapterSlots
-from multilora.batch import Batch, SampledToken
-from multilora.block_allocator import BlockAllocator
+from multilora.adapters.memory.page_allocator import AdapterSlots
 from multilora.errors import invalid
 from multilora.request import Request, SamplingParams, TokenOutput
-from multilora.scheduler import Scheduler, SchedulerLimits
+from multilora.scheduling.adapter_cache import NotReady
+from multilora.scheduling.batch import Batch, SampledToken
+from multilora.scheduling.kv_blocks import BlockAllocator
+from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
 
 EOS = 1
 BLOCK = 8

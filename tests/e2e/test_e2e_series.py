@@ -28,7 +28,7 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.append(ENGINE)
 
-from multilora import triton_metrics
+from multilora.wire import metrics as triton_metrics
 from multilora.metrics import METRICS, AdapterFigures
 
 

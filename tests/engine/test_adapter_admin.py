@@ -20,7 +20,7 @@ from engine_tools import (
     tokens,
 )
 from hub_server import HubServer
-from multilora.admin_command import AdminCommand
+from multilora.adapters.admin.command import AdminCommand
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, Request, SamplingParams
 from tiny import write_adapter

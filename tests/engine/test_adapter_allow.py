@@ -3,7 +3,7 @@
 import pytest
 
 from catalog_tools import catalog_of, refusal
-from multilora.adapter_source import Origin
+from multilora.adapters.naming.source import Origin
 from multilora.errors import ErrorCode, StartupError
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from catalog_tools import catalog_of, refusal
-from multilora.adapter_catalog import AdapterCatalog, localise
-from multilora.adapter_folders import AdapterFolders
-from multilora.adapter_source import AdapterSource, Origin, parse_lora_adapters
+from multilora.adapters.naming.catalog import AdapterCatalog, localise
+from multilora.adapters.naming.folders import AdapterFolders
+from multilora.adapters.naming.source import AdapterSource, Origin, parse_lora_adapters
 from multilora.errors import ErrorCode, RequestError, StartupError
 
 

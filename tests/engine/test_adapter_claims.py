@@ -1,7 +1,7 @@
 """AdapterClaims: starved adapters get pages in turn, at the least cost to those that run."""
 
-from multilora.adapter_claims import AdapterClaims
-from multilora.sequence import Sequence
+from multilora.scheduling.reservations import AdapterClaims
+from multilora.scheduling.sequence import Sequence
 from scheduler_tools import Gate, request
 
 

@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 
-from multilora.adapter_config import AdapterConfig, parse_config
+from multilora.adapters.checkpoint.peft_config import AdapterConfig, parse_config
 from multilora.errors import ErrorCode, RequestError
 
 REFUSED_FIELDS: list[tuple[dict[str, Any], str]] = [

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from engine_tools import MakeEngine, alone, ask, assert_all_free, drain, request
-from multilora.adapter_record import AdapterRecord
-from multilora.adapter_records import AdapterRecords
-from multilora.adapter_source import AdapterSource, Origin
-from multilora.adapter_watch import FolderChanges
+from multilora.adapters.memory.records import AdapterRecords
+from multilora.adapters.memory.state import AdapterRecord
+from multilora.adapters.naming.source import AdapterSource, Origin
+from multilora.adapters.naming.watch import FolderChanges
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason
 from tiny import write_adapter

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from multilora.adapter_checkpoint import Adapter, read_adapter
-from multilora.base_config import BaseConfig
+from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.base_model.config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
 from tiny_adapters import make_adapter
 from tiny_families import make_model

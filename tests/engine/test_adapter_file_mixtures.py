@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from file_tools import CONFIG, WEIGHTS, read, settle, write
-from multilora import adapter_files
-from multilora.adapter_checkpoint import Adapter, read_adapter
-from multilora.base_config import BaseConfig
+from multilora.adapters import files as adapter_files
+from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.base_model.config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
 from tiny_adapters import make_adapter
 from tiny_families import make_model

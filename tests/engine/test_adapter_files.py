@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from file_tools import CONFIG, WEIGHTS, read, settle, write
-from multilora import adapter_files
+from multilora.adapters import files as adapter_files
 from multilora.errors import ErrorCode, RequestError
 
 SLEEP = time.sleep

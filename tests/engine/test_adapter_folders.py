@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from multilora.adapter_folders import AdapterFolders
-from multilora.adapter_source import AdapterSource, Origin
+from multilora.adapters.naming.folders import AdapterFolders
+from multilora.adapters.naming.source import AdapterSource, Origin
 from multilora.errors import ErrorCode, RequestError, StartupError
 
 

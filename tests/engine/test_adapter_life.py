@@ -20,7 +20,7 @@ from engine_tools import (
     request,
     tokens,
 )
-from multilora.admin_command import AdminCommand
+from multilora.adapters.admin.command import AdminCommand
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, TokenOutput

@@ -10,11 +10,11 @@ import torch
 from peft import PeftModel
 from peft.utils import merge_utils
 
-from multilora.adapter_checkpoint import read_checkpoint
-from multilora.adapter_merge import as_checkpoint, merge_factors
-from multilora.adapter_tensors import Factors, Target
-from multilora.base_config import BaseConfig
-from multilora.merge_recipe import MergeRecipe, parse_merge
+from multilora.adapters.checkpoint.adapter import read_checkpoint
+from multilora.adapters.checkpoint.peft_tensors import Factors, Target
+from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
+from multilora.adapters.merging.recipe import MergeRecipe, parse_merge
+from multilora.base_model.config import BaseConfig
 from tiny_adapters import ATTENTION, make_adapter
 from tiny_families import make_model
 

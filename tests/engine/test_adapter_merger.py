@@ -21,12 +21,12 @@ from engine_tools import (
     request,
 )
 from hub_server import HubServer
-from multilora.adapter_merger import AdapterMerger
-from multilora.admin_command import AdminCommand
+from multilora.adapters.admin.command import AdminCommand
+from multilora.adapters.merging.cache import MergeCache
+from multilora.adapters.merging.merger import AdapterMerger
+from multilora.adapters.merging.recipe import parse_merge
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
-from multilora.merge_cache import MergeCache
-from multilora.merge_recipe import parse_merge
 from tiny import write_adapter
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from multilora.adapter_checkpoint import Adapter, read_adapter
-from multilora.adapter_pages import AdapterPages
-from multilora.base_config import PROJECTION_GROUPS, BaseConfig
+from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
+from multilora.lora.adapter_pages import AdapterPages
 from tiny_adapters import ALL, ATTENTION, make_adapter
 from tiny_families import make_model
 

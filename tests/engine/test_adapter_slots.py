@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from multilora.adapter_slots import AdapterSlots
+from multilora.adapters.memory.page_allocator import AdapterSlots
 
 
 def fill(slots: AdapterSlots, key: str, count: int) -> tuple[int, ...] | None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from multilora.adapter_names import check_name, shown, split_revision
-from multilora.adapter_source import AdapterSource, Origin, parse_lora_adapters, sources_in
+from multilora.adapters.naming.names import check_name, shown, split_revision
+from multilora.adapters.naming.source import AdapterSource, Origin, parse_lora_adapters, sources_in
 from multilora.errors import ErrorCode, RequestError, StartupError
 
 

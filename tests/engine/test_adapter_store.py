@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from adapter_workshop import MakeShop
-from multilora.adapter_checkpoint import read_adapter
-from multilora.adapter_gate import NotReady
+from multilora.adapters.checkpoint.adapter import read_adapter
 from multilora.errors import ErrorCode, RequestError
+from multilora.scheduling.adapter_cache import NotReady
 
 
 def test_one_read_serves_all_who_wait(make_shop: MakeShop):

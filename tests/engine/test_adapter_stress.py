@@ -18,14 +18,14 @@ import pytest
 import torch
 
 from engine_tools import MakeEngine, alone, assert_all_free, page_bytes, request, tokens
-from multilora.adapter_host import AdapterHost
-from multilora.adapter_pool import AdapterPool, adapter_id_of
-from multilora.adapter_watch import FolderChanges
-from multilora.admin_command import AdminCommand
-from multilora.base_config import BaseConfig
+from multilora.adapters.admin.command import AdminCommand
+from multilora.adapters.memory.device_cache import AdapterPool, adapter_id_of
+from multilora.adapters.memory.host_cache import AdapterHost
+from multilora.adapters.naming.watch import FolderChanges
+from multilora.base_model.config import BaseConfig
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
-from multilora.kv_cache import KVCache
+from multilora.forward.kv_cache import KVCache
 from multilora.request import FinishReason, Request, TokenOutput
 from tiny import write_adapter
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from multilora.adapter_text import read_adapter_text
+from multilora.adapters.checkpoint.text import read_adapter_text
 from multilora.errors import ErrorCode, RequestError
 from multilora_text.chat_template import _compile
 from multilora_text.errors import TextError

@@ -10,7 +10,7 @@ import pytest
 from download_tools import use_hub
 from engine_tools import MakeEngine, alone, ask, drain, entry, request
 from hub_server import HubServer
-from multilora.adapter_source import AdapterSource
+from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode
 from multilora.request import Request
 from tiny import write_adapter

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from multilora.adapter_checkpoint import Adapter, read_adapter
-from multilora.adapter_pages import AdapterPages
-from multilora.base_config import BaseConfig
-from multilora.batch import BatchItem, make_batch
-from multilora.forward_input import build_forward_input
-from multilora.kv_cache import KVCache
-from multilora.llama import Llama, load_llama
+from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.base_model.config import BaseConfig
+from multilora.forward.decoder import Llama, load_llama
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.step_input import build_forward_input
+from multilora.lora.adapter_pages import AdapterPages
 from multilora.request import Request
-from multilora.sequence import Sequence
+from multilora.scheduling.batch import BatchItem, make_batch
+from multilora.scheduling.sequence import Sequence
 from tiny_adapters import ALL, ATTENTION, MLP, make_adapter
 from tiny_families import VOCAB, make_model, write_model
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from multilora.adapter_folders import AdapterFolders, Signature
-from multilora.adapter_watch import AdapterWatch, FolderChanges
+from multilora.adapters.naming.folders import AdapterFolders, Signature
+from multilora.adapters.naming.watch import AdapterWatch, FolderChanges
 
 Reports = queue.SimpleQueue[FolderChanges]
 WATCHED = 0.02  # seconds between two looks

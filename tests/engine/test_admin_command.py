@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from multilora.admin_command import ACTIONS, AdminCommand, parse_admin_command
+from multilora.adapters.admin.command import ACTIONS, AdminCommand, parse_admin_command
+from multilora.adapters.merging.recipe import MergeRecipe
 from multilora.errors import ErrorCode, RequestError
-from multilora.merge_recipe import MergeRecipe
 
 
 def test_all_that_an_action_takes() -> None:

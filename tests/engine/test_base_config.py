@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from multilora.base_config import PROJECTION_GROUPS, BaseConfig
+from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
+from multilora.base_model.rope_config import RopeConfig
 from multilora.errors import StartupError
-from multilora.rope_config import RopeConfig
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -6,13 +6,13 @@ from array import array
 import pytest
 import torch
 
-from multilora.base_config import BaseConfig
-from multilora.batch import Batch, BatchItem, make_batch
-from multilora.forward_input import ForwardInput, build_forward_input
-from multilora.kv_cache import KVCache
+from multilora.base_model.config import BaseConfig
+from multilora.base_model.rope_config import RopeConfig
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.step_input import ForwardInput, build_forward_input
 from multilora.request import Request
-from multilora.rope_config import RopeConfig
-from multilora.sequence import Sequence
+from multilora.scheduling.batch import Batch, BatchItem, make_batch
+from multilora.scheduling.sequence import Sequence
 from multilora_kernels.segments import Segment
 
 CPU = torch.device("cpu")

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from multilora.base_config import BaseConfig
-from multilora.batch import Batch, BatchItem
-from multilora.forward_input import build_forward_input
-from multilora.kv_cache import KVCache
-from multilora.llama import Llama, load_llama
+from multilora.base_model.config import BaseConfig
+from multilora.forward.decoder import Llama, load_llama
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.step_input import build_forward_input
 from multilora.request import Request
-from multilora.sequence import Sequence
+from multilora.scheduling.batch import Batch, BatchItem
+from multilora.scheduling.sequence import Sequence
 from tiny_families import VARIANTS, VOCAB, make_model, write_model
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from multilora.base_config import BaseConfig
+from multilora.base_model.config import BaseConfig
+from multilora.base_model.weights import Weights, load_weights
 from multilora.errors import StartupError
-from multilora.weights import Weights, load_weights
 from tiny import HIDDEN, VOCAB, write_base
 
 CPU = torch.device("cpu")

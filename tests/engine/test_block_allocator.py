@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from multilora.block_allocator import BlockAllocator, prefix_digests
+from multilora.scheduling.kv_blocks import BlockAllocator, prefix_digests
 
 SIZE = 8
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from multilora.chat_messages import encode_chat, parse_messages
 from multilora.errors import ErrorCode, RequestError
+from multilora.wire.chat import encode_chat, parse_messages
 from multilora_text.tokenizer import Tokenizer
 from tiny_tokenizers import byte_level
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from multilora.decode_graphs import graph_sizes
+from multilora.forward.graphs import graph_sizes
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 12, 64, 100, 256, 300, 512])

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from kernel_cases import DEVICE, INTERPRETED, needs_gpu
-from multilora.adapter_checkpoint import Adapter, read_adapter
-from multilora.adapter_pages import AdapterPages
-from multilora.base_config import BaseConfig
-from multilora.batch import Batch, BatchItem, make_batch
-from multilora.captured_pass import CapturedPass, GraphLimits
-from multilora.decode_graphs import DecodeGraphs
-from multilora.forward_input import build_forward_input, forward_arrays
-from multilora.kv_cache import KVCache
-from multilora.llama import load_llama
-from multilora.lora_plan import PLANS, LoRAPlan
-from multilora.model_runner import ModelRunner
+from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.base_model.config import BaseConfig
+from multilora.forward.captured_pass import CapturedPass, GraphLimits
+from multilora.forward.decoder import load_llama
+from multilora.forward.graphs import DecodeGraphs
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.runner import ModelRunner
+from multilora.forward.step_input import build_forward_input, forward_arrays
+from multilora.lora.adapter_pages import AdapterPages
+from multilora.lora.plan import PLANS, LoRAPlan
 from multilora.request import Request, SamplingParams
-from multilora.sequence import Sequence
+from multilora.scheduling.batch import Batch, BatchItem, make_batch
+from multilora.scheduling.sequence import Sequence
 from tiny import VOCAB, write_adapter, write_base
 
 pytestmark = needs_gpu

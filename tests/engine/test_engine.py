@@ -16,11 +16,11 @@ from engine_tools import (
     request,
     tokens,
 )
-from multilora.base_config import BaseConfig
+from multilora.base_model.config import BaseConfig
 from multilora.config import EngineConfig
 from multilora.engine import Engine
 from multilora.errors import RequestError
-from multilora.kv_cache import KVCache
+from multilora.forward.kv_cache import KVCache
 from multilora.request import FinishReason
 
 

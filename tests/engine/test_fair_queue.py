@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from multilora.fair_queue import FairQueue
-from multilora.sequence import Sequence
+from multilora.scheduling.fair_queue import FairQueue
+from multilora.scheduling.sequence import Sequence
 from scheduler_tools import request
 
 

@@ -6,9 +6,9 @@ import logging
 import pytest
 import torch
 
-from multilora import gpu_check
 from multilora.errors import StartupError
-from multilora.gpu_check import GpuFacts, choose_device, describe, gather, problem, runs_on
+from multilora.startup import device as gpu_check
+from multilora.startup.device import GpuFacts, choose_device, describe, gather, problem, runs_on
 
 GOOD = GpuFacts(
     device_file=True,

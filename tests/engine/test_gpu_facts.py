@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from multilora import gpu_check
-from multilora.gpu_check import GpuFacts, gather, problem
+from multilora.startup import device as gpu_check
+from multilora.startup.device import GpuFacts, gather, problem
 
 OPEN_MODULE = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build\n"

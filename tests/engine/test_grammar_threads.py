@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.grammar_threads import GrammarThreads
+from multilora.grammar.threads import GrammarThreads
 
 
 def test_only_so_many_may_wait() -> None:
@@ -40,7 +40,7 @@ def test_what_waits_runs_before_the_end() -> None:
 def test_one_that_hangs_does_not_keep_the_server_from_stopping(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("multilora.grammar_threads._CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("multilora.grammar.threads._CLOSE_SECONDS", 0.05)
     threads, go_on, ended = GrammarThreads(2), threading.Event(), threading.Event()
 
     def work() -> None:

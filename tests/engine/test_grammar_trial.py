@@ -10,9 +10,9 @@ import pytest
 
 from multilora.config import DEMO
 from multilora.errors import ErrorCode, RequestError
-from multilora.grammar_compiler import GrammarCompiler
-from multilora.grammar_threads import GrammarThreads
-from multilora.grammars import Grammars
+from multilora.grammar.cache import Grammars
+from multilora.grammar.compiler import GrammarCompiler
+from multilora.grammar.threads import GrammarThreads
 from multilora.request import Grammar
 from multilora_text.tokenizer import Tokenizer
 

@@ -13,9 +13,9 @@ from engine_tools import drain, tokens
 from multilora.config import DEMO, EngineConfig
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
-from multilora.grammar_compiler import GrammarCompiler
-from multilora.grammars import Grammars
-from multilora.kv_cache import KVCache
+from multilora.forward.kv_cache import KVCache
+from multilora.grammar.cache import Grammars
+from multilora.grammar.compiler import GrammarCompiler
 from multilora.request import FinishReason, Grammar, Request, SamplingParams
 from multilora_text.tokenizer import Tokenizer
 

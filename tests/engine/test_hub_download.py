@@ -13,10 +13,10 @@ from huggingface_hub import constants, scan_cache_dir, snapshot_download
 
 from download_tools import WEIGHTS, names_in, use_hub, write_adapter
 from hub_server import HubServer
-from multilora.adapter_source import AdapterSource
+from multilora.adapters.naming.source import AdapterSource
 from multilora.download import hub_cache, partial_file
+from multilora.download.folder import DownloadLimits, adapter_folder
 from multilora.errors import ErrorCode, RequestError
-from multilora.sources import DownloadLimits, adapter_folder
 
 FILES = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
 WEIGHTS_PATH = "org/sql/adapter_model.safetensors"

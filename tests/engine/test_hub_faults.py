@@ -12,11 +12,11 @@ import pytest
 
 from download_tools import WEIGHTS, names_in, use_hub, write_adapter
 from hub_server import HubServer
-from multilora.adapter_source import AdapterSource
+from multilora.adapters.naming.source import AdapterSource
 from multilora.download import partial_file, transfer
+from multilora.download.folder import DownloadLimits, adapter_folder
 from multilora.download.transfer import Retries
 from multilora.errors import ErrorCode, RequestError
-from multilora.sources import DownloadLimits, adapter_folder
 
 WEIGHTS_PATH = "org/sql/adapter_model.safetensors"
 INFO_PATH = "api/models/org/sql"
@@ -212,9 +212,9 @@ def test_a_disk_without_room_is_said_before_a_byte_is_sent(
 _LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-from multilora.adapter_source import AdapterSource
+from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import RequestError
-from multilora.sources import adapter_folder
+from multilora.download.folder import adapter_folder
 try:
     adapter_folder(AdapterSource("sql", "org/sql"))
 except RequestError as error:

@@ -13,21 +13,21 @@ import pytest
 import torch
 
 from aot import record, variant
-from multilora import lora_linear
-from multilora.adapter_pages import AdapterPages
-from multilora.base_config import BaseConfig
-from multilora.batch import Batch, BatchItem, make_batch
-from multilora.captured_pass import GraphLimits
-from multilora.decode_graphs import DecodeGraphs
-from multilora.forward_input import build_forward_input
-from multilora.kernel_warm_up import warm_up, warm_up_batches
-from multilora.kv_cache import KVCache
-from multilora.llama import Llama, load_llama
-from multilora.model_runner import ModelRunner
+from multilora.base_model.config import BaseConfig
+from multilora.base_model.rope_config import RopeConfig
+from multilora.base_model.weights import LayerWeights, Weights
+from multilora.forward.captured_pass import GraphLimits
+from multilora.forward.decoder import Llama, load_llama
+from multilora.forward.graphs import DecodeGraphs
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.runner import ModelRunner
+from multilora.forward.step_input import build_forward_input
+from multilora.lora import linear as lora_linear
+from multilora.lora.adapter_pages import AdapterPages
 from multilora.request import Request
-from multilora.rope_config import RopeConfig
-from multilora.sequence import Sequence
-from multilora.weights import LayerWeights, Weights
+from multilora.scheduling.batch import Batch, BatchItem, make_batch
+from multilora.scheduling.sequence import Sequence
+from multilora.startup.kernel_warm_up import warm_up, warm_up_batches
 from multilora_kernels import (
     expand,
     lora,

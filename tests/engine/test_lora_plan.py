@@ -2,8 +2,8 @@
 
 import pytest
 
-from multilora import lora_plan
-from multilora.lora_plan import PLANS, LoRAPlan, fastest_plan
+from multilora.lora import plan as lora_plan
+from multilora.lora.plan import PLANS, LoRAPlan, fastest_plan
 
 
 @pytest.mark.parametrize("best", PLANS, ids=str)

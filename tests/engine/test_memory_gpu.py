@@ -8,8 +8,8 @@ import torch
 from engine_tools import drain, request
 from multilora.config import DEMO, EngineConfig
 from multilora.engine import Engine
-from multilora.gpu_check import choose_device, gather, problem
-from multilora.kv_cache import KVCache
+from multilora.forward.kv_cache import KVCache
+from multilora.startup.device import choose_device, gather, problem
 
 pytestmark = [
     pytest.mark.gpu,

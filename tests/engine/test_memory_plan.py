@@ -6,7 +6,7 @@ import re
 import pytest
 
 from multilora.errors import StartupError
-from multilora.memory_plan import (
+from multilora.startup.memory_plan import (
     HOST_POOL,
     GpuMemory,
     MemoryPlan,

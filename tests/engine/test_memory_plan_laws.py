@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from multilora.errors import StartupError
-from multilora.memory_plan import GpuMemory, MemoryPlan, PoolSettings, PoolUnits, plan_gpu
+from multilora.startup.memory_plan import GpuMemory, MemoryPlan, PoolSettings, PoolUnits, plan_gpu
 
 
 def machines(count: int) -> Iterator[tuple[GpuMemory, PoolUnits, PoolSettings]]:

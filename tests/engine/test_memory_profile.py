@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from multilora import engine_parts, memory_profile
-from multilora.adapter_pages import AdapterPages
-from multilora.base_config import BaseConfig
+from multilora.base_model.config import BaseConfig
 from multilora.config import EngineConfig
-from multilora.decode_graphs import DecodeGraphs, graph_sizes
 from multilora.engine import Engine
 from multilora.errors import StartupError
-from multilora.kv_cache import KVCache
-from multilora.llama import load_llama
-from multilora.memory_profile import Profile, Reading, largest_batch, measure, pool_units
-from multilora.model_runner import ModelRunner
+from multilora.forward.decoder import load_llama
+from multilora.forward.graphs import DecodeGraphs, graph_sizes
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.runner import ModelRunner
+from multilora.lora.adapter_pages import AdapterPages
+from multilora.startup import build as engine_parts
+from multilora.startup import memory_probe as memory_profile
+from multilora.startup.memory_probe import Profile, Reading, largest_batch, measure, pool_units
 
 CPU = torch.device("cpu")
 TOTAL, ELSEWHERE, WEIGHTS, POOLS, PEAK, WORKSPACE = 10**9, 7000, 50_000, 900, 300_000, 300

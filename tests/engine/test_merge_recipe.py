@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from multilora.adapters.merging.recipe import MergeRecipe, parse_merge
 from multilora.errors import ErrorCode, RequestError
-from multilora.merge_recipe import MergeRecipe, parse_merge
 
 PARTS = ["11", "22"]
 

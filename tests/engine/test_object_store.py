@@ -14,10 +14,10 @@ import pytest
 
 from download_tools import WEIGHTS, names_in, use_hub, write_adapter
 from hub_server import HubServer
-from multilora.adapter_source import AdapterSource
+from multilora.adapters.naming.source import AdapterSource
 from multilora.download import object_store
+from multilora.download.folder import adapter_folder
 from multilora.errors import ErrorCode, RequestError
-from multilora.sources import adapter_folder
 from object_store_tools import FILES, SIZE, WEIGHTS_PATH, check_whole, fetch, refusal, url
 
 MEMORY = "memory://adapters/sql"

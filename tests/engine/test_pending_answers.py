@@ -5,10 +5,10 @@ import time
 import pytest
 
 from engine_tools import MakeEngine, alone, request
-from multilora.admin_command import AdminCommand
+from multilora.adapters.admin.command import AdminCommand
+from multilora.adapters.admin.deadline_futures import PendingAnswers
+from multilora.adapters.merging.recipe import parse_merge
 from multilora.errors import ErrorCode, RequestError, cancelled, shutting_down
-from multilora.merge_recipe import parse_merge
-from multilora.pending_answers import PendingAnswers
 
 
 def test_the_first_answer_counts() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.reply import RUNNING, Reply
 from multilora.request import FinishReason, TokenOutput
+from multilora.wire.reply import RUNNING, Reply
 from responder_tools import EOS, Bench, until
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from multilora.batch import BatchItem
+from multilora.forward.sampler import sample
 from multilora.request import SamplingParams
-from multilora.sampler import sample
+from multilora.scheduling.batch import BatchItem
 from sampler_tools import drawn, inputs_of, item, run
 
 

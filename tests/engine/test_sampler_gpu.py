@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from multilora.sampler import sample
+from multilora.forward.sampler import sample
 from sampler_tools import drawn, every_bound_kind, every_kind, inputs_of, run
 
 pytestmark = [

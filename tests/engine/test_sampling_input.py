@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from multilora.forward.sampling_input import add_sampling_input, noise_keys
+from multilora.forward.staging import Upload
 from multilora.request import SamplingParams
-from multilora.sampling_input import add_sampling_input, noise_keys
-from multilora.upload import Upload
 from sampler_tools import EOS, drawn, every_kind, inputs_of, item
 
 

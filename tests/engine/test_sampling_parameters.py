@@ -5,9 +5,13 @@ from typing import Any
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.grammar_parameter import read_grammar
 from multilora.request import Grammar, SamplingParams
-from multilora.sampling_parameters import check_names, parse_sampling_parameters, sampling_params
+from multilora.wire.grammar_parameter import read_grammar
+from multilora.wire.sampling_parameters import (
+    check_names,
+    parse_sampling_parameters,
+    sampling_params,
+)
 
 
 def read(text: str) -> SamplingParams:

@@ -8,7 +8,7 @@ import pytest
 
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, Request, SamplingParams
-from multilora.scheduler import Scheduler
+from multilora.scheduling.scheduler import Scheduler
 from scheduler_tools import EOS, Clock, Gate, make, names, request, run
 
 GONE = RequestError(ErrorCode.UNAVAILABLE, "the adapter was unloaded")

@@ -6,7 +6,7 @@ import pytest
 
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason
-from multilora.scheduler import Scheduler
+from multilora.scheduling.scheduler import Scheduler
 from scheduler_tools import Clock, Gate, make, names, request, run
 
 

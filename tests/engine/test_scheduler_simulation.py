@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from multilora.batch import SampledToken
-from multilora.fair_queue import FairQueue
 from multilora.request import Request, SamplingParams
-from multilora.sequence import Sequence, SequenceStatus
+from multilora.scheduling.batch import SampledToken
+from multilora.scheduling.fair_queue import FairQueue
+from multilora.scheduling.sequence import Sequence, SequenceStatus
 from scheduler_tools import Gate, make, run
 
 ADAPTERS = [f"a{i}" for i in range(16)]

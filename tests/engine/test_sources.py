@@ -13,9 +13,9 @@ from hub_server import HubServer
 
 _CODE = """
 import sys
-from multilora.adapter_source import AdapterSource
+from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import RequestError, StartupError
-from multilora.sources import adapter_folder, base_folder
+from multilora.download.folder import adapter_folder, base_folder
 kind, location, revision = sys.argv[1:]
 try:
     if kind == "base":

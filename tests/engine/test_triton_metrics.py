@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from multilora import lora_requests_info, triton_metrics
 from multilora.metrics import METRICS, AdapterFigures
-from multilora.triton_metrics import TritonMetrics
+from multilora.wire import lora_requests_info
+from multilora.wire import metrics as triton_metrics
+from multilora.wire.metrics import TritonMetrics
 
 GAUGE, COUNTER = "multilora_kv_blocks_used", "multilora_requests_total"
 SECONDS = "multilora_adapter_read_seconds_total"

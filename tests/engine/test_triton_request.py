@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multilora.admin_command import AdminCommand
+from multilora.adapters.admin.command import AdminCommand
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import Grammar
-from multilora.triton_request import (
+from multilora.wire.triton_request import (
     TritonRequest,
     admin_command,
     is_admin,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from multilora.upload import Upload, offsets
+from multilora.forward.staging import Upload, offsets
 
 CPU = torch.device("cpu")
 ARRAYS = (

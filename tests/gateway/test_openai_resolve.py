@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from e2e_tools import DEMO
-from multilora.adapter_names import check_name
+from multilora.adapters.naming.names import check_name
 from multilora.errors import RequestError
 from multilora_gateway.access import Caller
 from multilora_gateway.backend import Backend

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from e2e_tools import DEMO
-from multilora.grammar_compiler import GrammarCompiler
-from multilora.grammars import Grammars
+from multilora.grammar.cache import Grammars
+from multilora.grammar.compiler import GrammarCompiler
 from multilora.request import Grammar
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.openai_chat import ChatBody

@@ -19,7 +19,7 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "multilora_llm" / "1"))
 
-from multilora.admin_command import parse_admin_command
+from multilora.adapters.admin.command import parse_admin_command
 from multilora.errors import ErrorCode, RequestError, internal, invalid
 
 _LOG = logging.getLogger("multilora.adapters")

@@ -16,15 +16,21 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
-from multilora.admin_command import AdminCommand
+from multilora.adapters.admin.command import AdminCommand
 from multilora.config import EngineConfig
-from multilora.early_stops import EarlyStops
 from multilora.errors import RequestError, StartupError, cancelled, internal, invalid
-from multilora.grammar_threads import GrammarThreads
-from multilora.reply import Reply, json_reply
-from multilora.responder import Responder, stopped_reply
-from multilora.triton_metrics import TritonMetrics
-from multilora.triton_request import TritonRequest, admin_command, is_admin, is_stop, parse_request
+from multilora.grammar.threads import GrammarThreads
+from multilora.wire.early_stops import EarlyStops
+from multilora.wire.metrics import TritonMetrics
+from multilora.wire.reply import Reply, json_reply
+from multilora.wire.responder import Responder, stopped_reply
+from multilora.wire.triton_request import (
+    TritonRequest,
+    admin_command,
+    is_admin,
+    is_stop,
+    parse_request,
+)
 
 _LOG = logging.getLogger("multilora.model")
 
@@ -148,7 +154,7 @@ class TritonPythonModel:
     def _administer(self, command: AdminCommand, client: TritonClient) -> None:
         """On a thread of its own: to list the adapters may take a look at thousands of folders."""
         if command.action == "describe":
-            from multilora.base_description import describe  # torch, as in initialize
+            from multilora.wire.description import describe  # torch, as in initialize
 
             return client.send(json_reply(describe(self._engine)))
         answer = self._engine.admin.execute(command, self._config.adapter_timeout)

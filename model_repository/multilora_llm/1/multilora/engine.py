@@ -12,16 +12,16 @@ import threading
 import time
 from collections.abc import Callable
 
-from multilora.adapter_admin import AdapterAdmin
 from multilora.adapter_counts import AdapterCounts
-from multilora.adapter_source import AdapterSource
+from multilora.adapters.admin.admin import AdapterAdmin
+from multilora.adapters.naming.source import AdapterSource
 from multilora.config import EngineConfig
-from multilora.engine_parts import EngineParts, load_parts
 from multilora.errors import RequestError, internal, invalid, shutting_down, too_many
 from multilora.metrics import METRICS, AdapterFigures
 from multilora.request import Grammar, Request, TokenOutput
 from multilora.request_limits import RequestLimits
-from multilora.token_matcher import TokenMatcher
+from multilora.scheduling.token_matcher import TokenMatcher
+from multilora.startup.build import EngineParts, load_parts
 
 _LOG = logging.getLogger(__name__)
 _IDLE_SECONDS = 1.0  # how long to sleep while all that waits needs an adapter that loads

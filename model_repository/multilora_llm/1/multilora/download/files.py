@@ -2,8 +2,8 @@
 
 from collections.abc import Collection
 
-from multilora.adapter_config import CONFIG_FILE
-from multilora.adapter_files import PICKLE_FILE, PICKLE_REFUSAL, WEIGHTS_FILE
+from multilora.adapters.checkpoint.peft_config import CONFIG_FILE
+from multilora.adapters.files import PICKLE_FILE, PICKLE_REFUSAL, WEIGHTS_FILE
 from multilora.errors import ErrorCode, RequestError, invalid
 
 

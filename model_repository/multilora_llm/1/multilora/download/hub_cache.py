@@ -20,7 +20,7 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from multilora.adapter_files import FILES, NEEDED_FILES
+from multilora.adapters.files import FILES, NEEDED_FILES
 from multilora.download.partial_file import PartialFile, on_disk, write_atomically
 from multilora.download.transfer import Interrupted
 

@@ -1,0 +1,123 @@
+"""What an administrator asks of the adapters: a JSON object, read and checked."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from multilora.adapters.merging.recipe import MergeRecipe, parse_merge
+from multilora.adapters.naming.names import hub_token
+from multilora.errors import invalid
+
+ACTIONS = ("list", "info", "load", "unload", "pin", "unpin", "merge", "template", "describe")
+_MAX_SECONDS = 1e9  # deadlines are added to clocks: keep them finite
+_LONGEST = 4096  # characters, as of paths
+_TEXTS = ("adapter_id", "source", "revision")
+_KEYS = ("action", *_TEXTS, "cancel", "timeout", "merge", "adapter_token")
+_TAKEN_BY = {  # key → the actions that it says something to
+    "adapter_id": ("info", "load", "unload", "pin", "unpin", "template"),
+    "source": ("load",),
+    "revision": ("load",),
+    "cancel": ("unload",),
+    "merge": ("merge",),
+    "adapter_token": ("load", "merge", "template"),
+}
+
+
+@dataclass(frozen=True)
+class AdminCommand:
+    """`source` "" leaves the choice to the catalog; `timeout` (seconds) None to the server.
+
+    `cancel`: an unload ends the running sequences instead of waiting for them. `adapter_token` is
+    the Hub token for what must be downloaded; never shown.
+    """
+
+    action: str
+    adapter_id: str = ""
+    source: str = ""
+    revision: str = ""
+    cancel: bool = False
+    timeout: float | None = None
+    merge: MergeRecipe | None = None
+    adapter_token: str = field(default="", repr=False)
+
+
+def parse_admin_command(text: str) -> AdminCommand:
+    """Read the JSON object; a key that is null or empty counts as not given.
+
+    Raises RequestError (INVALID_ARG).
+    """
+    given = _object(text)
+    action = given.get("action")
+    if not isinstance(action, str) or action not in ACTIONS:
+        raise invalid(f"admin: action must be one of {', '.join(ACTIONS)}; got {_shown(action)}")
+    if unknown := [name for name in given if name not in _KEYS]:
+        raise invalid(
+            f"admin: unknown key {_shown(unknown[0])}; the action (one of {', '.join(ACTIONS)}) "
+            f"takes {', '.join(_KEYS[1:])}"
+        )
+    command = AdminCommand(
+        action,
+        *(_text(name, given.get(name)) for name in _TEXTS),
+        cancel=_cancel(given.get("cancel")),
+        timeout=_timeout(given.get("timeout")),
+        merge=parse_merge(given["merge"]) if given.get("merge") else None,
+        adapter_token=hub_token(given.get("adapter_token") or ""),
+    )
+    _check_use(command)
+    return command
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise invalid(
+            f'admin is not JSON ({error}); send for example {{"action": "list"}}'
+        ) from None
+    if not isinstance(given, dict):
+        raise invalid(
+            f'admin must be a JSON object such as {{"action": "list"}}; got {type(given).__name__}'
+        )
+    return given
+
+
+def _check_use(command: AdminCommand) -> None:
+    """Nothing that is given may be without effect."""
+    for name, actions in _TAKEN_BY.items():
+        if getattr(command, name) and command.action not in actions:
+            raise invalid(f"admin: {command.action} takes no {name}; leave it out")
+    if command.action in _TAKEN_BY["adapter_id"] and not command.adapter_id:
+        raise invalid(f"admin: {command.action} needs an adapter_id; name the adapter")
+    if command.action == "merge" and not command.merge:
+        raise invalid("admin: merge needs a merge, the object that says what to merge")
+
+
+def _text(name: str, value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > _LONGEST:
+        raise invalid(
+            f"admin: {name} must be a string of at most {_LONGEST} characters; got {_shown(value)}"
+        )
+    return value
+
+
+def _cancel(value: object) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise invalid(f"admin: cancel must be true or false; got {_shown(value)}")
+    return bool(value)
+
+
+def _timeout(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MAX_SECONDS:
+        return float(value)
+    raise invalid(
+        f"admin: timeout must be a number of seconds above 0, at most 1e9; got {_shown(value)}"
+    )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"

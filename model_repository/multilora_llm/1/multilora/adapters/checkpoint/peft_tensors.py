@@ -1,0 +1,194 @@
+"""From the tensors of a PEFT checkpoint to checked LoRA factors of the base model's projections.
+
+Law: every tensor is used or the adapter is refused, so nothing an adapter learned is dropped.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from multilora.adapters.checkpoint.peft_config import CONFIG_FILE, AdapterConfig
+from multilora.base_model.config import BaseConfig
+from multilora.errors import RequestError, invalid
+
+_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.[^.]+)?\.weight")
+_MODULE = re.compile(
+    r"(?:(?:base_model|model|language_model|module)\.)*layers\.(?P<layer>\d+)\."
+    r"(?:self_attn\.(?P<attention>[qkvo]_proj)|mlp\.(?P<mlp>(?:gate|up|down)_proj))"
+)
+_WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_FOREIGN = (  # part of a tensor name → what it is
+    ("lora_magnitude_vector", "a DoRA magnitude"),
+    ("lora_embedding_", "LoRA on the token embeddings"),
+    ("token_adapter", "trained token embeddings"),
+    ("trainable_tokens_", "trained token embeddings"),
+    ("embed_tokens", "an embedding table (added or trained vocabulary)"),
+    ("lm_head", "the output head (added or trained vocabulary)"),
+    ("modules_to_save", "a fully trained copy of a base module"),
+    (".bias", "a trained bias"),
+)
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Target(NamedTuple):
+    layer: int
+    projection: str  # "q_proj", … a key of BaseConfig.projections
+
+
+class Factors(NamedTuple):
+    """ΔW = scaling · b · a, as in the file: a [rank, in_features], b [out_features, rank]."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+class _Half(NamedTuple):
+    """lora_A or lora_B as it stands in the file."""
+
+    name: str
+    module: str  # without PEFT's prefix: what rank_pattern and alpha_pattern match
+    tensor: torch.Tensor
+
+
+def lora_factors(
+    tensors: Mapping[str, torch.Tensor], config: AdapterConfig, base: BaseConfig, max_rank: int
+) -> dict[Target, Factors]:
+    """The factors of every module the adapter updates; at least one.
+
+    RequestError(INVALID_ARG) for tensors that are unknown, unpaired, of the wrong shape, over
+    `max_rank`, and when none fits the base model.
+    """
+    halves: dict[tuple[Target, str], _Half] = {}
+    foreign: list[str] = []
+    for name, tensor in tensors.items():
+        match = _TENSOR.fullmatch(_WRAPPERS.sub("", name))
+        target = _target(match["module"], name, base) if match else None
+        if match is None or target is None:
+            foreign.append(name)
+            continue
+        half = _Half(name, match["module"].removeprefix("base_model.model."), tensor)
+        other = halves.setdefault((target, match["half"]), half)
+        if other is not half:
+            raise invalid(
+                f"tensors {other.name!r} and {name!r} are for the same module; "
+                "save each adapter in a folder of its own"
+            )
+    if foreign or not halves:
+        raise _refusal(foreign, bool(halves), base)
+    targets = dict.fromkeys(target for target, _ in halves)
+    return {target: _pair(target, halves, config, base, max_rank) for target in targets}
+
+
+def _target(module: str, name: str, base: BaseConfig) -> Target | None:
+    match = _MODULE.fullmatch(module)
+    if match is None:
+        return None
+    layer = int(match["layer"])
+    if layer >= base.num_layers:
+        raise invalid(
+            f"tensor {name!r} is for layer {layer}, but the base model has layers 0 to "
+            f"{base.num_layers - 1}; use the base model the adapter was trained on"
+        )
+    return Target(layer, match["attention"] or match["mlp"])
+
+
+def _refusal(foreign: list[str], some_match: bool, base: BaseConfig) -> RequestError:
+    for part, meaning in _FOREIGN:
+        for name in foreign:
+            if part in name:
+                return invalid(
+                    f"tensor {name!r} is {meaning}, which is not supported; retrain without it, "
+                    "or merge the adapter into the base model and serve that"
+                )
+    if not foreign:
+        return invalid("the checkpoint holds no tensors; save the trained adapter again")
+    modules = ", ".join(base.projections)
+    if some_match:
+        return invalid(
+            f"tensor {foreign[0]!r} is not lora_A or lora_B of {modules}; "
+            "retrain with target_modules among these"
+        )
+    return invalid(
+        f"no tensor matches a module of the base model, which has {modules} in layers 0 to "
+        f"{base.num_layers - 1} (the first tensor is {foreign[0]!r}); "
+        "use an adapter that was trained on this base model"
+    )
+
+
+def _pair(
+    target: Target,
+    halves: Mapping[tuple[Target, str], _Half],
+    config: AdapterConfig,
+    base: BaseConfig,
+    max_rank: int,
+) -> Factors:
+    a, b = halves.get((target, "A")), halves.get((target, "B"))
+    if a is None or b is None:
+        present, missing = (a, "lora_B") if a else (b, "lora_A")
+        assert present is not None
+        raise invalid(
+            f"tensor {present.name!r} has no {missing} beside it; save the trained adapter again"
+        )
+    in_features, out_features = base.projections[target.projection]
+    _check_shapes(a, b, in_features, out_features)
+    _check_rank(a, config.rank(a.module), max_rank)
+    for half in (a, b):
+        _check_dtype(half)
+    return Factors(a.tensor, b.tensor, config.scaling(a.module))
+
+
+def _check_shapes(a: _Half, b: _Half, in_features: int, out_features: int) -> None:
+    rank = a.tensor.shape[0] if a.tensor.ndim == 2 else "rank"
+    for half, shape in ((a, [rank, in_features]), (b, [out_features, rank])):
+        if list(half.tensor.shape) != shape:
+            raise invalid(
+                f"tensor {half.name!r} has shape {list(half.tensor.shape)}, but the base model "
+                f"needs {shape}; use the base model the adapter was trained on"
+            )
+
+
+def _check_rank(a: _Half, expected: int, max_rank: int) -> None:
+    rank = a.tensor.shape[0]
+    if rank == 0:
+        raise invalid(f"tensor {a.name!r} has rank 0; gather sharded weights before saving")
+    if rank != expected:
+        raise invalid(
+            f"tensor {a.name!r} has rank {rank}, but {CONFIG_FILE} says {expected} (r or "
+            "rank_pattern), so its scaling is unknown; save both files together"
+        )
+    if rank > max_rank:
+        raise invalid(
+            f"tensor {a.name!r} has rank {rank}, over the limit of {max_rank}; "
+            "raise max_lora_rank (--max-lora-rank)"
+        )
+
+
+def _check_dtype(half: _Half) -> None:
+    if half.tensor.dtype not in _FLOATS:
+        raise invalid(
+            f"tensor {half.name!r} has dtype {half.tensor.dtype}; save the adapter in float32, "
+            "float16 or bfloat16"
+        )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """True when every value is: a sum is, which costs a fraction of looking at each."""
+    total = tensor.sum(dtype=torch.float32)
+    return bool(total.isfinite()) or bool(tensor.isfinite().all())  # the sum may overflow
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    """RequestError(INVALID_ARG) naming the first tensor that holds an infinity or a NaN."""
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise invalid(
+                f"tensor {name!r} holds values that are not finite; the training diverged, "
+                "so use an earlier checkpoint"
+            )

@@ -1,0 +1,117 @@
+"""The files of an adapter folder: which ones matter, their stamps, their bytes at one moment.
+
+Law: what `read_settled` returns stood in the folder together. The stamps before and after agree,
+and nobody had written for a while; so a copy in progress is waited for, not served half.
+"""
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from multilora.adapters.checkpoint.peft_config import CONFIG_FILE
+from multilora.errors import ErrorCode, RequestError, invalid
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
+PICKLE_REFUSAL = (
+    f"{PICKLE_FILE} is a pickle, which can run code and is never opened; save the adapter with "
+    "save_pretrained(..., safe_serialization=True)"
+)
+NEEDED_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+OPTIONAL_FILES = (
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+FILES = (*OPTIONAL_FILES, *NEEDED_FILES)
+
+_QUIET_SECONDS = 0.05  # since the last write: between the files of one copy less than that passes
+_ATTEMPTS = 8
+_PAUSE_SECONDS = 0.1
+
+
+class FileStamp(NamedTuple):
+    """Differs once a file was written or replaced, even when the tool restored its mtime."""
+
+    name: str
+    mtime_ns: int
+    ctime_ns: int
+    size: int
+    inode: int
+
+    @staticmethod
+    def of(name: str, status: os.stat_result) -> "FileStamp":
+        return FileStamp(
+            name, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+        )
+
+
+def read_settled(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The bytes of those files of `names` that are in `folder`, all of one moment.
+
+    RequestError(INVALID_ARG) for what is no regular file or may not be read, UNAVAILABLE while
+    they keep changing.
+    """
+    for attempt in range(_ATTEMPTS):
+        time.sleep(_PAUSE_SECONDS if attempt else 0)
+        before = stamps(folder, names)
+        time.sleep(_unrest(before))
+        contents = {stamp.name: _read(folder / stamp.name, stamp.size) for stamp in before}
+        if stamps(folder, names) == before:
+            return {name: content for name, content in contents.items() if content is not None}
+    raise RequestError(
+        ErrorCode.UNAVAILABLE, f"folder {folder} is being written; try again when it is complete"
+    )
+
+
+def stamps(folder: Path, names: Sequence[str]) -> list[FileStamp]:
+    """Of those of `names` that are in `folder`; RequestError as `read_settled`."""
+    found: list[FileStamp] = []
+    for name in names:
+        try:
+            status = os.stat(folder / name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise _unreadable(folder / name, error) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise invalid(f"{name} in {folder} is not a regular file; copy the adapter again")
+        found.append(FileStamp.of(name, status))
+    return found
+
+
+def _unrest(stamps: list[FileStamp]) -> float:
+    """Seconds until the last write is long enough ago, by a clock that may differ from ours."""
+    if any(stamp.size == 0 for stamp in stamps):
+        return _QUIET_SECONDS  # a file being emptied shows it in its size before its times
+    age = time.time() - max((stamp.ctime_ns for stamp in stamps), default=0) / 1e9
+    return min(_QUIET_SECONDS, max(0.0, _QUIET_SECONDS - age))
+
+
+def _read(path: Path, size: int) -> bytes | None:
+    """Up to `size` bytes; None when the file has gone. A fifo in its place does not block."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(size) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except MemoryError:
+        raise invalid(
+            f"{path} has {size} bytes, more than there is memory for; make it smaller"
+        ) from None
+
+
+def _unreadable(path: Path, error: OSError) -> RequestError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return invalid(f"{path} cannot be read (Permission denied); let the server's user read it")
+    return RequestError(
+        ErrorCode.UNAVAILABLE, f"{path} cannot be read ({error.strerror}); try again"
+    )

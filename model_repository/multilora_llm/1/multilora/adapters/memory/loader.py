@@ -1,0 +1,101 @@
+"""The loader threads: they bring adapters from their source into host memory.
+
+They know nothing of adapters: they call `read` and report what came of it. The engine thread asks
+(`request`) and later collects (`results`); `wake` tells it that there is something new. Folders
+have a thread of their own, so that no adapter on disk waits behind a slow download.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+from multilora.adapters.naming.source import AdapterSource
+from multilora.errors import RequestError, internal
+
+LoadedT = TypeVar("LoadedT")
+_NICENESS = 10  # loading yields the processor to the engine
+_MOST_QUEUED = 4  # reads that wait in a lane: enough to keep it busy over a pass of the engine
+
+_Wanted = queue.SimpleQueue[tuple[AdapterSource, int] | None]
+
+
+class LoadResult(NamedTuple, Generic[LoadedT]):
+    """Exactly one of `adapter` and `error` is set; `ticket` is the one of the request."""
+
+    source: AdapterSource
+    ticket: int
+    seconds: float
+    adapter: LoadedT | None
+    error: RequestError | None
+
+
+class AdapterLoader(Generic[LoadedT]):
+    """Threads around `read(source)`, which raises RequestError when it cannot.
+
+    `downloads` is how many sources outside this machine are read at once.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[AdapterSource], LoadedT],
+        wake: Callable[[], None],
+        downloads: int = 1,
+    ) -> None:
+        self.results: queue.SimpleQueue[LoadResult[LoadedT]] = queue.SimpleQueue()
+        self._folders: _Wanted = queue.SimpleQueue()
+        self._downloads: _Wanted = queue.SimpleQueue()
+        self._read = read
+        self._wake = wake
+        self._closed = False
+        lanes = [self._folders] + [self._downloads] * downloads
+        self._threads = [
+            threading.Thread(target=self._loop, args=(lane,), name="adapter-loader", daemon=True)
+            for lane in lanes
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def has_room(self, source: AdapterSource) -> bool:
+        """False while enough waits before it: what is not asked for yet takes no memory."""
+        return self._lane(source).qsize() < _MOST_QUEUED
+
+    def request(self, source: AdapterSource, ticket: int = 0) -> None:
+        self._lane(source).put((source, ticket))
+
+    def close(self) -> None:
+        """Stop after the loads in progress; a download may outlast the wait."""
+        self._closed = True
+        self._folders.put(None)
+        for _ in self._threads[1:]:
+            self._downloads.put(None)
+        deadline = time.monotonic() + 5
+        for thread in self._threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+
+    def _lane(self, source: AdapterSource) -> _Wanted:
+        return self._folders if source.is_folder else self._downloads
+
+    def _loop(self, lane: _Wanted) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # a thread is a process to Linux alone
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        while (wanted := lane.get()) is not None and not self._closed:
+            self.results.put(self._load(*wanted))
+            self._wake()
+
+    def _load(self, source: AdapterSource, ticket: int) -> LoadResult[LoadedT]:
+        start = time.monotonic()
+        adapter, failure = None, None
+        try:
+            adapter = self._read(source)
+        except RequestError as error:
+            failure = error
+        except Exception as error:
+            logging.getLogger(__name__).exception("loading adapter %s", source.adapter_id)
+            message = f"adapter {source.adapter_id!r} could not be loaded: {error!r}"
+            failure = internal(message)
+        return LoadResult(source, ticket, time.monotonic() - start, adapter, failure)

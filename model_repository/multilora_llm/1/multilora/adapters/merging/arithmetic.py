@@ -1,0 +1,114 @@
+"""Several adapters → one, matrix by matrix: PEFT's `add_weighted_adapter`, and its PEFT files.
+
+Semantics, for each module and the parts i that update it, with s_i = weight_i · scaling_i:
+A = merge(A_i · sign(s_i)·√|s_i|), B = merge(B_i · √|s_i|), and the scaling of the result is 1.
+merge is a sum (linear), a sum of what random pruning leaves (dare_linear, arXiv:2311.03099), or a
+mean of the values that agree with the majority's sign after pruning (ties, arXiv:2306.01708).
+Parts of lower rank are filled with zero rows, which change no product.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from safetensors.torch import save
+
+from multilora.adapters.checkpoint.peft_config import CONFIG_FILE
+from multilora.adapters.checkpoint.peft_tensors import Factors, Target
+from multilora.adapters.files import WEIGHTS_FILE
+from multilora.adapters.merging.recipe import MergeRecipe
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def merge_factors(
+    parts: Sequence[Mapping[Target, Factors]], recipe: MergeRecipe, seed: int
+) -> dict[Target, Factors]:
+    """One part for each weight → float32 factors of one rank, with scaling 1.
+
+    `seed` makes the pruning of dare_* the same each time.
+    """
+    rank = max(pair.rank for part in parts for pair in part.values())
+    noise = torch.Generator().manual_seed(seed)
+    targets = {target for part in parts for target in part}
+    return {target: _merged(target, parts, recipe, rank, noise) for target in sorted(targets)}
+
+
+def as_checkpoint(merged: Mapping[Target, Factors]) -> dict[str, bytes]:
+    """The files of a PEFT folder, by name."""
+    rank = max(pair.rank for pair in merged.values())
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": rank,
+        "bias": "none",
+        "target_modules": sorted({target.projection for target in merged}),
+    }
+    tensors: dict[str, torch.Tensor] = {}
+    for target, pair in merged.items():
+        block = "self_attn" if target.projection in _ATTENTION else "mlp"
+        module = f"base_model.model.model.layers.{target.layer}.{block}.{target.projection}"
+        tensors[f"{module}.lora_A.weight"] = pair.a.contiguous()
+        tensors[f"{module}.lora_B.weight"] = pair.b.contiguous()
+    return {CONFIG_FILE: json.dumps(config, indent=1).encode(), WEIGHTS_FILE: save(tensors)}
+
+
+def _merged(
+    target: Target,
+    parts: Sequence[Mapping[Target, Factors]],
+    recipe: MergeRecipe,
+    rank: int,
+    noise: torch.Generator,
+) -> Factors:
+    pairs = [
+        (part[target], weight)
+        for part, weight in zip(parts, recipe.weights, strict=True)
+        if target in part
+    ]
+    scales = [weight * pair.scaling for pair, weight in pairs]
+    roots = [math.sqrt(abs(scale)) for scale in scales]
+    signed = [math.copysign(root, scale) for root, scale in zip(roots, scales, strict=True)]
+    a = _combined([pair.a for pair, _ in pairs], signed, recipe, (rank, 0), noise)
+    b = _combined([pair.b for pair, _ in pairs], roots, recipe, (0, rank), noise)
+    return Factors(a, b, 1.0)
+
+
+def _combined(
+    tensors: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    recipe: MergeRecipe,
+    least: tuple[int, int],
+    noise: torch.Generator,
+) -> torch.Tensor:
+    """`least` rows and columns of the result; what is filled in is 0 and agrees with no sign."""
+    pruned = [_pruned(tensor.float(), recipe, noise) for tensor in tensors]
+    stacked = torch.stack([_padded(tensor, *least) for tensor in pruned])
+    weighted = stacked * torch.tensor(weights).view(-1, 1, 1)
+    if not recipe.strategy.endswith("ties"):
+        return weighted.sum(dim=0)
+    sign = stacked.sign()
+    votes = (stacked if recipe.sign_method == "total" else sign).sum(dim=0)
+    agrees = sign == torch.where(votes >= 0, 1, -1)
+    return (weighted * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1.0)
+
+
+def _pruned(tensor: torch.Tensor, recipe: MergeRecipe, noise: torch.Generator) -> torch.Tensor:
+    """The part `density` of the values: the largest (ties), or any, made up for (dare_*)."""
+    density = recipe.density
+    if density >= 1:
+        return tensor
+    if recipe.strategy.startswith("dare"):
+        kept = torch.bernoulli(torch.full_like(tensor, density), generator=noise)
+        return tensor * kept / density
+    flat = tensor.reshape(-1)
+    kept = torch.zeros_like(flat)
+    kept[flat.abs().topk(int(density * flat.numel())).indices] = 1
+    return (flat * kept).view_as(tensor)
+
+
+def _padded(tensor: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    right = max(0, columns - tensor.shape[1])
+    below = max(0, rows - tensor.shape[0])
+    return torch.nn.functional.pad(tensor, (0, right, 0, below))

@@ -1,0 +1,182 @@
+"""Merged adapters: made once, kept on disk, named by what they are made of.
+
+Laws: a request may merge what it may name, and nothing else; one recipe of the same files is one
+adapter, however often it is asked for; nothing here runs on the engine thread.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from multilora.adapters.checkpoint.adapter import read_checkpoint
+from multilora.adapters.files import NEEDED_FILES, FileStamp, stamps
+from multilora.adapters.memory.records import AdapterRecords
+from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
+from multilora.adapters.merging.cache import MergeCache
+from multilora.adapters.merging.recipe import MergeRecipe
+from multilora.adapters.naming.catalog import AdapterCatalog
+from multilora.adapters.naming.names import MERGED_PREFIX
+from multilora.adapters.naming.source import AdapterSource, Origin
+from multilora.base_model.config import BaseConfig
+from multilora.errors import ErrorCode, RequestError, internal
+
+_LOG = logging.getLogger(__name__)
+_NICENESS = 10  # merging yields the processor to the engine
+_THREADS = 4  # parts may have to be downloaded first
+_MOST_QUEUED = 64
+_KEPT_MERGES = 64  # folders on disk
+_KEPT_DIGESTS = 1024
+_KEPT_DOWNLOADS = 64
+_FRESH_SECONDS = 30.0  # how long what was downloaded is taken for the newest
+_SHORT = 16  # characters of the digest in an id
+
+KeyT = TypeVar("KeyT")
+ValueT = TypeVar("ValueT")
+_Version = tuple[Path, tuple[FileStamp, ...]]
+
+
+class Merged(NamedTuple):
+    """`dropped` are the ids of merged adapters that have left the disk for it."""
+
+    source: AdapterSource
+    dropped: Sequence[str]
+
+
+Done = Callable[[Merged | RequestError], None]
+_Job = tuple[MergeRecipe, Sequence[AdapterSource], Done] | None
+
+
+class AdapterMerger:
+    """Any thread. `folder_of` brings a source to this machine, which may take a download."""
+
+    def __init__(
+        self,
+        catalog: AdapterCatalog,
+        records: AdapterRecords,
+        base: BaseConfig,
+        max_rank: int,
+        folder_of: Callable[[AdapterSource], Path],
+        kept: int = _KEPT_MERGES,
+    ) -> None:
+        self.computed = 0  # merges that were not found on disk
+        self._catalog = catalog
+        self._records = records
+        self._base = base
+        self._max_rank = max_rank
+        self._folder_of = folder_of
+        self._cache = MergeCache(kept)
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._computing = threading.Lock()  # one at a time: it takes memory
+        self._lock = threading.Lock()  # guards what follows
+        self._threads: list[threading.Thread] = []
+        self._digests: OrderedDict[_Version, str] = OrderedDict()
+        self._downloads: OrderedDict[AdapterSource, tuple[Path, float]] = OrderedDict()
+
+    def submit(self, recipe: MergeRecipe, token: str, done: Done) -> None:
+        """Tell `done` on another thread what came of it.
+
+        RequestError: as AdapterCatalog.resolve for the parts, or UNAVAILABLE when too many wait.
+        """
+        sources = [self._catalog.resolve(adapter_id, token) for adapter_id in recipe.ids]
+        if self._jobs.qsize() >= _MOST_QUEUED:
+            message = f"{_MOST_QUEUED} merges wait already; try again later"
+            raise RequestError(ErrorCode.UNAVAILABLE, message)
+        with self._lock:
+            if not self._threads:  # most servers never merge
+                self._threads = [
+                    threading.Thread(target=self._loop, name="adapter-merger", daemon=True)
+                    for _ in range(_THREADS)
+                ]
+                for thread in self._threads:
+                    thread.start()
+        self._jobs.put((recipe, sources, done))
+
+    def close(self) -> None:
+        """End the threads after the merges in progress, without waiting for them."""
+        for _ in range(_THREADS):
+            self._jobs.put(None)
+
+    def _loop(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # a thread is a process to Linux alone
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        while job := self._jobs.get():
+            recipe, sources, done = job
+            try:
+                done(self._merge(recipe, sources))
+            except RequestError as error:
+                done(error)
+            except Exception as error:
+                _LOG.exception("merging %s failed", ", ".join(recipe.ids))
+                done(internal(f"merging failed: {error!r}"))
+
+    def _merge(self, recipe: MergeRecipe, sources: Sequence[AdapterSource]) -> Merged:
+        folders = [self._folder(source) for source in sources]
+        parts = list(zip(recipe.ids, folders, strict=True))
+        digest = recipe.digest([self._digest(*part) for part in parts])
+        dropped: list[str] = []
+        if not self._cache.touch(digest):
+            with self._computing:
+                if not self._cache.touch(digest):  # nobody else has made it meanwhile
+                    digest = self._compute(recipe, parts)
+                    dropped = [_name(gone) for gone in self._cache.prune(self._used_at)]
+        location = str(self._cache.folder(digest))
+        return Merged(AdapterSource(_name(digest), location, origin=Origin.MERGED), dropped)
+
+    def _compute(self, recipe: MergeRecipe, parts: Sequence[tuple[str, Path]]) -> str:
+        """Of the files as they are now → digest."""
+        start = time.monotonic()
+        read = [read_checkpoint(path, name, self._base, self._max_rank) for name, path in parts]
+        digest = recipe.digest([checkpoint.digest for checkpoint in read])
+        merged = merge_factors([part.factors for part in read], recipe, int(digest[:15], 16))
+        self._cache.add(digest, as_checkpoint(merged))
+        self.computed += 1
+        seconds = time.monotonic() - start
+        _LOG.info("merged %s into %s in %.1f s", ", ".join(recipe.ids), _name(digest), seconds)
+        return digest
+
+    def _folder(self, source: AdapterSource) -> Path:
+        if source.is_folder:
+            return self._folder_of(source)
+        now = time.monotonic()
+        with self._lock:
+            folder, until = self._downloads.get(source, (Path(), 0.0))
+        if now >= until or not folder.is_dir():
+            folder = self._folder_of(source)
+            with self._lock:
+                _keep(self._downloads, source, (folder, now + _FRESH_SECONDS), _KEPT_DOWNLOADS)
+        return folder
+
+    def _digest(self, adapter_id: str, folder: Path) -> str:
+        """Of the files in `folder`, which are read only when they have changed."""
+        version = (folder, tuple(stamps(folder, NEEDED_FILES)))
+        with self._lock:
+            known = self._digests.get(version)
+        if known is None:
+            known = read_checkpoint(folder, adapter_id, self._base, self._max_rank).digest
+            with self._lock:
+                _keep(self._digests, version, known, _KEPT_DIGESTS)
+        return known
+
+    def _used_at(self, digest: str) -> float:
+        record = self._records.get(_name(digest))
+        if record is None:
+            return 0.0
+        return time.time() if record.pinned or record.wanted else record.last_used or 0.0
+
+
+def _keep(kept: OrderedDict[KeyT, ValueT], key: KeyT, value: ValueT, limit: int) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > limit:
+        kept.popitem(last=False)
+
+
+def _name(digest: str) -> str:
+    return f"{MERGED_PREFIX}{digest[:_SHORT]}"

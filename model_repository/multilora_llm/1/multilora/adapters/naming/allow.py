@@ -1,0 +1,65 @@
+"""--adapter-allow: patterns of where adapters may come from that the operator did not name.
+
+Laws: nothing is allowed by default; a pattern allows its own kind only, so `org/*` or `*` is about
+Hub ids, `s3://bucket/*` about URLs and `/models/*` about folders (symlinks followed).
+"""
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable
+
+from multilora.adapters.naming.names import is_folder_path, is_hub_id, is_url
+from multilora.errors import StartupError
+
+_WILDCARD = re.compile(r"[*?[]")
+_FILE_SCHEMES = ("file:", "local:")  # of this machine: a folder, which has patterns of its own
+
+
+class AllowList:
+    """`patterns` as fnmatch reads them, case-sensitive, `*` matching `/` too; or one string of
+    them, separated by commas. Raises StartupError for one that could never match."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        text = patterns if isinstance(patterns, str) else ",".join(patterns)
+        stripped = [pattern for part in text.split(",") if (pattern := part.strip())]
+        self._folders = [pattern for pattern in stripped if is_folder_path(pattern)]
+        others = [pattern for pattern in stripped if not is_folder_path(pattern)]
+        for pattern in others:
+            if "@" in pattern and "://" not in pattern:
+                raise StartupError(
+                    f"adapter_allow pattern {pattern!r} names a revision; a pattern is about any "
+                    "revision, so leave out what follows the @"
+                )
+        self._urls = _compiled(pattern for pattern in others if "://" in pattern)
+        self._hub_ids = _compiled(pattern for pattern in others if "://" not in pattern)
+
+    def matches(self, location: str) -> bool:
+        """Whether a Hub id (without revision) or a URL, as `check_name` passes it, is allowed."""
+        if is_url(location):
+            is_local = location.lower().startswith(_FILE_SCHEMES)
+            return not is_local and _any(self._urls, location)
+        return is_hub_id(location) and _any(self._hub_ids, location)
+
+    def matches_folder(self, path: str) -> bool:
+        """Whether a folder, absolute and without symlinks, is allowed."""
+        # each time anew: a symlink in the pattern may be changed while serving
+        return _any(_compiled(map(_without_symlinks, self._folders)), path)
+
+
+def _compiled(patterns: Iterable[str]) -> list[re.Pattern[str]]:
+    return [re.compile(fnmatch.translate(pattern)) for pattern in patterns]
+
+
+def _any(patterns: list[re.Pattern[str]], text: str) -> bool:
+    return any(pattern.match(text) for pattern in patterns)
+
+
+def _without_symlinks(pattern: str) -> str:
+    """The pattern with its folders before the first wildcard resolved."""
+    wildcard = _WILDCARD.search(pattern)
+    if not wildcard:
+        return os.path.realpath(os.path.expanduser(pattern))
+    folder, _, rest = pattern[: wildcard.start()].rpartition("/")
+    folder = os.path.realpath(os.path.expanduser(folder or "/"))
+    return os.path.join(folder, rest + pattern[wildcard.start() :])

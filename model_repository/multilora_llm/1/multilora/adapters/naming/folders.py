@@ -1,0 +1,146 @@
+"""The folder of --adapters-dir: each PEFT folder below it is an adapter by its relative name.
+
+Laws: the disk is the truth, what is remembered serves for hints only; a name reaches only what lies
+below the root, symlinks followed; `scan` lists what `find` finds. Names that start with a dot are
+hidden, and what lies inside a PEFT folder (checkpoints) is part of it.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from multilora.adapters.checkpoint.peft_config import CONFIG_FILE
+from multilora.adapters.files import FILES, FileStamp
+from multilora.adapters.naming.names import check_name, shown
+from multilora.adapters.naming.source import AdapterSource, Origin
+from multilora.errors import RequestError, StartupError, invalid
+
+Signature = tuple[FileStamp, ...]
+_MAX_DEPTH = 8
+
+
+class _Folder(NamedTuple):
+    path: str
+    name: str  # relative to the root, "" for the root
+    real: tuple[str, ...]  # the folder without symlinks, and those that led here
+
+
+class AdapterFolders:
+    """Used from any thread. `root` may be a symlink that is changed while serving."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = os.path.abspath(root.expanduser())
+        self.known: tuple[str, ...] = ()  # names of the latest scan, sorted
+        if not os.path.isdir(self.root):
+            raise StartupError(f"adapters_dir {str(root)!r} is no folder; check --adapters-dir")
+        if os.path.isfile(os.path.join(self.root, CONFIG_FILE)):
+            raise StartupError(
+                f"adapters_dir {str(root)!r} is itself an adapter; give --adapters-dir the folder "
+                "that holds it"
+            )
+
+    def find(self, adapter_id: str) -> AdapterSource | None:
+        """What is on the disk now under that name.
+
+        RequestError(INVALID_ARG) for a name that is none, and for a symlink out of the root.
+        """
+        check_name(adapter_id)
+        parts = adapter_id.split("/")
+        if len(parts) > _MAX_DEPTH or any(part.startswith(".") for part in parts):
+            return None
+        path = self.location(adapter_id)
+        if not _is_file(os.path.join(path, CONFIG_FILE)):
+            return None
+        above = (os.path.join(self.root, *parts[:depth]) for depth in range(1, len(parts)))
+        if any(_is_file(os.path.join(folder, CONFIG_FILE)) for folder in above):
+            return None
+        root = os.path.realpath(self.root)
+        links = (os.path.join(path, name) for name in FILES)
+        for target in (path, *filter(os.path.islink, links)):
+            if not is_below(os.path.realpath(target), root):
+                raise invalid(
+                    f"adapter {shown(adapter_id)}: a symlink leads out of the adapters directory; "
+                    "copy the files into it, or name their folder in LORA_ADAPTERS"
+                )
+        return AdapterSource(adapter_id, path, origin=Origin.DIRECTORY)
+
+    def location(self, name: str) -> str:
+        """The location of sources with that relative name, as `find` gives it."""
+        return os.path.join(self.root, name)
+
+    def contains(self, path: str) -> bool:
+        """Whether `path`, without symlinks, is below the root."""
+        return is_below(os.path.realpath(path), os.path.realpath(self.root))
+
+    def scan(self) -> dict[str, Signature]:
+        """Relative name → stamps of its files, of every adapter; folders that vanish are left out.
+
+        Raises OSError only when the root itself cannot be listed.
+        """
+        root = os.path.realpath(self.root)
+        found: dict[str, Signature] = {}
+        entries = list(os.scandir(root))
+        waiting = list(_subfolders(_Folder(root, "", (root,)), entries, root))
+        while waiting:
+            folder = waiting.pop()
+            with contextlib.suppress(OSError):
+                entries = list(os.scandir(folder.path))
+                if any(entry.name == CONFIG_FILE and entry.is_file() for entry in entries):
+                    signature = _signature(entries, root)
+                    if signature and _is_name(folder.name):
+                        found[folder.name] = signature
+                elif len(folder.real) <= _MAX_DEPTH:
+                    waiting.extend(_subfolders(folder, entries, root))
+        self.known = tuple(sorted(found))
+        return found
+
+
+def is_below(path: str, root: str) -> bool:
+    """Whether `path` is `root` or below it; both are absolute and without symlinks."""
+    return path == root or path.startswith(root.rstrip("/") + "/")
+
+
+def _subfolders(folder: _Folder, entries: list[os.DirEntry[str]], root: str) -> Iterator[_Folder]:
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        with contextlib.suppress(OSError):
+            if not entry.is_dir():
+                continue
+            real = os.path.join(folder.real[-1], entry.name)
+            if entry.is_symlink():
+                real = os.path.realpath(entry.path)
+                if not is_below(real, root) or real in folder.real:  # out of it, or a loop
+                    continue
+            name = f"{folder.name}/{entry.name}" if folder.name else entry.name
+            yield _Folder(entry.path, name, (*folder.real, real))
+
+
+def _signature(entries: list[os.DirEntry[str]], root: str) -> Signature:
+    """Stamps of the files that matter, by name; () when one of them is a symlink out of `root`."""
+    stamps: list[FileStamp] = []
+    for entry in entries:
+        if entry.name not in FILES:
+            continue
+        if entry.is_symlink() and not is_below(os.path.realpath(entry.path), root):
+            return ()
+        with contextlib.suppress(OSError):
+            stamps.append(FileStamp.of(entry.name, entry.stat()))
+    return tuple(sorted(stamps))
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):  # not there, not ours to see, or a name no file can have
+        return False
+
+
+def _is_name(name: str) -> bool:
+    with contextlib.suppress(RequestError):
+        check_name(name)
+        return True
+    return False

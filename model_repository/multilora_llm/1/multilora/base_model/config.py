@@ -1,0 +1,230 @@
+"""BaseConfig: the shape of a base model, read from a Hugging Face checkpoint folder. Pure.
+
+One decoder serves four architectures that differ only in biases, QK norm, windows and defaults.
+Absent fields take the defaults of the transformers configuration class of the architecture.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from multilora.base_model.json_fields import JsonFields
+from multilora.base_model.rope_config import RopeConfig, read_rope
+from multilora.errors import StartupError
+
+# Projections that share an input are one fused matrix, in this order.
+PROJECTION_GROUPS: dict[str, tuple[str, ...]] = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "gate_up": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
+DTYPES = ("float32", "bfloat16", "float16")
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_DEFAULT_KV_HEADS = {"MistralForCausalLM": 8, "Qwen2ForCausalLM": 32, "Qwen3ForCausalLM": 32}
+_EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Sizes are counts of elements. Filled by from_folder.
+
+    `layer_windows[i]` is how many last positions (the query's own included) layer i attends to,
+    None for all. `max_position_embeddings` is the longest sequence the RoPE is meant for.
+    `eos_token_ids` end a generation. `dtype` is the one the checkpoint asks for.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    layer_windows: tuple[int | None, ...]
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+
+    @staticmethod
+    def from_folder(path: str | Path) -> "BaseConfig":
+        """Read config.json and generation_config.json; StartupError names file, field, remedy."""
+        folder = Path(path)
+        if not folder.is_dir():
+            raise StartupError(f"base model folder {folder} does not exist; check --model-id")
+        check_base_folder(folder)
+        config = JsonFields.read(folder / "config.json")
+        return _read(config, _eos_token_ids(config, folder / "generation_config.json"))
+
+    @cached_property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """(in_features, out_features) of each projection of a layer."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {
+            "q_proj": (hidden, heads),
+            "k_proj": (hidden, kv_heads),
+            "v_proj": (hidden, kv_heads),
+            "o_proj": (heads, hidden),
+            "gate_proj": (hidden, inner),
+            "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+        }
+
+    def group_in(self, group: str) -> int:
+        """in_features shared by the projections of `group`."""
+        return self.projections[PROJECTION_GROUPS[group][0]][0]
+
+    def slice_sizes(self, group: str) -> tuple[int, ...]:
+        """out_features of each projection of `group`, in fused order."""
+        return tuple(self.projections[name][1] for name in PROJECTION_GROUPS[group])
+
+    def group_bias(self, group: str) -> bool:
+        """Whether the projections of `group` have a bias."""
+        return {"qkv": self.qkv_bias, "o": self.o_bias}.get(group, self.mlp_bias)
+
+
+def check_base_folder(folder: Path) -> None:
+    """StartupError for a folder that holds no base model."""
+    if (folder / "config.json").is_file():
+        return
+    remedy = "--model-id must name a Hugging Face checkpoint"
+    if (folder / "adapter_config.json").is_file():
+        remedy = (
+            "it is an adapter, for --lora-adapters NAME=FOLDER; --model-id names its base model"
+        )
+    raise StartupError(f"{folder} has no config.json; {remedy}")
+
+
+def _read(config: JsonFields, eos_token_ids: tuple[int, ...]) -> BaseConfig:
+    architecture = _architecture(config)
+    _refuse_unsupported(config)
+    hidden_size = config.integer("hidden_size")
+    num_layers = config.integer("num_hidden_layers")
+    num_heads = config.integer("num_attention_heads")
+    num_kv_heads = config.integer("num_key_value_heads", _default_kv_heads(config, architecture))
+    if num_heads % num_kv_heads:
+        raise config.error("num_key_value_heads", f"{num_kv_heads} must divide {num_heads} heads")
+    max_positions = config.integer("max_position_embeddings", 2048)
+    rope = read_rope(config, max_positions)
+    qwen2, mistral = architecture == "Qwen2ForCausalLM", architecture == "MistralForCausalLM"
+    attention_bias = not mistral and config.boolean("attention_bias", False)
+    return BaseConfig(
+        architecture=architecture,
+        vocab_size=config.integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=config.integer("intermediate_size"),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=_head_dim(config, architecture, hidden_size, num_heads),
+        rms_norm_eps=config.number("rms_norm_eps", 1e-6),
+        rope=rope,
+        max_position_embeddings=max(max_positions, rope.max_positions),
+        tie_word_embeddings=config.boolean("tie_word_embeddings", False),
+        qkv_bias=qwen2 or attention_bias,
+        o_bias=not qwen2 and attention_bias,
+        mlp_bias=architecture == "LlamaForCausalLM" and config.boolean("mlp_bias", False),
+        qk_norm=architecture == "Qwen3ForCausalLM",
+        layer_windows=_layer_windows(config, architecture, num_layers),
+        eos_token_ids=eos_token_ids,
+        dtype=_dtype(config),
+    )
+
+
+def _architecture(config: JsonFields) -> str:
+    """The first of `architectures`, or the one that `model_type` implies."""
+    supported = ", ".join(_ARCHITECTURES.values())
+    if any(field in config for field in _EXPERT_FIELDS):
+        raise StartupError(
+            f"{config.file}: mixture-of-experts models are not supported; supported: {supported}"
+        )
+    named = config.strings("architectures")
+    model_type = config.text("model_type", "")
+    name = named[0] if named else _ARCHITECTURES.get(model_type, model_type)
+    if name not in _ARCHITECTURES.values():
+        raise config.error("architectures", f"{name!r} is not supported; supported: {supported}")
+    return name
+
+
+def _refuse_unsupported(config: JsonFields) -> None:
+    for field in ("quantization_config", "compression_config"):
+        if field in config:
+            raise config.error(
+                field,
+                "is set, and quantised checkpoints are not supported; "
+                "use the bfloat16, float16 or float32 checkpoint",
+            )
+    activation = config.text("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise config.error("hidden_act", f"{activation!r} is not supported; supported: silu")
+
+
+def _default_kv_heads(config: JsonFields, architecture: str) -> int:
+    """null means one KV head per head; an absent field has a default of its own."""
+    if "num_key_value_heads" in config.data:
+        return config.integer("num_attention_heads")
+    return _DEFAULT_KV_HEADS.get(architecture) or config.integer("num_attention_heads")
+
+
+def _head_dim(config: JsonFields, architecture: str, hidden_size: int, num_heads: int) -> int:
+    implied = 128 if architecture == "Qwen3ForCausalLM" else hidden_size // num_heads
+    if "head_dim" not in config and architecture != "Qwen3ForCausalLM" and hidden_size % num_heads:
+        raise config.error("hidden_size", f"{hidden_size} is no multiple of {num_heads} heads")
+    head_dim = config.integer("head_dim", implied)
+    if head_dim % 2:
+        raise config.error("head_dim", f"must be even for RoPE; got {head_dim}")
+    return head_dim
+
+
+def _layer_windows(
+    config: JsonFields, architecture: str, num_layers: int
+) -> tuple[int | None, ...]:
+    if architecture == "LlamaForCausalLM":
+        return (None,) * num_layers
+    # null switches the window off; an absent field means the default of 4096
+    off = "sliding_window" in config.data and config.data["sliding_window"] is None
+    window = None if off else config.integer("sliding_window", 4096)
+    if architecture == "MistralForCausalLM":
+        return (window,) * num_layers
+    if not config.boolean("use_sliding_window", False):
+        return (None,) * num_layers
+    types = config.strings("layer_types")
+    if not types:
+        first = config.integer("max_window_layers", 28, minimum=0)
+        return tuple(window if layer >= first else None for layer in range(num_layers))
+    if len(types) != num_layers or not set(types) <= {"full_attention", "sliding_attention"}:
+        raise config.error(
+            "layer_types",
+            f"must name full_attention or sliding_attention for each of {num_layers} layers",
+        )
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
+def _eos_token_ids(config: JsonFields, generation_config: Path) -> tuple[int, ...]:
+    """Those of generation_config.json where it names some, else those of config.json."""
+    if generation_config.is_file():
+        ids = JsonFields.read(generation_config).token_ids("eos_token_id")
+        if ids:
+            return ids
+    return config.token_ids("eos_token_id")
+
+
+def _dtype(config: JsonFields) -> str:
+    name = config.text("dtype", config.text("torch_dtype", "float32")).removeprefix("torch.")
+    if name not in DTYPES:
+        raise config.error("dtype", f"{name!r} is not supported; supported: {', '.join(DTYPES)}")
+    return name

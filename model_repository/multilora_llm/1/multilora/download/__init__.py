@@ -1,1 +1,0 @@
-"""Adapters from elsewhere (the Hub, object stores) → a folder on this machine."""

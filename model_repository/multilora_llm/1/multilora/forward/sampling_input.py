@@ -1,0 +1,230 @@
+"""The sampler's tensors: the only place where the SamplingParams of a batch become tensors.
+
+Rows are the items of a batch that sample, in batch order. Whatever no row asks for is None, so
+the sampler skips it.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from multilora.forward.staging import Upload
+from multilora.request import SamplingParams
+from multilora.scheduling.batch import BatchItem
+from multilora.scheduling.sequence import Sequence
+from multilora_kernels.draws import Draws
+
+_MIN_TEMPERATURE = 1e-6  # as good as greedy; float32 logits divided by less would overflow
+_TOP_P_CANDIDATES = 1024  # mostly enough; if not, the CPU path sorts the whole row
+_Pairs = list[tuple[Sequence, SamplingParams]]
+
+
+@dataclass(frozen=True, eq=False)
+class Penalties:
+    """For R rows with a penalty: all their tokens (padded with vocab_size) and three factors."""
+
+    rows: torch.Tensor  # int64 [R]
+    token_ids: torch.Tensor  # int64 [R, L], prompt and output
+    output_ids: torch.Tensor  # int64 [R, L], prompt tokens replaced by padding
+    repetition: torch.Tensor  # float32 [R, 1]
+    presence: torch.Tensor  # float32 [R, 1]
+    frequency: torch.Tensor  # float32 [R, 1]
+
+
+class Biases(NamedTuple):
+    """What is added to single logits."""
+
+    entries: torch.Tensor  # int64 [2, M], (row, token id) pairs, each once
+    values: torch.Tensor  # float32 [M]
+
+
+class TokenMasks(NamedTuple):
+    """For G rows with a grammar: the tokens that may be picked."""
+
+    rows: torch.Tensor  # int64 [G]
+    bits: torch.Tensor  # uint8 [G, ceil(V / 8)], as TokenMatcher.allowed
+
+
+class Typical(NamedTuple):
+    """For R rows that draw with a typical_p."""
+
+    rows: torch.Tensor  # int64 [R]
+    temperature: torch.Tensor  # float32 [R, 1]
+    mass: torch.Tensor  # float32 [R, 1], typical_p
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingInput:
+    """`suppressed` int64 [2, M]: (row, token id) pairs that must not be picked. `num_logprobs`:
+    the most any row asks for, None when no row asks."""
+
+    biases: Biases | None
+    suppressed: torch.Tensor | None
+    masks: TokenMasks | None
+    typical: Typical | None
+    penalties: Penalties | None
+    draws: Draws | None
+    num_logprobs: int | None
+
+
+def add_sampling_input(
+    items: Rows[BatchItem], upload: Upload, vocab_size: int, eos_token_ids: tuple[int, ...]
+) -> Callable[[], SamplingInput]:
+    """Add the sampling parameters of `items`, one row each; the result is for after upload.send().
+
+    ValueError when a row with a temperature has no seed.
+    """
+    pairs = [(item.sequence, item.sequence.request.sampling) for item in items]
+    biases = _add_biases(pairs, upload)
+    suppressed = _add_suppressed(pairs, upload, vocab_size, eos_token_ids)
+    masks = _add_masks(pairs, upload, vocab_size, eos_token_ids)
+    typical = _add_typical(pairs, upload)
+    penalties = _add_penalties(pairs, upload, vocab_size)
+    draws = _add_draws(pairs, upload, vocab_size)
+    asked = [p.logprobs for _, p in pairs if p.logprobs is not None]
+    return lambda: SamplingInput(
+        biases=biases() if biases else None,
+        suppressed=suppressed() if suppressed else None,
+        masks=masks() if masks else None,
+        typical=typical() if typical else None,
+        penalties=penalties() if penalties else None,
+        draws=draws() if draws else None,
+        num_logprobs=max(asked, default=None),
+    )
+
+
+def _add_biases(pairs: _Pairs, upload: Upload) -> Callable[[], Biases] | None:
+    entries = [(row, *entry) for row, (_, p) in enumerate(pairs) for entry in p.logit_bias]
+    if not entries:
+        return None
+    rows, tokens, values = zip(*entries, strict=True)
+    index = upload.add(np.array([rows, tokens]))
+    added = upload.add(np.array(values, dtype=np.float32))
+    return lambda: Biases(index(), added())
+
+
+def _add_masks(
+    pairs: _Pairs, upload: Upload, vocab_size: int, eos_token_ids: tuple[int, ...]
+) -> Callable[[], TokenMasks] | None:
+    rows = [row for row, (s, _) in enumerate(pairs) if s.matcher]
+    if not rows:
+        return None
+    ends = np.zeros(vocab_size, dtype=bool)
+    ends[[token for token in eos_token_ids if token < vocab_size]] = True
+    others = ~np.packbits(ends, bitorder="little")
+    if vocab_size % 8:
+        others[-1] &= (1 << vocab_size % 8) - 1
+    bits = upload.add(np.stack([_allowed(*pairs[row], others) for row in rows]))
+    row_ids = upload.add(np.array(rows))
+    return lambda: TokenMasks(row_ids(), bits())
+
+
+def _allowed(sequence: Sequence, p: SamplingParams, others: np.ndarray) -> np.ndarray:
+    """The bits of a row; `others` are those of all tokens but end-of-sequence. Where a grammar is
+    at its end nothing else can come, also below min_tokens."""
+    assert sequence.matcher
+    bits = np.frombuffer(sequence.matcher.allowed(), dtype=np.uint8)
+    if p.ignore_eos or sequence.num_output_tokens < p.min_tokens:
+        going_on = bits & others
+        if going_on.any():
+            return going_on
+    return bits
+
+
+def _add_typical(pairs: _Pairs, upload: Upload) -> Callable[[], Typical] | None:
+    rows = [row for row, (_, p) in enumerate(pairs) if not p.greedy and p.typical_p < 1]
+    if not rows:
+        return None
+    temperature = [max(pairs[row][1].temperature, _MIN_TEMPERATURE) for row in rows]
+    mass = [pairs[row][1].typical_p for row in rows]
+    columns = [np.array(x, dtype=np.float32)[:, None] for x in (temperature, mass)]
+    handles = [upload.add(array) for array in (np.array(rows), *columns)]
+    return lambda: Typical(*(handle() for handle in handles))
+
+
+def _add_suppressed(
+    pairs: _Pairs, upload: Upload, vocab_size: int, eos_token_ids: tuple[int, ...]
+) -> Callable[[], torch.Tensor] | None:
+    ends = [token for token in eos_token_ids if token < vocab_size]
+    places = [
+        (row, token)
+        for row, (s, p) in enumerate(pairs)
+        if p.min_tokens and s.num_output_tokens < p.min_tokens and not s.matcher
+        for token in (*ends, *p.stop_token_ids)
+    ]
+    return upload.add(np.array(places).T.copy()) if places else None
+
+
+def _add_penalties(
+    pairs: _Pairs, upload: Upload, vocab_size: int
+) -> Callable[[], Penalties] | None:
+    rows = [row for row, (_, p) in enumerate(pairs) if _penalises(p)]
+    if not rows:
+        return None
+    width = max(len(pairs[row][0].token_ids) for row in rows)
+    tokens = np.full((2, len(rows), width), vocab_size)
+    for index, row in enumerate(rows):
+        sequence = pairs[row][0]
+        count, start = len(sequence.token_ids), sequence.num_prompt_tokens
+        tokens[0, index, :count] = sequence.token_ids
+        tokens[1, index, start:count] = tokens[0, index, start:count]
+    params = [pairs[row][1] for row in rows]
+    factors = [
+        [p.repetition_penalty for p in params],
+        [p.presence_penalty for p in params],
+        [p.frequency_penalty for p in params],
+    ]
+    arrays = (np.array(rows), tokens, np.array(factors, dtype=np.float32)[:, :, None])
+    row_ids, both, three = (upload.add(array) for array in arrays)
+    return lambda: Penalties(row_ids(), *both(), *three())
+
+
+def _penalises(p: SamplingParams) -> bool:
+    return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
+
+
+def _add_draws(pairs: _Pairs, upload: Upload, vocab_size: int) -> Callable[[], Draws] | None:
+    rows = [row for row, (_, p) in enumerate(pairs) if not p.greedy]
+    if not rows:
+        return None
+    chosen = [pairs[row] for row in rows]
+    positions = [len(s.token_ids) for s, _ in chosen]
+    seeds = [p.seed for _, p in chosen]
+    temperature = np.array([p.temperature for _, p in chosen]).clip(min=_MIN_TEMPERATURE)
+    min_p = np.array([p.min_p for _, p in chosen])
+    top_p = np.array([p.top_p for _, p in chosen])
+    top_k = np.array([min(p.top_k, vocab_size) for _, p in chosen])
+    candidates = np.where(top_k > 0, top_k, np.where(top_p < 1, _TOP_P_CANDIDATES, 0))
+    arrays = (
+        np.array(rows), *(x.astype(np.float32)[:, None] for x in (temperature, min_p, top_p)),
+        top_k[:, None], noise_keys(seeds, positions),
+    )  # fmt: skip
+    # One by one: a tensor inside another may lie at any address, and OpenAI Triton compiles a
+    # kernel anew for an address that is less aligned.
+    handles = [upload.add(array) for array in arrays]
+    most, has_top_p = int(candidates.max()), bool(top_p.min() < 1)
+    return lambda: Draws._make([*(handle() for handle in handles), most, has_top_p])
+
+
+def noise_keys(seeds: list[int | None], positions: list[int]) -> np.ndarray:
+    """int32 [D, 2]: names of the noise of D draws; a position is the index of the drawn token.
+
+    The finaliser of SplitMix64 (Steele et al., 2014), once over the seed and once over both.
+    """
+    if None in seeds:
+        raise ValueError("a row with a temperature needs a seed")
+    mixed = _splitmix(np.array(seeds, dtype=np.uint64))
+    mixed = _splitmix(mixed + np.array(positions, dtype=np.uint64))
+    return mixed.view(np.int32).reshape(-1, 2)  # the low half first, as hosts store it
+
+
+def _splitmix(values: np.ndarray) -> np.ndarray:
+    """On uint64, which wraps around."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

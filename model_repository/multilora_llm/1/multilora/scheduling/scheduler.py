@@ -1,0 +1,244 @@
+"""Continuous batching: which sequences compute how many tokens in the next forward pass.
+
+Laws. Running sequences come first, oldest first; a decode row is always scheduled; prompt tokens
+share `max_batch_prefill_tokens` a pass (chunked prefill). KV blocks are short → the youngest
+running sequence is preempted and recomputed later, on the adapter version it began with. Waiting
+sequences start in the order of FairQueue, and none overtakes one whose turn it is but for want of
+KV blocks. One whose adapter is loading, or has no room, or is held back by a claim of another
+(AdapterClaims) is skipped, never waited on; one that waits longer than its adapter_timeout for a
+load ends. The base model never waits for an adapter. Every sequence ends exactly once, with one
+TokenOutput that has a finish_reason.
+"""
+
+import time
+from bisect import insort
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from multilora.errors import RequestError, grammar_failed
+from multilora.request import FinishReason, Request, TokenOutput
+from multilora.scheduling.adapter_cache import AdapterGate
+from multilora.scheduling.batch import Batch, BatchItem, SampledToken, make_batch
+from multilora.scheduling.kv_blocks import BlockAllocator
+from multilora.scheduling.sequence import Sequence, SequenceStatus
+from multilora.scheduling.sequence_blocks import SequenceBlocks
+from multilora.scheduling.token_matcher import TokenMatcher
+from multilora.scheduling.waiting_queue import Admission
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """Bounds of one pass, what ends a sequence, and what is fair. Filled by the engine.
+
+    `patience` is how many passes an adapter lacks room before it claims some; `quantum` is how many
+    tokens each adapter earns in a round.
+    """
+
+    max_running: int
+    max_batch_prefill_tokens: int
+    max_total_tokens: int
+    eos_token_ids: frozenset[int]
+    patience: int = 32
+    quantum: int = 256
+
+
+class Scheduler:
+    """Owns every live Sequence; used by the engine thread only."""
+
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        blocks: BlockAllocator,
+        adapters: AdapterGate,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limits = limits
+        self.blocks = blocks
+        self.adapters = adapters
+        self.admission = Admission(adapters, limits.quantum, limits.patience, clock)
+        self.running: list[Sequence] = []  # by arrival
+        self.preemptions = 0
+        self._held = SequenceBlocks(blocks)
+        self._sequences: dict[str, Sequence] = {}
+        self._arrivals = 0
+        self._clock = clock
+        self._outputs: list[TokenOutput] = []
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        return list(self.admission.queue)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.admission.queue)
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._held.cached_tokens
+
+    @property
+    def next_deadline(self) -> float | None:
+        return self.admission.next_deadline
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """adapter id → how many of its sequences run and wait; the base model is not listed."""
+        counts = {name: (0, waiting) for name, waiting in self.admission.queue.counts().items()}
+        for sequence in self.running:
+            running, waiting = counts.get(sequence.request.adapter_id, (0, 0))
+            counts[sequence.request.adapter_id] = running + 1, waiting
+        counts.pop("", None)
+        return counts
+
+    def add(
+        self,
+        request: Request,
+        matcher: TokenMatcher | None = None,
+        arrived_at: float | None = None,
+    ) -> None:
+        """`matcher` is that of its grammar; `arrived_at` on the clock, None: now."""
+        self._arrivals += 1
+        sequence = Sequence(request, arrival=self._arrivals, matcher=matcher)
+        sequence.arrived_at = self._clock() if arrived_at is None else arrived_at
+        self._sequences[request.request_id] = sequence
+        self.admission.add(sequence)
+
+    def abort(self, request_id: str, error: RequestError | None = None) -> None:
+        """End a request now, as cancelled or with `error`; unknown or ended ids are ignored."""
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return
+        reason = FinishReason.ERROR if error else FinishReason.CANCELLED
+        self._finish(sequence)
+        self._outputs.append(TokenOutput(request_id, None, finish_reason=reason, error=error))
+
+    def abort_adapter(self, adapter_id: str, error: RequestError, running: bool) -> None:
+        """End the requests of an adapter that never ran with `error`, and the others if told so."""
+        for sequence in self.waiting + self.running:
+            if sequence.request.adapter_id == adapter_id and (running or not sequence.admitted):
+                self.abort(sequence.request.request_id, error)
+
+    def schedule(self) -> Batch:
+        """Pick the next pass. Sequences in the batch hold their blocks and adapter pages."""
+        for sequence, error in self.admission.overdue():
+            self.abort(sequence.request.request_id, error)
+        budget = self.limits.max_batch_prefill_tokens
+        preemptions = self.preemptions
+        items: list[BatchItem] = []
+        for sequence in list(self.running):
+            if sequence.status is not SequenceStatus.RUNNING:
+                continue
+            item = self._continue(sequence, budget)
+            if item:
+                items.append(item)
+                budget -= _prefill_cost(item)
+        turns = self.admission.turns(self.running)
+        if preemptions == self.preemptions:
+            self._admit(turns, items, budget)
+        keys = {item.sequence.adapter_key for item in items} - {""}
+        return make_batch(items, {key: self.adapters.pages(key) for key in keys})
+
+    def postprocess(self, batch: Batch, sampled: list[SampledToken]) -> list[TokenOutput]:
+        """Record a computed pass; `sampled` has one entry per item with `.samples`, in order.
+
+        Returns those tokens and whatever else ended since the last call.
+        """
+        tokens = iter(sampled)
+        for item in batch.items:
+            samples = item.samples
+            item.sequence.num_computed_tokens += item.num_new_tokens
+            self._held.publish(item.sequence)
+            if samples:
+                self._append(item.sequence, next(tokens))
+        return self.take_outputs()
+
+    def take_outputs(self) -> list[TokenOutput]:
+        """Outputs not handed over yet."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def _continue(self, sequence: Sequence, budget: int) -> BatchItem | None:
+        count = sequence.num_uncomputed_tokens
+        if count > 1:
+            count = min(count, budget)
+        if count == 0:
+            return None
+        while not self._held.extend(sequence, count):
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return None
+        return BatchItem(sequence, count)
+
+    def _admit(self, turns: Iterator[Sequence], items: list[BatchItem], budget: int) -> None:
+        while budget and len(self.running) < self.limits.max_running:
+            sequence = next(turns, None)
+            if sequence is None:
+                return
+            try:
+                key = sequence.adapter_key or self.admission.acquire(sequence)
+            except RequestError as error:
+                self.abort(sequence.request.request_id, error)
+                continue
+            if not isinstance(key, str):
+                continue
+            sequence.adapter_key = key
+            if not self._held.take(sequence):
+                if not sequence.admitted:
+                    self._release_adapter(sequence)
+                return
+            self._start(sequence)
+            item = BatchItem(sequence, min(sequence.num_uncomputed_tokens, budget))
+            items.append(item)
+            budget -= _prefill_cost(item)
+
+    def _start(self, sequence: Sequence) -> None:
+        if not sequence.admitted:
+            sequence.queue_time = max(0.0, self._clock() - sequence.arrived_at)
+        self.admission.take(sequence)
+        sequence.status = SequenceStatus.RUNNING
+        insort(self.running, sequence, key=_arrival)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Its blocks are given back, its adapter is not: it goes on with the same version."""
+        self.running.remove(sequence)
+        self._held.drop(sequence)
+        sequence.status = SequenceStatus.WAITING
+        self.admission.queue.push(sequence)
+        self.preemptions += 1
+
+    def _append(self, sequence: Sequence, token: SampledToken) -> None:
+        limits = self.limits
+        reason = sequence.append(token.token_id, limits.eos_token_ids, limits.max_total_tokens)
+        if sequence.matcher and sequence.matcher.error:
+            self.abort(sequence.request.request_id, grammar_failed(sequence.matcher.error))
+            return
+        if reason:
+            self._finish(sequence)
+        name, queue_time = sequence.request.request_id, sequence.queue_time
+        self._outputs.append(TokenOutput(name, *token, reason, queue_time=queue_time))
+
+    def _finish(self, sequence: Sequence) -> None:
+        if sequence.status is SequenceStatus.RUNNING:
+            self.running.remove(sequence)
+            self._held.drop(sequence)
+        else:
+            self.admission.remove(sequence)
+        self._release_adapter(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        del self._sequences[sequence.request.request_id]
+
+    def _release_adapter(self, sequence: Sequence) -> None:
+        if sequence.adapter_key:
+            self.adapters.release(sequence.adapter_key)
+        sequence.adapter_key = ""
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival
+
+
+def _prefill_cost(item: BatchItem) -> int:
+    return item.num_new_tokens if item.num_new_tokens > 1 else 0

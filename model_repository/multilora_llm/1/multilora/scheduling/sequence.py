@@ -1,0 +1,83 @@
+"""A Request on its way through the engine: its tokens, its KV blocks, its status."""
+
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from multilora.request import FinishReason, Request
+from multilora.scheduling.token_matcher import TokenMatcher
+
+
+class SequenceStatus(Enum):
+    WAITING = auto()  # holds no KV block, and its adapter only when it was preempted
+    RUNNING = auto()  # holds both
+    FINISHED = auto()  # holds neither
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Mutable state of one request; owned by the engine thread.
+
+    `token_ids` is prompt then output. `num_computed_tokens` counts those whose K and V stand in
+    the cache. `block_table[i]` is the KV block of tokens [i * block_size, (i + 1) * block_size).
+    `block_digests` names those of its blocks that are full (see block_allocator). `adapter_key` is
+    the content identity of the adapter version this sequence runs on ("" = base); the scheduler
+    sets it on the first admission and every use of pages or prefix hashes goes through it.
+    `admitted` says that it has run before: preempted, it has had its turn. `matcher` has accepted
+    the output tokens of a request with a grammar; they stay when it is preempted. `arrived_at` is
+    when it came, on the scheduler's clock, `queue_time` how long it waited for its first pass.
+    """
+
+    request: Request
+    arrival: int = 0  # order of submission, set by Scheduler.add
+    adapter_key: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    block_table: "array[int]" = field(default_factory=lambda: array("i"))
+    block_digests: list[bytes] = field(default_factory=list)
+    admitted: bool = False
+    matcher: TokenMatcher | None = None
+    arrived_at: float = 0.0
+    queue_time: float | None = None
+    status: SequenceStatus = SequenceStatus.WAITING
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_tokens_to_come(self) -> int:
+        """Output tokens at most."""
+        return self.request.sampling.max_tokens - self.num_output_tokens
+
+    @property
+    def cost(self) -> int:
+        """Tokens of prompt and output, at most: what its turn costs."""
+        return self.num_prompt_tokens + self.request.sampling.max_tokens
+
+    def append(
+        self, token_id: int, eos_token_ids: frozenset[int], max_total_tokens: int
+    ) -> FinishReason | None:
+        """Take a sampled token; the reason when it is the last one."""
+        self.token_ids.append(token_id)
+        sampling, matcher = self.request.sampling, self.matcher
+        if token_id in eos_token_ids and (matcher or not sampling.ignore_eos):
+            return FinishReason.STOP
+        if token_id in sampling.stop_token_ids and self.num_output_tokens >= sampling.min_tokens:
+            return FinishReason.STOP
+        if matcher:
+            matcher.accept(token_id)
+        if self.num_output_tokens >= sampling.max_tokens or len(self.token_ids) >= max_total_tokens:
+            return FinishReason.LENGTH
+        return None

@@ -1,0 +1,231 @@
+"""Everything the engine is made of, loaded and sized once at start from its configuration."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from multilora.adapters.admin.admin import AdapterAdmin
+from multilora.adapters.memory.manager import AdapterStore
+from multilora.adapters.naming.catalog import AdapterCatalog
+from multilora.adapters.naming.watch import AdapterWatch
+from multilora.base_model.config import BaseConfig
+from multilora.config import DEMO, EngineConfig
+from multilora.download.folder import base_folder, base_tokenizer
+from multilora.errors import StartupError
+from multilora.forward.decoder import load_llama
+from multilora.forward.graphs import DecodeGraphs
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.runner import ModelRunner
+from multilora.grammar.cache import Grammars
+from multilora.grammar.compiler import GrammarCompiler
+from multilora.lora.adapter_pages import AdapterPages
+from multilora.scheduling.kv_blocks import BlockAllocator
+from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
+from multilora.startup.adapter_parts import AdapterParts, make_adapters
+from multilora.startup.device import choose_device
+from multilora.startup.kernel_warm_up import warm_up
+from multilora.startup.memory_plan import MemoryPlan, PoolSettings, plan_gpu, plan_host
+from multilora.startup.memory_probe import CudaMeter, Meter, Profile, measure
+from multilora_text.tokenizer import TOKENIZER_FILE, Tokenizer
+
+Post = Callable[[Callable[[], None]], None]  # runs a function on the engine thread
+_LOG = logging.getLogger(__name__)
+_MEMORY_LOG = logging.getLogger("multilora.memory")  # the launcher shows its lines
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """Filled by load_parts; the engine thread owns what is mutable in here."""
+
+    base: BaseConfig
+    model_folder: Path
+    tokenizer: Tokenizer | None  # None: the folder has none, so there is no text
+    max_input_tokens: int
+    max_total_tokens: int
+    store: AdapterStore
+    catalog: AdapterCatalog
+    watch: AdapterWatch | None
+    admin: AdapterAdmin
+    scheduler: Scheduler
+    runner: ModelRunner
+    grammars: Grammars
+
+    def deadlines(self) -> list[float]:
+        """When the first of those who wait has waited for too long (time.monotonic())."""
+        ends = (self.scheduler.next_deadline, self.admin.pending.next_deadline)
+        return [end for end in ends if end is not None]
+
+    def gauges(self) -> dict[str, float]:
+        """Current values of the metrics that some part already keeps."""
+        scheduler, store = self.scheduler, self.store
+        pool, slots = store.pool, store.pool.slots
+        blocks = scheduler.blocks
+        return {
+            "multilora_cached_prompt_tokens_total": scheduler.cached_tokens,
+            "multilora_preemptions_total": scheduler.preemptions,
+            "multilora_adapter_loads_total": pool.loads,
+            "multilora_adapter_hits_total": pool.hits,
+            "multilora_adapter_misses_total": pool.misses,
+            "multilora_adapter_reads_total": store.reads,
+            "multilora_adapter_read_failures_total": store.failures,
+            "multilora_adapter_read_seconds_total": store.read_seconds,
+            "multilora_adapters_known": self.catalog.num_known,
+            "multilora_adapters_loading": store.loading,
+            "multilora_adapters_resident": len(slots),
+            "multilora_adapter_host_bytes_used": store.host.used_bytes,
+            "multilora_adapter_host_bytes": store.host.max_bytes,
+            "multilora_adapter_evictions_total": slots.evictions,
+            "multilora_running_requests": len(scheduler.running),
+            "multilora_waiting_requests": scheduler.num_waiting,
+            "multilora_kv_blocks_used": blocks.num_blocks - blocks.num_free,
+            "multilora_kv_blocks": blocks.num_blocks,
+            "multilora_adapter_pages_used": slots.num_pages - slots.num_free,
+            "multilora_adapter_pages": slots.num_pages,
+            "multilora_adapter_references": slots.num_references,
+        }
+
+
+def load_parts(config: EngineConfig, post: Post) -> EngineParts:
+    """Load base model and adapters; raises StartupError."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    folder = DEMO / "base" if not config.model_id else base_folder(config.model_id, config.revision)
+    base = BaseConfig.from_folder(folder)
+    max_input, max_total = config.token_limits(base.max_position_embeddings)
+    dtype = _dtype(config.dtype, base.dtype, device)
+    _LOG.info("loading %s as %s on %s", folder, dtype, device)
+    model = load_llama(folder, base, dtype, device)
+    tokenizer = base_tokenizer(folder) if (folder / TOKENIZER_FILE).is_file() else None
+    profile = Profile(model, config, max_total, dtype, device)
+    pools = _pools(profile)
+    adapters = make_adapters(config, base, dtype, pools.pages, tokenizer, lambda: post(_nothing))
+    scheduler = _scheduler(config, base, pools.kv, max_total, adapters.store)
+    admin = _admin(config, adapters, scheduler, post)
+    watch = None
+    if adapters.folders:
+        watch = AdapterWatch(
+            adapters.folders, admin.folders_changed, in_memory=admin.names_of_directory
+        )
+    adapters.warm_up()  # under watch: files that change meanwhile are read again
+    kv, pages, graphs = pools
+    runner = ModelRunner(model, kv, pages, base.eos_token_ids, device, dtype, graphs)
+    _warm_up(runner, profile)
+    return EngineParts(
+        base=base,
+        model_folder=folder,
+        tokenizer=tokenizer,
+        max_input_tokens=max_input,
+        max_total_tokens=max_total,
+        catalog=adapters.catalog,
+        store=adapters.store,
+        watch=watch,
+        admin=admin,
+        scheduler=scheduler,
+        runner=runner,
+        grammars=_grammars(base, tokenizer),
+    )
+
+
+def _grammars(base: BaseConfig, tokenizer: Tokenizer | None) -> Grammars:
+    text = tokenizer.to_json if tokenizer else None
+    compiler = GrammarCompiler(text, base.vocab_size, base.eos_token_ids)
+    return Grammars(compiler, base.vocab_size)
+
+
+def _nothing() -> None:
+    """Posted to stir the engine thread."""
+
+
+def _dtype(name: str, checkpoint: str, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own on a GPU and float32 on a CPU, where half precision saves
+    memory but is fast on few machines."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else checkpoint
+    return getattr(torch, name)
+
+
+def _scheduler(
+    config: EngineConfig, base: BaseConfig, kv: KVCache, max_total: int, store: AdapterStore
+) -> Scheduler:
+    limits = SchedulerLimits(
+        max_running=config.max_running_requests,
+        max_batch_prefill_tokens=config.max_batch_prefill_tokens,
+        max_total_tokens=max_total,
+        eos_token_ids=frozenset(base.eos_token_ids),
+    )
+    return Scheduler(limits, BlockAllocator(kv.num_blocks, kv.block_size), store)
+
+
+def _admin(
+    config: EngineConfig, adapters: AdapterParts, scheduler: Scheduler, post: Post
+) -> AdapterAdmin:
+    return AdapterAdmin(
+        catalog=adapters.catalog,
+        store=adapters.store,
+        scheduler=scheduler,
+        post=post,
+        folders=adapters.folders,
+        merger=adapters.merger,
+        switched_on=config.adapter_admin == "on",
+    )
+
+
+class _Pools(NamedTuple):
+    kv: KVCache
+    pages: AdapterPages
+    graphs: DecodeGraphs | None  # captured on the two
+
+
+def _pools(profile: Profile) -> _Pools:
+    """Sized by the settings, and on a GPU by what is left of its memory. Raises StartupError."""
+    meter = _meter(profile.device)
+    plan = _plan(profile, meter)
+    for line in plan.lines:
+        _MEMORY_LOG.info("%s", line)
+    model, config, _, dtype, device = profile
+    try:
+        kv = KVCache(model.base, plan.kv_blocks, config.kv_block_size, dtype, device)
+        pages = AdapterPages(model.base, plan.adapter_pages, dtype, device)
+        graphs = None
+        if meter and config.cuda_graphs == "on":
+            graphs = DecodeGraphs(model, kv, pages, profile.graph_limits, device)
+            graphs.capture()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise StartupError(_too_large(device, error)) from None
+    return _Pools(kv, pages, graphs)
+
+
+def _warm_up(runner: ModelRunner, profile: Profile) -> None:
+    if profile.device.type != "cuda":
+        return
+    try:
+        warm_up(runner, profile.graph_limits, profile.config.max_batch_prefill_tokens)
+    except torch.OutOfMemoryError as error:
+        raise StartupError(_too_large(profile.device, error)) from None
+
+
+def _meter(device: torch.device) -> Meter | None:
+    """None on a CPU: nothing is measured there, and nothing captured."""
+    return CudaMeter(device) if device.type == "cuda" else None
+
+
+def _plan(profile: Profile, meter: Meter | None) -> MemoryPlan:
+    config = profile.config
+    settings = PoolSettings(config.kv_cache_memory, config.adapter_memory)
+    if not meter:
+        return plan_host(profile.units, settings)
+    _LOG.info("measuring the memory of the largest forward pass")
+    return plan_gpu(measure(profile, meter), profile.units, settings)
+
+
+def _too_large(device: torch.device, error: Exception) -> str:
+    reason = next(iter(str(error).splitlines()), "out of memory")
+    help_ = "lower --kv-cache-memory or --adapter-memory"
+    if device.type == "cuda":
+        help_ = f"another process may have taken some: lower --gpu-memory-utilization, or {help_}"
+    return f"KV cache and adapter pool do not fit on {device} ({reason}); {help_}"

@@ -1,0 +1,62 @@
+"""Passes of every kind, run once at start, so that no kernel is compiled while requests wait.
+
+OpenAI Triton compiles a kernel when it is first launched with some combination of constants, which
+takes a second. Launchers choose constants by the size of a batch and by its adapters: hence numbers
+of rows from one to the most, in powers of two, each without adapters, with one, and with as many
+as there can be. Decode passes that are captured have run by then, so nothing is replayed here.
+"""
+
+import logging
+import time
+from array import array
+from collections.abc import Iterator
+
+from multilora.forward.captured_pass import GraphLimits
+from multilora.forward.runner import ModelRunner
+from multilora.request import Request, SamplingParams
+from multilora.scheduling.batch import Batch, BatchItem, make_batch
+from multilora.scheduling.sequence import Sequence
+
+_LOG = logging.getLogger(__name__)
+_SAMPLING = SamplingParams(max_tokens=1, temperature=1.0, seed=0)
+
+
+def warm_up(runner: ModelRunner, limits: GraphLimits, max_prefill_tokens: int) -> None:
+    """Before the first request: what stands in KV block 0 is lost."""
+    start = time.monotonic()
+    most_pages = min(limits.pages_per_adapter, runner.adapters.num_pages)
+    limits = limits._replace(pages_per_adapter=most_pages)
+    for batch in warm_up_batches(limits, max_prefill_tokens, runner.kv.block_size):
+        runner.run(batch, replay=False)  # all adapters in the same pages: more than bounds allow
+    _LOG.info("compiled the kernels in %.1f s", time.monotonic() - start)
+
+
+def warm_up_batches(
+    limits: GraphLimits, max_prefill_tokens: int, block_size: int
+) -> Iterator[Batch]:
+    """All sequences stand in block 0, all adapters in the first pages."""
+    most = min(max_prefill_tokens + limits.rows, limits.rows * limits.context)
+    for rows in sorted({*(1 << power for power in range(most.bit_length())), most}):
+        crowd = min(rows, limits.rows)
+        yield _batch(rows, 1, (), limits.context, block_size)
+        yield _batch(rows, 1, (0,), limits.context, block_size)
+        for count in {crowd, max(1, crowd // 8)}:
+            pages = tuple(range(limits.pages_per_adapter))
+            yield _batch(rows, count, pages, limits.context, block_size)
+
+
+def _batch(
+    rows: int, adapters: int, pages: tuple[int, ...], context: int, block_size: int
+) -> Batch:
+    """`rows` rows of so many adapters, if there are pages: the last ones of sequences of `context`
+    tokens, one for each adapter or as many as it takes."""
+    count, tokens = max(adapters, -(-rows // context)), (0,) * context
+    items: list[BatchItem] = []
+    for index in range(count):
+        length = (index + 1) * rows // count - index * rows // count
+        sequence = Sequence(Request(str(index), tokens, "", _SAMPLING), index)
+        sequence.adapter_key = str(index * adapters // count) if pages else ""
+        sequence.num_computed_tokens = context - length
+        sequence.block_table = array("i", [0]) * -(-context // block_size)
+        items.append(BatchItem(sequence, length))
+    return make_batch(items, {item.sequence.adapter_key: pages for item in items})

@@ -1,0 +1,225 @@
+"""What a base model needs of a GPU beside its pools, measured once before these are sized.
+
+The largest batch that the scheduler may make runs on trial pools that are as small as can be, and
+decode passes of the largest size are captured on them. All is freed again: the plan is made of the
+numbers alone.
+"""
+
+import gc
+from array import array
+from typing import NamedTuple, Protocol
+
+import torch
+
+from multilora.base_model.config import BaseConfig
+from multilora.config import EngineConfig
+from multilora.errors import StartupError
+from multilora.forward.captured_pass import GraphLimits
+from multilora.forward.decoder import Llama
+from multilora.forward.graphs import DecodeGraphs, graph_sizes
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.runner import ModelRunner
+from multilora.lora.adapter_pages import AdapterPages
+from multilora.lora.plan import PLANS
+from multilora.request import MAX_LOGPROBS, Request, SamplingParams
+from multilora.scheduling.batch import Batch, BatchItem, make_batch
+from multilora.scheduling.sequence import Sequence
+from multilora.startup.memory_plan import GpuMemory, PoolUnits, size_text
+from multilora_kernels.segments import PAGE_RANK
+
+# Everything that costs the sampler memory, at once.
+_SAMPLING = SamplingParams(
+    max_tokens=1,
+    temperature=1.0,
+    top_p=0.9,
+    min_p=0.01,
+    typical_p=0.9,
+    repetition_penalty=1.1,
+    presence_penalty=0.1,
+    frequency_penalty=0.1,
+    seed=0,
+    logprobs=MAX_LOGPROBS,
+)
+
+
+class Reading(NamedTuple):
+    """Bytes: of the GPU in all and free, and those that torch has reserved, now and at most since
+    the last reset."""
+
+    total: int
+    free: int
+    reserved: int
+    peak: int
+
+    @property
+    def elsewhere(self) -> int:
+        return self.total - self.free - self.reserved
+
+
+class Meter(Protocol):
+    """What can be known of a GPU's memory."""
+
+    def settle(self) -> None:
+        """Wait until the GPU is idle, and give back what torch holds and nobody uses."""
+        ...
+
+    def reset(self) -> None:
+        """The peak begins anew."""
+        ...
+
+    def read(self) -> Reading: ...
+
+
+class CudaMeter:
+    """The Meter of a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def settle(self) -> None:
+        torch.cuda.synchronize(self._device)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def reset(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def read(self) -> Reading:
+        free, total = torch.cuda.mem_get_info(self._device)
+        reserved = torch.cuda.memory_reserved(self._device)
+        return Reading(total, free, reserved, torch.cuda.max_memory_reserved(self._device))
+
+
+class Profile(NamedTuple):
+    """What is measured: a base model, and how it will be used."""
+
+    model: Llama
+    config: EngineConfig
+    max_total_tokens: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def units(self) -> PoolUnits:
+        return pool_units(self.config, self.model.base, self.max_total_tokens, self.dtype)
+
+    @property
+    def graph_limits(self) -> GraphLimits:
+        rows, pages = self.config.max_running_requests, self.units.pages_of_largest
+        return GraphLimits(rows, self.max_total_tokens, pages)
+
+
+def pool_units(
+    config: EngineConfig, base: BaseConfig, max_total_tokens: int, dtype: torch.dtype
+) -> PoolUnits:
+    return PoolUnits(
+        block_bytes=KVCache.bytes_per_block(base, config.kv_block_size, dtype),
+        block_tokens=config.kv_block_size,
+        max_total_tokens=max_total_tokens,
+        page_bytes=AdapterPages.bytes_per_page(base, dtype),
+        page_ranks=PAGE_RANK,
+        max_lora_rank=config.max_lora_rank,
+    )
+
+
+def measure(profile: Profile, meter: Meter) -> GpuMemory:
+    """Run and capture the largest passes. StartupError when not even those fit."""
+    meter.settle()
+    weights = meter.read()
+    try:
+        activations, elsewhere = _forward_bytes(profile, meter)
+        graphs = _graph_bytes(profile, meter) if profile.config.cuda_graphs == "on" else 0
+    except torch.OutOfMemoryError as error:
+        raise StartupError(_no_room(weights, error)) from None
+    finally:
+        meter.settle()
+    units = profile.units
+    # One layer of an adapter stands on the GPU twice while it is copied to its pages, but between
+    # passes: in the room of the activations.
+    copy = units.pages_of_largest * units.page_bytes // profile.model.base.num_layers
+    return GpuMemory(
+        total=weights.total,
+        elsewhere=elsewhere,
+        weights=weights.reserved,
+        activations=max(activations, copy),
+        graphs=graphs,
+        utilization=profile.config.gpu_memory_utilization,
+    )
+
+
+def _forward_bytes(profile: Profile, meter: Meter) -> tuple[int, int]:
+    """Of the largest pass; and what is used elsewhere once its kernels are loaded.
+
+    What stays reserved after it is work space of cuBLAS: one per thread, and the engine's thread is
+    not this one.
+    """
+    kv, adapters = _trial_pools(profile)
+    base = profile.model.base
+    runner = ModelRunner(
+        profile.model, kv, adapters, base.eos_token_ids, profile.device, profile.dtype
+    )
+    meter.settle()
+    before = meter.read().reserved
+    meter.reset()
+    runner.run(largest_batch(profile))
+    peak = meter.read().peak
+    meter.settle()
+    after = meter.read()
+    return peak - before + max(after.reserved - before, 0), after.elsewhere
+
+
+def _graph_bytes(profile: Profile, meter: Meter) -> int:
+    """Of all graphs, from those of the largest size, whose memory the others share, and the next:
+    each graph has some memory of its own. Which plan the engine will take is not known yet, nor
+    how many pages the pool will have, which bounds what the updates of a pass take."""
+    kv, adapters = _trial_pools(profile)
+    limits = profile.graph_limits
+    sizes = graph_sizes(limits.rows)
+    meter.settle()
+    before = meter.read().free
+    most_pages = max(meter.read().total // profile.units.page_bytes, adapters.num_pages)
+    graphs = DecodeGraphs(profile.model, kv, adapters, limits, profile.device, most_pages)
+    for plan in PLANS:
+        graphs.capture(sizes[-1:], plan=plan)
+    meter.settle()
+    largest = before - meter.read().free
+    if len(sizes) == 1:
+        return max(largest, 0)
+    graphs.capture(sizes[-2:-1], plan=PLANS[-1])
+    meter.settle()
+    each = max(before - meter.read().free - largest, 0)
+    return max(largest, 0) + each * (len(sizes) - 1)
+
+
+def _trial_pools(profile: Profile) -> tuple[KVCache, AdapterPages]:
+    """One KV block for everybody, and one adapter of the largest rank."""
+    base, dtype, device = profile.model.base, profile.dtype, profile.device
+    kv = KVCache(base, 1, profile.config.kv_block_size, dtype, device)
+    return kv, AdapterPages(base, profile.units.pages_of_largest, dtype, device)
+
+
+def largest_batch(profile: Profile) -> Batch:
+    """As many sequences, new tokens and context as there can be in one pass, each sequence with an
+    adapter of its own as far as the tables go; all stand in the same block and pages."""
+    config, total = profile.config, profile.max_total_tokens
+    token_ids, blocks = [0] * total, array("i", [0]) * profile.units.least_blocks
+    pages = tuple(range(profile.units.pages_of_largest))
+    prefill = config.max_batch_prefill_tokens
+    items: list[BatchItem] = []
+    for index in range(config.max_running_requests):
+        more = min(prefill, total - 1)
+        prefill -= more
+        sequence = Sequence(Request(str(index), (0,), str(index), _SAMPLING), index, str(index))
+        sequence.token_ids, sequence.block_table = token_ids, blocks
+        sequence.num_computed_tokens = total - 1 - more
+        items.append(BatchItem(sequence, 1 + more))
+    return make_batch(items, {item.sequence.adapter_key: pages for item in items})
+
+
+def _no_room(weights: Reading, error: torch.OutOfMemoryError) -> str:
+    return (
+        f"beside {size_text(weights.reserved)} of base model and {size_text(weights.elsewhere)} "
+        f"used elsewhere the GPU's {size_text(weights.total)} do not hold one forward pass "
+        f"({str(error).splitlines()[0]}); lower --max-batch-prefill-tokens, --max-total-tokens or "
+        "--max-lora-rank, set --cuda-graphs off, or choose a smaller base model"
+    )

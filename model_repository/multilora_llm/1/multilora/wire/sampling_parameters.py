@@ -1,0 +1,153 @@
+"""The names a client may use for sampling, from JSON or from typed tensors, → SamplingParams.
+
+Names follow the Triton vLLM backend and vLLM's SamplingParams. JSON values may be strings ("0.5",
+"true"). A name nobody knows is an error, never ignored: it would change the answer silently.
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from multilora.errors import invalid
+from multilora.request import SamplingParams
+from multilora.wire.grammar_parameter import read_grammar
+
+_TRUE = ("true", "1")
+_FALSE = ("false", "0")
+
+
+def parse_sampling_parameters(text: str) -> dict[str, Any]:
+    """Read the `sampling_parameters` JSON object; raises RequestError (INVALID_ARG)."""
+    try:
+        values = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise invalid(
+            f'sampling_parameters is not JSON ({error}); send for example {{"max_tokens": 64}}'
+        ) from None
+    if not isinstance(values, dict):
+        raise invalid(
+            'sampling_parameters must be a JSON object such as {"max_tokens": 64}; '
+            f"got {type(values).__name__}"
+        )
+    return values
+
+
+def check_names(values: Mapping[str, Any], where: str) -> None:
+    """Raise RequestError (INVALID_ARG) for a name that is not known or not supported."""
+    for name, value in values.items():
+        if name in _NEUTRAL:
+            if value not in _NEUTRAL[name] and str(value).lower() not in _NEUTRAL[name]:
+                raise invalid(f"{where}: {name} {value!r} is not supported; leave {name} out")
+        elif name not in READERS and name not in ADAPTER_NAMES:
+            close = difflib.get_close_matches(name, [*READERS, *ADAPTER_NAMES], n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(READERS)}"
+            raise invalid(f"{where}: unknown name {name!r}; {hint}")
+
+
+def adapter_name(values: Mapping[str, Any]) -> str:
+    """The adapter a JSON object selects, "" for none."""
+    for name in ADAPTER_NAMES:
+        value = values.get(name)
+        if value is not None and not isinstance(value, str):
+            raise invalid(f"{name} must be a string; got {value!r}")
+        if value:
+            return value
+    return ""
+
+
+def sampling_params(values: Mapping[str, Any]) -> SamplingParams:
+    """Build from names and values (None is absent); raises RequestError (INVALID_ARG)."""
+    fields: dict[str, Any] = {}
+    for name, reader in READERS.items():
+        if (value := values.get(name)) is not None:
+            fields[_FIELDS.get(name, name)] = reader(name, value)
+    if fields.get("top_k") == -1:  # vLLM's way of saying off
+        fields["top_k"] = 0
+    return SamplingParams(**fields)
+
+
+def _read_int(name: str, value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, str):
+            return int(value)
+    except ValueError:
+        pass
+    raise invalid(f"{name} must be a whole number; got {value!r}")
+
+
+def _read_float(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise invalid(f"{name} must be a number; got {value!r}") from None
+
+
+def _read_bool(name: str, value: Any) -> bool:
+    text = str(value).lower()
+    if text not in _TRUE + _FALSE:
+        raise invalid(f"{name} must be true or false; got {value!r}")
+    return text in _TRUE
+
+
+def _read_strings(name: str, value: Any) -> tuple[str, ...]:
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list) or not all(isinstance(item, str) for item in strings):
+        raise invalid(f"{name} must be a string or a list of strings; got {value!r}")
+    return tuple(strings)
+
+
+def _read_ids(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise invalid(f"{name} must be a list of token ids such as [2]; got {value!r}")
+    return tuple(_read_int(f"{name}: a token id", item) for item in value)
+
+
+def _read_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, dict):
+        raise invalid(f'{name} must be an object such as {{"42": -100}}; got {value!r}')
+    bias = {_read_int(f"{name}: a token id", key): _read_float(name, value[key]) for key in value}
+    return tuple(bias.items())
+
+
+ADAPTER_NAMES = ("adapter_id", "lora_name")
+READERS: dict[str, Callable[[str, Any], Any]] = {
+    "max_tokens": _read_int,
+    "min_tokens": _read_int,
+    "temperature": _read_float,
+    "top_p": _read_float,
+    "top_k": _read_int,
+    "min_p": _read_float,
+    "typical_p": _read_float,
+    "repetition_penalty": _read_float,
+    "presence_penalty": _read_float,
+    "frequency_penalty": _read_float,
+    "seed": _read_int,
+    "stop": _read_strings,
+    "stop_words": _read_strings,
+    "stop_token_ids": _read_ids,
+    "ignore_eos": _read_bool,
+    "logprobs": _read_int,
+    "logit_bias": _read_bias,
+    "grammar": read_grammar,
+}
+_FIELDS = {"stop_words": "stop"}
+# vLLM's names for what we do not do: only values that ask for nothing are taken.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1, "1"),
+    "best_of": (None, 1, "1"),
+    "bad_words": (None, []),
+    "include_stop_str_in_output": (None, False, "false"),
+    "skip_special_tokens": (None, True, "true"),
+    "spaces_between_special_tokens": (None, True, "true"),
+    "detokenize": (None, True, "true"),
+    "prompt_logprobs": (None,),
+    "truncate_prompt_tokens": (None,),
+    "use_beam_search": (None, False, "false"),
+}
