@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from tritonclient.grpc import service_pb2_grpc
 
 from multilora_client.connection import Endpoint
-from multilora_gateway.backend import Backend
-from multilora_gateway.engine_messages import engine_request, piece_of
-from multilora_gateway.generation import Call
+from multilora_gateway.backend.client import Backend
+from multilora_gateway.backend.messages import engine_request, piece_of
+from multilora_gateway.generation.job import Call
 from triton_server import TritonServer
 
 TGI = "/generate_stream"  # every event holds a logprob

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from multilora_gateway.listener import ListenError, listen
+from multilora_gateway.http.listener import ListenError, listen
 from multilora_gateway.settings import Settings
 from startable import Startable
 from triton_install import LaunchError

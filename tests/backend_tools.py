@@ -7,7 +7,7 @@ from typing import Any
 
 import tiny_tokenizers
 from fake_adapters import FakeAdapters
-from multilora_gateway.backend import Backend
+from multilora_gateway.backend.client import Backend
 
 SECONDS = 20
 

@@ -6,10 +6,10 @@ from typing import Any
 import requests
 
 import tiny_tokenizers
-from multilora_gateway.base_model import BaseModel
-from multilora_gateway.generation import Call
-from multilora_gateway.tgi_job import Job
-from multilora_gateway.tgi_parameters import GenerateRequest
+from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.generation.job import Call
+from multilora_gateway.tgi.job import Job
+from multilora_gateway.tgi.parameters import GenerateRequest
 from multilora_text.tokenizer import Tokenizer
 
 MAX_INPUT = 64

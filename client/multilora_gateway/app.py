@@ -6,18 +6,17 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from multilora_gateway import (
-    adapter_routes,
-    health_routes,
-    openai_routes,
-    tgi_invocations,
-    tgi_routes,
-)
-from multilora_gateway.access import Access
-from multilora_gateway.backend import Backend
-from multilora_gateway.body_limit import BodyLimit
-from multilora_gateway.error_answers import add_handlers
-from multilora_gateway.gateway_metrics import GatewayMetrics, Measured
+from multilora_gateway.backend.client import Backend
+from multilora_gateway.http.access import Access
+from multilora_gateway.http.body_limit import BodyLimit
+from multilora_gateway.http.error_answers import add_handlers
+from multilora_gateway.http.metrics import GatewayMetrics, Measured
+from multilora_gateway.routes.adapters import router as adapter_routes
+from multilora_gateway.routes.health import page_files
+from multilora_gateway.routes.health import router as health_routes
+from multilora_gateway.routes.invocations import router as sagemaker_routes
+from multilora_gateway.routes.openai import router as openai_routes
+from multilora_gateway.routes.tgi import router as tgi_routes
 from multilora_gateway.settings import Settings
 
 
@@ -44,9 +43,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Multi-LoRA gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
     add_handlers(app)
-    for module in (tgi_routes, tgi_invocations, openai_routes, adapter_routes, health_routes):
-        app.include_router(module.router)
-    app.mount("/page", health_routes.page_files())
+    for router in (tgi_routes, sagemaker_routes, openai_routes, adapter_routes, health_routes):
+        app.include_router(router)
+    app.mount("/page", page_files())
     app.add_middleware(BodyLimit, most=settings.payload_limit)
     if settings.cors_allow_origin:
         origins = list(settings.cors_allow_origin)

@@ -12,8 +12,8 @@ import uvicorn
 
 from multilora_gateway.app import create_app
 from multilora_gateway.command_line import parse
-from multilora_gateway.json_lines import JsonLines
-from multilora_gateway.listener import ListenError, listen, url_of
+from multilora_gateway.http.json_lines import JsonLines
+from multilora_gateway.http.listener import ListenError, listen, url_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from multilora_gateway.access import Access
 from multilora_gateway.errors import GatewayError
+from multilora_gateway.http.access import Access
 from multilora_gateway.settings import Settings
 
 ACCESS = Access(Settings(api_keys=("open", "team:team/*,sql", "colon:"), admin_key="root"))

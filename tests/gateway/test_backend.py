@@ -10,10 +10,10 @@ import pytest
 
 from backend_tools import connected, description, run
 from fake_adapters import FakeAdapters
-from multilora_gateway import backend as backend_module
-from multilora_gateway.base_model import BaseModel
+from multilora_gateway.backend import client as backend_module
+from multilora_gateway.backend.served_model import BaseModel
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.generation import Call
+from multilora_gateway.generation.job import Call
 
 
 @pytest.fixture

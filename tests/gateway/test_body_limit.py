@@ -11,8 +11,8 @@ import openai
 import pytest
 import uvicorn
 
-from multilora_gateway import body_limit
-from multilora_gateway.body_limit import BodyLimit
+from multilora_gateway.http import body_limit
+from multilora_gateway.http.body_limit import BodyLimit
 
 MOST = 2_000_000
 TIMEOUT = 20

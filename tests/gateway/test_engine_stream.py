@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from multilora_client.errors import Unavailable
-from multilora_gateway import engine_stream
-from multilora_gateway.engine_stream import EngineStream
+from multilora_gateway.backend import stream as engine_stream
+from multilora_gateway.backend.stream import EngineStream
 
 
 class Call:

@@ -7,10 +7,10 @@ import pytest
 
 from backend_tools import connected, run
 from fake_adapters import FakeAdapters
-from multilora_gateway import engine_watch
+from multilora_gateway.backend import watch as engine_watch
+from multilora_gateway.backend.model_probe import ModelProbe
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.generation import Call
-from multilora_gateway.model_probe import ModelProbe
+from multilora_gateway.generation.job import Call
 
 
 @pytest.fixture

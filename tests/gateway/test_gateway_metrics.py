@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from multilora_gateway.gateway_metrics import GatewayMetrics
+from multilora_gateway.http.metrics import GatewayMetrics
 
 _BROKEN = (b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf")
 

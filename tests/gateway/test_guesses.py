@@ -10,9 +10,9 @@ from fastapi import Depends, FastAPI
 from starlette.types import Message
 
 from catalog_tools import catalog_of, refusal
-from multilora_gateway.access import Access, Caller, admin, inference
-from multilora_gateway.error_answers import add_handlers
 from multilora_gateway.errors import not_found, tgi_body
+from multilora_gateway.http.access import Access, Caller, admin, inference
+from multilora_gateway.http.error_answers import add_handlers
 from multilora_gateway.settings import Settings
 
 ACCESS = Access(Settings(api_keys=("open", "mine:jso*,sqlx"), admin_key="root"))

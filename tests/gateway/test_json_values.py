@@ -6,11 +6,11 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from multilora_gateway import adapter_routes
-from multilora_gateway.json_values import Fields
-from multilora_gateway.openai_chat import ChatBody
-from multilora_gateway.openai_completions import CompletionBody
-from multilora_gateway.tgi_parameters import ChatTokenizeRequest, GenerateRequest
+from multilora_gateway.http.json_values import Fields
+from multilora_gateway.openai.chat import ChatBody
+from multilora_gateway.openai.completions import CompletionBody
+from multilora_gateway.routes import adapters as adapter_routes
+from multilora_gateway.tgi.parameters import ChatTokenizeRequest, GenerateRequest
 
 MANY = 10_000
 FEW = 16  # the required fields and the alternatives of one

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from multilora_gateway.listener import ListenError, listen, url_of
+from multilora_gateway.http.listener import ListenError, listen, url_of
 
 
 def reached(address: str, port: int) -> bool:

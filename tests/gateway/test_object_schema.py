@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.object_schema import with_object_types
+from multilora_gateway.generation.grammar import with_object_types
 
 INNER: dict[str, Any] = {"properties": {"n": {"type": "integer"}}, "required": ["n"]}
 OBJECT = {"type": "object", **INNER}

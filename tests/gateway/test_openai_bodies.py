@@ -7,13 +7,13 @@ import pytest
 from pydantic import ValidationError
 
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.openai_chat import ChatBody
-from multilora_gateway.openai_completions import CompletionBody
-from multilora_gateway.openai_fields import parse
-from multilora_gateway.openai_messages import template_messages
-from multilora_gateway.openai_sampling import choices
+from multilora_gateway.generation.messages import template_messages
+from multilora_gateway.openai.chat import ChatBody
+from multilora_gateway.openai.completions import CompletionBody
+from multilora_gateway.openai.fields import parse
+from multilora_gateway.openai.sampling import choices
 from multilora_gateway.settings import Settings
-from multilora_gateway.tgi_parameters import ChatTokenizeRequest
+from multilora_gateway.tgi.parameters import ChatTokenizeRequest
 from tgi_tools import base_model
 
 HELLO = [{"role": "user", "content": "hello"}]

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from e2e_tools import DEMO
-from multilora_gateway.generation import Answer, Piece, Token
-from multilora_gateway.openai_chat_choice import ChatChoice
-from multilora_gateway.openai_completions import TextChoice
-from multilora_gateway.openai_logprobs import chat_logprobs, token_text
-from multilora_gateway.openai_tool_parser import HermesParser
+from multilora_gateway.generation.job import Answer, Piece, Token
+from multilora_gateway.openai.chat_choice import ChatChoice
+from multilora_gateway.openai.completions import TextChoice
+from multilora_gateway.openai.logprobs import chat_logprobs, token_text
+from multilora_gateway.openai.tools.parser import HermesParser
 from multilora_text.tokenizer import Tokenizer
 
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'

@@ -10,14 +10,14 @@ import pytest
 from e2e_tools import DEMO
 from multilora.adapters.naming.names import check_name
 from multilora.errors import RequestError
-from multilora_gateway.access import Caller
-from multilora_gateway.backend import Backend
-from multilora_gateway.base_model import BaseModel
+from multilora_gateway.backend.client import Backend
+from multilora_gateway.backend.served_model import BaseModel
 from multilora_gateway.errors import GatewayError, openai_status
-from multilora_gateway.lorax_adapter import AdapterWish, wanted_adapter
-from multilora_gateway.openai_completions import CompletionBody
-from multilora_gateway.openai_models import models
-from multilora_gateway.openai_resolve import Target, named_adapter, resolve, served_name
+from multilora_gateway.generation.adapter_selection import AdapterWish, wanted_adapter
+from multilora_gateway.generation.model_name import Target, named_adapter, resolve, served_name
+from multilora_gateway.http.access import Caller
+from multilora_gateway.openai.completions import CompletionBody
+from multilora_gateway.openai.models import models
 from multilora_gateway.settings import Settings
 from multilora_text.tokenizer import Tokenizer
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from multilora_gateway.backend import Backend
+from multilora_gateway.backend.client import Backend
 from multilora_gateway.errors import GatewayError, failed
-from multilora_gateway.generation import Call, Piece, Token
-from multilora_gateway.openai_answer import events
-from multilora_gateway.openai_completions import TextChoice
-from multilora_gateway.openai_job import Job
-from multilora_gateway.openai_parallel import answers, interleaved
-from multilora_gateway.openai_resolve import Target
+from multilora_gateway.generation.job import Call, Piece, Token
+from multilora_gateway.generation.model_name import Target
+from multilora_gateway.generation.parallel import answers, interleaved
+from multilora_gateway.openai.answer import events
+from multilora_gateway.openai.completions import TextChoice
+from multilora_gateway.openai.job import Job
 
 
 class Scripted(Backend):

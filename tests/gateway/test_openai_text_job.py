@@ -5,12 +5,12 @@ from typing import Any, cast
 
 import pytest
 
-from multilora_gateway.access import Caller
-from multilora_gateway.backend import Backend
-from multilora_gateway.base_model import BaseModel
+from multilora_gateway.backend.client import Backend
+from multilora_gateway.backend.served_model import BaseModel
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.openai_completions import CompletionBody, completion_job
-from multilora_gateway.openai_job import Job, Place
+from multilora_gateway.http.access import Caller
+from multilora_gateway.openai.completions import CompletionBody, completion_job
+from multilora_gateway.openai.job import Job, Place
 from multilora_gateway.settings import Settings
 from tgi_tools import base_model
 

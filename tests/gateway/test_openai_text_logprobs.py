@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from multilora_gateway.generation import Answer, Piece, Token
-from multilora_gateway.openai_completions import TextChoice
-from multilora_gateway.openai_logprobs import TextOffsets, text_logprobs
+from multilora_gateway.generation.job import Answer, Piece, Token
+from multilora_gateway.openai.completions import TextChoice
+from multilora_gateway.openai.logprobs import TextOffsets, text_logprobs
 from multilora_text.detokenizer import Detokenizer
 from tgi_tools import tokenizer
 

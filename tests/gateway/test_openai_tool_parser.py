@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from multilora_gateway.openai_call_reader import MoreArguments, ToolCall
-from multilora_gateway.openai_tool_format import HERMES, LLAMA3, tool_format
-from multilora_gateway.openai_tool_parser import HermesParser, JsonParser, Part
+from multilora_gateway.openai.tools.call_reader import MoreArguments, ToolCall
+from multilora_gateway.openai.tools.format import HERMES, LLAMA3, tool_format
+from multilora_gateway.openai.tools.parser import HermesParser, JsonParser, Part
 
 NAMES = {"weather", "add"}
 WEATHER = '{"name": "weather", "arguments": {"city": "Zürich 🌧"}}'

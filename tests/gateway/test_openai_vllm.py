@@ -11,9 +11,9 @@ from multilora.grammar.cache import Grammars
 from multilora.grammar.compiler import GrammarCompiler
 from multilora.request import Grammar
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.openai_chat import ChatBody
-from multilora_gateway.openai_completions import CompletionBody
-from multilora_gateway.openai_fields import parse
+from multilora_gateway.openai.chat import ChatBody
+from multilora_gateway.openai.completions import CompletionBody
+from multilora_gateway.openai.fields import parse
 from multilora_gateway.settings import Settings
 from multilora_text.tokenizer import Tokenizer
 from tgi_tools import base_model

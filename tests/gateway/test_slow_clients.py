@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from multilora_gateway import body_limit, streaming
-from multilora_gateway.body_limit import BodyLimit
-from multilora_gateway.streaming import ClientGone, EventStream, until_disconnected
+from multilora_gateway.http import body_limit, streaming
+from multilora_gateway.http.body_limit import BodyLimit
+from multilora_gateway.http.streaming import ClientGone, EventStream, until_disconnected
 
 SCOPE: dict[str, Any] = {"type": "http", "path": "/generate", "method": "POST", "headers": []}
 SECONDS = 10

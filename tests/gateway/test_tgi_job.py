@@ -6,13 +6,13 @@ from typing import Any, cast
 
 import pytest
 
-from multilora_gateway.access import Caller
-from multilora_gateway.backend import Backend
-from multilora_gateway.base_model import BaseModel
+from multilora_gateway.backend.client import Backend
+from multilora_gateway.backend.served_model import BaseModel
 from multilora_gateway.errors import GatewayError
+from multilora_gateway.http.access import Caller
 from multilora_gateway.settings import Settings
-from multilora_gateway.tgi_job import Job, prepare
-from multilora_gateway.tgi_parameters import GenerateRequest
+from multilora_gateway.tgi.job import Job, prepare
+from multilora_gateway.tgi.parameters import GenerateRequest
 from multilora_text.chat_template import ChatTemplate
 from tgi_tools import MAX_TOTAL, base_model
 

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from multilora_gateway.backend import Backend
+from multilora_gateway.backend.client import Backend
 from multilora_gateway.errors import GatewayError, overloaded
-from multilora_gateway.generation import Answer, Call, Piece, Token
-from multilora_gateway.tgi_answer import end_headers, generated, generation_of
-from multilora_gateway.tgi_job import Job
-from multilora_gateway.tgi_stream import events
+from multilora_gateway.generation.job import Answer, Call, Piece, Token
+from multilora_gateway.tgi.answer import end_headers, generated, generation_of
+from multilora_gateway.tgi.job import Job
+from multilora_gateway.tgi.stream import events
 from tgi_tools import job, tokenizer
 
 A, B = (tokenizer().encode(letter)[0] for letter in "ab")

@@ -3,8 +3,8 @@
 import pytest
 
 import tiny_tokenizers
-from multilora_gateway.generation import Token
-from multilora_gateway.tgi_tokens import TokenTexts
+from multilora_gateway.generation.job import Token
+from multilora_gateway.tgi.tokens import TokenTexts
 from tgi_tools import tokenizer
 
 TEXTS = ["hello world", " two  spaces", "Grüße 東京 🍕", "a"]

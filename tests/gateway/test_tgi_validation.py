@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from multilora_gateway.errors import GatewayError, tgi_body
 from multilora_gateway.settings import Settings
-from multilora_gateway.tgi_parameters import GenerateRequest, Parameters
-from multilora_gateway.tgi_route import explained
-from multilora_gateway.tgi_validation import check_inputs, check_parameters, max_new_tokens
+from multilora_gateway.tgi.parameters import GenerateRequest, Parameters
+from multilora_gateway.tgi.route import explained
+from multilora_gateway.tgi.validation import check_inputs, check_parameters, max_new_tokens
 from tgi_tools import MAX_INPUT, MAX_TOTAL, base_model
 
 POSITIVE = "must be strictly positive"

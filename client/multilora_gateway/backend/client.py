@@ -1,0 +1,213 @@
+"""The Triton server behind the gateway: generations as gRPC streams, and the adapters model.
+
+Laws: one gRPC stream a generation, so that leaving one ends that request and no other; what the
+server is and holds is asked for when it is needed and forgotten when the server or its engine goes
+away, but not for what is wrong with an adapter.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import service_pb2_grpc
+
+from multilora_client.adapters_aio import AsyncAdapters
+from multilora_client.connection import Endpoint
+from multilora_client.errors import MultiLoRAError, from_status
+from multilora_client.tensors import Scalar
+from multilora_gateway.backend.messages import (
+    ADAPTERS,
+    ENGINE,
+    engine_request,
+    gateway_error,
+    is_lost,
+    piece_of,
+)
+from multilora_gateway.backend.model_probe import ModelProbe
+from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.backend.stream import EngineStream
+from multilora_gateway.backend.watch import EngineWatch
+from multilora_gateway.errors import GatewayError
+from multilora_gateway.generation.job import Answer, Call, Piece
+from multilora_text.chat_template import ChatTemplate
+
+_ON_DEMAND = "on demand"  # the origin of an adapter that a request may name, if there is one
+_TEMPLATE_SECONDS = 1.0  # how long a template is believed: files that change count within seconds
+_MOST_TEMPLATES = 1024
+_NAME_SECONDS = 2.0  # how long it is believed that a name is an adapter's, or none's
+_READY_SECONDS = 2.0
+_DESCRIBE_SECONDS = 30.0
+_AGAIN_SECONDS = 2.0
+_STOP_SECONDS = 2.0
+_CLOSE_SECONDS = 5.0
+_LOG = logging.getLogger("multilora.gateway")
+
+
+class Backend:
+    """Make it inside the running event loop. Every method raises GatewayError."""
+
+    def __init__(self, url: str) -> None:
+        endpoint = Endpoint.parse(url)
+        self.url = endpoint.address
+        self._channel = endpoint.aio_channel()
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._adapters = AsyncAdapters(self._stub, ADAPTERS, self.url, None)
+        self._base: asyncio.Task[BaseModel] | None = None  # one question for all who ask at once
+        self._templates: dict[str, tuple[float, ChatTemplate | None]] = {}
+        self._names: dict[str, tuple[float, bool]] = {}
+        self._probe = ModelProbe(self._stub, self.url)
+        self._watch = EngineWatch(self._probe.ask)
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._connection = asyncio.create_task(self._follow_connection())
+
+    async def close(self) -> None:
+        tasks = [self._connection, *([self._base] if self._base else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, self._watch.close(), return_exceptions=True)
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=_CLOSE_SECONDS)
+        await self._channel.close()
+
+    async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
+        """The answer in pieces; closing the generator ends the request at once."""
+        request = engine_request(call)
+        stream = EngineStream(
+            self._stub.ModelStreamInfer(iter([request])),
+            lambda: self._probe.stop(request.id, _STOP_SECONDS),
+        )
+        wanted = call.sampling.get("logprobs") is not None
+        complete = False
+        try:
+            with self._watch.over(stream, ENGINE) as waiting:
+                async for message in stream:
+                    waiting.heard = time.monotonic()
+                    piece = piece_of(message, wanted)
+                    complete = complete or piece.finish_reason is not None
+                    yield piece
+            if not complete:
+                raise GatewayError(500, "incomplete_generation", "Incomplete generation")
+        except grpc.aio.AioRpcError as error:
+            lost = from_status(error.code(), error.details(), self.url)
+            raise self._translated(lost, ENGINE) from None
+        except MultiLoRAError as error:
+            complete = True  # that was the last word
+            raise self._translated(error, ENGINE) from None
+        finally:
+            if not stream.at_end:
+                leaving = asyncio.create_task(stream.leave(complete))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
+
+    async def collect(self, call: Call) -> Answer:
+        """The whole answer."""
+        async with aclosing(self.generate(call)) as pieces:
+            return Answer.joined([piece async for piece in pieces])
+
+    async def adapters(
+        self, action: str, timeout: float | None = None, **inputs: Scalar | None
+    ) -> dict[str, Any]:
+        """What the Triton model `adapters` answers; `timeout` in seconds, None is the server's."""
+        question = asyncio.ensure_future(self._adapters.ask(action, timeout, **inputs))
+        try:
+            with self._watch.over(question, ADAPTERS, ENGINE):
+                return await question
+        except MultiLoRAError as error:
+            raise self._translated(error, ADAPTERS) from None
+
+    async def base(self) -> BaseModel:
+        """The base model that is being served."""
+        if self._base is None:
+            self._base = asyncio.create_task(self._describe())
+            self._base.add_done_callback(self._described)
+        return await asyncio.shield(self._base)
+
+    async def template(self, adapter_id: str, token: str = "") -> ChatTemplate | None:
+        """An adapter's own chat template; None: it uses the base model's.
+
+        `token` opens a private Hub repository that has to be downloaded first. Once the engine has
+        read one, it tells everybody who may use the adapter, and so does this.
+        """
+        if not adapter_id:
+            return None
+        known = self._templates.get(adapter_id)
+        if known and time.monotonic() - known[0] < _TEMPLATE_SECONDS:
+            return known[1]
+        answer = await self.adapters("template", adapter_id=adapter_id, adapter_token=token)
+        source = answer["chat_template"]
+        template = ChatTemplate(source, answer["special_tokens"]) if source else None
+        self._templates.pop(adapter_id, None)
+        self._templates[adapter_id] = (time.monotonic(), template)
+        if len(self._templates) > _MOST_TEMPLATES:
+            self._templates.pop(next(iter(self._templates)))
+        return template
+
+    async def has_adapter(self, name: str) -> bool:
+        """Whether an adapter is called that; one that appears counts within seconds. A name that
+        only a pattern allows is none before it has been read. Ask for few names: all are kept."""
+        known = self._names.get(name)
+        if known and time.monotonic() - known[0] < _NAME_SECONDS:
+            return known[1]
+        try:
+            entry = await self.adapters("info", adapter_id=name)
+            found = entry["origin"] != _ON_DEMAND or entry["digest"] is not None
+        except GatewayError as error:
+            if error.status not in (404, 422):  # unknown, or what no adapter can be called
+                raise
+            found = False
+        self._names[name] = (time.monotonic(), found)
+        return found
+
+    async def is_ready(self) -> bool:
+        """Whether requests would be taken now, with adapters and without."""
+        return all(await asyncio.gather(self._answers(ENGINE), self._answers(ADAPTERS)))
+
+    async def _answers(self, model: str) -> bool:
+        try:
+            await self._probe.ask(model, _READY_SECONDS)
+        except MultiLoRAError as error:
+            self._translated(error, model)
+            return False
+        return True
+
+    async def _describe(self) -> BaseModel:
+        description = await self.adapters("describe", _DESCRIBE_SECONDS)
+        return await asyncio.to_thread(BaseModel.from_json, description)
+
+    def _described(self, task: asyncio.Task[BaseModel]) -> None:
+        """A failure is told to those who wait for it, and to nobody after them."""
+        if (task.cancelled() or task.exception()) and self._base is task:
+            self._base = None
+
+    async def _follow_connection(self) -> None:
+        """A server that goes may come back as another before anybody asks for anything."""
+        while True:
+            try:
+                return await self._forget_with_connection()
+            except Exception:
+                _LOG.exception("the connection could not be followed; it is tried again")
+                await asyncio.sleep(_AGAIN_SECONDS)
+                self._forget()  # what happened meanwhile nobody saw
+
+    async def _forget_with_connection(self) -> None:
+        state = self._channel.get_state(try_to_connect=True)
+        while state is not grpc.ChannelConnectivity.SHUTDOWN:
+            await self._channel.wait_for_state_change(state)
+            if state is grpc.ChannelConnectivity.READY:
+                self._forget()
+            state = self._channel.get_state(try_to_connect=True)
+
+    def _forget(self) -> None:
+        self._base = None
+        self._templates.clear()
+        self._names.clear()
+
+    def _translated(self, error: MultiLoRAError, model: str) -> GatewayError:
+        if is_lost(error, model):
+            self._forget()  # it may come back with another base
+        return gateway_error(error, model)

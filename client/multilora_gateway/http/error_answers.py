@@ -1,0 +1,77 @@
+"""Errors as HTTP answers: OpenAI's object below /v1, TGI's everywhere else."""
+
+import difflib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from multilora_gateway.errors import GatewayError, openai_body, openai_status, tgi_body
+from multilora_gateway.http.access import guessed_for
+from multilora_gateway.http.streaming import ClientGone
+
+_LOG = logging.getLogger("multilora.gateway")
+
+
+def error_answer(path: str, error: GatewayError) -> Response:
+    """The answer to a request for `path`."""
+    openai = path.startswith("/v1/")
+    body = openai_body(error) if openai else tgi_body(error)
+    status = openai_status(error) if openai else error.status
+    return JSONResponse(body, status, headers=error.headers)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Let whatever a route raises become an answer."""
+    app.add_exception_handler(GatewayError, _gateway)
+    app.add_exception_handler(RequestValidationError, _unreadable)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientGone, _gone)
+    app.add_exception_handler(Exception, _defect)
+
+
+def unknown_field(name: str, known: Sequence[str]) -> str:
+    """What to say of a field that nobody knows: ignored, it would change the answer silently."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean `{close[0]}`?" if close else "leave it out"
+    return f"unknown field `{name}`; {hint}"
+
+
+async def _gateway(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GatewayError)
+    return error_answer(request.url.path, error.guessing(guessed_for(request, error.similar)))
+
+
+async def _unreadable(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", first["msg"])
+        wrong = GatewayError(400, "validation", f"the body is not JSON ({reason}); correct it")
+        return error_answer(request.url.path, wrong)
+    path = [str(part) for part in first["loc"] if part != "body"]
+    where = ".".join(path) or "the body"
+    wrong = GatewayError(422, "validation", f"`{where}`: {first['msg']}", param=where)
+    return error_answer(request.url.path, wrong)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = "not_found" if error.status_code == 404 else "validation"
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    answer = GatewayError(error.status_code, kind, message, headers=error.headers)
+    return error_answer(request.url.path, answer)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; what proxies log for this
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    _LOG.error("a request failed", exc_info=error)
+    message = "internal error; the gateway's log says more"
+    return error_answer(request.url.path, GatewayError(500, "internal", message))

@@ -1,0 +1,62 @@
+"""JSON bodies of the OpenAI API, read strictly: a wrong or unknown field is an error naming it."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from multilora_gateway.errors import GatewayError, invalid
+from multilora_gateway.http.json_values import Fields
+
+_UNION_TAG = re.compile(r"[A-Z].*|.*\[.*|str|int|float|bool|none|constrained-.*|function-.*")
+_LONGEST = 200  # characters of a client's own words in an error
+
+
+_F = TypeVar("_F", bound=Fields)
+
+
+def parse(kind: type[_F], body: bytes) -> _F:
+    """Raises GatewayError (validation) for the first thing that is wrong."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(kind, error) from None
+
+
+def request_schema(kind: type[Fields], path: str) -> dict[str, Any]:
+    """What a POST route at `path` tells OpenAPI of its body."""
+    place = path.replace("/", "~1")
+    where = f"#/paths/{place}/post/requestBody/content/application~1json/schema/$defs/"
+    schema = kind.model_json_schema(ref_template=where + "{model}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _refusal(kind: type[Fields], errors: ValidationError) -> GatewayError:
+    error = errors.errors(include_url=False, include_context=False)[0]
+    loc = error["loc"]
+    if error["type"] == "json_invalid":
+        return invalid(f"the body is not valid JSON: {error['msg']}")
+    if not loc:
+        return invalid(f"the body must be a JSON object; {error['msg']}")
+    param = str(loc[0])[:_LONGEST]
+    path = ".".join(str(part) for part in loc if not _is_tag(part))[:_LONGEST]
+    if error["type"] == "extra_forbidden":
+        return invalid(f"unknown field {path!r}{_hint(kind, loc)}", param)
+    if error["type"] == "missing":
+        return invalid(f"{path} is missing; it is required", param)
+    message = error["msg"].removeprefix("Value error, ")
+    return invalid(f"{path}: {message[:1].lower()}{message[1:]}", param)
+
+
+def _hint(kind: type[Fields], loc: Sequence[int | str]) -> str:
+    if len(loc) > 1:
+        return "; leave it out"
+    close = difflib.get_close_matches(str(loc[0])[:_LONGEST], kind.model_fields, n=1)
+    return f"; did you mean {close[0]}?" if close else "; leave it out"
+
+
+def _is_tag(part: int | str) -> bool:
+    """Pydantic names the alternatives of a union in the place of an error."""
+    return isinstance(part, str) and bool(_UNION_TAG.fullmatch(part))

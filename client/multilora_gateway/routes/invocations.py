@@ -1,0 +1,48 @@
+"""POST /invocations, SageMaker's route: whatever POST /, the chats or the completions take."""
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from multilora_gateway.http.access import Caller, inference
+from multilora_gateway.openai.job import Place
+from multilora_gateway.routes.openai import chat_completions, completions
+from multilora_gateway.routes.tgi import compatible
+from multilora_gateway.tgi.parameters import GenerateRequest
+from multilora_gateway.tgi.route import ERRORS, explained, not_json
+
+router = APIRouter(tags=["TGI"], responses=ERRORS)
+_SCHEMA = {"$ref": f"#/components/schemas/{GenerateRequest.__name__}"}
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}}
+
+
+@router.post("/invocations", openapi_extra=_BODY, response_model=None)
+async def invocations(request: Request, caller: Annotated[Caller, Depends(inference)]) -> Response:
+    """As POST /; with `messages` as /v1/chat/completions, with `prompt` as /v1/completions."""
+    gateway = request.app.state.gateway
+    place = Place(gateway.backend, gateway.settings, caller)
+    body = _json(await request.body())
+    if isinstance(body, dict) and "inputs" not in body:
+        if "messages" in body:
+            return await chat_completions(request, place)
+        if "prompt" in body:
+            return await completions(request, place)
+    return await compatible(request, _generate_request(body), caller)
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw) if raw else None
+    except (ValueError, RecursionError) as error:
+        raise not_json(error) from None
+
+
+def _generate_request(body: Any) -> GenerateRequest:
+    try:
+        return GenerateRequest.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise explained({**first, "loc": ("body", *first["loc"])}) from None

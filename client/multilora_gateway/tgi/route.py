@@ -1,0 +1,95 @@
+"""How bad bodies are told: the field by its name, and the closest known one, or where it goes."""
+
+import difflib
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from multilora_gateway.errors import GatewayError, invalid
+from multilora_gateway.tgi.parameters import GenerateRequest, Parameters
+
+_BODY_FIELDS = tuple(GenerateRequest.model_fields)
+_PARAMETERS = tuple(Parameters.model_fields)
+_LONGEST = 100  # characters of a client's own words in an error
+_BODY = 'the body must be a JSON object such as {"inputs": "Hello"}, sent as application/json'
+
+
+class ErrorBody(BaseModel):
+    """TGI's error object, for the API's description."""
+
+    error: str
+    error_type: str
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 422, 424, 429, 500, 503)
+}
+
+
+class TgiRoute(APIRoute):
+    """Turns FastAPI's complaints about a body into GatewayErrors."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                raise explained(error.errors()[0]) from None
+            except HTTPException as error:
+                if error.status_code != 400:
+                    raise
+                raise not_json("not UTF-8, or nested too deeply") from None
+
+        return handler
+
+
+def explained(complaint: Mapping[str, Any]) -> GatewayError:
+    """One of pydantic's complaints in words."""
+    place = [_printable(part) for part in complaint["loc"][1:]]
+    kind = complaint["type"]
+    if kind == "json_invalid":
+        return not_json(complaint.get("ctx", {}).get("error", complaint["msg"]))
+    if not place:
+        return invalid(_BODY)
+    name = ".".join(place)
+    if kind == "extra_forbidden":
+        return invalid(f"unknown field `{name}`; {_hint(place)}", name)
+    if kind == "missing":
+        return invalid(f"missing field `{name}`", name)
+    message = _printable(complaint["msg"].removeprefix("Value error, "))
+    return invalid(f"`{name}`: {message}", name)
+
+
+def _hint(place: Sequence[str]) -> str:
+    """What to do about the unknown field there."""
+    outside, name = place[:-1], place[-1]
+    if outside not in ([], ["parameters"]):
+        return "leave it out"
+    if name == "model":
+        return "name an adapter in `parameters.adapter_id`, or use /v1"
+    if not outside and name in _PARAMETERS:
+        return f"put it into `parameters`: `parameters.{name}`"
+    if outside and name in _BODY_FIELDS:
+        return "move it out of `parameters`, beside `inputs`"
+    known = _PARAMETERS if outside else _BODY_FIELDS
+    close = difflib.get_close_matches(name, known, n=1)
+    if not close and not outside:
+        inside = difflib.get_close_matches(name, _PARAMETERS, n=1)
+        close = [f"parameters.{other}" for other in inside]
+    return f"did you mean `{close[0]}`?" if close else f"known are {', '.join(known)}"
+
+
+def not_json(reason: object) -> GatewayError:
+    return GatewayError(400, "validation", f"the body is not JSON ({_printable(reason)})")
+
+
+def _printable(part: object) -> str:
+    """A client's own words: short, and without the half characters that JSON can name."""
+    return str(part)[:_LONGEST].encode(errors="replace").decode()
