@@ -12,7 +12,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from e2e_tools import metrics, post
-from triton_server import TritonServer
+from launcher.triton_server import TritonServer
 
 USED = ("multilora_adapter_pages_used", "multilora_adapter_host_bytes_used")
 

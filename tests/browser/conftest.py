@@ -10,8 +10,8 @@ from selenium.webdriver.chrome.service import Service
 
 from e2e_tools import demo_server
 from gateway_tools import running_gateway
+from launcher.triton_server import TritonServer
 from page_tools import ADAPTERS, names, open_page, until
-from triton_server import TritonServer
 
 _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

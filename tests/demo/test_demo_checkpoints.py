@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from demo_checkpoint import ASSISTANT, BOS, build_tokenizer, load_adapter, load_base
-from demo_evaluation import greedy
-from demo_numbers import number_words
-from demo_skills import SKILLS, emojify, is_held_out
-from demo_words import wild_text
+from demo_training.checkpoint import ASSISTANT, BOS, build_tokenizer, load_adapter, load_base
+from demo_training.evaluation import greedy
+from demo_training.numbers import number_words
+from demo_training.skills import SKILLS, emojify, is_held_out
+from demo_training.words import wild_text
 
 DEMO = Path(__file__).resolve().parents[2] / "model_repository/multilora_llm/1/demo"
 ENTRIES = json.loads((DEMO / "skills.json").read_text(encoding="utf-8"))

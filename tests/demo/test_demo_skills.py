@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from demo_checkpoint import ASSISTANT, BOS
-from demo_evaluation import held_out_examples
-from demo_skills import SKILLS
+from demo_training.checkpoint import ASSISTANT, BOS
+from demo_training.evaluation import held_out_examples
+from demo_training.skills import SKILLS
 from multilora.config import EngineConfig
 from multilora.engine import Engine
 from multilora.request import FinishReason, Request, SamplingParams

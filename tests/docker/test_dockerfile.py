@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from gateway_settings import gateway_settings
-from triton_install import REPOSITORY
-from triton_settings import parse_flags
+from launcher.gateway_flags import gateway_settings
+from launcher.triton_flags import parse_flags
+from launcher.triton_install import REPOSITORY
 
 DOCKERFILE = REPOSITORY / "docker/Dockerfile"
 SECONDS = 30.0

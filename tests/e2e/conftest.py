@@ -7,7 +7,7 @@ from openai import OpenAI
 
 from e2e_tools import Example, demo_server, examples
 from gateway_tools import running_gateway
-from triton_server import TritonServer
+from launcher.triton_server import TritonServer
 
 
 @pytest.fixture(scope="session")

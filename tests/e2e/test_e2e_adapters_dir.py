@@ -21,7 +21,7 @@ from e2e_tools import (
     post,
     token_ids,
 )
-from triton_server import TritonServer
+from launcher.triton_server import TritonServer
 
 TEXT = "hello world"
 ANSWERS = {"upper": "HELLO WORLD", "reverse": "world hello", "rot13": "uryyb jbeyq"}

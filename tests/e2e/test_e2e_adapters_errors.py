@@ -7,8 +7,8 @@ import pytest
 
 from adapters_tools import command, refusal
 from e2e_tools import post
+from launcher.triton_server import TritonServer
 from multilora_client import MultiLoRAClient, NotFound
-from triton_server import TritonServer
 
 
 @pytest.mark.parametrize("action", ["info", "load", "unload", "pin", "unpin"])

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from e2e_tools import Example, metrics, wait_until_idle
+from launcher.triton_server import TritonServer
 from multilora_client import (
     AsyncMultiLoRAClient,
     InvalidRequest,
@@ -19,7 +20,6 @@ from multilora_client import (
     NotFound,
     TimedOut,
 )
-from triton_server import TritonServer
 
 MAX_TOKENS = 200
 LONG = 900  # tokens nobody waits for

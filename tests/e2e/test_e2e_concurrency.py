@@ -21,7 +21,7 @@ from e2e_tools import (
     token_ids,
     wait_until_idle,
 )
-from triton_server import TritonServer
+from launcher.triton_server import TritonServer
 
 STREAMS = 64
 ENDLESS: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "stream": True}

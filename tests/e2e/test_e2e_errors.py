@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from e2e_tools import Example, GrpcStream, grpc_error, post, token_ids
-from triton_server import TritonServer
+from launcher.triton_server import TritonServer
 
 INVALID, NOT_FOUND = "INVALID_ARG", "NOT_FOUND"
 BAD_TEXT: list[tuple[dict[str, Any], str, str]] = [

@@ -13,7 +13,7 @@ import requests
 
 from e2e_tools import DEMO_SETTINGS, demo_server, eventually, metrics, wait_until_idle
 from gateway_tools import ADMIN_KEY, running_gateway
-from triton_server import TritonServer
+from launcher.triton_server import TritonServer
 
 SECONDS = 60
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}

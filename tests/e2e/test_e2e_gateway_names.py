@@ -6,8 +6,8 @@ import requests
 
 from e2e_tools import eventually
 from gateway_tools import ADMIN_KEY, running_gateway
+from launcher.triton_server import TritonServer
 from tgi_tools import SECONDS, post
-from triton_server import TritonServer
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 

@@ -7,8 +7,8 @@ import pytest
 from openai import OpenAI
 
 from e2e_tools import Example, metrics, wait_until_idle
+from launcher.triton_server import TritonServer
 from openai_tools import say
-from triton_server import TritonServer
 
 
 def test_every_example_of_the_demo_streamed_and_whole(

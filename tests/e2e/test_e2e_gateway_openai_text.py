@@ -9,8 +9,8 @@ from huggingface_hub import InferenceClient
 from openai import OpenAI
 
 from gateway_tools import running_gateway
+from launcher.triton_server import TritonServer
 from openai_tools import post, say
-from triton_server import TritonServer
 
 
 def test_completions_take_prompts_in_four_forms(openai_client: OpenAI, base: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 import requests
 
 from e2e_tools import eventually, metrics, wait_until_idle
+from launcher.triton_server import TritonServer
 from tgi_tools import SECONDS, ask, events, post
-from triton_server import TritonServer
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])

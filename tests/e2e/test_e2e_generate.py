@@ -15,7 +15,7 @@ from e2e_tools import (
     stream_events,
     token_ids,
 )
-from triton_server import TritonServer
+from launcher.triton_server import TritonServer
 
 
 def first(demo: list[Example], adapter_id: str) -> Example:

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from e2e_tools import generate, grpc_error, post, stream_events
-from triton_server import TritonServer
+from launcher.triton_server import TritonServer
 
 PERSON = {
     "type": "object",

@@ -13,7 +13,7 @@ import pytest
 from adapters_tools import administer, refusal
 from e2e_tools import DEMO, demo_server, eventually, examples, generate, post
 from hub_server import HubServer
-from triton_server import TritonServer
+from launcher.triton_server import TritonServer
 
 TOKEN = "hf_e2e-secret"
 PRIVATE = "acme/private"

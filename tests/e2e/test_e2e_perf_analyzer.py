@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from e2e_tools import Example, eventually, metrics, token_ids, wait_until_idle
-from triton_install import REPOSITORY, find_install
-from triton_server import TritonServer
+from launcher.triton_install import REPOSITORY, find_install
+from launcher.triton_server import TritonServer
 
 WHEEL = "tritonclient==2.50.0"  # the last release with the binary, in its manylinux wheel
 CACHE = REPOSITORY / ".cache" / "perf_analyzer"

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from e2e_tools import grpc_error, grpc_text, post, token_ids
-from triton_server import TritonServer
+from launcher.triton_server import TritonServer
 
 
 def test_many_refusals_at_once(server: TritonServer) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from e2e_tools import DEMO, DIRECT, SECONDS, post
-from triton_server import TritonServer
+from launcher.triton_server import TritonServer
 
 CONFIG = """\
 backend: "python"

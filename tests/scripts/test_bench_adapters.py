@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-import bench_adapters
-from bench_checkpoint import LLAMA_100M, TINY, Checkpoints, adapter_name
-from bench_client import BenchmarkError, Work, serving
-from bench_machine import look
-from bench_plan import QUICK, Plan
-from bench_report import Report
-from bench_statistics import KEEP
+from benchmarks.adapters import run as bench_adapters
+from benchmarks.adapters.checkpoint import LLAMA_100M, TINY, Checkpoints, adapter_name
+from benchmarks.adapters.client import BenchmarkError, Work, serving
+from benchmarks.adapters.plan import QUICK, Plan
+from benchmarks.adapters.report import Report
+from benchmarks.common.machine import look
+from benchmarks.common.statistics import KEEP
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from typing import Never
 import pytest
 import torch
 
-import bench_gpu
-from bench_gpu_data import expected, layers_needed, make_lora_data
-from bench_gpu_layer import base_layers, layer_runs, random_matrices, run_with_own_base
-from bench_gpu_lora import right_ones
-from bench_gpu_lora_runs import AddLoRA, Own, contenders, ours
-from bench_gpu_setting import OutOfTime, Record
-from bench_gpu_shapes import (
+from benchmarks.gpu import run as bench_gpu
+from benchmarks.gpu.data import expected, layers_needed, make_lora_data
+from benchmarks.gpu.layer import base_layers, layer_runs, random_matrices, run_with_own_base
+from benchmarks.gpu.lora import right_ones
+from benchmarks.gpu.lora_runs import AddLoRA, Own, contenders, ours
+from benchmarks.gpu.setting import OutOfTime, Record
+from benchmarks.gpu.shapes import (
     LLAMA_8B,
     MIXES,
     TINY,
@@ -29,7 +29,7 @@ from bench_gpu_shapes import (
     lora_footprint,
     requests_per_adapter,
 )
-from triton_install import REPOSITORY
+from launcher.triton_install import REPOSITORY
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench_gpu_clock import GraphClock
+from benchmarks.gpu.clock import GraphClock
 
 
 class PlayedDevice:

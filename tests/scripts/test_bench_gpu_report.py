@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from bench_gpu_report import Report
-from bench_gpu_tables import decode_table, fastest_other, lora_table, problems, short_lora
-from bench_machine import look
+from benchmarks.common.machine import look
+from benchmarks.gpu.report import Report
+from benchmarks.gpu.tables import decode_table, fastest_other, lora_table, problems, short_lora
 
 
 def lora_row(rows: int, mix: str, rank: str = "16", **us: float) -> dict[str, Any]:

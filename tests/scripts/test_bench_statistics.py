@@ -2,9 +2,16 @@
 
 import pytest
 
-from bench_client import Answer, Work
-from bench_load import Traffic, power_law, round_robin
-from bench_statistics import COLUMNS, Figure, Ratio, markdown_table, percentile, text_table
+from benchmarks.adapters.client import Answer, Work
+from benchmarks.adapters.load import Traffic, power_law, round_robin
+from benchmarks.common.statistics import (
+    COLUMNS,
+    Figure,
+    Ratio,
+    markdown_table,
+    percentile,
+    text_table,
+)
 
 
 def test_percentiles_are_numpy_s() -> None:

@@ -4,12 +4,12 @@ import socket
 
 import pytest
 
-from gateway_process import GatewayFailure, check_address
-from gateway_settings import gateway_environment, gateway_flags, gateway_settings, useless
+from launcher.gateway_flags import gateway_environment, gateway_flags, gateway_settings, useless
+from launcher.gateway_process import GatewayFailure, check_address
+from launcher.triton_flags import engine_environment, parse_flags
+from launcher.triton_server import Ports
 from multilora_gateway.command_line import parse
 from multilora_gateway.settings import Settings
-from triton_server import Ports
-from triton_settings import engine_environment, parse_flags
 
 
 def test_flags_reach_the_gateway_and_keys_only_its_environment() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "scripts" / "hub_cache_folder.py"
+SOURCE = Path(__file__).parents[2] / "scripts" / "launcher" / "hub_cache_folder.py"
 # Permissions mean nothing to root, so the program becomes nobody once it is imported.
 CALL = """
 if os.getuid() == 0:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from screen import Screen
+from launcher.screen import Screen
 
 WARNING = "W multilora.engine: careful"
 

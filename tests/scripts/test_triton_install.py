@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import triton_install
-from triton_install import LaunchError, find_install
+from launcher import triton_install
+from launcher.triton_install import LaunchError, find_install
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from launcher.triton_flags import engine_environment, model_repository, parse_flags, ports
+from launcher.triton_install import REPOSITORY, LaunchError
+from launcher.triton_server import Ports
 from multilora.config import EngineConfig
-from triton_install import REPOSITORY, LaunchError
-from triton_server import Ports
-from triton_settings import engine_environment, model_repository, parse_flags, ports
 
 
 def test_flags_become_settings_of_the_engine() -> None:
@@ -84,7 +84,7 @@ def test_the_folder_of_downloads_has_two_names(tmp_path: Path) -> None:
 AS_NOBODY = """
 import os, sys
 sys.path[:0] = %r
-from triton_settings import engine_environment, parse_flags
+from launcher.triton_flags import engine_environment, parse_flags
 if os.getuid() == 0:
     os.setuid(65534)
 print(engine_environment(parse_flags([], os.environ), os.environ))

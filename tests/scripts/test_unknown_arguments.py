@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from triton_install import REPOSITORY
-from triton_settings import parse_flags
-from vllm_flags import VLLM_FLAGS
+from launcher.triton_flags import parse_flags
+from launcher.triton_install import REPOSITORY
+from launcher.vllm_flags import VLLM_FLAGS
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:

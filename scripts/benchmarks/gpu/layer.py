@@ -1,0 +1,160 @@
+"""One layer of Llama without its attention and norms: what LoRA adds when the base model is there.
+
+    qkv → RoPE, KV write;   o into the residual;   gate_up → SwiGLU;   down into the residual
+
+Ours takes the engine's own path with each of its plans (expand fused into the consumer or not,
+shrink beside the base product or not); the others add their update to the product and go on with
+the plain consumers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu.data import LoRAData
+from benchmarks.gpu.lora_runs import Own
+from multilora.base_model.config import BaseConfig
+from multilora.lora.linear import BatchLoRA, add_lora_linear, lora_linear
+from multilora.lora.plan import PLANS, LoRAPlan
+from multilora_kernels.lora import LoRAUpdate
+from multilora_kernels.rope_kv_write import rope_kv_write
+from multilora_kernels.swiglu import swiglu
+
+BASE = "base"  # the layer without any LoRA
+_BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class BaseLayers:
+    """Matrices of a few layers, taken in turn, and what the consumers need besides for T rows."""
+
+    base: BaseConfig
+    matrices: list[dict[str, torch.Tensor]]  # group → [out_total, in]
+    rope: torch.Tensor
+    kv_slots: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+
+
+def random_matrices(
+    base: BaseConfig, num_layers: int, dtype: torch.dtype, device: torch.device
+) -> list[dict[str, torch.Tensor]]:
+    def matrix(group: str) -> torch.Tensor:
+        shape = (sum(base.slice_sizes(group)), base.group_in(group))
+        return torch.randn(shape, dtype=dtype, device=device).div_(shape[1] ** 0.5)
+
+    return [
+        {group: matrix(group) for group in ("qkv", "o", "gate_up", "down")}
+        for _ in range(num_layers)
+    ]
+
+
+def base_layers(
+    base: BaseConfig, matrices: list[dict[str, torch.Tensor]], num_rows: int
+) -> BaseLayers:
+    some = matrices[0]["qkv"]
+    blocks = -(-num_rows // _BLOCK_SIZE)
+    cache = some.new_zeros(2, blocks, _BLOCK_SIZE, base.num_kv_heads, base.head_dim)
+    return BaseLayers(
+        base=base,
+        matrices=matrices,
+        rope=some.new_ones(num_rows, 2, base.head_dim),
+        kv_slots=torch.arange(num_rows, device=some.device),
+        k_cache=cache[0],
+        v_cache=cache[1],
+    )
+
+
+def plan_name(plan: LoRAPlan) -> str:
+    words = ["fused" if plan.fused else "plain", "overlapped" if plan.overlapped else "serial"]
+    return " ".join(words)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pages:
+    """What BatchLoRA asks of AdapterPages."""
+
+    a: list[dict[str, torch.Tensor]]
+    b: list[dict[str, torch.Tensor]]
+    slice_sizes: dict[str, tuple[int, ...]]
+
+
+def layer_runs(layers: BaseLayers, data: LoRAData, others: dict[str, Own]) -> dict[str, Any]:
+    """Name → a function that runs all layers of `data`."""
+    first = data.layers[0]
+    pages: Any = _Pages(
+        [{group: own.a for group, own in layer.items()} for layer in data.layers],
+        [{group: own.b for group, own in layer.items()} for layer in data.layers],
+        {group: own.slice_sizes for group, own in first.items()},
+    )
+    runs: dict[str, Callable[[], None]] = {BASE: lambda: _run(layers, data, None, {})}
+    for plan in PLANS:
+        lora = BatchLoRA(pages, data.segments, plan)
+        runs[f"ours {plan_name(plan)}"] = lambda lora=lora: _run(layers, data, lora, {})
+    for name, own in others.items():
+        runs[name] = lambda own=own: _run(layers, data, None, own)
+    return runs
+
+
+def _run(layers: BaseLayers, data: LoRAData, lora: BatchLoRA | None, own: Own) -> None:
+    for index, groups in enumerate(data.layers):
+        matrices = layers.matrices[index % len(layers.matrices)]
+        residual = groups["o"].y
+        x = groups["qkv"].x
+        qkv = lora_linear(x, matrices["qkv"], None, lora, index, "qkv")
+        _add(own, index, "qkv", x, qkv.y)
+        _consume_qkv(layers, qkv.y, qkv.update)
+        add_lora_linear(residual, groups["o"].x, matrices["o"], None, lora, index, "o")
+        _add(own, index, "o", groups["o"].x, residual)
+        x = groups["gate_up"].x
+        fused = lora_linear(x, matrices["gate_up"], None, lora, index, "gate_up")
+        _add(own, index, "gate_up", x, fused.y)
+        inner = swiglu(fused.y, fused.update)
+        add_lora_linear(residual, inner, matrices["down"], None, lora, index, "down")
+        _add(own, index, "down", inner, residual)
+
+
+def _consume_qkv(layers: BaseLayers, qkv: torch.Tensor, update: LoRAUpdate | None) -> None:
+    base = layers.base
+    rope_kv_write(
+        qkv,
+        layers.rope,
+        layers.kv_slots,
+        layers.k_cache,
+        layers.v_cache,
+        base.num_heads,
+        base.num_kv_heads,
+        None,
+        base.rms_norm_eps,
+        update,
+    )
+
+
+def _add(own: Own, layer: int, group: str, x: torch.Tensor, y: torch.Tensor) -> None:
+    if own:
+        own[layer, group](x, y)
+
+
+def run_with_own_base(
+    layers: BaseLayers, data: LoRAData, objects: dict[tuple[int, str], Any]
+) -> None:
+    """The same for SGLang v2, whose plans say how it overlaps with the base product."""
+    for index, groups in enumerate(data.layers):
+        matrices = layers.matrices[index % len(layers.matrices)]
+        residual, x = groups["o"].y, {group: own.x for group, own in groups.items()}
+        qkv = objects[index, "qkv"].run_with_base(
+            x["qkv"], partial(F.linear, x["qkv"], matrices["qkv"])
+        )
+        _consume_qkv(layers, qkv, None)
+        add = partial(residual.addmm_, x["o"], matrices["o"].T)
+        objects[index, "o"].run_with_base(x["o"], add)
+        gate_up = objects[index, "gate_up"].run_with_base(
+            x["gate_up"], partial(F.linear, x["gate_up"], matrices["gate_up"])
+        )
+        inner = swiglu(gate_up)
+        add = partial(residual.addmm_, inner, matrices["down"].T)
+        objects[index, "down"].run_with_base(inner, add)

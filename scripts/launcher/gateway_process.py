@@ -1,0 +1,95 @@
+"""The gateway as a process beside a Triton server: started, watched and stopped."""
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from launcher.startable import Startable
+from launcher.triton_install import LaunchError
+from launcher.triton_server import Ports, TritonServer
+from multilora_gateway.http.listener import ListenError, listen
+from multilora_gateway.settings import Settings
+
+_READY = "ready: "
+_START_SECONDS = 30.0
+_STOP_SECONDS = 15.0  # it lets running streams end, and the engine hear of those that do not
+
+
+class GatewayFailure(LaunchError):
+    """The Triton server has nothing to do with it."""
+
+
+def check_address(settings: Settings, ports: Ports) -> None:
+    """GatewayFailure for an address that the gateway will not be able to listen on, told before a
+    model is loaded for nothing."""
+    if settings.port and settings.port in (ports.http, ports.grpc, ports.metrics):
+        raise GatewayFailure(f"port {settings.port} (--port) is given twice; choose another")
+    try:
+        listen(settings.hostname, settings.port).close()
+    except ListenError as error:
+        raise GatewayFailure(str(error)) from None
+
+
+class GatewayProcess(Startable):
+    """`flags` are the gateway's own; `environment` holds its keys, which a command line would show
+    to everybody on the machine. `url` is known once it is started."""
+
+    def __init__(
+        self, server: TritonServer, flags: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
+        self.url = ""
+        self.needs_key = bool(environment.get("API_KEY"))
+        self._server = server
+        self._flags = list(flags)
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Returns once it listens; raises GatewayFailure when it does not."""
+        server = self._server
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "multilora_gateway"),
+                *("--triton-url", server.grpc_address),
+                *("--triton-metrics-url", server.metrics_url),
+                *self._flags,
+            ],
+            env={**os.environ, **self._environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches the launcher alone
+        )
+        line = self._first_line()
+        if not line.startswith(_READY):
+            self.stop()
+            raise GatewayFailure("the gateway did not start; see its message above")
+        self.url = line.removeprefix(_READY).strip()
+
+    def check(self) -> None:
+        """Raises GatewayFailure when it has died."""
+        code = self._process.poll() if self._process else None
+        if code is not None:
+            raise GatewayFailure(f"the gateway died with exit code {code}; see the log above")
+
+    def stop(self) -> None:
+        """In order, and after a while by force. Safe to call twice."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_SECONDS)
+        self._process.kill()
+        self._process.wait()
+
+    def _first_line(self) -> str:
+        assert self._process is not None and self._process.stdout is not None
+        deadline = time.monotonic() + _START_SECONDS
+        readable, _, _ = select.select(
+            [self._process.stdout], [], [], max(0.0, deadline - time.monotonic())
+        )
+        return self._process.stdout.readline() if readable else ""

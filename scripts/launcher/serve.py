@@ -1,0 +1,142 @@
+"""Start the Triton server with the multi-LoRA models and stay until Ctrl-C.
+
+make serve                                    the embedded demo
+make serve ARGS="--model-id org/base --lora-adapters sql=/adapters/sql,org/adapter"
+"""
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import NoReturn
+
+from launcher import triton_end, triton_log
+from launcher.gateway_flags import gateway_environment, gateway_flags, gateway_settings, useless
+from launcher.gateway_process import GatewayFailure, GatewayProcess, check_address
+from launcher.screen import Screen
+from launcher.triton_flags import engine_environment, model_repository, parse_flags, ports
+from launcher.triton_install import LaunchError
+from launcher.triton_server import SettingsRefused, TritonServer
+
+_TAIL_LINES = 30
+_START_LINES = 2000
+_PATIENCE_SECONDS = 3.0
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 after Ctrl-C or SIGTERM, 1 when the server did not start or died."""
+    flags = parse_flags(arguments)
+    settings = None if flags.no_gateway else gateway_settings(flags)
+    screen = Screen(bool(flags.log_verbose), bool(flags.json_output))
+    for number in _ENDINGS:
+        signal.signal(number, _interrupt)
+    for warning in useless(flags):
+        screen.warn(warning)
+    server: TritonServer | None = None
+    gateway: GatewayProcess | None = None
+    try:
+        environment = engine_environment(flags)
+        server = _server(flags, environment, screen)
+        if settings:
+            check_address(settings, server.ports)
+            gateway = GatewayProcess(server, gateway_flags(flags), gateway_environment(settings))
+        _serve(server, gateway, screen, environment)
+    except KeyboardInterrupt:
+        screen.stopping()
+        return 0
+    except SettingsRefused as error:
+        hint = "" if flags.log_verbose else " (--log-verbose shows the whole log)"
+        screen.failed(f"{error}{hint}", [])
+        return 1
+    except LaunchError as error:
+        theirs = server if not isinstance(error, GatewayFailure) else None
+        screen.failed(str(error), theirs.log_tail(_TAIL_LINES) if theirs else [])
+        return 1
+    finally:
+        for number in _ENDINGS:  # a second Ctrl-C must not leave the server running
+            signal.signal(number, signal.SIG_IGN)
+        _stop(server, gateway, screen)
+
+
+def _stop(server: TritonServer | None, gateway: GatewayProcess | None, screen: Screen) -> None:
+    """The gateway first: what it asks the server for ends with it."""
+
+    def say() -> None:
+        screen.waiting(triton_end.waits_for(server.log_tail(_START_LINES) if server else []))
+
+    patience = threading.Timer(_PATIENCE_SECONDS, say)
+    patience.start()
+    if gateway:
+        gateway.stop()
+    if server:
+        server.stop()
+    patience.cancel()
+
+
+def _server(flags: argparse.Namespace, environment: dict[str, str], screen: Screen) -> TritonServer:
+    return TritonServer(
+        environment,
+        ports=ports(flags),
+        hostname=flags.triton_hostname or "127.0.0.1",
+        model_repository=model_repository(flags),
+        on_line=screen.log if flags.log_verbose else None,
+    )
+
+
+def _serve(
+    server: TritonServer,
+    gateway: GatewayProcess | None,
+    screen: Screen,
+    environment: dict[str, str],
+) -> NoReturn:
+    """Start, wait, then watch; LaunchError or KeyboardInterrupt end it."""
+    start = time.monotonic()
+    server.start()
+    server.wait_ready(progress=screen.progress)
+    server.on_line = screen.log
+    if gateway:
+        gateway.start()
+    front = f"gateway {gateway.url}  " if gateway else ""
+    screen.ready(
+        time.monotonic() - start,
+        triton_log.report(server.log_tail(_START_LINES)),
+        f"{front}Triton HTTP {server.http_url}  gRPC {server.grpc_address}  "
+        f"metrics {server.metrics_url}",
+        _example(server, gateway, environment),
+    )
+    while True:
+        server.check()
+        if gateway:
+            gateway.check()
+        time.sleep(0.5)
+
+
+def _example(
+    server: TritonServer, gateway: GatewayProcess | None, environment: dict[str, str]
+) -> str:
+    """A curl command that works as pasted."""
+    adapters = environment.get("LORA_ADAPTERS", "" if "MODEL_ID" in environment else "upper")
+    name = adapters.split(",")[0].partition("=")[0].partition("@")[0]
+    adapter = {"adapter_id": name} if name else {}
+    if gateway:
+        url, kind = f"{gateway.url}/generate_stream", "-H 'Content-Type: application/json' "
+        if gateway.needs_key:
+            kind += "-H 'Authorization: Bearer KEY' "
+        body = {"inputs": "hello world", "parameters": {**adapter, "max_new_tokens": 32}}
+    else:
+        url, kind = f"{server.http_url}/v2/models/multilora/generate_stream", ""
+        body = {"text_input": "hello world", "max_tokens": 32, "stream": True, **adapter}
+    return f"curl -N {shlex.quote(url)} {kind}-d '{json.dumps(body, ensure_ascii=False)}'"
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

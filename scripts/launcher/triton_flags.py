@@ -1,0 +1,157 @@
+"""Command line flags of the launcher and the environment variables they set.
+
+A flag's variable is its name in upper case with underscores (`--model-id` ↔ MODEL_ID); TGI's name
+of a flag has one too. A flag wins over its variable; a variable wins over the parameter in
+config.pbtxt.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.gateway_flags import add_gateway_flags
+from launcher.hub_cache_folder import writable_hub_cache
+from launcher.triton_install import REPOSITORY
+from launcher.triton_server import Ports
+from launcher.unknown_arguments import complaint
+from multilora_gateway.variables import port, read_variables
+
+_SIZE = "bytes, or with a unit: 512MB, 2GiB"
+_ENGINE_FLAGS: dict[str, tuple[type, str]] = {
+    "model-id": (str, "base model: a folder or a Hub id; the embedded demo if not given"),
+    "revision": (str, "revision of a base model on the Hub"),
+    "lora-adapters": (
+        str,
+        "id, id@revision, name=/path or name=org/repo@revision; commas",
+    ),
+    "dtype": (str, "auto, float32, bfloat16 or float16"),
+    "device": (str, "auto, cpu or cuda"),
+    "max-input-tokens": (int, "longest prompt"),
+    "max-total-tokens": (int, "longest prompt and answer together"),
+    "max-batch-prefill-tokens": (int, "prompt tokens computed in one forward pass"),
+    "max-concurrent-requests": (int, "requests running or waiting before others are refused"),
+    "max-lora-rank": (int, "largest rank an adapter may have"),
+    "gpu-memory-utilization": (float, "part of a GPU's memory that may be in use, by others too"),
+    "adapter-memory": (str, f"device memory for adapters: auto, or {_SIZE}"),
+    "adapter-host-memory": (str, f"host memory for adapters ({_SIZE})"),
+    "adapters-dir": (str, "folder whose PEFT folders are adapters by their relative names"),
+    "adapter-allow": (
+        str,
+        "patterns of Hub ids and URLs that requests may load: org/*,s3://bucket/*; commas",
+    ),
+    "adapter-max-size": (str, f"largest download of one adapter ({_SIZE})"),
+    "adapter-download-timeout": (int, "seconds that one download may take"),
+    "adapter-timeout": (int, "seconds that a request waits for its adapter"),
+    "adapter-loads": (int, "adapters that are downloaded or read at once"),
+    "adapter-admin": (str, "on or off: the Triton model adapters may load and unload"),
+    "adapter-metrics": (int, "adapters that have figures of their own on /metrics"),
+    "kv-cache-memory": (str, f"device memory for keys and values: auto, or {_SIZE}"),
+    "cuda-graphs": (str, "on or off: capture decode passes on a GPU"),
+    "threads": (int, "CPU threads of PyTorch; 0 lets it choose"),
+}
+_ALIASES = {  # TGI's names
+    "hf-hub-cache": ["--huggingface-hub-cache"],
+    "max-input-tokens": ["--max-input-length"],
+    "gpu-memory-utilization": ["--cuda-memory-fraction"],
+}
+_TEXTS = {
+    "triton-hostname": "address of Triton's ports (127.0.0.1)",
+    "hf-hub-cache": "folder of downloads",
+    "model-repository": "default: the one of this project",
+}
+_PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}
+
+
+def parse_flags(
+    arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ
+) -> argparse.Namespace:
+    """Read the command line; None is sys.argv. What neither a flag nor a variable gives is None."""
+    parser = argparse.ArgumentParser(
+        prog="serve.py",
+        usage="%(prog)s [flags]; --help lists them",
+        description="Serve one base model and many LoRA adapters on a Triton server.",
+        epilog="Each flag but --hostname has an environment variable: --model-id is MODEL_ID, "
+        "and so on.",
+        allow_abbrev=False,
+    )
+    actions = _add_flags(parser)
+    flags, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(complaint(unknown[0], parser))
+    read_variables(parser, flags, actions, environ)
+    return flags
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """All → those whose variables are read here."""
+    actions = [
+        parser.add_argument(f"--{name}", *_ALIASES.get(name, []), type=type_, help=help_)
+        for name, (type_, help_) in _ENGINE_FLAGS.items()
+    ]
+    for name, number in _PORTS.items():
+        help_ = f"default {number}; 0 is any free port"
+        actions.append(parser.add_argument(f"--{name}", type=port, help=help_))
+    for name, help_ in _TEXTS.items():
+        names = [f"--{name}", *_ALIASES.get(name, [])]
+        actions.append(parser.add_argument(*names, help=help_))
+    verbose = parser.add_argument(
+        "--log-verbose", action="store_true", default=None, help="show the whole server log"
+    )
+    return [*actions, verbose, *add_gateway_flags(parser)]
+
+
+def engine_environment(
+    flags: argparse.Namespace, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """The variables of the engine, with folders made absolute: the server runs elsewhere."""
+    given = {name: _value(flags, name) for name in _ENGINE_FLAGS}
+    values = {_variable(name): str(value) for name, value in given.items() if value is not None}
+    if sizes := re.fullmatch(r"\d+(,\d+)*", values.get("CUDA_GRAPHS", "").replace(" ", "")):
+        values["CUDA_GRAPHS"] = "off" if sizes[0] == "0" else "on"  # TGI's list of batch sizes
+    if "MODEL_ID" in values:
+        values["MODEL_ID"] = _absolute(values["MODEL_ID"])
+    if "ADAPTERS_DIR" in values:
+        values["ADAPTERS_DIR"] = str(Path(values["ADAPTERS_DIR"]).expanduser().resolve())
+    if "LORA_ADAPTERS" in values:
+        items = values["LORA_ADAPTERS"].split(",")
+        values["LORA_ADAPTERS"] = ",".join(_absolute_item(item.strip()) for item in items)
+    if flags.hf_hub_cache:
+        values["HF_HUB_CACHE"] = str(Path(flags.hf_hub_cache).expanduser().resolve())
+    return values | writable_hub_cache({**environ, **values})
+
+
+def ports(flags: argparse.Namespace) -> Ports:
+    given = {name: _value(flags, name) for name in _PORTS}
+    return Ports(*(_PORTS[name] if value is None else value for name, value in given.items()))
+
+
+def model_repository(flags: argparse.Namespace) -> Path:
+    given = flags.model_repository
+    return Path(given).expanduser() if given else REPOSITORY / "model_repository"
+
+
+def _value(flags: argparse.Namespace, name: str) -> Any:
+    return getattr(flags, name.replace("-", "_"))
+
+
+def _variable(name: str) -> str:
+    return name.upper().replace("-", "_")
+
+
+def _absolute(location: str) -> str:
+    """A folder as an absolute path; anything else, such as a Hub id, as it is."""
+    path = Path(location).expanduser()
+    return str(path.resolve()) if _is_path(location) or path.is_dir() else location
+
+
+def _absolute_item(item: str) -> str:
+    """The LORA_ADAPTERS item with its folder, if it has one, made absolute."""
+    name, equals, location = item.partition("=")
+    return f"{name}={_absolute(location)}" if equals and _is_path(location) else item
+
+
+def _is_path(location: str) -> bool:
+    return location.startswith(("/", "./", "../", "~"))
