@@ -47,7 +47,7 @@ endef
 
 test-gpu:  ## run the tests that need a GPU, with .venv or else with PYTHON
 	@$(find_gpu); "$$py" -m pytest -m gpu --continue-on-collection-errors \
-		$(addprefix --ignore=tests/,browser client demo docker e2e gateway scripts text) $(ARGS)
+		$(addprefix --ignore=tests/,browser client docker e2e gateway scripts text) $(ARGS)
 
 bench-gpu:  ## measure kernels and a whole model on a GPU, 9 minutes; PEERS=folder-with-peers_api
 	@$(find_gpu); "$$py" scripts/bench_gpu.py --peers "$(PEERS)" $(ARGS)

@@ -8,10 +8,10 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from e2e_tools import demo_server
-from gateway_tools import running_gateway
 from launcher.triton_server import TritonServer
-from page_tools import ADAPTERS, names, open_page, until
+from support.e2e_tools import demo_server
+from support.gateway_tools import running_gateway
+from support.page_tools import ADAPTERS, names, open_page, until
 
 _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

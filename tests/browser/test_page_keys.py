@@ -3,9 +3,9 @@
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 
-from gateway_tools import ADMIN_KEY, running_gateway
 from launcher.triton_server import TritonServer
-from page_tools import ADAPTERS, answers, footer, message, names, open_page, press, until
+from support.gateway_tools import ADMIN_KEY, running_gateway
+from support.page_tools import ADAPTERS, answers, footer, message, names, open_page, press, until
 
 SOURCE = (
     "return fetch('/adapters').then(a => a.json())"

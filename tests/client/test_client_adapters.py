@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from fake_adapters import ENTRIES, MEMORY, FakeAdapters
 from multilora_client import (
     AdapterInfo,
     AdapterMemory,
@@ -22,6 +21,7 @@ from multilora_client import (
     Unavailable,
     Unloaded,
 )
+from support.fake_adapters import ENTRIES, MEMORY, FakeAdapters
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from fake_triton import PIECES, FakeTriton
 from multilora_client import (
     AsyncMultiLoRAClient,
     Generation,
@@ -13,6 +12,7 @@ from multilora_client import (
     TimedOut,
     Unavailable,
 )
+from support.fake_triton import PIECES, FakeTriton
 
 ANSWER = Generation("".join(PIECES), "stop", 7, 3)
 

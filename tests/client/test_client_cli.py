@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fake_triton import PIECES, FakeTriton
+from support.fake_triton import PIECES, FakeTriton
 
 CLIENT = Path(__file__).parents[2] / "client"
 TEXT = "".join(PIECES) + "\n"

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fake_triton import PIECES, FakeTriton
 from multilora_client import (
     Cancelled,
     Generation,
@@ -16,6 +15,7 @@ from multilora_client import (
     TimedOut,
     Unavailable,
 )
+from support.fake_triton import PIECES, FakeTriton
 
 ANSWER = Generation("".join(PIECES), "stop", 7, 3)
 

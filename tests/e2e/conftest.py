@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 from openai import OpenAI
 
-from e2e_tools import Example, demo_server, examples
-from gateway_tools import running_gateway
 from launcher.triton_server import TritonServer
+from support.e2e_tools import Example, demo_server, examples
+from support.gateway_tools import running_gateway
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from adapters_tools import administer, command, infer, settled, used
-from e2e_tools import DEMO, GrpcStream, demo_server, eventually, generate
-from hub_server import HubServer
 from launcher.triton_server import TritonServer
 from multilora_client import AdapterInfo, InvalidRequest, MultiLoRAClient, NotFound, Unavailable
+from support.adapters_tools import administer, command, infer, settled, used
+from support.e2e_tools import DEMO, GrpcStream, demo_server, eventually, generate
+from support.hub_server import HubServer
 
 TEXT = "hello world"
 SQL_BYTES = 500_000  # at least, of every adapter of the demo

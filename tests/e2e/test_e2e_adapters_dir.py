@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters_tools import administer, settled, used
-from e2e_tools import (
+from launcher.triton_server import TritonServer
+from support.adapters_tools import administer, settled, used
+from support.e2e_tools import (
     DEMO,
     GrpcStream,
     demo_server,
@@ -21,7 +22,6 @@ from e2e_tools import (
     post,
     token_ids,
 )
-from launcher.triton_server import TritonServer
 
 TEXT = "hello world"
 ANSWERS = {"upper": "HELLO WORLD", "reverse": "world hello", "rot13": "uryyb jbeyq"}

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapters_tools import command, refusal
-from e2e_tools import post
 from launcher.triton_server import TritonServer
 from multilora_client import MultiLoRAClient, NotFound
+from support.adapters_tools import command, refusal
+from support.e2e_tools import post
 
 
 @pytest.mark.parametrize("action", ["info", "load", "unload", "pin", "unpin"])

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from e2e_tools import Example, metrics, wait_until_idle
 from launcher.triton_server import TritonServer
 from multilora_client import (
     AsyncMultiLoRAClient,
@@ -20,6 +19,7 @@ from multilora_client import (
     NotFound,
     TimedOut,
 )
+from support.e2e_tools import Example, metrics, wait_until_idle
 
 MAX_TOKENS = 200
 LONG = 900  # tokens nobody waits for

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from e2e_tools import (
+from launcher.triton_server import TritonServer
+from support.e2e_tools import (
     Example,
     GrpcStream,
     eventually,
@@ -21,7 +22,6 @@ from e2e_tools import (
     token_ids,
     wait_until_idle,
 )
-from launcher.triton_server import TritonServer
 
 STREAMS = 64
 ENDLESS: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "stream": True}

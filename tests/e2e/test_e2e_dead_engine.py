@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from e2e_tools import DEMO_SETTINGS
-from gateway_tools import ADMIN_KEY, running_gateway
 from launcher.triton_server import TritonServer
 from launcher.triton_stubs import stubs
-from tgi_tools import SECONDS, ask, post
+from support.e2e_tools import DEMO_SETTINGS
+from support.gateway_tools import ADMIN_KEY, running_gateway
+from support.tgi_tools import SECONDS, ask, post
 
 LONG = {"ignore_eos_token": True, "max_new_tokens": 900}
 

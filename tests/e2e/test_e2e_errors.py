@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e2e_tools import Example, GrpcStream, grpc_error, post, token_ids
 from launcher.triton_server import TritonServer
+from support.e2e_tools import Example, GrpcStream, grpc_error, post, token_ids
 
 INVALID, NOT_FOUND = "INVALID_ARG", "NOT_FOUND"
 BAD_TEXT: list[tuple[dict[str, Any], str, str]] = [

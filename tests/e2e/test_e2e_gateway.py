@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import requests
 
-from e2e_tools import DEMO_SETTINGS, demo_server, eventually, metrics, wait_until_idle
-from gateway_tools import ADMIN_KEY, running_gateway
 from launcher.triton_server import TritonServer
+from support.e2e_tools import DEMO_SETTINGS, demo_server, eventually, metrics, wait_until_idle
+from support.gateway_tools import ADMIN_KEY, running_gateway
 
 SECONDS = 60
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}

@@ -4,10 +4,10 @@ from typing import Any
 
 import requests
 
-from e2e_tools import eventually
-from gateway_tools import ADMIN_KEY, running_gateway
 from launcher.triton_server import TritonServer
-from tgi_tools import SECONDS, post
+from support.e2e_tools import eventually
+from support.gateway_tools import ADMIN_KEY, running_gateway
+from support.tgi_tools import SECONDS, post
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 

@@ -6,9 +6,9 @@ import openai
 import pytest
 from openai import OpenAI
 
-from e2e_tools import Example, metrics, wait_until_idle
 from launcher.triton_server import TritonServer
-from openai_tools import say
+from support.e2e_tools import Example, metrics, wait_until_idle
+from support.openai_tools import say
 
 
 def test_every_example_of_the_demo_streamed_and_whole(

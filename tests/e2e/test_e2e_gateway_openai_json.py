@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from openai import OpenAI
 
-from openai_tools import PEOPLE, PERSON, say
+from support.openai_tools import PEOPLE, PERSON, say
 
 UNITS = {
     "type": "object",

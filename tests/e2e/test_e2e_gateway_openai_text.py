@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub import InferenceClient
 from openai import OpenAI
 
-from gateway_tools import running_gateway
 from launcher.triton_server import TritonServer
-from openai_tools import post, say
+from support.gateway_tools import running_gateway
+from support.openai_tools import post, say
 
 
 def test_completions_take_prompts_in_four_forms(openai_client: OpenAI, base: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tgi_tools import SECONDS, post
+from support.tgi_tools import SECONDS, post
 
 LIFE = ("/health", "/ping", "/")
 PARAMETERS = {"adapter_id": "upper", "max_new_tokens": 30}

@@ -16,8 +16,8 @@ import text_generation.types
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import ValidationError
 
-from e2e_tools import Example
-from tgi_tools import SECONDS, ask, post
+from support.e2e_tools import Example
+from support.tgi_tools import SECONDS, ask, post
 
 ANSWER = "HELLO WORLD"
 # The user's guide, line by line.

@@ -8,9 +8,9 @@ import lorax.types
 import pytest
 import requests
 
-from e2e_tools import eventually, metrics, wait_until_idle
 from launcher.triton_server import TritonServer
-from tgi_tools import SECONDS, ask, events, post
+from support.e2e_tools import eventually, metrics, wait_until_idle
+from support.tgi_tools import SECONDS, ask, events, post
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from e2e_tools import (
+from launcher.triton_server import TritonServer
+from support.e2e_tools import (
     Example,
     GrpcStream,
     generate,
@@ -15,7 +16,6 @@ from e2e_tools import (
     stream_events,
     token_ids,
 )
-from launcher.triton_server import TritonServer
 
 
 def first(demo: list[Example], adapter_id: str) -> Example:

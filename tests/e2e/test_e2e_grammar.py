@@ -8,8 +8,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from e2e_tools import generate, grpc_error, post, stream_events
 from launcher.triton_server import TritonServer
+from support.e2e_tools import generate, grpc_error, post, stream_events
 
 PERSON = {
     "type": "object",

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from adapters_tools import administer, refusal
-from e2e_tools import DEMO, demo_server, eventually, examples, generate, post
-from hub_server import HubServer
 from launcher.triton_server import TritonServer
+from support.adapters_tools import administer, refusal
+from support.e2e_tools import DEMO, demo_server, eventually, examples, generate, post
+from support.hub_server import HubServer
 
 TOKEN = "hf_e2e-secret"
 PRIVATE = "acme/private"

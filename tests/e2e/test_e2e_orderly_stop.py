@@ -5,9 +5,9 @@ import random
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
-from e2e_tools import demo_server
-from gateway_tools import running_gateway
-from tgi_tools import post
+from support.e2e_tools import demo_server
+from support.gateway_tools import running_gateway
+from support.tgi_tools import post
 
 CLIENTS = 150
 

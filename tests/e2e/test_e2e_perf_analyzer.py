@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from e2e_tools import Example, eventually, metrics, token_ids, wait_until_idle
 from launcher.triton_install import REPOSITORY, find_install
 from launcher.triton_server import TritonServer
+from support.e2e_tools import Example, eventually, metrics, token_ids, wait_until_idle
 
 WHEEL = "tritonclient==2.50.0"  # the last release with the binary, in its manylinux wheel
 CACHE = REPOSITORY / ".cache" / "perf_analyzer"

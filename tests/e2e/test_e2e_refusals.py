@@ -2,8 +2,8 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from e2e_tools import grpc_error, grpc_text, post, token_ids
 from launcher.triton_server import TritonServer
+from support.e2e_tools import grpc_error, grpc_text, post, token_ids
 
 
 def test_many_refusals_at_once(server: TritonServer) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from e2e_tools import DEMO, DIRECT, SECONDS, post
 from launcher.triton_server import TritonServer
+from support.e2e_tools import DEMO, DIRECT, SECONDS, post
 
 CONFIG = """\
 backend: "python"

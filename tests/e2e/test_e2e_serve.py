@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from e2e_tools import DEMO, DIRECT
 from launcher.triton_install import REPOSITORY, LaunchError
 from launcher.triton_server import TritonServer
 from launcher.triton_stubs import stubs
-from tiny_adapters import make_adapter
+from support.e2e_tools import DEMO, DIRECT
+from support.tiny_adapters import make_adapter
 
 SERVE = [sys.executable, str(REPOSITORY / "scripts/serve.py")]
 FREE_PORTS = ["--port=0", "--http-port=0", "--grpc-port=0", "--metrics-port=0"]

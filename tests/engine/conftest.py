@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from adapter_workshop import MakeShop, Workshop
-from engine_tools import RANKS, MakeEngine
 from multilora.config import EngineConfig
 from multilora.engine import Engine
-from tiny import write_adapter, write_base
+from support.adapter_workshop import MakeShop, Workshop
+from support.engine_tools import RANKS, MakeEngine
+from support.tiny import write_adapter, write_base
 
 
 @pytest.fixture(scope="session")

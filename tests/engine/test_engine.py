@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine_tools import (
+from multilora.base_model.config import BaseConfig
+from multilora.config import EngineConfig
+from multilora.engine import Engine
+from multilora.errors import RequestError
+from multilora.forward.kv_cache import KVCache
+from multilora.request import FinishReason
+from support.engine_tools import (
     RANKS,
     MakeEngine,
     alone,
@@ -16,12 +22,6 @@ from engine_tools import (
     request,
     tokens,
 )
-from multilora.base_model.config import BaseConfig
-from multilora.config import EngineConfig
-from multilora.engine import Engine
-from multilora.errors import RequestError
-from multilora.forward.kv_cache import KVCache
-from multilora.request import FinishReason
 
 
 def test_a_crowd_answers_as_each_request_does_alone(make_engine: MakeEngine):

@@ -4,10 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from engine_tools import MakeEngine, alone, assert_all_free, drain, page_bytes, request, tokens
 from multilora.errors import ErrorCode, RequestError, StartupError
 from multilora.request import FinishReason, Request, TokenOutput
-from tiny import write_adapter
+from support.engine_tools import (
+    MakeEngine,
+    alone,
+    assert_all_free,
+    drain,
+    page_bytes,
+    request,
+    tokens,
+)
+from support.tiny import write_adapter
 
 
 @pytest.mark.parametrize(

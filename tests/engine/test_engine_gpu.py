@@ -8,7 +8,7 @@ import torch
 from multilora.config import DEMO, EngineConfig
 from multilora.engine import Engine
 from multilora.request import Request, SamplingParams
-from tiny import write_adapter, write_base
+from support.tiny import write_adapter, write_base
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,9 +14,9 @@ import pytest
 
 HERE = Path(__file__).parent
 SELECTED = {
-    "test_decode_graphs_gpu.py": "",
-    "test_base_llama.py": "transformers and (qwen3-biases or mistral-window or llama-yarn-mscale)",
-    "test_adapter_vs_peft.py": "every_row and (ranks or qwen3)",
+    "forward/test_graphs_gpu.py": "",
+    "forward/test_decoder.py": "transformers and (qwen3-biases or mistral-window or llama-yarn-mscale)",
+    "adapters/test_vs_peft.py": "every_row and (ranks or qwen3)",
 }
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from aot import CAPABILITIES, Launch, compile_launch, record, stack_bytes
-from hopper_ptx import register_operands
-from kernel_cases import AttentionCase, attention_case
 from multilora_kernels import paged_decode, paged_prefill
+from support.aot import CAPABILITIES, Launch, compile_launch, record, stack_bytes
+from support.hopper_ptx import register_operands
+from support.kernel_cases import AttentionCase, attention_case
 
 T = torch.Tensor
 HALVES = [torch.float16, torch.bfloat16]

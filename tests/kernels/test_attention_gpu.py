@@ -9,7 +9,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from kernel_cases import (
+from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
+from multilora_kernels.paged_decode import decode_gpu
+from multilora_kernels.paged_prefill import prefill_gpu
+from support.kernel_cases import (
     DEVICE,
     DTYPES,
     INTERPRETED,
@@ -18,9 +21,6 @@ from kernel_cases import (
     attention_case,
     needs_gpu,
 )
-from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
-from multilora_kernels.paged_decode import decode_gpu
-from multilora_kernels.paged_prefill import prefill_gpu
 
 pytestmark = needs_gpu
 DTYPE = DTYPES[0]

@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 
-from aot import CAPABILITIES, compile_launch, record
-from draw_cases import draws_of
 from multilora_kernels import draw
 from multilora_kernels.draw import draw_gpu
+from support.aot import CAPABILITIES, compile_launch, record
+from support.draw_cases import draws_of
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from aot import CAPABILITIES, Launch, compile_launch, record
-from hopper_ptx import register_operands
-from kernel_cases import LoRACase
 from multilora_kernels import expand, shrink
+from support.aot import CAPABILITIES, Launch, compile_launch, record
+from support.hopper_ptx import register_operands
+from support.kernel_cases import LoRACase
 
 HALVES = [torch.float16, torch.bfloat16]
 PROJECTIONS = {  # in_features, columns of each slice

@@ -6,16 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from kernel_cases import (
-    DEVICE,
-    DTYPES,
-    INTERPRETED,
-    MIXES,
-    LoRACase,
-    assert_close,
-    lora_case,
-    needs_gpu,
-)
 from multilora_kernels.expand import expand_reference
 from multilora_kernels.lora import add_lora
 from multilora_kernels.row_groups import Segment
@@ -27,6 +17,16 @@ from multilora_kernels.segments import (
     segment_tables,
 )
 from multilora_kernels.shrink import shrink_gpu, shrink_plan, shrink_reference
+from support.kernel_cases import (
+    DEVICE,
+    DTYPES,
+    INTERPRETED,
+    MIXES,
+    LoRACase,
+    assert_close,
+    lora_case,
+    needs_gpu,
+)
 
 pytestmark = needs_gpu
 RANKS = [[8, 40, 16]] if INTERPRETED else [[1], [16], [8, 128, 16, 33, 64]]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from kernel_cases import lora_case
 from multilora_kernels.row_groups import Segment
 from multilora_kernels.segments import (
     DECODE_TILE,
@@ -16,6 +15,7 @@ from multilora_kernels.segments import (
     SegmentTables,
     segment_tables,
 )
+from support.kernel_cases import lora_case
 
 
 def random_segments(noise: random.Random, longest: int, rows: int = 10**9) -> tuple[Segment, ...]:

@@ -11,11 +11,11 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-import tiny_tokenizers
 from multilora_text.chat_template import find_template
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
-from tiny_tokenizers import byte_level
+from support import tiny_tokenizers
+from support.tiny_tokenizers import byte_level
 
 TEMPLATE = """\
 {{- bos_token }}

@@ -1,0 +1,213 @@
+"""Chat templates and tokens that adapter folders bring."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from multilora.adapters.checkpoint.text import read_adapter_text
+from multilora.errors import ErrorCode, RequestError
+from multilora_text.chat_template import _compile
+from multilora_text.errors import TextError
+from multilora_text.tokenizer import Tokenizer
+from support.tiny_tokenizers import byte_level
+
+BASE_TEMPLATE = "{{ bos_token }}base:{{ messages[0]['content'] }}"
+OWN_TEMPLATE = "{{ bos_token }}own:{{ messages[0]['content'] }}{{ eos_token }}"
+MESSAGES = [{"role": "user", "content": "hé"}]
+
+
+@pytest.fixture
+def base_folder(tmp_path: Path) -> Path:
+    """A base model as transformers saves it."""
+    folder = tmp_path / "base"
+    saved(BASE_TEMPLATE).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture
+def base(base_folder: Path) -> Tokenizer:
+    return Tokenizer.from_folder(base_folder)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    return folder
+
+
+def saved(template: str, **special: Any) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(),
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=template,
+        **special,
+    )
+
+
+def write(folder: Path, name: str, value: Any) -> None:
+    (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def refused(reason: str, folder: Path, base: Tokenizer) -> RequestError:
+    with pytest.raises(RequestError, match=reason) as caught:
+        read_adapter_text(folder, base)
+    assert caught.value.code is ErrorCode.INVALID_ARG
+    assert len(caught.value.message) < 500
+    return caught.value
+
+
+def test_a_folder_without_text_brings_nothing(adapter: Path, base: Tokenizer) -> None:
+    assert read_adapter_text(adapter, base) is None
+    write(adapter, "tokenizer_config.json", {"chat_template": None, "bos_token": None})
+    assert read_adapter_text(adapter, base) is None
+    write(adapter, "tokenizer_config.json", {"chat_template": [{"name": "rag", "template": "x"}]})
+    assert read_adapter_text(adapter, base) is None
+
+
+@pytest.mark.parametrize("place", ["config", "list", "jinja"])
+def test_its_template_renders_chats(adapter: Path, base: Tokenizer, place: str) -> None:
+    config: dict[str, Any] = {"chat_template": OWN_TEMPLATE}
+    if place == "list":
+        config["chat_template"] = [
+            {"name": "rag", "template": "x"},
+            {"name": "default", "template": OWN_TEMPLATE},
+        ]
+    if place == "jinja":
+        config["chat_template"] = "loses"
+        write(adapter, "chat_template.jinja", OWN_TEMPLATE)
+    write(adapter, "tokenizer_config.json", config)
+    template = read_adapter_text(adapter, base)
+    assert base.chat(MESSAGES, template) == "<s>own:hé</s>"  # the base model's special tokens
+    assert base.chat(MESSAGES) == "<s>base:hé"
+    ids = base.encode_chat(MESSAGES, template)
+    assert ids == byte_level().encode("<s>own:hé</s>", add_special_tokens=False).ids
+
+
+def test_its_special_tokens_are_its_own(adapter: Path, base: Tokenizer) -> None:
+    config = {"chat_template": OWN_TEMPLATE, "eos_token": {"content": "<s>"}, "pad_token": "</s>"}
+    write(adapter, "tokenizer_config.json", config)
+    write(adapter, "special_tokens_map.json", {"bos_token": "</s>", "eos_token": "</s>"})
+    assert base.chat(MESSAGES, read_adapter_text(adapter, base)) == "</s>own:hé<s>"
+
+
+def test_copies_of_the_tokenizer_of_the_base_pass(adapter: Path, base: Tokenizer) -> None:
+    saved(OWN_TEMPLATE, pad_token="</s>").save_pretrained(str(adapter))
+    write(adapter, "added_tokens.json", {"<s>": byte_level().token_to_id("<s>")})
+    write(adapter, "special_tokens_map.json", {"bos_token": {"content": "<s>"}})
+    assert base.chat(MESSAGES, read_adapter_text(adapter, base)) == "<s>own:hé</s>"
+
+
+def test_a_special_token_that_the_base_only_names_passes(adapter: Path, base_folder: Path) -> None:
+    config = json.loads((base_folder / "tokenizer_config.json").read_text())
+    write(base_folder, "tokenizer_config.json", {**config, "pad_token": "<nowhere>"})
+    write(adapter, "tokenizer_config.json", {"pad_token": "<nowhere>"})
+    assert read_adapter_text(adapter, Tokenizer.from_folder(base_folder)) is None
+
+
+def test_a_tokenizer_with_added_tokens_as_transformers_saves_it(
+    adapter: Path, base: Tokenizer
+) -> None:
+    tokenizer = saved(OWN_TEMPLATE)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(str(adapter))
+    if not json.loads((adapter / "tokenizer_config.json").read_text()).get("added_tokens_decoder"):
+        (adapter / "added_tokens.json").write_text(json.dumps({"<new>": len(tokenizer) - 1}))
+    refused("adds the tokens '<new>', which the base model lacks", adapter, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("added_tokens.json", {"<x>": 262}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"262": {"content": "<x>"}}}),
+        ("tokenizer_config.json", {"pad_token": "<x>"}),
+        ("tokenizer_config.json", {"mask_token": "<x>"}),
+        ("tokenizer_config.json", {"additional_special_tokens": ["<s>", {"content": "<x>"}]}),
+        ("tokenizer_config.json", {"extra_special_tokens": {"image_token": "<x>"}}),
+        ("special_tokens_map.json", {"eos_token": {"content": "<x>"}}),
+        ("special_tokens_map.json", {"additional_special_tokens": ["<x>"]}),
+    ],
+)
+def test_added_tokens(adapter: Path, base: Tokenizer, name: str, value: Any) -> None:
+    write(adapter, name, value)
+    error = refused("^adds the tokens '<x>', which the base model lacks", adapter, base)
+    assert "added vocabulary is not supported: " in error.message
+
+
+def test_many_added_tokens_are_not_all_named(adapter: Path, base: Tokenizer) -> None:
+    write(adapter, "added_tokens.json", {f"<{'x' * 100}{i}>": 262 + i for i in range(9)})
+    refused("and 4 more, which", adapter, base)
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer_config.json"])
+def test_tokens_under_another_id(adapter: Path, base: Tokenizer, name: str) -> None:
+    number = byte_level().token_to_id("</s>")
+    assert number is not None
+    decoder = {"added_tokens_decoder": {str(number - 1): {"content": "</s>"}}}
+    write(adapter, name, {"</s>": number - 1} if name == "added_tokens.json" else decoder)
+    refused("gives the tokens '</s>' other ids than the base model", adapter, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("chat_template.jinja", "{% if %}", "its chat template is broken .*; fix or remove it"),
+        ("chat_template.jinja", "{{ 1 // 0 ", "its chat template is broken"),
+        (
+            "chat_template.jinja",
+            "x" * (1 << 20) + "y",
+            "chat_template.jinja is larger than 1048576",
+        ),
+        ("tokenizer_config.json", {"chat_template": "{{ x("}, "its chat template is broken"),
+        ("tokenizer_config.json", {"chat_template": 7}, "chat_template must be a string; got int"),
+        ("tokenizer_config.json", {"chat_template": "x" * (1 << 20)}, "chat_template of tokenizer"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
+        ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json is not JSON"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object; got list"),
+        ("tokenizer_config.json", {"added_tokens_decoder": ["<s>"]}, "added_tokens_decoder of"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": 2}}, "added_tokens_decoder of"),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"one": {"content": "<s>"}}},
+            "added_tokens_decoder of .*: token ids are whole numbers; got 'one'",
+        ),
+        ("added_tokens.json", {"<s>": 1.5}, "added_tokens.json: token ids are whole numbers"),
+        ("added_tokens.json", " " * (8 << 20) + "{}", "added_tokens.json is larger than"),
+        ("special_tokens_map.json", "null", "special_tokens_map.json must hold a JSON object"),
+    ],
+)
+def test_bad_files(adapter: Path, base: Tokenizer, name: str, value: Any, reason: str) -> None:
+    write(adapter, name, value)
+    refused(reason, adapter, base)
+
+
+def test_files_that_are_no_text(adapter: Path, base: Tokenizer) -> None:
+    (adapter / "chat_template.jinja").write_bytes(b"\xff")
+    refused("chat_template.jinja is not UTF-8", adapter, base)
+    (adapter / "chat_template.jinja").unlink()
+    os.mkfifo(adapter / "tokenizer_config.json")  # opening it would wait for ever
+    refused("tokenizer_config.json .* not a regular file", adapter, base)
+
+
+def test_its_template_runs_in_the_sandbox(adapter: Path, base: Tokenizer) -> None:
+    write(adapter, "chat_template.jinja", "{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    template = read_adapter_text(adapter, base)
+    with pytest.raises(TextError, match="unsafe"):
+        base.chat(MESSAGES, template)
+
+
+def test_equal_templates_are_compiled_once(tmp_path: Path, base: Tokenizer) -> None:
+    source = OWN_TEMPLATE + "{# nobody else has this #}"
+    before = _compile.cache_info().misses
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, "chat_template.jinja", source)
+        template = read_adapter_text(tmp_path / name, base)
+        assert template and template.render(MESSAGES)
+    assert _compile.cache_info().misses == before + 1

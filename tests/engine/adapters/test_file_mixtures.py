@@ -1,0 +1,148 @@
+"""Files that change while they are read: what comes out is of one version, never a mixture."""
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from multilora.adapters import files as adapter_files
+from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.base_model.config import BaseConfig
+from multilora.errors import ErrorCode, RequestError
+from support.file_tools import CONFIG, WEIGHTS, read, settle, write
+from support.tiny_adapters import make_adapter
+from support.tiny_families import make_model
+
+
+@contextmanager
+def running(work) -> Iterator[None]:
+    """`work()` again and again beside the test."""
+    done = threading.Event()
+
+    def loop() -> None:
+        while not done.is_set():
+            work()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_folder_that_is_never_still_is_busy(tmp_path: Path) -> None:
+    write(tmp_path, "one")
+    with running(lambda: write(tmp_path, "two")), pytest.raises(RequestError) as caught:
+        read(tmp_path)
+    assert caught.value.code is ErrorCode.UNAVAILABLE
+    assert f"folder {tmp_path} is being written; try again" in caught.value.message
+
+
+@pytest.mark.parametrize("restored", [False, True], ids=["mtime", "mtime restored"])
+def test_a_write_during_the_reading_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored: bool
+) -> None:
+    """The weights change, at the same size, between the reading of the two files."""
+    write(tmp_path, "old")
+    settle()
+    really_read = adapter_files._read
+
+    def and_then_write(path: Path, size: int) -> bytes | None:
+        content = really_read(path, size)
+        if path.name == CONFIG and content == b"old":
+            status = os.stat(tmp_path / WEIGHTS)
+            write(tmp_path, "new")
+            if restored:
+                os.utime(tmp_path / WEIGHTS, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return content
+
+    monkeypatch.setattr(adapter_files, "_read", and_then_write)
+    assert read(tmp_path) == {CONFIG: "new", WEIGHTS: "new"}
+
+
+def versions_read(folder: Path, seconds: float) -> list[set[str]]:
+    """Of each read that was not refused as busy, the versions its files are of."""
+    seen: list[set[str]] = []
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            seen.append(set(read(folder).values()))
+        except RequestError as error:
+            assert error.code is ErrorCode.UNAVAILABLE
+    return seen
+
+
+@pytest.mark.parametrize("replace", ["in place", "renamed files", "swapped symlink"])
+def test_never_a_mixture(tmp_path: Path, replace: str) -> None:
+    """A thread goes on replacing the folder, in the ways people do, while it is read."""
+    folder, versions = tmp_path / "adapter", iter(range(10**6))
+    for name in ("a", "b"):
+        write(tmp_path / name, name)
+    folder.symlink_to("a")
+    if replace != "swapped symlink":
+        folder.unlink()
+        write(folder, "first")
+
+    stalled: set[str] = set()  # this machine may be busy: versions written with a long pause
+
+    def change() -> None:
+        version, start = str(next(versions)), time.monotonic()
+        if replace == "swapped symlink":
+            (tmp_path / "link").symlink_to("ab"[int(version) % 2])
+            os.rename(tmp_path / "link", folder)
+            return time.sleep(0.001)
+        write(tmp_path / "new", version)
+        for name in (CONFIG, WEIGHTS):
+            if replace == "in place":
+                (folder / name).write_text(version)
+            else:
+                os.rename(tmp_path / "new" / name, folder / name)
+            time.sleep(0.01)
+        if time.monotonic() - start > 0.04:
+            stalled.add(version)
+        time.sleep(0.08)
+
+    with running(change):
+        seen = versions_read(folder, seconds=2)
+    mixtures = [versions for versions in seen if len(versions) > 1]
+    assert all(mixture & stalled for mixture in mixtures), mixtures
+    assert len(seen) > 3
+
+
+def test_an_adapter_is_whole_while_its_folder_is_rewritten(tmp_path: Path) -> None:
+    """Two versions of different ranks: each digest has its own rank, and no read is refused."""
+    make_model("llama").config.save_pretrained(tmp_path)
+    base = BaseConfig.from_folder(tmp_path)
+    for rank in (4, 8):
+        make_adapter(tmp_path / f"r{rank}", r=rank)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    ranks = iter([4, 8] * 10_000)
+
+    def change() -> None:
+        version = tmp_path / f"r{next(ranks)}"
+        for name in (CONFIG, WEIGHTS):
+            (folder / name).write_bytes((version / name).read_bytes())
+        time.sleep(0.15)
+
+    def load(where: Path) -> Adapter:
+        return read_adapter(where, "mine", base, torch.float32, max_rank=16)
+
+    change()
+    want = {load(tmp_path / f"r{rank}").digest: rank for rank in (4, 8)}
+    seen: Counter[int] = Counter()
+    with running(change):
+        deadline = time.monotonic() + 60
+        while len(seen) < 2 or seen.total() < 12:
+            assert time.monotonic() < deadline
+            adapter = load(folder)
+            assert want[adapter.digest] == adapter.rank
+            seen[adapter.rank] += 1

@@ -1,0 +1,206 @@
+"""A mixed batch of many adapters and base rows equals transformers + PEFT with each one alone."""
+
+import statistics
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.base_model.config import BaseConfig
+from multilora.forward.decoder import Llama, load_llama
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.step_input import build_forward_input
+from multilora.lora.adapter_pages import AdapterPages
+from multilora.request import Request
+from multilora.scheduling.batch import BatchItem, make_batch
+from multilora.scheduling.sequence import Sequence
+from support.tiny_adapters import ALL, ATTENTION, MLP, make_adapter
+from support.tiny_families import VOCAB, make_model, write_model
+
+CPU = torch.device("cpu")
+BLOCK_SIZE, BLOCKS_PER_SEQUENCE, NUM_STEPS = 8, 4, 5
+
+SUBSETS: dict[str, dict[str, Any]] = {
+    **{name: {"target_modules": [name]} for name in ALL},
+    "qv": {"target_modules": ["q_proj", "v_proj"]},
+    "gate+o": {"target_modules": ["gate_proj", "o_proj"], "r": 20},
+    "attention": {"target_modules": list(ATTENTION)},
+    "mlp": {"target_modules": list(MLP)},
+    "layer 1": {"layers_to_transform": [1]},
+}
+RANKS: dict[str, dict[str, Any]] = {
+    **{f"rank {r}": {"r": r, "lora_alpha": r + 3} for r in (1, 15, 16, 17, 64, 128)},
+    "rslora": {"r": 24, "use_rslora": True},
+    "patterns": {
+        "r": 4,
+        "rank_pattern": {"v_proj": 40, r"layers\.0\.mlp\.up_proj": 18, "down_proj": 1},
+        "alpha_pattern": {"k_proj": 1, r"layers\.2\..*": 40},
+    },
+}
+SOME: dict[str, dict[str, Any]] = {
+    "qv": SUBSETS["qv"],
+    "rank 17": RANKS["rank 17"],
+    "rslora": RANKS["rslora"],
+    "patterns": RANKS["patterns"],
+}
+MIXES = {
+    "llama subsets": ("llama", SUBSETS),
+    "llama ranks": ("llama", RANKS),
+    "llama-biases": ("llama-biases", SOME),
+    "mistral-window": ("mistral-window", SOME),
+    "qwen2": ("qwen2", SOME),
+    "qwen3": ("qwen3", SOME),
+}
+
+
+class Stream(NamedTuple):
+    """One sequence of the mix: its given tokens and how many of them each step computes."""
+
+    adapter: str  # "" = base
+    tokens: list[int]
+    counts: list[int]
+
+
+def make_stream(index: int, adapter: str) -> Stream:
+    """Whole prefill, chunked prefill or a late start by turns; then decoding."""
+    length = 3 + 5 * index % 17
+    plans = ([length, 1, 1, 1, 1], [2, length - 2, 1, 1, 1], [0, length, 0, 1, 1])
+    counts = plans[index % 3]
+    noise = torch.Generator().manual_seed(index)
+    tokens = torch.randint(2, VOCAB, (sum(counts),), generator=noise).tolist()
+    return Stream(adapter, tokens, counts)
+
+
+class Mix(NamedTuple):
+    model: Llama
+    dtype: torch.dtype
+    device: torch.device
+    pool: AdapterPages
+    pages: dict[str, tuple[int, ...]]
+    streams: list[Stream]
+    expected: list[torch.Tensor]  # per stream: logits after every token
+
+
+@pytest.fixture(scope="module", params=MIXES, name="mix")
+def float32_mix(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Mix:
+    return make_mix(tmp_path_factory.mktemp("mix"), request.param, torch.float32, CPU)
+
+
+def make_mix(root: Path, name: str, dtype: torch.dtype, device: torch.device) -> Mix:
+    """`dtype` is the engine's; PEFT computes in float32 on weights rounded to it."""
+    variant, configs = MIXES[name]
+    folder = write_model(make_model(variant), root / "base")
+    base = BaseConfig.from_folder(folder)
+    names = [*configs, "", *list(configs)[:2], ""]
+    streams = [make_stream(index, name) for index, name in enumerate(names)]
+    models: dict[str, torch.nn.Module] = {"": make_model(variant)}
+    for seed, (adapter, config) in enumerate(configs.items()):
+        models[adapter] = make_adapter(root / adapter, variant, seed, **config)
+    for model in models.values():
+        model.to(dtype).float()
+    with torch.no_grad():
+        expected = [models[s.adapter](torch.tensor([s.tokens])).logits[0] for s in streams]
+    adapters = [read_adapter(root / name, name, base, dtype, 128) for name in configs]
+    pool, pages = fill_pool(adapters, base, dtype, device)
+    model = load_llama(folder, base, dtype, device)
+    return Mix(model, dtype, device, pool, pages, streams, expected)
+
+
+def fill_pool(
+    adapters: list[Adapter], base: BaseConfig, dtype: torch.dtype, device: torch.device
+) -> tuple[AdapterPages, dict[str, tuple[int, ...]]]:
+    """A pool full of stale numbers, with the adapters on pages in no order."""
+    num_pages = 3 + sum(adapter.num_pages for adapter in adapters)
+    pool = AdapterPages(base, num_pages, dtype, device)
+    noise = torch.Generator().manual_seed(0)
+    for tensors in (*pool.a, *pool.b):
+        for tensor in tensors.values():
+            tensor.copy_(torch.randn(tensor.shape, generator=noise))
+    free = torch.randperm(num_pages, generator=noise).tolist()
+    pages = {}
+    for adapter in adapters:
+        pages[adapter.adapter_id] = tuple(free.pop() for _ in range(adapter.num_pages))
+        pool.write(pages[adapter.adapter_id], adapter)
+    return pool, pages
+
+
+def run(mix: Mix, only: set[str] | None = None) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(stream, index of its last token, logits after it) of every sampling row of every step."""
+    blocks = len(mix.streams) * BLOCKS_PER_SEQUENCE
+    kv = KVCache(mix.model.base, blocks, BLOCK_SIZE, mix.dtype, mix.device)
+    live = {i: start(i, s) for i, s in enumerate(mix.streams) if only is None or s.adapter in only}
+    for step in range(NUM_STEPS):
+        items = []
+        for i, sequence in live.items():
+            if count := mix.streams[i].counts[step]:
+                done = sequence.num_computed_tokens + count
+                sequence.token_ids = mix.streams[i].tokens[:done]
+                items.append(BatchItem(sequence, count))
+        if not items:
+            continue
+        batch = make_batch(items, mix.pages)
+        inputs = build_forward_input(batch, BLOCK_SIZE, mix.device, mix.dtype)
+        logits = mix.model.forward(inputs, kv, mix.pool).cpu()
+        for row, (sequence, count) in zip(logits, batch.items, strict=True):
+            sequence.num_computed_tokens += count
+            yield int(sequence.request.request_id), sequence.num_computed_tokens - 1, row
+
+
+def start(index: int, stream: Stream) -> Sequence:
+    table = [index * BLOCKS_PER_SEQUENCE + i for i in range(BLOCKS_PER_SEQUENCE)]
+    sequence = Sequence(Request(str(index), tuple(stream.tokens)), arrival=index)
+    sequence.adapter_key = stream.adapter
+    sequence.block_table = array("i", table)
+    return sequence
+
+
+def errors(mix: Mix, only: set[str] | None = None) -> dict[tuple[str, int, int], float]:
+    """(adapter, stream, token) → relative error of its logits, for every sampling row."""
+    found = {}
+    for stream, token, logits in run(mix, only):
+        expected = mix.expected[stream][token]
+        error = (logits - expected).abs().max() / expected.abs().max()
+        found[mix.streams[stream].adapter, stream, token] = float(error)
+    return found
+
+
+def test_every_row_equals_its_adapter_alone(mix: Mix) -> None:
+    assert max(errors(mix).values()) <= 1e-5
+
+
+def test_base_rows_alone_are_the_base_model(mix: Mix) -> None:
+    assert max(errors(mix, only={""}).values()) <= 1e-5
+
+
+def test_one_adapter_beside_base_rows(mix: Mix) -> None:
+    assert max(errors(mix, only={"", mix.streams[1].adapter}).values()) <= 1e-5
+
+
+def test_every_adapter_tells(mix: Mix) -> None:
+    """The comparisons above could not pass with an adapter missing."""
+    base_only = mix._replace(streams=[s._replace(adapter="") for s in mix.streams])
+    for (_, stream, _), error in errors(base_only).items():
+        assert (error > 0.05) == bool(mix.streams[stream].adapter)
+
+
+def assert_close(mix: Mix) -> None:
+    """For half precision; a missing adapter makes errors of 0.13 to 1."""
+    found = list(errors(mix).values())
+    assert max(found) <= 0.12 and statistics.median(found) <= 0.03
+
+
+def test_bfloat16_stays_close(tmp_path: Path) -> None:
+    mix = make_mix(tmp_path, "qwen2", torch.bfloat16, CPU)
+    assert_close(mix)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", MIXES)
+def test_the_gpu_computes_the_same(name: str, tmp_path: Path) -> None:
+    mix = make_mix(tmp_path, name, torch.bfloat16, torch.device("cuda"))
+    assert_close(mix)

@@ -1,0 +1,207 @@
+"""Replayed decode passes give the logits of eager ones, whatever the mix of adapters.
+
+On a GPU, or interpreted (see test_gpu_path): there a replay runs the same kernels once more on the
+same static buffers, so that all but CUDA itself is tested.
+"""
+
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.base_model.config import BaseConfig
+from multilora.forward.captured_pass import CapturedPass, GraphLimits
+from multilora.forward.decoder import load_llama
+from multilora.forward.graphs import DecodeGraphs
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.runner import ModelRunner
+from multilora.forward.step_input import build_forward_input, forward_arrays
+from multilora.lora.adapter_pages import AdapterPages
+from multilora.lora.plan import PLANS, LoRAPlan
+from multilora.request import Request, SamplingParams
+from multilora.scheduling.batch import Batch, BatchItem, make_batch
+from multilora.scheduling.sequence import Sequence
+from support.kernel_cases import DEVICE, INTERPRETED, needs_gpu
+from support.tiny import VOCAB, write_adapter, write_base
+
+pytestmark = needs_gpu
+DTYPE = torch.float32
+RANKS = (4, 16, 40, 8, 33, 16, 7)
+ROWS, CONTEXT, BLOCK, PAGES = 12, 64, 8, 14
+TOLERANCE = 1e-4
+
+
+@dataclass
+class Bench:
+    """A tiny model whose sequences decode with adapters placed by hand."""
+
+    folder: Path
+    plan: LoRAPlan = PLANS[0]
+    sizes: tuple[int, ...] | None = None
+    placed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.base = BaseConfig.from_folder(write_base(self.folder / "base"))
+        self.device = torch.device(DEVICE)
+        model = load_llama(self.folder / "base", self.base, DTYPE, self.device)
+        kv = KVCache(self.base, ROWS * CONTEXT // BLOCK, BLOCK, DTYPE, self.device)
+        pages = AdapterPages(self.base, PAGES, DTYPE, self.device)
+        graphs = DecodeGraphs(model, kv, pages, GraphLimits(ROWS, CONTEXT, 3), self.device)
+        graphs.capture(self.sizes, plan=self.plan)
+        self.runner = ModelRunner(model, kv, pages, (), self.device, DTYPE, graphs)
+        self.sequences: list[Sequence] = []
+
+    def adapter(self, index: int) -> Adapter:
+        folder = self.folder / f"adapter{index}"
+        if not folder.exists():
+            write_adapter(folder, seed=index, rank=RANKS[index % len(RANKS)])
+        return read_adapter(folder, f"adapter{index}", self.base, DTYPE, 48)
+
+    def place(self, index: int, *pages: int) -> str:
+        """Write an adapter into the pool, over whatever stood there."""
+        adapter = self.adapter(index)
+        self.runner.adapters.write(pages, adapter)
+        self.placed[adapter.adapter_id] = pages
+        return adapter.adapter_id
+
+    def start(self, adapter_id: str, length: int) -> Sequence:
+        """A sequence whose K and V are there but for the last token's."""
+        number = len(self.sequences)
+        prompt = tuple((number * 31 + 7 * i) % VOCAB for i in range(length))
+        sequence = Sequence(Request(str(number), prompt, adapter_id, SamplingParams()))
+        sequence.adapter_key = adapter_id
+        count = CONTEXT // BLOCK
+        sequence.block_table = array("i", range(number * count, (number + 1) * count))
+        self.sequences.append(sequence)
+        if length > 1:
+            self.eager(make_batch([BatchItem(sequence, length - 1)], self.placed))
+            sequence.num_computed_tokens = length - 1
+        return sequence
+
+    def eager(self, batch: Batch) -> torch.Tensor:
+        runner = self.runner
+        inputs = build_forward_input(batch, BLOCK, self.device, DTYPE)
+        return runner.model.forward(inputs, runner.kv, runner.adapters).cpu()
+
+    @torch.inference_mode()
+    def replayed(self, batch: Batch) -> torch.Tensor:
+        arrays = forward_arrays(batch, BLOCK)
+        assert self.runner.graphs is not None
+        captured = self.runner.graphs.find(arrays)
+        assert captured is not None, "decode was not replayed"
+        upload, run = captured.prepare(arrays)
+        upload.send()
+        return run().clone().cpu()  # the next replay overwrites it
+
+    def check(self, sequences: list[Sequence]) -> torch.Tensor:
+        """One more token of each, eager and replayed; they then advance by a token."""
+        batch = make_batch([BatchItem(sequence, 1) for sequence in sequences], self.placed)
+        before = self.runner.kv.k.clone(), self.runner.kv.v.clone()
+        eager = self.eager(batch)
+        after = self.runner.kv.k.clone(), self.runner.kv.v.clone()
+        self.runner.kv.k.copy_(before[0])
+        self.runner.kv.v.copy_(before[1])
+        replayed = self.replayed(batch)
+        assert (eager - replayed).abs().max() < TOLERANCE
+        for cache, want in zip((self.runner.kv.k, self.runner.kv.v), after, strict=True):
+            assert (cache - want).abs().max() < TOLERANCE, "K and V went elsewhere"
+        for sequence in sequences:
+            sequence.num_computed_tokens += 1
+            sequence.token_ids.append(sequence.num_computed_tokens * 5 % VOCAB)
+        return replayed
+
+
+@pytest.mark.parametrize("plan", PLANS if not INTERPRETED else [PLANS[0], PLANS[2]], ids=str)
+def test_any_number_of_adapters_beside_base_rows(tmp_path: Path, plan: LoRAPlan) -> None:
+    bench = Bench(tmp_path, plan)
+    pages = [(0,), (1,), (2, 5, 3), (4,), (6, 13, 9), (7,), (8,)]
+    names = [bench.place(index, *own) for index, own in enumerate(pages)]
+    by_name = {name: bench.start(name, 3 + 5 * i) for i, name in enumerate(names)}
+    base = [bench.start("", length) for length in (1, 30)]
+    seven = list(by_name.values())
+    for mix in (seven[:1], [base[0]], seven[2:4] + base, seven + base, base, seven[1:2] + base):
+        bench.check(mix)
+    alone = bench.check([seven[2]])
+    seven[2].num_computed_tokens -= 1
+    del seven[2].token_ids[-1]
+    together = bench.check([*seven, *base])
+    assert (together[2] - alone[0]).abs().max() < TOLERANCE, "neighbours changed an answer"
+
+
+def test_pages_that_change_owners_between_replays(tmp_path: Path) -> None:
+    """The graph holds page addresses, never what stood there when it was captured."""
+    bench = Bench(tmp_path, sizes=(4, ROWS))
+    first, second = bench.place(0, 3), bench.place(2, 1, 2, 0)
+    sequences = [bench.start(first, 9), bench.start(second, 20), bench.start("", 5)]
+    before = bench.check(sequences)
+    for sequence in sequences:
+        sequence.num_computed_tokens -= 1
+        del sequence.token_ids[-1]
+    bench.place(7, 3)  # evicted, its page given to another
+    bench.placed[first] = (11,)
+    bench.runner.adapters.write((11,), bench.adapter(0))
+    moved = bench.check(sequences)
+    assert (before - moved).abs().max() < TOLERANCE
+    sequences[0].num_computed_tokens -= 1
+    del sequences[0].token_ids[-1]
+    bench.runner.adapters.write((11,), bench.adapter(3))  # replaced where it stands
+    assert (bench.check(sequences[:1])[0] - before[0]).abs().max() > 0.01
+
+
+def test_a_pool_full_of_adapters_and_many_rows_of_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sizes=(ROWS,))
+    names = [bench.place(2, 3 * i, 3 * i + 1, 3 * i + 2) for i in range(4)]
+    bench.placed = {name: bench.placed[name] for name in names}
+    single = [bench.place(index, 12 + index) for index in (0, 1)]
+    crowd = [bench.start(names[0], 2 + i) for i in range(8)]
+    others = [bench.start(name, 6) for name in single]
+    bench.check([*crowd, *others, bench.start("", 3), bench.start("", 3)])
+
+
+def test_the_runner_replays_decode_and_nothing_else(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sizes=(2, 4))
+    graphs = bench.runner.graphs
+    assert graphs is not None
+    name = bench.place(0, 0)
+    rows = [bench.start(name if i % 2 else "", 4 + i) for i in range(5)]
+    found = [
+        graphs.find(forward_arrays(make_batch(items, bench.placed), BLOCK))
+        for items in (
+            [BatchItem(rows[0], 1)],
+            [BatchItem(row, 1) for row in rows[:3]],
+            [BatchItem(row, 1) for row in rows],  # more than was captured
+        )
+    ]
+    assert [one and (one.rows, one.with_lora) for one in found] == [(2, False), (4, True), None]
+    rows[0].num_computed_tokens = 0
+    prefill = [BatchItem(rows[0], 4), BatchItem(rows[1], 1)]
+    unfinished = [BatchItem(rows[0], 1), BatchItem(rows[1], 1)]
+    for items in (prefill, unfinished):
+        assert graphs.find(forward_arrays(make_batch(items, bench.placed), BLOCK)) is None
+
+
+@pytest.mark.parametrize("rows", [1, 5, 12])
+def test_what_plans_are_measured_on_runs_and_writes_nothing(tmp_path: Path, rows: int) -> None:
+    """More rows than pages, too."""
+    bench = Bench(tmp_path, sizes=(1,))
+    graphs = bench.runner.graphs
+    assert graphs is not None
+    small = AdapterPages(bench.base, 5, DTYPE, bench.device)
+    trial = CapturedPass(graphs.state._replace(adapters=small), rows, with_lora=True)
+    replay = trial.capture(lambda run: run)
+    trial.load_trial()
+    replay()
+    assert graphs.state.logits[:rows].isfinite().all()
+    assert not bench.runner.kv.k.any()
+
+
+def test_the_runner_gives_the_tokens_of_the_logits(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sizes=(4,))
+    name = bench.place(4, 2, 0, 1)
+    rows = [bench.start(name, 9), bench.start("", 4), bench.start("", 1)]
+    batch = make_batch([BatchItem(row, 1) for row in rows], bench.placed)
+    want = bench.eager(batch).argmax(-1).tolist()
+    assert [token.token_id for token in bench.runner.run(batch)] == want

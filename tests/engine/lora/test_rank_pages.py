@@ -1,0 +1,157 @@
+"""Rank pages hold exactly the weight updates that PEFT computes, on the host and in the pool."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
+from multilora.lora.adapter_pages import AdapterPages
+from support.tiny_adapters import ALL, ATTENTION, make_adapter
+from support.tiny_families import make_model
+
+PATTERNS: dict[str, Any] = {
+    "rank_pattern": {r"layers\.0\.self_attn\.q_proj": 20, "v_proj": 3, "^model.layers.1.mlp.*": 33},
+    "alpha_pattern": {"q_proj": 5, r"model\.layers\.2\.mlp\.down_proj": 64},
+}
+
+
+@pytest.fixture(scope="module", name="base")
+def base_config(tmp_path_factory: pytest.TempPathFactory) -> BaseConfig:
+    folder = tmp_path_factory.mktemp("base")
+    make_model("llama").config.save_pretrained(folder)
+    return BaseConfig.from_folder(folder)
+
+
+def read(folder: Path, base: BaseConfig, dtype: torch.dtype = torch.float32) -> Adapter:
+    return read_adapter(folder, "x", base, dtype, max_rank=128)
+
+
+def deltas(
+    a: tuple[dict[str, torch.Tensor], ...],
+    b: tuple[dict[str, torch.Tensor], ...],
+    pages: list[int],
+    base: BaseConfig,
+) -> dict[str, torch.Tensor]:
+    """ΔW of every module from `pages`, by the definition of the layout."""
+    found = {}
+    for layer in range(base.num_layers):
+        for group, projections in PROJECTION_GROUPS.items():
+            columns = b[layer][group][pages].flatten(0, 1).split(base.slice_sizes(group), dim=-1)
+            for slot, name in enumerate(projections):
+                rows = a[layer][group][pages, slot].flatten(0, 1)
+                found[f"layers.{layer}.{name}"] = columns[slot].T @ rows
+    return found
+
+
+def peft_deltas(model: Any, base: BaseConfig) -> dict[str, torch.Tensor]:
+    found = {}
+    for layer in range(base.num_layers):
+        block = model.base_model.model.model.layers[layer]
+        for name, (in_features, out_features) in base.projections.items():
+            module = getattr(block.self_attn if name in ATTENTION else block.mlp, name)
+            has = hasattr(module, "get_delta_weight")
+            delta = module.get_delta_weight("default") if has else None
+            zeros = torch.zeros(out_features, in_features)
+            found[f"layers.{layer}.{name}"] = zeros if delta is None else delta.detach()
+    return found
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *({"r": r, "lora_alpha": 2 * r + 1} for r in (1, 8, 15, 16, 17, 33, 64, 128)),
+        {"r": 24, "use_rslora": True},
+        {"target_modules": ["q_proj", "v_proj"]},
+        {"target_modules": ["down_proj"], "layers_to_transform": [1]},
+        {"target_modules": r".*\.[02]\..*(k|up)_proj"},
+        {"target_modules": "all-linear", "exclude_modules": ["o_proj"]},
+        {"r": 4, **PATTERNS},
+        {"r": 4, **PATTERNS, "use_rslora": True},
+        {"r": 4, "init_lora_weights": "orthogonal"},
+    ],
+    ids=str,
+)
+def test_pages_hold_pefts_delta_weights(
+    tmp_path: Path, base: BaseConfig, config: dict[str, Any]
+) -> None:
+    expected = peft_deltas(make_adapter(tmp_path, **config), base)
+    adapter = read(tmp_path, base)
+    assert adapter.num_pages == math.ceil(adapter.rank / 16)
+    assert adapter.nbytes == adapter.weights.data.nbytes
+    updated = [key for key, delta in expected.items() if delta.any()]
+    assert adapter.modules == tuple(n for n in ALL if any(key.endswith(n) for key in updated))
+    weights = adapter.weights
+    found = deltas(weights.a, weights.b, list(range(adapter.num_pages)), base)
+    assert updated
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rank_is_the_largest_of_the_modules(tmp_path: Path, base: BaseConfig) -> None:
+    make_adapter(tmp_path, r=4, rank_pattern={"up_proj": 37})
+    adapter = read(tmp_path, base)
+    assert (adapter.rank, adapter.num_pages) == (37, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_write_fills_the_given_pages_only(
+    tmp_path: Path, base: BaseConfig, dtype: torch.dtype
+) -> None:
+    for name, seed, rank in (("first", 1, 40), ("second", 2, 16)):
+        make_adapter(tmp_path / name, seed=seed, r=rank)
+    first, second = (read(tmp_path / name, base, dtype) for name in ("first", "second"))
+    pool = AdapterPages(base, 6, dtype, "cpu")
+    assert pool.nbytes == 6 * AdapterPages.bytes_per_page(base, dtype)
+    assert first.nbytes == 3 * AdapterPages.bytes_per_page(base, dtype)
+    pool.write((5, 0, 2), first)
+    pool.write([3], second)
+    own = deltas(first.weights.a, first.weights.b, [0, 1, 2], base)
+    assert all(torch.equal(v, own[k]) for k, v in deltas(pool.a, pool.b, [5, 0, 2], base).items())
+    own = deltas(second.weights.a, second.weights.b, [0], base)
+    assert all(torch.equal(v, own[k]) for k, v in deltas(pool.a, pool.b, [3], base).items())
+    assert not any(delta.any() for delta in deltas(pool.a, pool.b, [1, 4], base).values())
+    pool.write((1, 4, 3), first)  # what stood in page 3 is gone, zero tail included
+    stored = deltas(pool.a, pool.b, [1, 4, 3], base)
+    own = deltas(first.weights.a, first.weights.b, [0, 1, 2], base)
+    assert all(torch.equal(v, own[k]) for k, v in stored.items())
+    with pytest.raises(ValueError, match="3 pages"):
+        pool.write((0, 1), first)
+
+
+def test_views_start_where_the_gpu_kernels_need_them(base: BaseConfig) -> None:
+    pool = AdapterPages(base, 3, torch.bfloat16, "cpu")
+    for tensors in (*pool.a, *pool.b):
+        for tensor in tensors.values():
+            assert tensor.is_contiguous() and tensor.storage_offset() * 2 % 16 == 0
+
+
+def test_tensor_names_of_other_writers_are_understood(tmp_path: Path, base: BaseConfig) -> None:
+    make_adapter(tmp_path)
+    expected = read(tmp_path, base).weights.data
+    path = tmp_path / "adapter_model.safetensors"
+    plain = load_file(path)
+    renames = (
+        lambda name: name.replace(".weight", ".default.weight"),
+        lambda name: name.removeprefix("base_model.model."),
+        lambda name: name.removeprefix("base_model.model.model."),
+        lambda name: "module." + name,
+        lambda name: name.replace("model.layers", "model.language_model.layers"),
+        lambda name: name.replace(".mlp.", "._checkpoint_wrapped_module.mlp."),
+    )
+    for rename in renames:
+        save_file({rename(name): tensor for name, tensor in plain.items()}, path)
+        assert torch.equal(read(tmp_path, base).weights.data, expected)
+
+
+def test_the_key_follows_the_content(tmp_path: Path, base: BaseConfig) -> None:
+    make_adapter(tmp_path / "a")
+    make_adapter(tmp_path / "b", seed=2)
+    make_adapter(tmp_path / "c", lora_alpha=17)
+    make_adapter(tmp_path / "d")
+    keys = [read(tmp_path / name, base).key for name in "abcd"]
+    assert keys[0] == keys[3] and len(set(keys)) == 3
+    assert all(key.startswith("x@") and len(key) == 18 for key in keys)

@@ -1,0 +1,157 @@
+"""No batch needs a kernel that was not compiled at start: for GPUs of 20 and 132 multiprocessors.
+
+Passes run on the meta device, where tensors have shapes and nothing else; the kernels take notes.
+"""
+
+import random
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from multilora.base_model.config import BaseConfig
+from multilora.base_model.rope_config import RopeConfig
+from multilora.base_model.weights import LayerWeights, Weights
+from multilora.forward.captured_pass import GraphLimits
+from multilora.forward.decoder import Llama, load_llama
+from multilora.forward.graphs import DecodeGraphs
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.runner import ModelRunner
+from multilora.forward.step_input import build_forward_input
+from multilora.lora import linear as lora_linear
+from multilora.lora.adapter_pages import AdapterPages
+from multilora.request import Request
+from multilora.scheduling.batch import Batch, BatchItem, make_batch
+from multilora.scheduling.sequence import Sequence
+from multilora.startup.kernel_warm_up import warm_up, warm_up_batches
+from multilora_kernels import (
+    expand,
+    lora,
+    paged_attention,
+    paged_decode,
+    paged_prefill,
+    rms_norm,
+    rope_kv_write,
+    shrink,
+    swiglu,
+)
+from support.aot import record, variant
+
+META = torch.device("meta")
+DTYPE = torch.bfloat16
+KERNELS: dict[str, ModuleType] = {
+    "shrink_kernel": shrink, "expand_kernel": expand, "rms_norm_kernel": rms_norm,
+    "rope_kv_write_kernel": rope_kv_write, "swiglu_kernel": swiglu,
+    "paged_decode_kernel": paged_decode, "combine_kernel": paged_decode,
+    "paged_prefill_kernel": paged_prefill,
+}  # fmt: skip
+LIMITS, PREFILL, BLOCK = GraphLimits(64, 4096, 8), 2048, 16
+
+
+def base(hidden: int, intermediate: int, heads: int, kv_heads: int, window: int | None):
+    return BaseConfig(
+        architecture="LlamaForCausalLM", vocab_size=1000, hidden_size=hidden,
+        intermediate_size=intermediate, num_layers=1, num_heads=heads, num_kv_heads=kv_heads,
+        head_dim=hidden // heads, rms_norm_eps=1e-5, rope=RopeConfig(), tie_word_embeddings=True,
+        max_position_embeddings=4096, qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False,
+        layer_windows=(window,), eos_token_ids=(), dtype="bfloat16",
+    )  # fmt: skip
+
+
+def llama(config: BaseConfig) -> Llama:
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=DTYPE, device=META)
+
+    matrices = {
+        group: empty(sum(config.slice_sizes(group)), config.group_in(group))
+        for group in ("qkv", "o", "gate_up", "down")
+    }
+    biases = {f"{group}_bias": None for group in matrices}
+    norms = {"input_norm": empty(config.hidden_size), "post_norm": empty(config.hidden_size)}
+    layer = LayerWeights(**matrices, **biases, **norms, qk_norm=None)
+    embed = empty(config.vocab_size, config.hidden_size)
+    return Llama(config, Weights(embed, (layer,), empty(config.hidden_size), embed), META)
+
+
+def random_batch(noise: random.Random) -> Batch:
+    """Decode and prefill, base rows and adapters of any number of pages, within the limits."""
+    items: list[BatchItem] = []
+    pages: dict[str, tuple[int, ...]] = {}
+    budget = noise.choice([1, 5, 40, 300, PREFILL])
+    for index in range(noise.randint(1, noise.choice([1, 4, LIMITS.rows]))):
+        new = min(budget, noise.choice([1, 1, noise.randint(1, 20), noise.randint(1, PREFILL)]))
+        budget -= new if new > 1 else 0
+        new = max(1, new)
+        computed = noise.randint(0, LIMITS.context - new)
+        sequence = Sequence(Request(str(index), (0,) * (computed + new)), index)
+        sequence.num_computed_tokens = computed
+        sequence.block_table = array("i", [0]) * -(-(computed + new) // BLOCK)
+        if noise.random() < 0.7:
+            sequence.adapter_key = key = str(noise.randint(0, index))
+            pages.setdefault(key, tuple(range(noise.randint(1, LIMITS.pages_per_adapter))))
+        items.append(BatchItem(sequence, new))
+    return make_batch(items, pages)
+
+
+@pytest.mark.parametrize("multiprocessors", [20, 132])
+@pytest.mark.parametrize(
+    "config",
+    [base(64, 96, 4, 2, None), base(896, 4864, 14, 2, 512), base(4096, 14336, 32, 8, None)],
+    ids=["tiny", "0.5B", "8B"],
+)
+def test_warm_up_covers_every_batch(
+    config: BaseConfig, multiprocessors: int, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (lora_linear, lora, paged_attention, rms_norm, rope_kv_write, swiglu):
+        monkeypatch.setattr(module, "uses_kernels", lambda _: True)
+    for module in (expand, paged_decode, paged_prefill, shrink, swiglu):
+        monkeypatch.setattr(module, "num_programs", lambda _, count: multiprocessors * count)
+    model = llama(config)
+    kv = KVCache(config, 300, BLOCK, DTYPE, META)
+    adapters = AdapterPages(config, 64, DTYPE, META)
+
+    def variants(batches: Iterable[Batch]) -> dict[str, Batch]:
+        found: dict[str, Batch] = {}
+        for batch in batches:
+            inputs = build_forward_input(batch, BLOCK, META, DTYPE)
+            launches = record(lambda inputs=inputs: model.forward(inputs, kv, adapters), KERNELS,
+                              monkeypatch)  # fmt: skip
+            found |= {f"{launch.kernel.__name__} {variant(launch)}": batch for launch in launches}
+        return found
+
+    compiled = variants(warm_up_batches(LIMITS, PREFILL, BLOCK))
+    noise = random.Random(7)
+    needed = variants(random_batch(noise) for _ in range(150))
+    missing = {name for name in needed if name not in compiled}
+    assert not missing, "\n".join(sorted(missing))
+    assert len(needed) > len(KERNELS)
+
+
+@pytest.mark.parametrize("limits", [GraphLimits(1, 7, 1), GraphLimits(12, 24, 3), LIMITS])
+@pytest.mark.parametrize("prefill", [1, 100, 2048])
+def test_no_batch_is_larger_than_one_that_is_served(limits: GraphLimits, prefill: int):
+    """More tokens than a sequence may have would read past the end of the RoPE table."""
+    sizes: set[int] = set()
+    for batch in warm_up_batches(limits, prefill, BLOCK):
+        sizes.add(batch.num_tokens)
+        assert len(batch.items) <= limits.rows
+        assert {len(item.sequence.token_ids) for item in batch.items} == {limits.context}
+        assert all(item.samples and item.num_new_tokens > 0 for item in batch.items)
+        assert sum(span.row_count for span in batch.spans) in (0, batch.num_tokens)
+    assert max(sizes) == min(prefill + limits.rows, limits.rows * limits.context)
+
+
+def test_warm_up_beside_captured_passes_and_a_pool_smaller_than_an_adapter(folder: Path):
+    """On a CPU, which says where an index is out of range."""
+    config, cpu = BaseConfig.from_folder(folder / "base"), torch.device("cpu")
+    model = load_llama(folder / "base", config, torch.float32, cpu)
+    kv = KVCache(config, 2, BLOCK, torch.float32, cpu)
+    adapters = AdapterPages(config, 2, torch.float32, cpu)
+    limits = GraphLimits(12, config.max_position_embeddings, 3)
+    graphs = DecodeGraphs(model, kv, adapters, limits, cpu)
+    graphs.capture()
+    runner = ModelRunner(model, kv, adapters, (), cpu, torch.float32, graphs)
+    warm_up(runner, limits, 2 * config.max_position_embeddings)

@@ -1,0 +1,109 @@
+"""A chat of the OpenAI API's form → what the engine is asked for."""
+
+import asyncio
+import dataclasses
+from typing import Any, cast
+
+import pytest
+
+from multilora_gateway.backend.client import Backend
+from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.errors import GatewayError
+from multilora_gateway.http.access import Caller
+from multilora_gateway.openai.chat import ChatBody, chat_job
+from multilora_gateway.openai.job import Job, Place
+from multilora_gateway.settings import Settings
+from multilora_text.chat_template import ChatTemplate
+from support.tgi_tools import MAX_TOTAL, base_model
+
+HELLO = [{"role": "user", "content": "hello"}]
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+LISTS_TOOLS = (
+    "{{ messages[0].content }}{% for tool in tools or [] %} {{ tool.function.name }}{% endfor %}"
+)
+
+
+class Server:
+    """Knows its base, and has one chat template for every adapter."""
+
+    def __init__(self, base: BaseModel | None = None) -> None:
+        self._base = base or base_model()
+        self.templates: list[tuple[str, str]] = []
+
+    async def base(self) -> BaseModel:
+        return self._base
+
+    async def has_adapter(self, name: str) -> bool:
+        return name != "base"
+
+    async def template(self, adapter_id: str, token: str) -> ChatTemplate:
+        self.templates.append((adapter_id, token))
+        return ChatTemplate(LISTS_TOOLS, {})
+
+
+def prepared(server: Server | None = None, **fields: Any) -> Job:
+    body = ChatBody.model_validate({"model": "base", "messages": HELLO, **fields})
+    place = Place(cast(Backend, server or Server()), Settings(), Caller())
+    return asyncio.run(chat_job(body, place))
+
+
+def prompt_of(**fields: Any) -> str:
+    (call,) = prepared(**fields).calls
+    return base_model().tokenizer.decode(call.prompt_ids)
+
+
+def test_a_private_adapter_and_its_template_are_asked_for_with_the_token() -> None:
+    server = Server()
+    (call,) = prepared(server, model="org/a", api_token="hf_x").calls
+    assert server.templates == [("org/a", "hf_x")]
+    assert (call.adapter_id, call.adapter_token) == ("org/a", "hf_x")
+
+
+def test_the_template_is_told_the_tools_that_may_be_called() -> None:
+    assert prompt_of() == prompt_of(tools=[ADD], tool_choice="none") == "hello"
+    assert prompt_of(tools=[ADD]) == "hello add"
+
+
+def test_only_a_forced_call_has_a_grammar() -> None:
+    (free,) = prepared(tools=[ADD]).calls
+    (forced,) = prepared(tools=[ADD], tool_choice="required").calls
+    assert "grammar" not in free.sampling
+    assert forced.sampling["grammar"]["type"] == "json"
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"structured_outputs": {"regex": "a+"}},
+        {"guided_choice": ["yes", "no"]},
+    ],
+)
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+def test_a_forced_call_leaves_room_for_no_other_constraint(constraint: Any, choice: Any) -> None:
+    with pytest.raises(GatewayError, match="leave out either tool_choice or response_format"):
+        prepared(tools=[ADD], tool_choice=choice, **constraint)
+    assert prepared(tools=[ADD], tool_choice=choice, response_format={"type": "text"}).calls
+    assert prepared(tools=[ADD], **constraint).calls
+
+
+def test_choices_are_calls_of_the_same_prompt() -> None:
+    job = prepared(n=3, seed=7, max_completion_tokens=5, max_tokens=9)
+    assert [call.sampling["seed"] for call in job.calls] == [7, 8, 9]
+    assert {call.sampling["max_tokens"] for call in job.calls} == {5}
+    assert {tuple(call.prompt_ids) for call in job.calls} == {tuple(job.calls[0].prompt_ids)}
+    (whole,) = prepared().calls
+    assert whole.sampling["max_tokens"] == MAX_TOTAL - len(whole.prompt_ids)
+
+
+def test_more_choices_than_ever_run_at_once_are_refused() -> None:
+    small = dataclasses.replace(base_model(), max_concurrent_requests=2)
+    assert len(prepared(Server(small), n=2).calls) == 2
+    with pytest.raises(GatewayError, match=r"at most 2 .*smaller n"):
+        prepared(Server(small), n=3)
+
+
+@pytest.mark.parametrize("name", ["messages", "tools"])
+def test_a_templates_own_variables_cannot_be_replaced(name: str) -> None:
+    with pytest.raises(GatewayError, match=f"must not hold {name}"):
+        prepared(chat_template_kwargs={name: []})

@@ -1,0 +1,131 @@
+"""The JSON of choices: chunks of a stream put together are the whole answer."""
+
+import json
+from typing import Any
+
+import pytest
+
+from multilora_gateway.generation.job import Answer, Piece, Token
+from multilora_gateway.openai.chat_choice import ChatChoice
+from multilora_gateway.openai.completions import TextChoice
+from multilora_gateway.openai.logprobs import chat_logprobs, token_text
+from multilora_gateway.openai.tools.parser import HermesParser
+from multilora_text.tokenizer import Tokenizer
+from support.e2e_tools import DEMO
+
+CALL = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_folder(DEMO / "base")
+
+
+def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Of the text alone: the tokenizer of the demo puts a turn around it."""
+    return [each for each in tokenizer.encode(text) if each not in tokenizer.special_ids]
+
+
+def pieces_of(tokenizer: Tokenizer, text: str, reason: str) -> list[Piece]:
+    """One per character."""
+    pieces = [
+        Piece(each, tuple(Token(token_id, -0.5) for token_id in ids_of(tokenizer, each)))
+        for each in text
+    ]
+    return [*pieces, Piece("", (Token(257, -0.25),), reason)]
+
+
+def test_chat_chunks_begin_with_the_role_and_end_with_the_reason(tokenizer: Tokenizer) -> None:
+    choice = ChatChoice(tokenizer, False, None)
+    chunks = choice.opening()
+    for piece in (Piece("he", (Token(1),)), Piece("", (Token(2),)), Piece("y", (), "length")):
+        chunks += choice.chunks(piece)
+    assert [(chunk["delta"], chunk["finish_reason"]) for chunk in chunks] == [
+        ({"role": "assistant", "content": ""}, None),
+        ({"content": "he"}, None),
+        ({"content": "y"}, None),
+        ({}, "length"),
+    ]
+
+
+def test_streamed_tool_calls_are_numbered(tokenizer: Tokenizer) -> None:
+    choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
+    pieces = pieces_of(tokenizer, f"Well. {CALL}\n{CALL}", "stop")
+    chunks = [chunk for piece in pieces for chunk in choice.chunks(piece)]
+    calls = [call for chunk in chunks for call in chunk["delta"].get("tool_calls", [])]
+    assert [call["index"] for call in calls] == sorted(call["index"] for call in calls)
+    assert len(calls) > 4  # the arguments come in pieces
+    for number in (0, 1):
+        first, *more = [call for call in calls if call["index"] == number]
+        assert first["id"] and first["function"]["name"] == "add"
+        assert not any("id" in call or "name" in call["function"] for call in more)
+        texts = [call["function"]["arguments"] for call in (first, *more)]
+        assert "".join(texts) == '{"a": 1}'
+    assert len({call["id"] for call in calls if "id" in call}) == 2
+    assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == "Well."
+    assert chunks[-1]["finish_reason"] == "tool_calls"
+
+
+def test_a_whole_answer_of_tool_calls_has_no_content(tokenizer: Tokenizer) -> None:
+    choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
+    whole = choice.whole(Answer(CALL, (), "stop"))
+    assert whole["finish_reason"] == "tool_calls"
+    assert whole["message"]["content"] is None
+    (call,) = whole["message"]["tool_calls"]
+    assert call["function"] == {"name": "add", "arguments": '{"a": 1}'}
+
+
+def test_a_call_cut_off_is_a_call_cut_off(tokenizer: Tokenizer) -> None:
+    choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
+    whole = choice.whole(Answer(CALL[:-14], (), "length"))
+    (call,) = whole["message"]["tool_calls"]
+    assert call["function"]["arguments"] == '{"a": 1'
+    assert whole["finish_reason"] == "length"
+
+
+def test_arguments_with_a_tag_in_a_string_stay_whole(tokenizer: Tokenizer) -> None:
+    for text in ("</tool_call> x <", "x </tool"):
+        choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
+        cut = f'<tool_call>{{"name": "add", "arguments": {{"a": "{text}'
+        (call,) = choice.whole(Answer(cut, (), "length"))["message"]["tool_calls"]
+        assert call["function"]["arguments"] == f'{{"a": "{text}'
+
+
+def test_an_answer_without_calls_stays_as_it_is(tokenizer: Tokenizer) -> None:
+    whole = ChatChoice(tokenizer, False, HermesParser({"add"})).whole(Answer("hi \n", (), "stop"))
+    assert whole["message"] == {"role": "assistant", "content": "hi \n", "refusal": None}
+    assert (whole["logprobs"], whole["finish_reason"]) == (None, "stop")
+
+
+@pytest.mark.parametrize("tools", [False, True])
+def test_every_token_has_its_logprob_once(tokenizer: Tokenizer, tools: bool) -> None:
+    pieces = pieces_of(tokenizer, f"é {CALL}", "stop")
+    choice = ChatChoice(tokenizer, True, HermesParser({"add"}) if tools else None)
+    chunks = [chunk for piece in pieces for chunk in choice.chunks(piece)]
+    told = [entry for chunk in chunks for entry in (chunk["logprobs"] or {}).get("content", [])]
+    tokens = tuple(token for piece in pieces for token in piece.tokens)
+    whole = ChatChoice(tokenizer, True, None).whole(Answer("", tokens, "stop"))
+    assert told == whole["logprobs"]["content"]
+    text = bytes(byte for entry in told for byte in entry["bytes"]).decode()
+    assert text == f"é {CALL}<|eos|>"
+
+
+def test_half_a_character_is_told_by_its_bytes(tokenizer: Tokenizer) -> None:
+    first, second = ids_of(tokenizer, "é")
+    assert token_text(tokenizer, first) == "bytes:\\xc3"
+    (entry, _) = chat_logprobs([Token(first, -1.0), Token(second, -2.0)], tokenizer)["content"]
+    assert entry["bytes"] == [0xC3]
+
+
+def test_a_leading_space_belongs_to_its_token(tokenizer: Tokenizer) -> None:
+    assert token_text(tokenizer, ids_of(tokenizer, "a b")[1]) == " "
+
+
+def test_text_chunks_put_together_are_the_whole(tokenizer: Tokenizer) -> None:
+    choice = TextChoice(tokenizer, "say ", False)
+    pieces = pieces_of(tokenizer, "hello", "length")
+    chunks = choice.opening() + [chunk for piece in pieces for chunk in choice.chunks(piece)]
+    whole: dict[str, Any] = TextChoice(tokenizer, "say ", False).whole(Answer.joined(pieces))
+    assert "".join(chunk["text"] for chunk in chunks) == whole["text"] == "say hello"
+    assert chunks[-1]["finish_reason"] == whole["finish_reason"] == "length"
+    assert json.dumps(whole)

@@ -1,0 +1,59 @@
+"""A text completion of the OpenAI API's form → what the engine is asked for."""
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from multilora_gateway.backend.client import Backend
+from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.errors import GatewayError
+from multilora_gateway.http.access import Caller
+from multilora_gateway.openai.completions import CompletionBody, completion_job
+from multilora_gateway.openai.job import Job, Place
+from multilora_gateway.settings import Settings
+from support.tgi_tools import base_model
+
+
+class Server:
+    """Knows its base, and takes any other name for an adapter's."""
+
+    async def base(self) -> BaseModel:
+        return base_model()
+
+    async def has_adapter(self, name: str) -> bool:
+        return name != "base"
+
+
+def prepared(**fields: Any) -> Job:
+    body = CompletionBody.model_validate({"model": "base", "prompt": "hello", **fields})
+    place = Place(cast(Backend, Server()), Settings(), Caller())
+    return asyncio.run(completion_job(body, place))
+
+
+def test_a_request_holds_as_many_answers_as_ever_run_at_once() -> None:
+    most = base_model().max_concurrent_requests
+    job = prepared(prompt=["a", "bc"] * (most // 4), n=2)
+    assert len(job.calls) == most
+    assert job.prompt_tokens == 3 * (most // 4)
+    for fields in ({"prompt": ["a"] * (most + 1)}, {"prompt": ["a"] * 4, "n": most}):
+        with pytest.raises(GatewayError, match=f"at most {most} .*fewer prompts") as caught:
+            prepared(**fields)
+        assert caught.value.status == 422
+
+
+@pytest.mark.parametrize("prompt", [[0, 299], [[0], [299]]])
+def test_token_ids_of_the_vocabulary_are_taken(prompt: Any) -> None:
+    assert prepared(prompt=prompt).prompt_tokens == 2
+
+
+@pytest.mark.parametrize("prompt", [[0, -1, 5], [[0], [5, 300, 0]], [10**30]])
+def test_other_token_ids_are_refused(prompt: Any) -> None:
+    with pytest.raises(GatewayError, match="is no token id; they are 0 to 299"):
+        prepared(prompt=prompt)
+
+
+@pytest.mark.parametrize("prompt", ["", [], [""], [[]], ["a", ""]])
+def test_a_prompt_is_not_empty(prompt: Any) -> None:
+    with pytest.raises(GatewayError, match="prompt is empty"):
+        prepared(prompt=prompt)

@@ -1,0 +1,60 @@
+"""Log probabilities of text completions: text[offset] is where a token begins."""
+
+from itertools import chain
+from typing import Any
+
+import pytest
+
+from multilora_gateway.generation.job import Answer, Piece, Token
+from multilora_gateway.openai.completions import TextChoice
+from multilora_gateway.openai.logprobs import TextOffsets, text_logprobs
+from multilora_text.detokenizer import Detokenizer
+from support.tgi_tools import tokenizer
+
+TEXT = "a wé 🍕 hello"
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def offsets_of(chunks: list[dict[str, Any]]) -> list[int]:
+    return list(chain(*(chunk["logprobs"]["text_offset"] for chunk in chunks)))
+
+
+def test_tokens_and_their_alternatives() -> None:
+    text = tokenizer()
+    a, b = text.encode("ab")
+    tokens = [Token(a, -0.5, ((b, -0.25),)), Token(b, -1.0)]
+    assert text_logprobs(tokens, text, TextOffsets(text)) == {
+        "tokens": ["a", "b"],
+        "token_logprobs": [-0.5, -1.0],
+        "top_logprobs": [{"b": -0.25, "a": -0.5}, {"b": -1.0}],
+        "text_offset": [0, 1],
+    }
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+@pytest.mark.parametrize("stop", [(), ("hello",), ("hexx", "\U0001f355 helly")])
+def test_offsets_are_the_same_streamed_and_whole(kind: str, stop: tuple[str, ...]) -> None:
+    """Also while the search for stop strings holds text back, and after characters of four
+    tokens."""
+    text = tokenizer(kind)
+    ids = text.encode(TEXT)
+    detokenizer = Detokenizer(text, stop)
+    pieces = [Piece(detokenizer.push(each), (Token(each, -1.0),)) for each in ids]
+    pieces.append(Piece(detokenizer.flush(), (), "stop"))
+    choice = TextChoice(text, "", True)
+    chunks = [chunk for piece in pieces for chunk in choice.chunks(piece)]
+    whole = TextChoice(text, "", True).whole(Answer.joined(pieces))
+    assert offsets_of(chunks) == offsets_of([whole])
+    assert whole["text"] == TEXT.removesuffix("hello" if "hello" in stop else "")
+    begun = [text.decode(ids[:count]).rstrip(_REPLACEMENT) for count in range(len(ids))]
+    assert offsets_of([whole]) == list(map(len, begun))
+
+
+def test_what_is_not_text_takes_no_place() -> None:
+    text = tokenizer("byte_fallback")
+    end = text.token_id("</s>")
+    assert end is not None
+    ids = text.encode("a b")
+    offsets = TextOffsets(text)
+    told = [offsets.of(each) for each in (end, *ids, end, *ids)]
+    assert told == [0, 0, 1, 2, 3, 3, 5, 6]
