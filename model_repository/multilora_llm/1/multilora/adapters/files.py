@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from multilora.adapters.checkpoint.peft_config import CONFIG_FILE
 from multilora.errors import ErrorCode, RequestError, invalid
 
+CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 PICKLE_REFUSAL = (

@@ -2,8 +2,7 @@
 
 from collections.abc import Collection
 
-from multilora.adapters.checkpoint.peft_config import CONFIG_FILE
-from multilora.adapters.files import PICKLE_FILE, PICKLE_REFUSAL, WEIGHTS_FILE
+from multilora.adapters.files import CONFIG_FILE, PICKLE_FILE, PICKLE_REFUSAL, WEIGHTS_FILE
 from multilora.errors import ErrorCode, RequestError, invalid
 
 

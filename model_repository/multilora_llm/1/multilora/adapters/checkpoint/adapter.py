@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 
-from multilora.adapters.checkpoint.peft_config import CONFIG_FILE, parse_config
+from multilora.adapters.checkpoint.peft_config import parse_config
 from multilora.adapters.checkpoint.peft_tensors import (
     Factors,
     Target,
@@ -24,17 +24,28 @@ from multilora.adapters.checkpoint.peft_tensors import (
     lora_factors,
 )
 from multilora.adapters.files import (
+    CONFIG_FILE,
     NEEDED_FILES,
     PICKLE_FILE,
     PICKLE_REFUSAL,
     WEIGHTS_FILE,
     read_settled,
 )
-from multilora.adapters.memory.state import AdapterFacts
 from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
 from multilora.errors import RequestError, invalid
 from multilora.lora.rank_pages import PageTensors, bytes_per_page
 from multilora_kernels.segments import PAGE_RANK
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What is known of a version without its weights, as `Adapter` has it."""
+
+    digest: str
+    rank: int
+    num_pages: int
+    nbytes: int
+    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from multilora.adapters.files import CONFIG_FILE
 from multilora.errors import invalid
-
-CONFIG_FILE = "adapter_config.json"
 
 # Keys come from the adapter's author: keep matching from backtracking for ever.
 _MAX_REPEATS = 3

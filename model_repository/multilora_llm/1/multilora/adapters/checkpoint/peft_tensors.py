@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from multilora.adapters.checkpoint.peft_config import CONFIG_FILE, AdapterConfig
+from multilora.adapters.checkpoint.peft_config import AdapterConfig
+from multilora.adapters.files import CONFIG_FILE
 from multilora.base_model.config import BaseConfig
 from multilora.errors import RequestError, invalid
 

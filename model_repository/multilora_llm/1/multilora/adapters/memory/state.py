@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from multilora.adapters.checkpoint.adapter import AdapterFacts
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode, RequestError
 
@@ -21,17 +22,6 @@ class LoadState(Enum):
     READY = "ready"  # nothing is going on: in memory, or read when it is needed
     LOADING = "loading"
     FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class AdapterFacts:
-    """What reading the files once has told. `digest` is hex, `nbytes` what it takes in a tier."""
-
-    digest: str
-    rank: int
-    num_pages: int
-    nbytes: int
-    modules: tuple[str, ...]
 
 
 @dataclass(eq=False)

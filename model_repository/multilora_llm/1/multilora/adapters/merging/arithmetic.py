@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from safetensors.torch import save
 
-from multilora.adapters.checkpoint.peft_config import CONFIG_FILE
 from multilora.adapters.checkpoint.peft_tensors import Factors, Target
-from multilora.adapters.files import WEIGHTS_FILE
+from multilora.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from multilora.adapters.merging.recipe import MergeRecipe
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from multilora.adapters.checkpoint.peft_config import CONFIG_FILE
-from multilora.adapters.files import FILES, FileStamp
+from multilora.adapters.files import CONFIG_FILE, FILES, FileStamp
 from multilora.adapters.naming.names import check_name, shown
 from multilora.adapters.naming.source import AdapterSource, Origin
 from multilora.errors import RequestError, StartupError, invalid
