@@ -68,7 +68,7 @@ def test_a_fifo_put_in_place_of_a_file_does_not_block(
 ) -> None:
     """Between looking and opening."""
     write(tmp_path, "one")
-    monkeypatch.setattr(adapter_files, "_unrest", lambda _: swap() or 0.0)
+    monkeypatch.setattr(adapter_files, "_seconds_until_quiet", lambda _: swap() or 0.0)
 
     def swap() -> None:
         (tmp_path / WEIGHTS).unlink(missing_ok=True)

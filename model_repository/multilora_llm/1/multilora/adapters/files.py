@@ -1,14 +1,15 @@
 """The files of an adapter folder: which ones matter, their stamps, their bytes at one moment.
 
-Law: what `read_settled` returns stood in the folder together. The stamps before and after agree,
-and nobody had written for a while; so a copy in progress is waited for, not served half.
+Laws: a pickle is never opened. What `read_settled` returns stood in the folder together: the stamps
+before and after the reading agree, and the last write was a while ago, so that a folder into which
+somebody is still copying is waited for instead of being served half.
 """
 
 import errno
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,13 +31,15 @@ OPTIONAL_FILES = (
 )
 FILES = (*OPTIONAL_FILES, *NEEDED_FILES)
 
-_QUIET_SECONDS = 0.05  # since the last write: between the files of one copy less than that passes
+# How long ago the last write must be. Between two files of one copy less time passes.
+_QUIET_SECONDS = 0.05
 _ATTEMPTS = 8
 _PAUSE_SECONDS = 0.1
 
 
 class FileStamp(NamedTuple):
-    """Differs once a file was written or replaced, even when the tool restored its mtime."""
+    """Two stamps of a file differ when it has been written or replaced in between, even by a tool
+    that restores the mtime."""
 
     name: str
     mtime_ns: int
@@ -54,13 +57,13 @@ class FileStamp(NamedTuple):
 def read_settled(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     """The bytes of those files of `names` that are in `folder`, all of one moment.
 
-    RequestError(INVALID_ARG) for what is no regular file or may not be read, UNAVAILABLE while
-    they keep changing.
+    RequestError: INVALID_ARG for a file that is not regular or may not be read, UNAVAILABLE when
+    the files keep changing.
     """
     for attempt in range(_ATTEMPTS):
         time.sleep(_PAUSE_SECONDS if attempt else 0)
         before = stamps(folder, names)
-        time.sleep(_unrest(before))
+        time.sleep(_seconds_until_quiet(before))
         contents = {stamp.name: _read(folder / stamp.name, stamp.size) for stamp in before}
         if stamps(folder, names) == before:
             return {name: content for name, content in contents.items() if content is not None}
@@ -70,7 +73,7 @@ def read_settled(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def stamps(folder: Path, names: Sequence[str]) -> list[FileStamp]:
-    """Of those of `names` that are in `folder`; RequestError as `read_settled`."""
+    """The stamps of those files of `names` that are in `folder`; RequestError as `read_settled`."""
     found: list[FileStamp] = []
     for name in names:
         try:
@@ -85,16 +88,40 @@ def stamps(folder: Path, names: Sequence[str]) -> list[FileStamp]:
     return found
 
 
-def _unrest(stamps: list[FileStamp]) -> float:
-    """Seconds until the last write is long enough ago, by a clock that may differ from ours."""
+def check_present(where: str, names: Collection[str]) -> None:
+    """RequestError unless `names`, the files found at `where`, make an adapter."""
+    if CONFIG_FILE not in names:
+        raise RequestError(
+            ErrorCode.NOT_FOUND,
+            f"{where} has no {CONFIG_FILE}, so it is no PEFT adapter; check the location",
+        )
+    if WEIGHTS_FILE in names:
+        return
+    if PICKLE_FILE in names:
+        raise invalid(f"{where}: {PICKLE_REFUSAL}")
+    raise RequestError(
+        ErrorCode.NOT_FOUND,
+        f"{where} has no {WEIGHTS_FILE}; save the adapter there with save_pretrained",
+    )
+
+
+def _seconds_until_quiet(stamps: list[FileStamp]) -> float:
+    """How long to wait until the last write is long enough ago.
+
+    The clock of a network file system may differ from this machine's, so the answer never exceeds
+    _QUIET_SECONDS.
+    """
     if any(stamp.size == 0 for stamp in stamps):
-        return _QUIET_SECONDS  # a file being emptied shows it in its size before its times
+        return _QUIET_SECONDS  # a truncated file shows its new size before its new times
     age = time.time() - max((stamp.ctime_ns for stamp in stamps), default=0) / 1e9
     return min(_QUIET_SECONDS, max(0.0, _QUIET_SECONDS - age))
 
 
 def _read(path: Path, size: int) -> bytes | None:
-    """Up to `size` bytes; None when the file has gone. A fifo in its place does not block."""
+    """Up to `size` bytes of a file; None when the file has gone.
+
+    Opening without blocking keeps a fifo that has taken the file's place from holding the thread.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:

@@ -14,8 +14,7 @@ from typing import NamedTuple, TypeVar
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_session, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from multilora.adapters.files import FILES
-from multilora.download.files import check_present
+from multilora.adapters.files import FILES, check_present
 from multilora.download.hub_cache import HubCache, is_commit, is_revision
 from multilora.download.hub_errors import hub_error, not_cached
 from multilora.download.partial_file import PartialFile, check_room, locked

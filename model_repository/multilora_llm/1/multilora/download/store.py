@@ -6,8 +6,7 @@ import uuid
 from hashlib import sha256
 from pathlib import Path
 
-from multilora.adapters.files import FILES, NEEDED_FILES, PICKLE_FILE
-from multilora.download.files import check_present
+from multilora.adapters.files import FILES, NEEDED_FILES, PICKLE_FILE, check_present
 from multilora.download.object_store import ObjectStore, StoredFile
 from multilora.download.partial_file import PartialFile, check_room, locked
 from multilora.download.store_cache import StoreCache
