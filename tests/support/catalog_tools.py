@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from multilora.adapters.naming.catalog import AdapterCatalog
+from multilora.adapters.naming.flag import parse_lora_adapters
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.source import parse_lora_adapters
 from multilora.errors import ErrorCode, RequestError
 
 

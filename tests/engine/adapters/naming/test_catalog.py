@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from multilora.adapters.naming.catalog import AdapterCatalog, localise
+from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.source import AdapterSource, Origin, parse_lora_adapters
-from multilora.errors import ErrorCode, RequestError, StartupError
+from multilora.adapters.naming.source import AdapterSource, Origin
+from multilora.errors import ErrorCode, RequestError
 from support.catalog_tools import catalog_of, refusal
 
 
@@ -135,30 +135,6 @@ def test_the_folders_an_administrator_may_name(root: Path) -> None:
     assert (
         catalog_of(allow="/*").source("new", str(models / "out"), "").location == "/etc"
     )  # as asked
-
-
-def test_names_of_lora_adapters_may_be_folders(root: Path) -> None:
-    demo = root.parent / "demo"
-    for name in ("sql", "upper", "v@1"):
-        make(demo / name)
-    sources = parse_lora_adapters("sql,up=upper,org/name,org/other@v1,gpt2,x=/x,y=s3://y,v@1")
-    found = localise(sources, AdapterFolders(root), AdapterFolders(demo))
-    assert [(source.adapter_id, source.location, source.revision) for source in found] == [
-        ("sql", str(root / "sql"), ""),
-        ("up", str(demo / "upper"), ""),
-        ("org/name", str(root / "org/name"), ""),
-        ("org/other", "org/other", "v1"),
-        ("gpt2", "gpt2", ""),
-        ("x", "/x", ""),
-        ("y", "s3://y", ""),
-        ("v", str(demo / "v@1"), ""),
-    ]
-    assert {source.origin for source in found} == {Origin.REGISTERED}
-    with pytest.raises(StartupError, match="'team/eu/x' is neither a Hub id"):
-        localise(parse_lora_adapters("team/eu/x"), AdapterFolders(root))
-    (root / "out").symlink_to(demo)
-    with pytest.raises(StartupError, match="LORA_ADAPTERS: adapter 'out/sql': a symlink leads out"):
-        localise(parse_lora_adapters("out/sql"), AdapterFolders(root))
 
 
 def test_ten_thousand_requests_for_missing_adapters_are_cheap_and_forgotten(root: Path) -> None:

@@ -12,9 +12,10 @@ from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.adapters.checkpoint.text import read_adapter_text
 from multilora.adapters.memory.manager import AdapterStore
 from multilora.adapters.merging.merger import AdapterMerger
-from multilora.adapters.naming.catalog import AdapterCatalog, localise
+from multilora.adapters.naming.catalog import AdapterCatalog
+from multilora.adapters.naming.flag import localise, parse_lora_adapters, sources_in
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.source import AdapterSource, Origin, parse_lora_adapters, sources_in
+from multilora.adapters.naming.source import AdapterSource, Origin
 from multilora.base_model.config import BaseConfig
 from multilora.config import DEMO, EngineConfig
 from multilora.download.folder import DownloadLimits, adapter_folder

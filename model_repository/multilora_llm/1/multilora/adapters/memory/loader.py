@@ -5,20 +5,18 @@ They know nothing of adapters: they call `read` and report what came of it. The 
 have a thread of their own, so that no adapter on disk waits behind a slow download.
 """
 
-import contextlib
 import logging
-import os
 import queue
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
+from multilora.adapters.background_thread import background_thread
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import RequestError, internal
 
 LoadedT = TypeVar("LoadedT")
-_NICENESS = 10  # loading yields the processor to the engine
 _MOST_QUEUED = 4  # reads that wait in a lane: enough to keep it busy over a pass of the engine
 
 _Wanted = queue.SimpleQueue[tuple[AdapterSource, int] | None]
@@ -54,8 +52,7 @@ class AdapterLoader(Generic[LoadedT]):
         self._closed = False
         lanes = [self._folders] + [self._downloads] * downloads
         self._threads = [
-            threading.Thread(target=self._loop, args=(lane,), name="adapter-loader", daemon=True)
-            for lane in lanes
+            background_thread("adapter-loader", partial(self._loop, lane)) for lane in lanes
         ]
         for thread in self._threads:
             thread.start()
@@ -81,8 +78,6 @@ class AdapterLoader(Generic[LoadedT]):
         return self._folders if source.is_folder else self._downloads
 
     def _loop(self, lane: _Wanted) -> None:
-        with contextlib.suppress(OSError, AttributeError):  # a thread is a process to Linux alone
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while (wanted := lane.get()) is not None and not self._closed:
             self.results.put(self._load(*wanted))
             self._wake()

@@ -4,9 +4,7 @@ Laws: a request may merge what it may name, and nothing else; one recipe of the 
 adapter, however often it is asked for; nothing here runs on the engine thread.
 """
 
-import contextlib
 import logging
-import os
 import queue
 import threading
 import time
@@ -15,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from multilora.adapters.background_thread import background_thread
 from multilora.adapters.checkpoint.adapter import read_checkpoint
 from multilora.adapters.files import NEEDED_FILES, FileStamp, stamps
 from multilora.adapters.memory.records import AdapterRecords
@@ -28,7 +27,6 @@ from multilora.base_model.config import BaseConfig
 from multilora.errors import ErrorCode, RequestError, internal
 
 _LOG = logging.getLogger(__name__)
-_NICENESS = 10  # merging yields the processor to the engine
 _THREADS = 4  # parts may have to be downloaded first
 _MOST_QUEUED = 64
 _KEPT_MERGES = 64  # folders on disk
@@ -91,8 +89,7 @@ class AdapterMerger:
         with self._lock:
             if not self._threads:  # most servers never merge
                 self._threads = [
-                    threading.Thread(target=self._loop, name="adapter-merger", daemon=True)
-                    for _ in range(_THREADS)
+                    background_thread("adapter-merger", self._loop) for _ in range(_THREADS)
                 ]
                 for thread in self._threads:
                     thread.start()
@@ -104,8 +101,6 @@ class AdapterMerger:
             self._jobs.put(None)
 
     def _loop(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):  # a thread is a process to Linux alone
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while job := self._jobs.get():
             recipe, sources, done = job
             try:

@@ -1,7 +1,7 @@
-"""--adapter-allow: patterns of where adapters may come from that the operator did not name.
+"""--adapter-allow: patterns of the locations from which requests may load adapters by themselves.
 
-Laws: nothing is allowed by default; a pattern allows its own kind only, so `org/*` or `*` is about
-Hub ids, `s3://bucket/*` about URLs and `/models/*` about folders (symlinks followed).
+Laws: nothing is allowed by default. A pattern allows locations of its own kind only: `org/*` and
+`*` allow Hub ids, `s3://bucket/*` allows URLs, and `/models/*` folders, with symlinks resolved.
 """
 
 import fnmatch
@@ -13,12 +13,12 @@ from multilora.adapters.naming.names import is_folder_path, is_hub_id, is_url
 from multilora.errors import StartupError
 
 _WILDCARD = re.compile(r"[*?[]")
-_FILE_SCHEMES = ("file:", "local:")  # of this machine: a folder, which has patterns of its own
+_FILE_SCHEMES = ("file:", "local:")  # URLs of folders, which only a pattern of a folder may allow
 
 
 class AllowList:
-    """`patterns` as fnmatch reads them, case-sensitive, `*` matching `/` too; or one string of
-    them, separated by commas. Raises StartupError for one that could never match."""
+    """`patterns` are those of fnmatch, case-sensitive, where `*` matches `/` too; or one string of
+    patterns separated by commas. Raises StartupError for a pattern that could never match."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         text = patterns if isinstance(patterns, str) else ",".join(patterns)
@@ -43,7 +43,7 @@ class AllowList:
 
     def matches_folder(self, path: str) -> bool:
         """Whether a folder, absolute and without symlinks, is allowed."""
-        # each time anew: a symlink in the pattern may be changed while serving
+        # Resolved at each call, because a symlink in the pattern may be changed while serving.
         return _any(_compiled(map(_without_symlinks, self._folders)), path)
 
 

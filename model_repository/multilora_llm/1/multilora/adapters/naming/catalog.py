@@ -1,18 +1,20 @@
-"""Which adapters there are: adapter id → AdapterSource, by policy alone, without reading any files.
+"""Which adapters may be served: adapter id → AdapterSource, without opening any adapter's files.
 
 Laws: registered adapters come first, then the folders of the adapters directory as they are now,
-then what --adapter-allow lets a request load; anything else is refused with what would make it
-work. A refusal is cheap and leaves nothing behind, however many there are.
+then what --adapter-allow lets a request load. Any other id is refused with a message that says what
+would make the id work. A refusal is cheap and leaves nothing behind, so that any number of mistyped
+names costs the server nothing.
 """
 
+import bisect
+import difflib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from multilora.adapters.naming.allow import AllowList
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.hints import resembling
 from multilora.adapters.naming.names import (
     MERGED_PREFIX,
     check_name,
@@ -23,12 +25,16 @@ from multilora.adapters.naming.names import (
     split_revision,
 )
 from multilora.adapters.naming.source import AdapterSource, Origin
-from multilora.errors import ErrorCode, RequestError, StartupError, invalid
+from multilora.errors import ErrorCode, RequestError, invalid
+
+_HINTS = 2  # similar names in a refusal, at most
+_NEIGHBOURS = 8  # names that are compared on each side, in alphabetical order
+_LONGEST_COMPARED = 64  # characters
 
 
 class AdapterCatalog:
-    """Used from any thread. `folders` is the adapters directory, `allow` the patterns of
-    --adapter-allow."""
+    """Used from any thread. `folders` is the adapters directory if there is one, `allow` the
+    patterns of --adapter-allow."""
 
     def __init__(
         self,
@@ -39,16 +45,17 @@ class AdapterCatalog:
         self._folders = folders
         self._allow = AllowList(allow)
         self._lock = threading.Lock()
-        # Never changed, only exchanged, so that readers need no lock.
+        # The dict is exchanged and never changed, so that readers need no lock.
         self._registered = {source.adapter_id: source for source in registered}
-        self._configured = self._registered  # at start; an administrator may load them again
+        # Those of LORA_ADAPTERS, which an administrator may unload and load again.
+        self._configured = self._registered
         self._names = tuple(sorted(self._registered))
 
     def resolve(self, adapter_id: str, token: str = "") -> AdapterSource:
-        """Where that adapter comes from; `token` downloads it if that should be necessary.
+        """Where the adapter comes from; `token` is the Hub token for a download, "" the server's.
 
-        RequestError: INVALID_ARG for a name that can never be one, NOT_FOUND for one that is not
-        registered, not in the adapters directory and not allowed.
+        RequestError: INVALID_ARG for an id that no adapter can have, NOT_FOUND for an adapter that
+        is neither registered nor in the adapters directory nor allowed.
         """
         source = self._resolve(adapter_id)
         return source if not token or source.is_folder else replace(source, token=token)
@@ -65,27 +72,31 @@ class AdapterCatalog:
         raise RequestError(ErrorCode.NOT_FOUND, self._refusal(adapter_id, location))
 
     def source(self, adapter_id: str, location: str, revision: str) -> AdapterSource:
-        """What an administrator may load as `adapter_id`; `location` "" is what requests get.
+        """What an administrator may load as `adapter_id`.
 
-        `location` is whatever `resolve` takes, the location of an adapter of LORA_ADAPTERS or of
-        one that is registered, or a folder below the adapters directory or that --adapter-allow
-        matches. RequestError as `resolve`.
+        `location` "" stands for what a request with this id gets. Otherwise it is an id as
+        `resolve` takes it, the location of a registered adapter or of one of LORA_ADAPTERS, or a
+        folder that is below the adapters directory or matches --adapter-allow. RequestError as
+        `resolve`.
         """
         if location:
             if adapter_id not in self._configured:
                 check_name(adapter_id)
             source = self._elsewhere(adapter_id, location)
         else:
-            source = self._withdrawn(adapter_id) or self.resolve(adapter_id)
+            source = self._unloaded(adapter_id) or self.resolve(adapter_id)
         return _at_revision(source, revision) if revision else source
 
     def register(self, source: AdapterSource) -> None:
-        """Make it known under its id from now on, in place of what had that id."""
+        """Serve the source under its id from now on, in place of another source with that id."""
         with self._lock:
             self._exchange({**self._registered, source.adapter_id: source})
 
     def unregister(self, adapter_id: str) -> bool:
-        """Whether it was registered. It may still be found in the directory, or be allowed."""
+        """→ whether the adapter was registered.
+
+        Its id may still name a folder of the adapters directory, or match --adapter-allow.
+        """
         with self._lock:
             rest = dict(self._registered)
             was_registered = rest.pop(adapter_id, None) is not None
@@ -93,7 +104,7 @@ class AdapterCatalog:
         return was_registered
 
     def sources(self) -> list[AdapterSource]:
-        """The registered ones, then those in the directory; reads the whole directory."""
+        """The registered adapters, then those of the adapters directory, which is scanned."""
         registered = self._registered
         sources = list(registered.values())
         if self._folders:
@@ -111,15 +122,15 @@ class AdapterCatalog:
 
     @property
     def num_known(self) -> int:
-        """Registered, and in the directory when it was last read."""
+        """How many are registered or were in the adapters directory at the latest scan."""
         return len(self._registered) + (len(self._folders.known) if self._folders else 0)
 
     def _exchange(self, registered: dict[str, AdapterSource]) -> None:
         self._registered = registered
         self._names = tuple(sorted(registered))
 
-    def _withdrawn(self, adapter_id: str) -> AdapterSource | None:
-        """What LORA_ADAPTERS says of an adapter that an administrator has unloaded."""
+    def _unloaded(self, adapter_id: str) -> AdapterSource | None:
+        """The source in LORA_ADAPTERS of an adapter that an administrator has unloaded."""
         return None if adapter_id in self._registered else self._configured.get(adapter_id)
 
     def _elsewhere(self, adapter_id: str, location: str) -> AdapterSource:
@@ -135,11 +146,11 @@ class AdapterCatalog:
         return AdapterSource(adapter_id, found.location, found.revision)
 
     def _named(self) -> list[AdapterSource]:
-        """What the operator or an administrator has named."""
+        """The sources that LORA_ADAPTERS or an administrator has named."""
         return [*self._configured.values(), *self._registered.values()]
 
     def _allowed_folder(self, location: str) -> str:
-        """The folder without symlinks, so that what was checked is what will be read."""
+        """The folder with its symlinks resolved, so that the folder checked is the one read."""
         if "\0" in location:
             raise invalid(f"source {shown(location)} holds a control character; remove it")
         path = os.path.realpath(os.path.expanduser(location))
@@ -158,13 +169,13 @@ class AdapterCatalog:
         )
 
     def _refusal(self, adapter_id: str, location: str) -> str:
-        """What would make it work."""
+        """Why the adapter is not served, and what would change that."""
         if adapter_id.startswith(MERGED_PREFIX):
             return f"adapter {shown(adapter_id)} is not there any more; ask for the merge again"
         if adapter_id in self._configured:
             return f"adapter {shown(adapter_id)} has been unloaded; load it again or name another"
         known = self._folders.known if self._folders else ()
-        similar = resembling(adapter_id, self._names, known)
+        similar = _resembling(adapter_id, self._names, known)
         guess = f"; did you mean {' or '.join(map(repr, similar))}?" if similar else ""
         if is_url(location) or (is_hub_id(location) and "/" in location):
             pattern = shown(location.rpartition("/")[0] + "/*")
@@ -179,32 +190,20 @@ class AdapterCatalog:
         )
 
 
-def localise(sources: Iterable[AdapterSource], *directories: AdapterFolders) -> list[AdapterSource]:
-    """LORA_ADAPTERS with those that name a folder of a directory turned to that folder.
+def _resembling(name: str, *sorted_names: Sequence[str]) -> list[str]:
+    """At most _HINTS of the names, the most similar first.
 
-    The first directory that has it wins, and a folder wins over a Hub id. Raises StartupError for
-    a bare name that is neither.
+    Only names that stand near `name` in alphabetical order are compared, so that the time does not
+    grow with the number of names.
     """
-    return [_localised(source, directories) for source in sources]
-
-
-def _localised(source: AdapterSource, directories: Iterable[AdapterFolders]) -> AdapterSource:
-    if source.is_folder or source.is_url:
-        return source
-    name = f"{source.location}@{source.revision}" if source.revision else source.location
-    for folders in directories:
-        try:
-            found = folders.find(name)
-        except RequestError as error:
-            raise StartupError(f"LORA_ADAPTERS: {error.message}") from None
-        if found:
-            return replace(source, location=found.location, revision="")
-    if not is_hub_id(source.location):
-        raise StartupError(
-            f"LORA_ADAPTERS: {source.location!r} is neither a Hub id (org/name) nor a folder below "
-            "the adapters directory (--adapters-dir); write name=/path for another folder"
-        )
-    return source
+    if len(name) > _LONGEST_COMPARED:
+        return []
+    candidates: list[str] = []
+    for names in sorted_names:
+        place = bisect.bisect(names, name)
+        near = names[max(0, place - _NEIGHBOURS) : place + _NEIGHBOURS]
+        candidates += [other for other in near if len(other) <= _LONGEST_COMPARED]
+    return difflib.get_close_matches(name, dict.fromkeys(candidates), n=_HINTS, cutoff=0.7)
 
 
 def _at_revision(source: AdapterSource, revision: str) -> AdapterSource:

@@ -1,8 +1,8 @@
 """The folder of --adapters-dir: each PEFT folder below it is an adapter by its relative name.
 
-Laws: the disk is the truth, what is remembered serves for hints only; a name reaches only what lies
-below the root, symlinks followed; `scan` lists what `find` finds. Names that start with a dot are
-hidden, and what lies inside a PEFT folder (checkpoints) is part of it.
+Laws: `find` looks at the disk, and the remembered names serve for hints only. A name reaches only
+folders below the root, with symlinks resolved. `scan` lists exactly what `find` finds. Names that
+start with a dot are hidden, and the folders inside a PEFT folder (checkpoints) are part of it.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ _MAX_DEPTH = 8
 class _Folder(NamedTuple):
     path: str
     name: str  # relative to the root, "" for the root
-    real: tuple[str, ...]  # the folder without symlinks, and those that led here
+    real: tuple[str, ...]  # paths without symlinks, from the root down to this folder
 
 
 class AdapterFolders:
-    """Used from any thread. `root` may be a symlink that is changed while serving."""
+    """Used from any thread. `root` may be a symlink, even one that is changed while serving."""
 
     def __init__(self, root: Path) -> None:
         self.root = os.path.abspath(root.expanduser())
@@ -42,9 +42,10 @@ class AdapterFolders:
             )
 
     def find(self, adapter_id: str) -> AdapterSource | None:
-        """What is on the disk now under that name.
+        """The adapter that stands on the disk now under that name, if there is one.
 
-        RequestError(INVALID_ARG) for a name that is none, and for a symlink out of the root.
+        RequestError(INVALID_ARG) for a name that no adapter can have, and for a symlink that leads
+        out of the root.
         """
         check_name(adapter_id)
         parts = adapter_id.split("/")
@@ -67,17 +68,18 @@ class AdapterFolders:
         return AdapterSource(adapter_id, path, origin=Origin.DIRECTORY)
 
     def location(self, name: str) -> str:
-        """The location of sources with that relative name, as `find` gives it."""
+        """The location that a source with this relative name has."""
         return os.path.join(self.root, name)
 
     def contains(self, path: str) -> bool:
-        """Whether `path`, without symlinks, is below the root."""
+        """Whether `path` is the root or below it, once symlinks are resolved."""
         return is_below(os.path.realpath(path), os.path.realpath(self.root))
 
     def scan(self) -> dict[str, Signature]:
-        """Relative name → stamps of its files, of every adapter; folders that vanish are left out.
+        """Relative name of every adapter → stamps of its files.
 
-        Raises OSError only when the root itself cannot be listed.
+        A folder that vanishes meanwhile is left out. Raises OSError only when the root itself
+        cannot be listed.
         """
         root = os.path.realpath(self.root)
         found: dict[str, Signature] = {}
@@ -112,14 +114,14 @@ def _subfolders(folder: _Folder, entries: list[os.DirEntry[str]], root: str) -> 
             real = os.path.join(folder.real[-1], entry.name)
             if entry.is_symlink():
                 real = os.path.realpath(entry.path)
-                if not is_below(real, root) or real in folder.real:  # out of it, or a loop
+                if not is_below(real, root) or real in folder.real:  # leads out, or in a circle
                     continue
             name = f"{folder.name}/{entry.name}" if folder.name else entry.name
             yield _Folder(entry.path, name, (*folder.real, real))
 
 
 def _signature(entries: list[os.DirEntry[str]], root: str) -> Signature:
-    """Stamps of the files that matter, by name; () when one of them is a symlink out of `root`."""
+    """Stamps of an adapter's files, sorted; () when one is a symlink that leads out of `root`."""
     stamps: list[FileStamp] = []
     for entry in entries:
         if entry.name not in FILES:
@@ -134,7 +136,7 @@ def _signature(entries: list[os.DirEntry[str]], root: str) -> Signature:
 def _is_file(path: str) -> bool:
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError):  # not there, not ours to see, or a name no file can have
+    except (OSError, ValueError):  # missing, forbidden, or a name that no file can have
         return False
 
 

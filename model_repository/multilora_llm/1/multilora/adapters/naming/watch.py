@@ -1,27 +1,26 @@
-"""Watches the adapters directory: tells which adapters were added, replaced or removed.
+"""Watches the adapters directory and reports which adapters were added, replaced or removed.
 
-Law: a change is reported once two scans in a row have seen the same, so a folder that is being
-written is left alone until it is complete.
+Law: a change is reported once two scans in a row have seen the same files, so that a folder into
+which somebody is copying is left alone until it is complete.
 """
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from multilora.adapters.background_thread import background_thread
 from multilora.adapters.naming.folders import AdapterFolders, Signature
 
 _LOG = logging.getLogger(__name__)
-_NICENESS = 10  # watching yields the processor to the engine
-_SHARE = 0.02  # of one core, at most
+_SHARE = 0.02  # of one core, which the scans take at most
 _LONGEST_PAUSE = 30.0  # seconds
 
 
 class FolderChanges(NamedTuple):
-    """Relative names."""
+    """Relative names of adapters."""
 
     added: tuple[str, ...]
     replaced: tuple[str, ...]
@@ -31,9 +30,9 @@ class FolderChanges(NamedTuple):
 class AdapterWatch:
     """A thread that calls `report` with what has changed since this object was made.
 
-    It looks every `seconds`, or less often when the directory is so large that this would take
-    more than 2 % of a core. `in_memory` names adapters that a request may have found between two
-    looks: when they are gone, that is reported too.
+    The directory is scanned every `seconds`, or less often when it is so large that the scans would
+    take more than 2 % of a core. `in_memory` names the directory's adapters that are in memory: a
+    request may have found one between two scans, and its removal is reported too.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class AdapterWatch:
         self._latest: dict[str, Signature] = {}
         self._is_failing = False
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="adapter-watch", daemon=True)
+        self._thread = background_thread("adapter-watch", self._loop)
         with self._failures_logged():
             self._reported = self._latest = folders.scan()
 
@@ -59,14 +58,12 @@ class AdapterWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; a scan or a report in progress may outlast the wait."""
+        """End the thread. A scan or a report in progress may go on after this returns."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
 
     def _loop(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):  # a thread is a process to Linux alone
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         pause = self._seconds
         while not self._closed.wait(pause):
             start = time.thread_time()
@@ -91,7 +88,7 @@ class AdapterWatch:
 
     @contextlib.contextmanager
     def _failures_logged(self):
-        """The first of several failures in a row is logged; none ends the thread."""
+        """Log the first of several failures in a row; no failure ends the thread."""
         try:
             yield
             self._is_failing = False
@@ -107,7 +104,10 @@ def _changes(
     now: dict[str, Signature],
     passing: list[str],
 ) -> FolderChanges:
-    """What differs from `reported` and was the same in the last two scans; `passing` is gone."""
+    """What differs from `reported` and was the same in the last two scans.
+
+    `passing` are adapters that neither scan has seen, and that are in memory all the same.
+    """
     names = [
         name
         for name in sorted(reported.keys() | now.keys())
