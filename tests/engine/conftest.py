@@ -62,4 +62,4 @@ def make_shop(tmp_path: Path, folder: Path) -> Iterator[MakeShop]:
     yield make
     for shop in shops:
         shop.gate.set()
-        shop.store.close()
+        shop.manager.close()

@@ -1,4 +1,4 @@
-"""An AdapterStore with its loader, a pool and folders, driven by hand instead of by an engine."""
+"""An AdapterManager with its loader, a pool and folders, driven by hand instead of by an engine."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
-from multilora.adapters.memory.manager import AdapterStore
+from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.naming.source import AdapterSource
 from multilora.base_model.config import BaseConfig
 from multilora.lora.adapter_pages import AdapterPages
@@ -17,7 +17,7 @@ from support.tiny import write_adapter
 
 
 class Workshop:
-    """A store over one-page adapters in `root`; reading waits while `gate` is closed."""
+    """A manager of one-page adapters in `root`; reading waits while `gate` is closed."""
 
     def __init__(self, root: Path, num_pages: int = 2, host_adapters: int = 8) -> None:
         self.root = root
@@ -28,7 +28,7 @@ class Workshop:
         tensors = AdapterPages(self.base, num_pages, torch.float32, "cpu")
         self.page_bytes = tensors.nbytes // num_pages
         self.wake = threading.Event()
-        self.store = AdapterStore(
+        self.manager = AdapterManager(
             self._read, tensors, host_adapters * self.page_bytes, self.wake.set
         )
 
@@ -47,18 +47,18 @@ class Workshop:
     def settle(self) -> None:
         """What the engine does between steps, until nothing is under way."""
         deadline = time.monotonic() + 10
-        while self.store.loading or self.store.pool.is_copying:
+        while self.manager.loading or self.manager.device.is_copying:
             assert time.monotonic() < deadline
             self.wake.wait(0.1)
             self.wake.clear()
-            self.store.collect()
-            self.store.copy(None)
+            self.manager.poll_loads()
+            self.manager.copy(None)
 
     def acquire(self, name: str) -> str:
         """As the scheduler: ask in every pass until the adapter is there."""
-        self.store.learn(self.source(name))
+        self.manager.register(self.source(name))
         for _ in range(5):
-            ready = self.store.acquire(name)
+            ready = self.manager.acquire(name)
             if isinstance(ready, str):
                 return ready
             assert ready is NotReady.LOADING

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from multilora.adapters.memory.page_allocator import AdapterSlots
+from multilora.adapters.memory.page_allocator import RankPageAllocator
 from multilora.errors import invalid
 from multilora.request import Request, SamplingParams, TokenOutput
 from multilora.scheduling.adapter_cache import NotReady
@@ -24,12 +24,12 @@ class Clock:
 
 
 class Gate:
-    """Real AdapterSlots; reading and failing as told, copying takes `copy_passes` passes."""
+    """Real RankPageAllocator; reading and failing as told, copying takes `copy_passes` passes."""
 
     def __init__(
         self, num_pages: int, sizes: dict[str, int] | None = None, copy_passes: int = 0
     ) -> None:
-        self.slots = AdapterSlots(num_pages)
+        self.slots = RankPageAllocator(num_pages)
         self.sizes = sizes or {}
         self.copy_passes = copy_passes
         self.loading: set[str] = set()

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from multilora.adapters.memory.records import AdapterRecords
-from multilora.adapters.memory.state import AdapterRecord
+from multilora.adapters.memory.state import AdapterState, AdapterStates
 from multilora.adapters.naming.source import AdapterSource, Origin
 from multilora.adapters.naming.watch import FolderChanges
 from multilora.errors import ErrorCode, RequestError
@@ -21,11 +20,11 @@ def test_ten_thousand_unknown_adapters_leave_nothing_behind(
     make_engine: MakeEngine, tmp_path: Path
 ):
     engine = make_engine(adapters_dir=str(tmp_path))
-    records = len(engine._parts.store.records)
+    states = len(engine._parts.adapters.states)
     for number in range(10_000):
         with pytest.raises(RequestError):
             engine.submit(request("r", f"missing{number}", length=1, max_tokens=1))
-    assert len(engine._parts.store.records) == records
+    assert len(engine._parts.adapters.states) == states
     assert len(alone(engine, [request("r", "a")])["r"]) == 12
 
 
@@ -69,8 +68,8 @@ def test_commands_from_many_threads_while_requests_run(make_engine: MakeEngine):
 
 
 def test_a_request_beside_very_many_pinned_adapters_costs_nothing():
-    """The records are searched for what may be forgotten only now and then."""
-    records, searches = AdapterRecords(), 0
+    """The states are searched for what may be forgotten only now and then."""
+    states, searches = AdapterStates(), 0
 
     def keep() -> set[str]:
         nonlocal searches
@@ -78,10 +77,10 @@ def test_a_request_beside_very_many_pinned_adapters_costs_nothing():
         return set()
 
     for number in range(20_000):
-        record = AdapterRecord(AdapterSource(f"x{number}", "/nowhere"), pinned=True)
-        records[record.adapter_id] = record
-        records.forget(keep)
-    assert (len(records), searches) == (20_000, 2)
+        state = AdapterState(AdapterSource(f"x{number}", "/nowhere"), pinned=True)
+        states[state.adapter_id] = state
+        states.forget(keep)
+    assert (len(states), searches) == (20_000, 2)
 
 
 def test_thousands_of_folders_replaced_at_once_hold_nothing_up(
@@ -91,7 +90,7 @@ def test_thousands_of_folders_replaced_at_once_hold_nothing_up(
     names = tuple(f"x{number}" for number in range(5000))
     for name in names:
         location = str(tmp_path / name)
-        engine._parts.store.learn(AdapterSource(name, location, origin=Origin.DIRECTORY))
+        engine._parts.adapters.register(AdapterSource(name, location, origin=Origin.DIRECTORY))
     start = time.thread_time()
     engine.admin._follow(FolderChanges((), names, ()))
     assert time.thread_time() - start < 0.3

@@ -144,7 +144,7 @@ def test_time_outs_end_when_they_say(
 ):
     write_adapter(tmp_path / "x", seed=1)
     engine = make_engine(adapters_dir=str(tmp_path))
-    gate, loader = threading.Event(), engine._parts.store._loader
+    gate, loader = threading.Event(), engine._parts.adapters._loader
     real = loader._read
     monkeypatch.setattr(loader, "_read", lambda source: gate.wait(10) and real(source))
     for ends in ("request", "command"):
@@ -178,11 +178,11 @@ def test_close_does_not_wait_for_reads_that_have_not_begun(make_shop: MakeShop):
     shop = make_shop()
     shop.gate.clear()
     for _ in range(50):
-        shop.store.load(shop.source("a"), lambda error: None)
-        shop.store.withdraw("a")
+        shop.manager.load(shop.source("a"), lambda error: None)
+        shop.manager.unload("a")
     threading.Timer(0.1, shop.gate.set).start()
     start = time.monotonic()
-    shop.store.close()
+    shop.manager.close()
     assert time.monotonic() - start < 2
     assert shop.num_reads <= 1
 
@@ -197,7 +197,7 @@ def test_a_copy_that_fails_ends_the_requests_of_its_adapter_only(
     def write_layer(*_: object) -> int:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(engine._parts.store.pool.tensors, "write_layer", write_layer)
+    monkeypatch.setattr(engine._parts.adapters.device.tensors, "write_layer", write_layer)
     for one in (request("a", "a"), request("b", "b"), request("base")):
         engine.submit(one)
     outputs = drain(engine, 3)
@@ -215,7 +215,7 @@ def test_a_defect_that_only_waiting_requests_meet_ends_them(
     def acquire(adapter_id: str) -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(engine._parts.store, "acquire", acquire)
+    monkeypatch.setattr(engine._parts.adapters, "acquire", acquire)
     engine.submit(request("r", "a"))
     error = drain(engine, 1)["r"][-1].error
     assert error is not None and error.code is ErrorCode.INTERNAL

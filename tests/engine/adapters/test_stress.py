@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from multilora.adapters.admin.command import AdminCommand
-from multilora.adapters.memory.device_cache import AdapterPool, adapter_id_of
-from multilora.adapters.memory.host_cache import AdapterHost
+from multilora.adapters.memory.device_cache import DeviceAdapterCache, adapter_id_of
+from multilora.adapters.memory.host_cache import HostAdapterCache
 from multilora.adapters.naming.watch import FolderChanges
 from multilora.base_model.config import BaseConfig
 from multilora.engine import Engine
@@ -177,40 +177,42 @@ def test_a_storm_of_requests_commands_and_files(
     storm.blow(steps=150)
     assert_all_free(engine)
     assert_settled(engine)
-    assert_consistent(engine._parts.store.pool, engine._parts.store.host)
+    assert_consistent(engine._parts.adapters.device, engine._parts.adapters.host)
     assert_answers_are_of_one_version(storm, make_engine, tmp_path / "all")
 
 
 def assert_settled(engine: Engine) -> None:
     """Nothing is under way, and the tiers hold versions in use alone."""
-    store, admin = engine._parts.store, engine.admin
+    manager, admin = engine._parts.adapters, engine.admin
     deadline = time.monotonic() + 10
-    while store.loading or store.pool.is_copying or len(admin.pending):
-        assert time.monotonic() < deadline, (store.loading, store.pool.is_copying)
+    while manager.loading or manager.device.is_copying or len(admin.pending):
+        assert time.monotonic() < deadline, (manager.loading, manager.device.is_copying)
         time.sleep(0.01)
     assert not engine._live
-    in_use = {record.key for record in store.records.values()}
-    assert set(store.pool.slots.resident) <= in_use
-    for record in store.records.values():
-        assert not record.waiters and not record.leaving and not record.pending
-        adapter = store.host.get(record.adapter_id)
-        assert adapter is None or adapter.key == record.key
+    in_use = {state.key for state in manager.states.values()}
+    assert set(manager.device.allocator.resident) <= in_use
+    for state in manager.states.values():
+        assert not state.load_waiters and not state.unload_waiters and not state.pending
+        adapter = manager.host.get(state.adapter_id)
+        assert adapter is None or adapter.key == state.key
 
 
-def assert_consistent(pool: AdapterPool, host: AdapterHost) -> None:
-    slots = pool.slots
-    pages = [page for key in slots.resident for page in slots.pages(key)]
-    assert len(pages) == len(set(pages)) == slots.num_pages - slots.num_free
-    assert slots.num_references == 0
-    assert slots._idle_pages == len(pages)
+def assert_consistent(device: DeviceAdapterCache, host: HostAdapterCache) -> None:
+    allocator = device.allocator
+    pages = [page for key in allocator.resident for page in allocator.pages(key)]
+    assert len(pages) == len(set(pages)) == allocator.num_pages - allocator.num_free
+    assert allocator.num_references == 0
+    assert allocator._idle_pages == len(pages)
     assert host.used_bytes == sum(adapter.nbytes for adapter in host._adapters.values())
-    for key in slots.resident:
+    for key in allocator.resident:
         adapter = host._adapters.get(adapter_id_of(key))
         if adapter is None:
             continue
-        for layer in range(pool.tensors.num_layers):
+        for layer in range(device.tensors.num_layers):
             for group, a in adapter.weights.a[layer].items():
-                assert torch.equal(pool.tensors.a[layer][group][list(slots.pages(key))], a), key
+                assert torch.equal(device.tensors.a[layer][group][list(allocator.pages(key))], a), (
+                    key
+                )
 
 
 def assert_answers_are_of_one_version(storm: Storm, make_engine: MakeEngine, root: Path) -> None:

@@ -81,7 +81,7 @@ class Engine:
             self._thread.join()
         self._parts.grammars.close()
         self._parts.admin.close()  # also when the thread was never started
-        self._parts.store.close()
+        self._parts.adapters.close()
         self.outputs.put(None)
 
     def submit(self, request: Request) -> None:
@@ -129,8 +129,8 @@ class Engine:
     def step(self) -> None:
         """Schedule, run, postprocess. Engine thread only."""
         parts = self._parts
-        parts.store.collect()
-        parts.store.copy(self._copy_bytes * (1 if parts.scheduler.running else _IDLE_COPIES))
+        parts.adapters.poll_loads()
+        parts.adapters.copy(self._copy_bytes * (1 if parts.scheduler.running else _IDLE_COPIES))
         parts.admin.pending.tick()
         batch = parts.scheduler.schedule()
         sampled = parts.runner.run(batch) if batch else []
@@ -146,10 +146,10 @@ class Engine:
         matcher: TokenMatcher | None,
         arrived_at: float,
     ) -> None:
-        scheduler, store = self._parts.scheduler, self._parts.store
+        scheduler, adapters = self._parts.scheduler, self._parts.adapters
         if source:
-            store.forget_unused(scheduler.counts)
-            store.prepare(source)
+            adapters.forget_unused(scheduler.counts)
+            adapters.prefetch(source)
         scheduler.add(request, matcher, arrived_at)
         self._adapters.request(request.adapter_id)
         self._counts["multilora_requests_total"] += 1
@@ -167,7 +167,7 @@ class Engine:
         """Run every message; sleep first when there is nothing to compute. False: close."""
         parts = self._parts
         live = len(parts.scheduler)
-        block = (self._stalled or not live) and not parts.store.pool.is_copying
+        block = (self._stalled or not live) and not parts.adapters.device.is_copying
         timeout = None
         if block:
             self._describe_adapters()
@@ -215,7 +215,7 @@ class Engine:
             for output in outputs:
                 if output.token_id is not None:
                     self._adapters.tokens(self._live[output.request_id], 1)
-                    self._parts.store.records.count_token(self._live[output.request_id])
+                    self._parts.adapters.states.count_token(self._live[output.request_id])
                 if output.finish_reason:
                     del self._live[output.request_id]
         if outputs:
@@ -240,11 +240,12 @@ class Engine:
     def _describe_adapters(self) -> None:
         counts = self._parts.scheduler.counts()
         requests, tokens = self._adapters.figures()
+        device = self._parts.adapters.device
         self._figures = AdapterFigures(
             requests=requests,
             tokens=tokens,
             running=tuple(name for name, (running, _) in counts.items() if running),
             waiting=tuple(name for name, (_, waiting) in counts.items() if waiting),
-            max_lora=min(self.config.max_running_requests, self._parts.store.pool.slots.num_pages),
+            max_lora=min(self.config.max_running_requests, device.allocator.num_pages),
         )
         self._described_at = time.monotonic()

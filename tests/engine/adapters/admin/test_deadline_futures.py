@@ -5,14 +5,14 @@ import time
 import pytest
 
 from multilora.adapters.admin.command import AdminCommand
-from multilora.adapters.admin.deadline_futures import PendingAnswers
+from multilora.adapters.admin.deadline_futures import DeadlineFutures
 from multilora.adapters.merging.recipe import parse_merge
 from multilora.errors import ErrorCode, RequestError, cancelled, shutting_down
 from support.engine_tools import MakeEngine, alone, request
 
 
 def test_the_first_answer_counts() -> None:
-    answers = PendingAnswers()
+    answers = DeadlineFutures()
     early, late = (answers.open(60, "a", "it is slow") for _ in range(2))
     early.complete(None, lambda: 1)
     early.complete(cancelled(), lambda: None)
@@ -40,7 +40,7 @@ def test_a_merge_is_answered_in_time_while_nothing_runs(
     engine = make_engine()
     alone(engine, [request("before", "a")])
     time.sleep(0.05)  # the engine thread goes to sleep
-    merger = engine.admin._merged.merger
+    merger = engine.admin._merger
     monkeypatch.setattr(merger, "submit", lambda *_: None)  # one that takes for ever
     recipe = parse_merge({"ids": ["a", "b"]})
     command = AdminCommand("merge", merge=recipe, timeout=0.2)

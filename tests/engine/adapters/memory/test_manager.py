@@ -1,4 +1,4 @@
-"""AdapterStore: loading, replacing, withdrawing and the tiers, with real files and a real pool."""
+"""AdapterManager: loading, replacing, unloading and the tiers, with real files and a real pool."""
 
 import pytest
 import torch
@@ -12,27 +12,27 @@ from support.adapter_workshop import MakeShop
 def test_one_read_serves_all_who_wait(make_shop: MakeShop):
     shop = make_shop()
     shop.gate.clear()
-    shop.store.learn(shop.source("a"))
+    shop.manager.register(shop.source("a"))
     answers: list[RequestError | None] = []
-    assert [shop.store.acquire("a") for _ in range(3)] == [NotReady.LOADING] * 3
-    shop.store.want(shop.source("a"), answers.append)
+    assert [shop.manager.acquire("a") for _ in range(3)] == [NotReady.LOADING] * 3
+    shop.manager.ensure_loaded(shop.source("a"), answers.append)
     assert (shop.num_reads <= 1, answers) == (True, [])
     shop.gate.set()
     shop.settle()
     assert (shop.num_reads, answers) == (1, [None])
     key = shop.acquire("a")
-    assert (shop.store.pool.misses, shop.store.pool.hits) == (1, 0)
+    assert (shop.manager.device.misses, shop.manager.device.hits) == (1, 0)
     assert shop.acquire("a") == key
-    assert shop.store.pool.hits == 1
+    assert shop.manager.device.hits == 1
 
 
 def test_two_loads_at_once_share_the_reads_and_see_the_newest_files(make_shop: MakeShop):
     shop = make_shop()
     shop.gate.clear()
     answers: list[RequestError | None] = []
-    shop.store.load(shop.source("a"), answers.append)
-    shop.store.load(shop.source("a"), answers.append)
-    shop.store.load(shop.source("a"), answers.append)
+    shop.manager.load(shop.source("a"), answers.append)
+    shop.manager.load(shop.source("a"), answers.append)
+    shop.manager.load(shop.source("a"), answers.append)
     shop.write("a", seed=77)
     shop.gate.set()
     shop.settle()
@@ -46,49 +46,49 @@ def test_copies_are_bounded_and_an_adapter_is_not_used_before_it_is_whole(
     make_shop: MakeShop,
 ):
     shop = make_shop()
-    shop.store.learn(shop.source("a"))
-    assert shop.store.acquire("a") is NotReady.LOADING
-    while shop.store.loading:
+    shop.manager.register(shop.source("a"))
+    assert shop.manager.acquire("a") is NotReady.LOADING
+    while shop.manager.loading:
         shop.wake.wait(1)
-        shop.store.collect()
-    assert shop.store.pool.is_copying
-    shop.store.copy(1)  # one layer of two
-    assert shop.store.pool.is_copying
-    assert shop.store.acquire("a") is NotReady.LOADING
-    assert shop.store.tier(shop.store.records["a"]) == "host"
-    shop.store.copy(1)
-    key = shop.store.acquire("a")
+        shop.manager.poll_loads()
+    assert shop.manager.device.is_copying
+    shop.manager.copy(1)  # one layer of two
+    assert shop.manager.device.is_copying
+    assert shop.manager.acquire("a") is NotReady.LOADING
+    assert shop.manager.tier(shop.manager.states["a"]) == "host"
+    shop.manager.copy(1)
+    key = shop.manager.acquire("a")
     assert isinstance(key, str)
-    pages = shop.store.pages(key)
+    pages = shop.manager.pages(key)
     expected = read_adapter(shop.root / "a", "a", shop.base, torch.float32, 64).weights
     for layer in range(shop.base.num_layers):
         for group, a in expected.a[layer].items():
-            assert torch.equal(shop.store.pool.tensors.a[layer][group][list(pages)], a)
+            assert torch.equal(shop.manager.device.tensors.a[layer][group][list(pages)], a)
 
 
 def test_a_full_pool_refuses_until_a_reference_is_given_back(make_shop: MakeShop):
     shop = make_shop(num_pages=1)
     key = shop.acquire("a")
-    shop.store.learn(shop.source("b"))
-    shop.store.acquire("b")
+    shop.manager.register(shop.source("b"))
+    shop.manager.acquire("b")
     shop.settle()
-    assert shop.store.acquire("b") is NotReady.NO_ROOM
-    assert (shop.store.shortage("b"), shop.store.is_resident("b")) == (1, False)
-    shop.store.release(key)
-    assert shop.store.shortage("b") == 0
+    assert shop.manager.acquire("b") is NotReady.NO_ROOM
+    assert (shop.manager.shortage("b"), shop.manager.is_resident("b")) == (1, False)
+    shop.manager.release(key)
+    assert shop.manager.shortage("b") == 0
     assert shop.acquire("b").startswith("b@")
-    assert shop.store.pool.slots.evictions == 1
+    assert shop.manager.device.allocator.evictions == 1
 
 
 def test_what_never_fits_is_refused_and_not_read_again_at_once(make_shop: MakeShop):
     shop = make_shop(num_pages=1)
     shop.write("big", seed=3, rank=40)
-    shop.store.learn(shop.source("big"))
-    shop.store.acquire("big")
+    shop.manager.register(shop.source("big"))
+    shop.manager.acquire("big")
     shop.settle()
     for _ in range(3):
         with pytest.raises(RequestError, match="raise --adapter-memory") as caught:
-            shop.store.acquire("big")
+            shop.manager.acquire("big")
         assert caught.value.code is ErrorCode.INVALID_ARG
     assert shop.num_reads == 1
 
@@ -99,46 +99,46 @@ def test_a_replaced_adapter_serves_new_sequences_while_old_ones_keep_theirs(
     shop = make_shop()
     old = shop.acquire("a")
     shop.write("a", seed=55)
-    shop.store.refresh("a")
+    shop.manager.refresh("a")
     shop.settle()
     new = shop.acquire("a")
     assert new != old
-    assert set(shop.store.pages(new)).isdisjoint(shop.store.pages(old))
-    shop.store.release(old)
-    assert old not in shop.store.pool
-    assert shop.store.pool.num_pages("a") == 1
-    shop.store.release(new)
-    assert new in shop.store.pool  # the version in use stays for the next request
+    assert set(shop.manager.pages(new)).isdisjoint(shop.manager.pages(old))
+    shop.manager.release(old)
+    assert old not in shop.manager.device
+    assert shop.manager.device.num_pages("a") == 1
+    shop.manager.release(new)
+    assert new in shop.manager.device  # the version in use stays for the next request
 
 
 def test_broken_new_files_leave_the_version_in_memory_in_use(make_shop: MakeShop):
     shop = make_shop()
     key = shop.acquire("a")
     (shop.root / "a" / "adapter_model.safetensors").write_bytes(b"rubbish")
-    shop.store.refresh("a")
+    shop.manager.refresh("a")
     shop.settle()
     assert shop.acquire("a") == key
-    record = shop.store.records["a"]
-    assert record.error is not None and "adapter_model.safetensors" in record.error.message
+    state = shop.manager.states["a"]
+    assert state.error is not None and "adapter_model.safetensors" in state.error.message
     shop.write("a", seed=9)
-    shop.store.refresh("a")
+    shop.manager.refresh("a")
     shop.settle()
     assert shop.acquire("a") != key
-    assert shop.store.records["a"].error is None
+    assert shop.manager.states["a"].error is None
 
 
 def test_a_failed_adapter_can_be_retried_once_its_files_changed(make_shop: MakeShop):
     shop = make_shop()
     (shop.root / "a" / "adapter_config.json").write_text("{}")
-    shop.store.learn(shop.source("a"))
-    shop.store.acquire("a")
+    shop.manager.register(shop.source("a"))
+    shop.manager.acquire("a")
     shop.settle()
     for _ in range(3):
         with pytest.raises(RequestError, match="peft_type"):
-            shop.store.acquire("a")
-    assert (shop.num_reads, shop.store.failures) == (1, 1)
+            shop.manager.acquire("a")
+    assert (shop.num_reads, shop.manager.failures) == (1, 1)
     shop.write("a", seed=1)
-    shop.store.refresh("a")
+    shop.manager.refresh("a")
     assert shop.acquire("a").startswith("a@")
 
 
@@ -148,39 +148,39 @@ def test_withdraw_frees_the_host_at_once_and_pages_with_the_last_reference(
     shop = make_shop()
     key = shop.acquire("a")
     gone: list[RequestError | None] = []
-    assert shop.store.withdraw("a") == shop.page_bytes
-    shop.store.when_gone("a", gone.append)
-    assert shop.store.host.used_bytes == 0
-    assert (shop.store.pool.num_pages("a"), gone) == (1, [])
-    assert shop.store.pages(key) == (0,)  # still there for the running sequence
-    shop.store.release(key)
-    assert (shop.store.pool.slots.num_free, gone) == (2, [None])
+    assert shop.manager.unload("a") == shop.page_bytes
+    shop.manager.when_unloaded("a", gone.append)
+    assert shop.manager.host.used_bytes == 0
+    assert (shop.manager.device.num_pages("a"), gone) == (1, [])
+    assert shop.manager.pages(key) == (0,)  # still there for the running sequence
+    shop.manager.release(key)
+    assert (shop.manager.device.allocator.num_free, gone) == (2, [None])
 
 
 def test_a_load_withdrawn_while_it_goes_on_comes_to_nothing(make_shop: MakeShop):
     shop = make_shop()
     shop.gate.clear()
     answers: list[RequestError | None] = []
-    shop.store.load(shop.source("a"), answers.append)
-    shop.store.withdraw("a")
+    shop.manager.load(shop.source("a"), answers.append)
+    shop.manager.unload("a")
     shop.gate.set()
-    shop.store.load(shop.source("b"), answers.append)
+    shop.manager.load(shop.source("b"), answers.append)
     shop.settle()
     assert answers[0] is not None and "unloaded meanwhile" in answers[0].message
     assert answers[1] is None
-    assert "a" not in shop.store.host and "b" in shop.store.host
-    assert shop.store.loading == 0
+    assert "a" not in shop.manager.host and "b" in shop.manager.host
+    assert shop.manager.loading == 0
 
 
 def test_an_unload_that_requests_undo_says_so(make_shop: MakeShop):
     shop = make_shop()
     shop.acquire("a")
     gone: list[RequestError | None] = []
-    shop.store.withdraw("a")
-    shop.store.when_gone("a", gone.append)
+    shop.manager.unload("a")
+    shop.manager.when_unloaded("a", gone.append)
     again = shop.acquire("a")
     assert gone[0] is not None and "load it again" in gone[0].message
-    assert again in shop.store.pool
+    assert again in shop.manager.device
 
 
 def test_the_host_tier_drops_the_least_recently_used_and_reads_it_again(
@@ -188,21 +188,21 @@ def test_the_host_tier_drops_the_least_recently_used_and_reads_it_again(
 ):
     shop = make_shop(num_pages=1, host_adapters=2)
     for name in "abc":
-        shop.store.release(shop.acquire(name))
-    assert shop.store.host.used_bytes == 2 * shop.page_bytes
-    assert "a" not in shop.store.host and "b" in shop.store.host
-    assert shop.store.tier(shop.store.records["a"]) == "disk"
-    assert shop.store.tier(shop.store.records["b"]) == "host"
-    shop.store.release(shop.acquire("a"))
+        shop.manager.release(shop.acquire(name))
+    assert shop.manager.host.used_bytes == 2 * shop.page_bytes
+    assert "a" not in shop.manager.host and "b" in shop.manager.host
+    assert shop.manager.tier(shop.manager.states["a"]) == "disk"
+    assert shop.manager.tier(shop.manager.states["b"]) == "host"
+    shop.manager.release(shop.acquire("a"))
     assert shop.num_reads == 4
 
 
 def test_pinned_adapters_leave_the_host_tier_last(make_shop: MakeShop):
     shop = make_shop(num_pages=1, host_adapters=2)
-    shop.store.pin(shop.source("a"), True)
+    shop.manager.pin(shop.source("a"), True)
     for name in "abcd":
-        shop.store.release(shop.acquire(name))
-    assert "a" in shop.store.host and "d" in shop.store.host
+        shop.manager.release(shop.acquire(name))
+    assert "a" in shop.manager.host and "d" in shop.manager.host
     assert shop.num_reads == 4
 
 
@@ -212,16 +212,16 @@ def test_waiting_adapters_never_push_each_other_out_of_a_tiny_host_tier(
     """Two adapters, room for none in the host tier and for one in the pool: both get there."""
     shop = make_shop(num_pages=1, host_adapters=0)
     for name in "ab" * 3:
-        shop.store.release(shop.acquire(name))
-    assert shop.store.pool.loads == 6
+        shop.manager.release(shop.acquire(name))
+    assert shop.manager.device.loads == 6
 
 
 def test_records_of_a_flood_of_unknown_adapters_are_forgotten(make_shop: MakeShop):
     shop = make_shop()
     key = shop.acquire("a")
     for number in range(12_000):
-        shop.store.forget_unused(lambda: {"waiting"})
-        shop.store.learn(shop.source("waiting" if number == 5 else f"x{number}"))
-    assert len(shop.store.records) <= 10_000
-    assert {"a", "waiting"} <= set(shop.store.records)
-    shop.store.release(key)
+        shop.manager.forget_unused(lambda: {"waiting"})
+        shop.manager.register(shop.source("waiting" if number == 5 else f"x{number}"))
+    assert len(shop.manager.states) <= 10_000
+    assert {"a", "waiting"} <= set(shop.manager.states)
+    shop.manager.release(key)

@@ -50,11 +50,11 @@ def merge(engine: Engine, *ids: str, token: str = "", **fields: Any) -> dict[str
 
 
 def merger(engine: Engine) -> AdapterMerger:
-    return engine.admin._merged.merger
+    return engine.admin._merger
 
 
 def _forget(engine: Engine, name: str) -> None:
-    engine.admin._store.withdraw(name)
+    engine.admin._manager.unload(name)
 
 
 def error_of(engine: Engine, *ids: str, **fields: Any) -> RequestError:

@@ -1,6 +1,6 @@
 """The device pool of rank pages: every adapter on the device lives in some of its pages.
 
-Which adapter owns which page is AdapterSlots' business; unowned pages hold stale numbers and are
+RankPageAllocator knows which adapter owns which page; unowned pages hold stale numbers and are
 never referenced. See page_layout for the shapes.
 """
 

@@ -1,4 +1,4 @@
-"""What serves adapters (catalog, store, pool), made once at start from the configuration."""
+"""What serves adapters (catalog, manager, merger), made once at start from the configuration."""
 
 import dataclasses
 import logging
@@ -10,7 +10,7 @@ import torch
 
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.adapters.checkpoint.text import read_adapter_text
-from multilora.adapters.memory.manager import AdapterStore
+from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.merging.merger import AdapterMerger
 from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.flag import localise, parse_lora_adapters, sources_in
@@ -32,7 +32,7 @@ class AdapterParts:
 
     catalog: AdapterCatalog
     folders: AdapterFolders | None
-    store: AdapterStore
+    manager: AdapterManager
     merger: AdapterMerger
 
     def warm_up(self) -> None:
@@ -46,16 +46,16 @@ class AdapterParts:
         def loaded(error: RequestError | None) -> None:
             if error:
                 failures.append(error)
-            _LOG.info("loaded %d of %d adapters", len(sources) - self.store.loading, len(sources))
+            _LOG.info("loaded %d of %d adapters", len(sources) - self.manager.loading, len(sources))
 
         for source in sources:
-            self.store.pin(source, True)
-            self.store.load(source, loaded)
-        while self.store.loading and not failures:
-            self.store.collect(wait=True)
+            self.manager.pin(source, True)
+            self.manager.load(source, loaded)
+        while self.manager.loading and not failures:
+            self.manager.poll_loads(wait=True)
         if failures:
             raise StartupError(failures[0].message)
-        self.store.copy(None)
+        self.manager.copy(None)
 
 
 def make_adapters(
@@ -72,7 +72,7 @@ def make_adapters(
     """
     folders = AdapterFolders(Path(config.adapters_dir)) if config.adapters_dir else None
     catalog = AdapterCatalog(_registered(config, folders), folders, config.adapter_allow)
-    store = AdapterStore(
+    manager = AdapterManager(
         _adapter_reader(config, base, dtype, tokenizer, folders),
         pages,
         config.adapter_host_memory,
@@ -82,12 +82,12 @@ def make_adapters(
     limits = _limits(config)
     merger = AdapterMerger(
         catalog,
-        store.records,
+        manager.states,
         base,
         config.max_lora_rank,
         lambda source: adapter_folder(source, limits),
     )
-    return AdapterParts(catalog, folders, store, merger)
+    return AdapterParts(catalog, folders, manager, merger)
 
 
 def _limits(config: EngineConfig) -> DownloadLimits:

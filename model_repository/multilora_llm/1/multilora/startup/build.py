@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from multilora.adapters.admin.admin import AdapterAdmin
-from multilora.adapters.memory.manager import AdapterStore
+from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.watch import AdapterWatch
 from multilora.base_model.config import BaseConfig
@@ -46,7 +46,7 @@ class EngineParts:
     tokenizer: Tokenizer | None  # None: the folder has none, so there is no text
     max_input_tokens: int
     max_total_tokens: int
-    store: AdapterStore
+    adapters: AdapterManager
     catalog: AdapterCatalog
     watch: AdapterWatch | None
     admin: AdapterAdmin
@@ -61,31 +61,31 @@ class EngineParts:
 
     def gauges(self) -> dict[str, float]:
         """Current values of the metrics that some part already keeps."""
-        scheduler, store = self.scheduler, self.store
-        pool, slots = store.pool, store.pool.slots
+        scheduler, adapters = self.scheduler, self.adapters
+        device, allocator = adapters.device, adapters.device.allocator
         blocks = scheduler.blocks
         return {
             "multilora_cached_prompt_tokens_total": scheduler.cached_tokens,
             "multilora_preemptions_total": scheduler.preemptions,
-            "multilora_adapter_loads_total": pool.loads,
-            "multilora_adapter_hits_total": pool.hits,
-            "multilora_adapter_misses_total": pool.misses,
-            "multilora_adapter_reads_total": store.reads,
-            "multilora_adapter_read_failures_total": store.failures,
-            "multilora_adapter_read_seconds_total": store.read_seconds,
+            "multilora_adapter_loads_total": device.loads,
+            "multilora_adapter_hits_total": device.hits,
+            "multilora_adapter_misses_total": device.misses,
+            "multilora_adapter_reads_total": adapters.reads,
+            "multilora_adapter_read_failures_total": adapters.failures,
+            "multilora_adapter_read_seconds_total": adapters.read_seconds,
             "multilora_adapters_known": self.catalog.num_known,
-            "multilora_adapters_loading": store.loading,
-            "multilora_adapters_resident": len(slots),
-            "multilora_adapter_host_bytes_used": store.host.used_bytes,
-            "multilora_adapter_host_bytes": store.host.max_bytes,
-            "multilora_adapter_evictions_total": slots.evictions,
+            "multilora_adapters_loading": adapters.loading,
+            "multilora_adapters_resident": len(allocator),
+            "multilora_adapter_host_bytes_used": adapters.host.used_bytes,
+            "multilora_adapter_host_bytes": adapters.host.max_bytes,
+            "multilora_adapter_evictions_total": allocator.evictions,
             "multilora_running_requests": len(scheduler.running),
             "multilora_waiting_requests": scheduler.num_waiting,
             "multilora_kv_blocks_used": blocks.num_blocks - blocks.num_free,
             "multilora_kv_blocks": blocks.num_blocks,
-            "multilora_adapter_pages_used": slots.num_pages - slots.num_free,
-            "multilora_adapter_pages": slots.num_pages,
-            "multilora_adapter_references": slots.num_references,
+            "multilora_adapter_pages_used": allocator.num_pages - allocator.num_free,
+            "multilora_adapter_pages": allocator.num_pages,
+            "multilora_adapter_references": allocator.num_references,
         }
 
 
@@ -104,7 +104,7 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
     profile = Profile(model, config, max_total, dtype, device)
     pools = _pools(profile)
     adapters = make_adapters(config, base, dtype, pools.pages, tokenizer, lambda: post(_nothing))
-    scheduler = _scheduler(config, base, pools.kv, max_total, adapters.store)
+    scheduler = _scheduler(config, base, pools.kv, max_total, adapters.manager)
     admin = _admin(config, adapters, scheduler, post)
     watch = None
     if adapters.folders:
@@ -122,7 +122,7 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
         max_input_tokens=max_input,
         max_total_tokens=max_total,
         catalog=adapters.catalog,
-        store=adapters.store,
+        adapters=adapters.manager,
         watch=watch,
         admin=admin,
         scheduler=scheduler,
@@ -150,7 +150,7 @@ def _dtype(name: str, checkpoint: str, device: torch.device) -> torch.dtype:
 
 
 def _scheduler(
-    config: EngineConfig, base: BaseConfig, kv: KVCache, max_total: int, store: AdapterStore
+    config: EngineConfig, base: BaseConfig, kv: KVCache, max_total: int, manager: AdapterManager
 ) -> Scheduler:
     limits = SchedulerLimits(
         max_running=config.max_running_requests,
@@ -158,7 +158,7 @@ def _scheduler(
         max_total_tokens=max_total,
         eos_token_ids=frozenset(base.eos_token_ids),
     )
-    return Scheduler(limits, BlockAllocator(kv.num_blocks, kv.block_size), store)
+    return Scheduler(limits, BlockAllocator(kv.num_blocks, kv.block_size), manager)
 
 
 def _admin(
@@ -166,7 +166,7 @@ def _admin(
 ) -> AdapterAdmin:
     return AdapterAdmin(
         catalog=adapters.catalog,
-        store=adapters.store,
+        manager=adapters.manager,
         scheduler=scheduler,
         post=post,
         folders=adapters.folders,

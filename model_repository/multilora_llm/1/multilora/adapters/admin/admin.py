@@ -1,7 +1,8 @@
-"""What administrators and the folder watch ask of the adapters: on any thread.
+"""AdapterAdmin: what administrators, merges and the folder watch ask, on any thread.
 
-A command is answered through a Future that the engine thread completes; it may take as long as a
-download. Anything that touches records, tiers or sequences is posted to the engine thread.
+A command is answered through a Future that the engine thread completes; the answer may take as long
+as a download. Law: whatever touches adapter states, tiers or sequences is posted to the engine
+thread. The answers are described in docs/adapters.md.
 """
 
 from collections.abc import Callable
@@ -10,12 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from multilora.adapters.admin.command import AdminCommand
-from multilora.adapters.admin.deadline_futures import PendingAnswer, PendingAnswers
-from multilora.adapters.admin.merged_adapters import MergedAdapters
-from multilora.adapters.admin.template import template_answer
-from multilora.adapters.memory.manager import AdapterStore
-from multilora.adapters.memory.state import AdapterRecord
-from multilora.adapters.merging.merger import AdapterMerger
+from multilora.adapters.admin.deadline_futures import DeadlineFuture, DeadlineFutures
+from multilora.adapters.memory.manager import AdapterManager
+from multilora.adapters.memory.state import AdapterState
+from multilora.adapters.merging.merger import AdapterMerger, Merged
 from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource, Origin
@@ -35,7 +34,7 @@ class AdapterAdmin:
     def __init__(
         self,
         catalog: AdapterCatalog,
-        store: AdapterStore,
+        manager: AdapterManager,
         scheduler: Scheduler,
         post: Callable[[Callable[[], None]], None],
         folders: AdapterFolders | None,
@@ -43,102 +42,101 @@ class AdapterAdmin:
         switched_on: bool,
     ) -> None:
         self._catalog = catalog
-        self._store = store
+        self._manager = manager
         self._scheduler = scheduler
         self._post = post
         self._folders = folders
-        self._merged = MergedAdapters(catalog, store, merger, post, self._shown)
+        self._merger = merger
         self._switched_on = switched_on
-        self.pending = PendingAnswers()
+        self.pending = DeadlineFutures()
 
     def execute(self, command: AdminCommand, timeout: float) -> "Future[Answer]":
         """Any thread. `timeout` in seconds, unless the command has its own. RequestError: refused.
 
-        The answers are described in docs/adapters.md.
+        `merge` and `template` are for whoever sends requests, so that no setting switches them off.
         """
+        seconds = command.timeout or timeout
         if command.action == "merge":
-            return self._merge(command, command.timeout or timeout)
+            return self._merge(command, seconds)
         if command.action == "template":
-            return self._template(command, command.timeout or timeout)
+            return self._template(command, seconds)
         if not self._switched_on and command.action not in _READING:
             raise invalid(
                 f"{command.action} is switched off on this server; start it with --adapter-admin on"
             )
         run = self._prepared(command)
         reason = "running requests still use it" if command.action == "unload" else _LOADING
-        pending = self.pending.open(command.timeout or timeout, command.adapter_id, reason)
+        pending = self.pending.open(seconds, command.adapter_id, reason)
         self._post(lambda: run(pending))
         return pending.future
 
     def chat_template(self, adapter_id: str, timeout: float, token: str = "") -> "Future[Any]":
         """The adapter's own chat template, or None, once it has been read. Any thread."""
-        record = self._store.records.get(adapter_id)
-        if record is not None and record.facts is not None:
+        state = self._manager.states.get(adapter_id)
+        if state is not None and state.facts is not None:
             known: Future[Any] = Future()
-            known.set_result(record.chat_template)
+            known.set_result(state.chat_template)
             return known
         source = self._catalog.resolve(adapter_id, token)
-        answer = self.pending.open(timeout, adapter_id, _LOADING)
+        pending = self.pending.open(timeout, adapter_id, _LOADING)
 
-        def read(error: RequestError | None) -> None:
-            answer.complete(error, lambda: self._store.records[adapter_id].chat_template)
+        def loaded(error: RequestError | None) -> None:
+            pending.complete(error, lambda: self._manager.states[adapter_id].chat_template)
 
-        self._post(lambda: self._store.want(source, read))
-        return answer.future
-
-    def close(self) -> None:
-        """Nothing is answered any more."""
-        self.pending.close()
-        self._merged.merger.close()
+        self._post(lambda: self._manager.ensure_loaded(source, loaded))
+        return pending.future
 
     def folders_changed(self, changes: FolderChanges) -> None:
-        """Any thread: the watch of the adapters directory has seen something."""
+        """Any thread: the watch of the adapters directory reports changes."""
         self._post(lambda: self._follow(changes))
 
     def names_of_directory(self) -> list[str]:
         """Adapters of the watched directory that are in memory. Any thread."""
-        records = list(self._store.records.values())
-        return [r.adapter_id for r in records if r.key and r.source.origin is Origin.DIRECTORY]
+        states = list(self._manager.states.values())
+        return [s.adapter_id for s in states if s.key and s.source.origin is Origin.DIRECTORY]
 
-    def _prepared(self, command: AdminCommand) -> Callable[[PendingAnswer], None]:
-        """What the engine thread has to do, after all that may look at the disk."""
+    def close(self) -> None:
+        """Fail what is pending; nothing is answered any more."""
+        self.pending.close()
+        self._merger.close()
+
+    def _prepared(self, command: AdminCommand) -> Callable[[DeadlineFuture], None]:
+        """What the engine thread has to do; all that may look at the disk is done here, before."""
         if command.action == "list":
             sources = self._catalog.sources()
-            entries = {s.adapter_id: AdapterRecord(s).entry("disk", 0, 0) for s in sources}
+            entries = {s.adapter_id: _entry(AdapterState(s), "disk", 0, 0) for s in sources}
             return lambda pending: pending.complete(None, lambda: self._list(entries))
         if command.action == "load":
             source = self._catalog.source(command.adapter_id, command.source, command.revision)
             source = replace(source, token=command.adapter_token or source.token)
             return lambda pending: self._load(source, pending)
         if command.action == "unload":
-            was_registered = self._catalog.unregister(command.adapter_id)  # new requests see it now
+            # Unregistered at once, so that requests that arrive from now on are refused.
+            was_registered = self._catalog.unregister(command.adapter_id)
             return lambda pending: self._unload(command, pending, was_registered)
         return self._with_source(command)
 
     def _list(self, entries: dict[str, Answer]) -> Answer:
-        """`entries` of all that could be loaded, as if nothing were known of them."""
+        """`entries` are of all adapters that could be loaded, as if none had ever been."""
         counts = self._scheduler.counts()
-        for name, record in self._store.records.items():
-            if name in entries or record.is_known or name in counts:
-                entries[name] = self._entry(record, counts)
-        slots, host = self._store.pool.slots, self._store.host
+        for name, state in self._manager.states.items():
+            if name in entries or state.is_known or name in counts:
+                entries[name] = self._shown(state, counts)
+        device, host = self._manager.device, self._manager.host
+        pages = device.allocator
         return {
             "adapters": list(entries.values()),
             "memory": {
-                "device_pages_used": slots.num_pages - slots.num_free,
-                "device_pages": slots.num_pages,
-                "page_bytes": self._store.pool.tensors.nbytes // slots.num_pages,
+                "device_pages_used": pages.num_pages - pages.num_free,
+                "device_pages": pages.num_pages,
+                "page_bytes": device.tensors.nbytes // pages.num_pages,
                 "host_bytes_used": host.used_bytes,
                 "host_bytes": host.max_bytes,
             },
         }
 
-    def _entry(self, record: AdapterRecord, counts: dict[str, tuple[int, int]]) -> Answer:
-        running, waiting = counts.get(record.adapter_id, (0, 0))
-        return record.entry(self._store.tier(record), running, waiting)
-
-    def _with_source(self, command: AdminCommand) -> Callable[[PendingAnswer], None]:
-        """info, pin and unpin: of what is in memory, or else of what could be loaded."""
+    def _with_source(self, command: AdminCommand) -> Callable[[DeadlineFuture], None]:
+        """info, pin and unpin: of an adapter in memory, or else of one that could be loaded."""
         source: AdapterSource | None = None
         refusal: RequestError | None = None
         try:
@@ -146,38 +144,38 @@ class AdapterAdmin:
         except RequestError as error:
             refusal = error
 
-        def run(pending: PendingAnswer) -> None:
-            record = self._store.records.get(command.adapter_id)
-            if record is None and source is not None:
-                record = AdapterRecord(source)
-            if record is None or (source is None and not record.is_known):
+        def run(pending: DeadlineFuture) -> None:
+            state = self._manager.states.get(command.adapter_id)
+            if state is None and source is not None:
+                state = AdapterState(source)
+            if state is None or (source is None and not state.is_known):
                 assert refusal is not None
                 pending.complete(refusal, lambda: None)
                 return
             if command.action == "info":
-                pending.complete(None, lambda: self._entry(record, self._scheduler.counts()))
+                pending.complete(None, lambda: self._shown(state, self._scheduler.counts()))
                 return
-            self._store.pin(record.source, command.action == "pin")
-            record = self._store.records[command.adapter_id]
-            if command.action == "pin" and not self._store.in_memory(record):
-                return self._load(record.source, pending)
-            pending.complete(None, lambda: self._entry(record, self._scheduler.counts()))
+            self._manager.pin(state.source, command.action == "pin")
+            state = self._manager.states[command.adapter_id]
+            if command.action == "pin" and not self._manager.in_memory(state):
+                return self._load(state.source, pending)
+            pending.complete(None, lambda: self._shown(state, self._scheduler.counts()))
 
         return run
 
-    def _load(self, source: AdapterSource, pending: PendingAnswer) -> None:
+    def _load(self, source: AdapterSource, pending: DeadlineFuture) -> None:
         def loaded(error: RequestError | None) -> None:
             if error is None and source.origin in (Origin.REGISTERED, Origin.MERGED):
-                self._catalog.register(source)  # kept once it has worked, whoever still listens
-            pending.complete(error, lambda: self._shown(source.adapter_id))
+                self._catalog.register(source)  # even when the deadline has passed meanwhile
+            pending.complete(error, lambda: self._info(source.adapter_id))
 
-        self._store.load(source, loaded)
+        self._manager.load(source, loaded)
 
-    def _unload(self, command: AdminCommand, pending: PendingAnswer, was_registered: bool) -> None:
+    def _unload(self, command: AdminCommand, pending: DeadlineFuture, was_registered: bool) -> None:
         adapter_id = command.adapter_id
-        # again: a load may have registered it in between, and this is what ends that
+        # A load may have registered the adapter since `_prepared`, and ends here.
         was_registered = self._catalog.unregister(adapter_id) or was_registered
-        if adapter_id not in self._store.records:
+        if adapter_id not in self._manager.states:
             if was_registered:
                 nothing = {"id": adapter_id, "freed_pages": 0, "freed_bytes": 0}
                 pending.complete(None, lambda: nothing)
@@ -187,41 +185,111 @@ class AdapterAdmin:
             return
         message = f"adapter {adapter_id!r} has been unloaded; load it again or name another"
         reason = RequestError(ErrorCode.NOT_FOUND, message)
-        pages = self._store.pool.num_pages(adapter_id)
+        pages = self._manager.device.num_pages(adapter_id)
         self._scheduler.abort_adapter(adapter_id, reason, running=command.cancel)
-        self._store.pin(self._store.records[adapter_id].source, False)
-        freed = self._store.withdraw(adapter_id)
+        self._manager.pin(self._manager.states[adapter_id].source, False)
+        freed = self._manager.unload(adapter_id)
         answer = {"id": adapter_id, "freed_pages": pages, "freed_bytes": freed}
-        self._store.when_gone(adapter_id, lambda error: pending.complete(error, lambda: answer))
+        self._manager.when_unloaded(
+            adapter_id, lambda error: pending.complete(error, lambda: answer)
+        )
 
     def _template(self, command: AdminCommand, timeout: float) -> "Future[Answer]":
-        """As a chat with this adapter would be rendered."""
+        """The adapter's own chat template; None: a chat is rendered with the base model's."""
+        answer: Future[Answer] = Future()
+
+        def show(found: "Future[Any]") -> None:
+            if error := found.exception():
+                return answer.set_exception(error)
+            own = found.result()
+            text, tokens = (own.source, dict(own.special_tokens)) if own else (None, {})
+            answer.set_result(
+                {"id": command.adapter_id, "chat_template": text, "special_tokens": tokens}
+            )
+
         found = self.chat_template(command.adapter_id, timeout, command.adapter_token)
-        return template_answer(command.adapter_id, found)
+        found.add_done_callback(show)
+        return answer
 
     def _merge(self, command: AdminCommand, timeout: float) -> "Future[Answer]":
+        """A merge serves nothing that the one who asks for it may not name."""
         assert command.merge is not None
         name = "+".join(command.merge.ids)
         pending = self.pending.open(timeout, name, "it is still being merged")
-        self._post(lambda: None)  # a thread that sleeps would not see when the time is out
-        self._merged.answer(command.merge, command.adapter_token, pending)
+        self._post(lambda: None)  # wakes the engine thread, which then sleeps up to the deadline
+
+        def merged(outcome: Merged | RequestError) -> None:
+            self._post(lambda: self._use_merged(outcome, pending))
+
+        try:
+            self._merger.submit(command.merge, command.adapter_token, merged)
+        except RequestError as error:
+            pending.complete(error, lambda: None)
         return pending.future
 
-    def _shown(self, adapter_id: str) -> Answer:
-        return self._entry(self._store.records[adapter_id], self._scheduler.counts())
+    def _use_merged(self, outcome: Merged | RequestError, pending: DeadlineFuture) -> None:
+        if isinstance(outcome, RequestError):
+            return pending.complete(outcome, lambda: None)
+        for adapter_id in outcome.dropped:
+            self._catalog.unregister(adapter_id)
+            if adapter_id in self._manager.states:
+                self._manager.unload(adapter_id)
+        source = outcome.source
+        state = self._manager.states.get(source.adapter_id)
+        if state and state.error:  # the merge had left the disk, and is there again
+            self._manager.refresh(source.adapter_id)
+
+        def loaded(error: RequestError | None) -> None:
+            if error is None:
+                self._catalog.register(source)
+            pending.complete(error, lambda: self._info(source.adapter_id))
+
+        self._manager.ensure_loaded(source, loaded)
 
     def _follow(self, changes: FolderChanges) -> None:
         assert self._folders is not None  # or nobody would watch
-        at: dict[str, list[AdapterRecord]] = {}  # LORA_ADAPTERS may name a folder of it too
-        for record in self._store.records.values():
-            at.setdefault(record.source.location, []).append(record)
+        at: dict[str, list[AdapterState]] = {}  # LORA_ADAPTERS may name a watched folder too
+        for state in self._manager.states.values():
+            at.setdefault(state.source.location, []).append(state)
         for name in changes.added + changes.replaced:
-            for record in at.get(self._folders.location(name), ()):
-                self._store.refresh(record.adapter_id)
+            for state in at.get(self._folders.location(name), ()):
+                self._manager.refresh(state.adapter_id)
         for name in changes.removed:
-            for record in at.get(self._folders.location(name), ()):
-                if record.source.origin is Origin.DIRECTORY:
+            for state in at.get(self._folders.location(name), ()):
+                if state.source.origin is Origin.DIRECTORY:
                     message = f"the folder of adapter {name!r} has been removed; name another"
                     reason = RequestError(ErrorCode.NOT_FOUND, message)
                     self._scheduler.abort_adapter(name, reason, running=False)
-                    self._store.withdraw(name)
+                    self._manager.unload(name)
+
+    def _info(self, adapter_id: str) -> Answer:
+        return self._shown(self._manager.states[adapter_id], self._scheduler.counts())
+
+    def _shown(self, state: AdapterState, counts: dict[str, tuple[int, int]]) -> Answer:
+        running, waiting = counts.get(state.adapter_id, (0, 0))
+        return _entry(state, self._manager.tier(state), running, waiting)
+
+
+def _entry(state: AdapterState, tier: str, running: int, waiting: int) -> Answer:
+    """An adapter as administrators see it (JSON); None stands for what has not been read yet."""
+    facts = state.facts
+    return {
+        "id": state.adapter_id,
+        "source": state.source.location,
+        "revision": state.source.revision,
+        "origin": state.source.origin.value,
+        "digest": facts.digest if facts else None,
+        "rank": facts.rank if facts else None,
+        "modules": list(facts.modules) if facts else None,
+        "bytes": facts.nbytes if facts else None,
+        "pages": facts.num_pages if facts else None,
+        "tier": tier,
+        "pinned": state.pinned,
+        "running": running,
+        "waiting": waiting,
+        "requests": state.requests,
+        "tokens": state.tokens,
+        "last_used": state.last_used,
+        "state": "unloading" if state.unload_waiters else state.load_state.value,
+        "error": state.error.message if state.error else None,
+    }

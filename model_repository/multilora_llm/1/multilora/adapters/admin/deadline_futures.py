@@ -1,4 +1,4 @@
-"""Answers that the engine thread owes to other threads, each with a time limit."""
+"""Futures that the engine thread completes for other threads, each within a time limit."""
 
 import threading
 import time
@@ -12,8 +12,8 @@ from multilora.errors import ErrorCode, RequestError, shutting_down
 
 
 @dataclass(frozen=True, eq=False)
-class PendingAnswer:
-    """`reason` says what takes so long, when it does. Any thread may complete it."""
+class DeadlineFuture:
+    """`reason` says what takes so long, when the deadline passes. Any thread may complete it."""
 
     adapter_id: str
     reason: str
@@ -21,8 +21,8 @@ class PendingAnswer:
     future: "Future[Any]" = field(default_factory=Future)
 
     def complete(self, error: RequestError | None, result: Callable[[], Any]) -> None:
-        """Give the result, or the error, unless another thread was first: one that has timed out
-        has had its answer."""
+        """Set the result, or the error. Nothing happens when the future is done already, by its
+        deadline or by another thread."""
         if self.future.done():
             return
         with suppress(InvalidStateError):
@@ -32,51 +32,50 @@ class PendingAnswer:
                 self.future.set_exception(error)
 
 
-class PendingAnswers:
-    """Any thread opens an answer; the engine thread does the rest, so that each gets its answer."""
+class DeadlineFutures:
+    """Any thread opens a future; the engine thread ticks, so that each future is done in time."""
 
     def __init__(self) -> None:
-        self._answers: list[PendingAnswer] = []
+        self._futures: list[DeadlineFuture] = []
         self._lock = threading.Lock()  # guards both
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._futures)
 
     @property
     def next_deadline(self) -> float | None:
-        """Of one that may have been given meanwhile."""
-        return min((answer.deadline for answer in self._take()), default=None)
+        """The earliest one. Another thread may complete that future meanwhile."""
+        return min((future.deadline for future in self._pending()), default=None)
 
-    def open(self, seconds: float, adapter_id: str, reason: str) -> PendingAnswer:
-        """What the engine thread will answer within `seconds`. RequestError: it has stopped."""
-        answer = PendingAnswer(adapter_id, reason, time.monotonic() + seconds)
+    def open(self, seconds: float, adapter_id: str, reason: str) -> DeadlineFuture:
+        """A future with a deadline in `seconds`. RequestError: the engine thread has stopped."""
+        future = DeadlineFuture(adapter_id, reason, time.monotonic() + seconds)
         with self._lock:
             if self._closed:
                 raise shutting_down()
-            self._answers.append(answer)
-        return answer
+            self._futures.append(future)
+        return future
 
     def tick(self) -> None:
-        """Answer those who have waited long enough; what they wait for goes on."""
+        """Fail the futures whose deadline has passed; the work that they wait for goes on."""
         now = time.monotonic()
-        for answer in self._take():
-            if now >= answer.deadline:
+        for future in self._pending():
+            if now >= future.deadline:
                 message = (
-                    f"adapter {answer.adapter_id!r}: {answer.reason} after the time-out; that goes "
+                    f"adapter {future.adapter_id!r}: {future.reason} after the time-out; that goes "
                     "on, so ask again later or send a larger timeout"
                 )
-                answer.complete(RequestError(ErrorCode.UNAVAILABLE, message), lambda: None)
+                future.complete(RequestError(ErrorCode.UNAVAILABLE, message), lambda: None)
 
     def close(self) -> None:
-        """No answer comes any more."""
+        """Fail all futures, and open no more."""
         with self._lock:
             self._closed = True
-        for answer in self._take():
-            answer.complete(shutting_down(), lambda: None)
+        for future in self._pending():
+            future.complete(shutting_down(), lambda: None)
 
-    def _take(self) -> list[PendingAnswer]:
-        """Those that are still to be given."""
+    def _pending(self) -> list[DeadlineFuture]:
         with self._lock:
-            self._answers = [answer for answer in self._answers if not answer.future.done()]
-            return self._answers
+            self._futures = [future for future in self._futures if not future.future.done()]
+            return self._futures

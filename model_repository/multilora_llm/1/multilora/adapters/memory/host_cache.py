@@ -1,7 +1,7 @@
-"""The host tier: checked adapters in host memory, the least recently used dropped over a budget.
+"""The host tier: checked adapters in host memory; over a budget the least recently used go.
 
-A pinned adapter leaves after every other one. One that requests wait for is not dropped before it
-has been copied to the device: two such adapters must not push each other out for ever.
+A pinned adapter is evicted after every other one. An adapter that requests wait for stays until it
+has been copied to the device: two such adapters must not evict each other for ever.
 """
 
 from collections import OrderedDict
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from multilora.adapters.checkpoint.adapter import Adapter
 
 
-class AdapterHost:
+class HostAdapterCache:
     """`max_bytes` may be exceeded by wanted adapters and by one more. Engine thread only."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -18,7 +18,7 @@ class AdapterHost:
         self.used_bytes = 0
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()  # least recently used first
         self._pinned: set[str] = set()
-        self._wanted: set[str] = set()  # not yet on the device
+        self._wanted: set[str] = set()  # requests wait for these, which are not on the device yet
         self._wanted_bytes = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -33,16 +33,16 @@ class AdapterHost:
         return not self._wanted or self._wanted_bytes < self.max_bytes
 
     def get(self, adapter_id: str) -> Adapter | None:
-        """For a request, so it is wanted from now on."""
+        """The adapter for a request: it is wanted from now on."""
         adapter = self._adapters.get(adapter_id)
         if adapter is not None:
             self._adapters.move_to_end(adapter_id)
             self._want(adapter)
         return adapter
 
-    def keep(self, adapter: Adapter, wanted: bool) -> None:
-        """Take an adapter in, dropping others over the budget; `wanted`: by a request."""
-        self.drop(adapter.adapter_id)
+    def put(self, adapter: Adapter, wanted: bool) -> None:
+        """Take an adapter in and evict others over the budget; `wanted`: a request waits for it."""
+        self.evict(adapter.adapter_id)
         self._adapters[adapter.adapter_id] = adapter
         self.used_bytes += adapter.nbytes
         if wanted:
@@ -50,7 +50,7 @@ class AdapterHost:
         self._shrink()
 
     def unwanted(self, adapter_id: str) -> None:
-        """It has been copied to the device, or nobody waits for it any more: it may be dropped."""
+        """The adapter is on the device, or no request waits for it any more: it may be evicted."""
         if adapter_id in self._wanted:
             self._unwant(self._adapters[adapter_id])
             self._shrink()
@@ -58,7 +58,7 @@ class AdapterHost:
     def pin(self, adapter_id: str, pinned: bool) -> None:
         (self._pinned.add if pinned else self._pinned.discard)(adapter_id)
 
-    def drop(self, adapter_id: str) -> int:
+    def evict(self, adapter_id: str) -> int:
         """→ bytes given back."""
         adapter = self._adapters.pop(adapter_id, None)
         if adapter is None:
@@ -83,4 +83,4 @@ class AdapterHost:
                 if self.used_bytes <= self.max_bytes or len(self._adapters) == 1:
                     return
                 if (name in self._pinned) is pinned and name not in self._wanted:
-                    self.drop(name)
+                    self.evict(name)

@@ -1,8 +1,9 @@
 """The loader threads: they bring adapters from their source into host memory.
 
-They know nothing of adapters: they call `read` and report what came of it. The engine thread asks
-(`request`) and later collects (`results`); `wake` tells it that there is something new. Folders
-have a thread of their own, so that no adapter on disk waits behind a slow download.
+A loader knows nothing of adapters: its threads call `read` and report what came of the call. The
+engine thread asks for a source (`request`) and later polls `results`; `wake` tells the engine
+thread that there is a result. Folders have a thread of their own, so that no adapter on disk waits
+behind a slow download.
 """
 
 import logging
@@ -17,13 +18,13 @@ from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import RequestError, internal
 
 LoadedT = TypeVar("LoadedT")
-_MOST_QUEUED = 4  # reads that wait in a lane: enough to keep it busy over a pass of the engine
+_MOST_QUEUED = 4  # sources that wait in a lane: enough to keep it busy over a pass of the engine
 
-_Wanted = queue.SimpleQueue[tuple[AdapterSource, int] | None]
+_Lane = queue.SimpleQueue[tuple[AdapterSource, int] | None]
 
 
 class LoadResult(NamedTuple, Generic[LoadedT]):
-    """Exactly one of `adapter` and `error` is set; `ticket` is the one of the request."""
+    """Exactly one of `adapter` and `error` is set; `ticket` is that of the request."""
 
     source: AdapterSource
     ticket: int
@@ -45,8 +46,8 @@ class AdapterLoader(Generic[LoadedT]):
         downloads: int = 1,
     ) -> None:
         self.results: queue.SimpleQueue[LoadResult[LoadedT]] = queue.SimpleQueue()
-        self._folders: _Wanted = queue.SimpleQueue()
-        self._downloads: _Wanted = queue.SimpleQueue()
+        self._folders: _Lane = queue.SimpleQueue()
+        self._downloads: _Lane = queue.SimpleQueue()
         self._read = read
         self._wake = wake
         self._closed = False
@@ -58,14 +59,17 @@ class AdapterLoader(Generic[LoadedT]):
             thread.start()
 
     def has_room(self, source: AdapterSource) -> bool:
-        """False while enough waits before it: what is not asked for yet takes no memory."""
+        """False while so many sources wait before this one that asking for it can wait too.
+
+        An adapter that has not been asked for takes no memory yet.
+        """
         return self._lane(source).qsize() < _MOST_QUEUED
 
     def request(self, source: AdapterSource, ticket: int = 0) -> None:
         self._lane(source).put((source, ticket))
 
     def close(self) -> None:
-        """Stop after the loads in progress; a download may outlast the wait."""
+        """Stop after the loads in progress. A download may go on after this returns."""
         self._closed = True
         self._folders.put(None)
         for _ in self._threads[1:]:
@@ -74,10 +78,10 @@ class AdapterLoader(Generic[LoadedT]):
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
-    def _lane(self, source: AdapterSource) -> _Wanted:
+    def _lane(self, source: AdapterSource) -> _Lane:
         return self._folders if source.is_folder else self._downloads
 
-    def _loop(self, lane: _Wanted) -> None:
+    def _loop(self, lane: _Lane) -> None:
         while (wanted := lane.get()) is not None and not self._closed:
             self.results.put(self._load(*wanted))
             self._wake()

@@ -1,9 +1,9 @@
 """Adapters while they live: read into host memory, copied to the device pool, replaced, unloaded.
 
-AdapterLoader reads, AdapterHost keeps the checkpoints, AdapterPool the rank pages; an AdapterRecord
-is what is known of one id. Laws: nothing here waits; a new version is used by new sequences only,
-once it has been read whole; files that cannot be read do not take the version in memory away; a
-failed adapter is not read again for a while. Engine thread only, once that has started.
+AdapterLoader reads, HostAdapterCache keeps the checkpoints, DeviceAdapterCache the rank pages; an
+AdapterState is what is known of one id. Laws: nothing here waits. A new version is used by new
+sequences only, once it has been read whole. Files that cannot be read leave the version in memory
+in use. A failed adapter is not read again for a while. Engine thread only, once that has started.
 """
 
 import contextlib
@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable, Iterable
 
 from multilora.adapters.checkpoint.adapter import Adapter
-from multilora.adapters.memory.device_cache import AdapterPool, adapter_id_of
-from multilora.adapters.memory.host_cache import AdapterHost
+from multilora.adapters.memory.device_cache import DeviceAdapterCache, adapter_id_of
+from multilora.adapters.memory.host_cache import HostAdapterCache
 from multilora.adapters.memory.loader import AdapterLoader, LoadResult
-from multilora.adapters.memory.records import AdapterRecords
-from multilora.adapters.memory.state import AdapterRecord, Done, LoadState
+from multilora.adapters.memory.state import AdapterState, AdapterStates, Done, LoadState
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import RequestError, internal
 from multilora.lora.adapter_pages import AdapterPages
@@ -26,7 +25,7 @@ from multilora.scheduling.adapter_cache import NotReady
 _LOG = logging.getLogger(__name__)
 
 
-class AdapterStore:
+class AdapterManager:
     """Implements the scheduler's AdapterGate. `host_bytes` bounds the host tier."""
 
     def __init__(
@@ -37,65 +36,69 @@ class AdapterStore:
         wake: Callable[[], None],
         downloads: int = 1,
     ) -> None:
-        self.pool = AdapterPool(tensors)
-        self.host = AdapterHost(host_bytes)
-        self.records = AdapterRecords()
+        self.device = DeviceAdapterCache(tensors)
+        self.host = HostAdapterCache(host_bytes)
+        self.states = AdapterStates()
         self.loading = 0  # adapters being read
         self.reads = self.failures = 0
         self.read_seconds = 0.0
         self._loader: AdapterLoader[Adapter] = AdapterLoader(read, wake, downloads)
 
+    # What the scheduler asks; see AdapterGate.
+
     def acquire(self, adapter_id: str) -> str | NotReady:
-        record = self.records[adapter_id]
-        if record.key not in self.pool and not self._bring(record):
+        state = self.states[adapter_id]
+        if state.key not in self.device and not self._bring(state):
             return NotReady.NO_ROOM
-        if not self.pool.is_whole(record.key):
-            self.pool.want(record.key, True)
+        if not self.device.is_ready(state.key):
+            self.device.want(state.key, True)
             return NotReady.LOADING
-        self.pool.acquire(record.key)
-        record.last_used = time.time()
-        return record.key
+        self.device.acquire(state.key)
+        state.last_used = time.time()
+        return state.key
 
     def release(self, adapter_key: str) -> None:
-        if self.pool.release(adapter_key):
+        if self.device.release(adapter_key):
             self._end_unload(adapter_id_of(adapter_key))
 
     def pages(self, adapter_key: str) -> tuple[int, ...]:
-        return self.pool.slots.pages(adapter_key)
+        return self.device.allocator.pages(adapter_key)
 
     def is_resident(self, adapter_id: str) -> bool:
-        return adapter_id in self.records and self.records[adapter_id].key in self.pool
+        return adapter_id in self.states and self.states[adapter_id].key in self.device
 
     def shortage(self, adapter_id: str) -> int:
-        record = self.records.get(adapter_id)
-        if record is None or record.facts is None or record.key in self.pool:
+        state = self.states.get(adapter_id)
+        if state is None or state.facts is None or state.key in self.device:
             return 0
-        return self.pool.slots.shortage(record.facts.num_pages)
-
-    def learn(self, source: AdapterSource) -> AdapterRecord:
-        """The record of an adapter that somebody has named."""
-        record = self.records.setdefault(source.adapter_id, AdapterRecord(source))
-        if record.source != source and not self.in_memory(record):
-            if not record.pending:
-                record.forget_version()  # of another source
-            record.source = source
-        return record
-
-    def prepare(self, source: AdapterSource) -> None:
-        """A request for the adapter has arrived: read the files now, before its turn comes."""
-        record = self.learn(source)
-        record.requests, record.wanted = record.requests + 1, True
-        if not self.in_memory(record) and not record.recent_failure:
-            self._read(record)
+        return self.device.allocator.shortage(state.facts.num_pages)
 
     def unwanted(self, adapter_id: str) -> None:
-        if record := self.records.get(adapter_id):
-            record.wanted = False
+        if state := self.states.get(adapter_id):
+            state.wanted = False
             self.host.unwanted(adapter_id)
-            self.pool.want(record.key, False)
+            self.device.want(state.key, False)
 
-    def collect(self, wait: bool = False) -> None:
-        """Take what the loader has finished since the last call; `wait`: at least one."""
+    # What the engine does for a request, and between two steps.
+
+    def register(self, source: AdapterSource) -> AdapterState:
+        """The state of an adapter that somebody has named."""
+        state = self.states.setdefault(source.adapter_id, AdapterState(source))
+        if state.source != source and not self.in_memory(state):
+            if not state.pending:
+                state.forget_version()  # of another source
+            state.source = source
+        return state
+
+    def prefetch(self, source: AdapterSource) -> None:
+        """A request for the adapter has arrived: read the files now, before its turn comes."""
+        state = self.register(source)
+        state.requests, state.wanted = state.requests + 1, True
+        if not self.in_memory(state) and not state.recent_failure:
+            self._read(state)
+
+    def poll_loads(self, wait: bool = False) -> None:
+        """Take what the loader has finished since the last call; `wait`: at least one load."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._finish_load(self._loader.results.get(block=wait))
@@ -103,148 +106,155 @@ class AdapterStore:
 
     def copy(self, max_bytes: int | None) -> None:
         """Begin a pass, in which so many bytes (None: any) may be copied to the device."""
-        self.pool.budget = max_bytes
+        self.device.budget = max_bytes
         self._copy()
 
     def forget_unused(self, in_use: Callable[[], Iterable[str]]) -> None:
-        """Drop the records of adapters that are in no tier and no queue, once there are many."""
-        resident = map(adapter_id_of, self.pool.slots.resident)
-        self.records.forget(lambda: {*in_use(), *self.host, *resident})
+        """Drop the states of adapters that are in no tier and no queue, once there are many."""
+        resident = map(adapter_id_of, self.device.allocator.resident)
+        self.states.forget(lambda: {*in_use(), *self.host, *resident})
 
     def close(self) -> None:
         self._loader.close()
 
+    # What administrators, the folder watch and the start of the server ask.
+
     def load(self, source: AdapterSource, done: Done) -> None:
         """Read the adapter anew into host memory, and the pool if it has room; then tell `done`."""
-        record = self.records.setdefault(source.adapter_id, AdapterRecord(source))
-        record.waiters.append(done)
-        if record.pending == source:
-            record.changed = True  # what is being read may be older than this call
+        state = self.states.setdefault(source.adapter_id, AdapterState(source))
+        state.load_waiters.append(done)
+        if state.pending == source:
+            state.files_changed = True  # what is being read may be older than this call
         else:
-            self._ask_loader(record, source)
+            self._ask_loader(state, source)
 
-    def want(self, source: AdapterSource, done: Done) -> None:
-        """Tell `done` once the adapter has been read, which it may have been long ago."""
-        record = self.learn(source)
-        if record.facts:
+    def ensure_loaded(self, source: AdapterSource, done: Done) -> None:
+        """Tell `done` once the adapter has been read, at once when that was long ago."""
+        state = self.register(source)
+        if state.facts:
             return done(None)
-        if error := record.recent_failure:
+        if error := state.recent_failure:
             return done(error)
-        record.waiters.append(done)
-        if not record.pending:
-            self._ask_loader(record, source)
+        state.load_waiters.append(done)
+        if not state.pending:
+            self._ask_loader(state, source)
 
     def refresh(self, adapter_id: str) -> None:
         """The files have changed: read them again if they are in memory, or forget a failure."""
-        if (record := self.records.get(adapter_id)) is None:
+        if (state := self.states.get(adapter_id)) is None:
             return
-        if record.pending:
-            record.changed = True
-        elif self.in_memory(record):
-            self._ask_loader(record, record.source)
+        if state.pending:
+            state.files_changed = True
+        elif self.in_memory(state):
+            self._ask_loader(state, state.source)
         else:
-            record.forget_version()
+            state.forget_version()
 
-    def withdraw(self, adapter_id: str) -> int:
-        """No new sequence uses what is in memory: free the host tier, and the pool's pages with
-        their last reference → bytes of host memory freed."""
-        record = self.records[adapter_id]
-        self.loading -= record.pending is not None
-        record.forget_version()
-        self.pool.retire_all(adapter_id)
-        return self.host.drop(adapter_id)
+    def unload(self, adapter_id: str) -> int:
+        """No new sequence uses what is in memory → bytes of host memory freed.
 
-    def when_gone(self, adapter_id: str, done: Done) -> None:
-        """Tell `done` when the last page of a withdrawn adapter is free."""
-        self.records[adapter_id].leaving.append(done)
+        The host tier is free at once, the pages of the pool with their last reference.
+        """
+        state = self.states[adapter_id]
+        self.loading -= state.pending is not None
+        state.forget_version()
+        self.device.retire_all(adapter_id)
+        return self.host.evict(adapter_id)
+
+    def when_unloaded(self, adapter_id: str, done: Done) -> None:
+        """Tell `done` when the last page of an unloaded adapter is free."""
+        self.states[adapter_id].unload_waiters.append(done)
         self._end_unload(adapter_id)
 
     def pin(self, source: AdapterSource, pinned: bool) -> None:
-        """A pinned adapter leaves each tier after all that are not."""
-        self.learn(source).pinned = pinned
+        """A pinned adapter is evicted from each tier after all that are not pinned."""
+        self.register(source).pinned = pinned
         self.host.pin(source.adapter_id, pinned)
-        self.pool.pin(source.adapter_id, pinned)
+        self.device.pin(source.adapter_id, pinned)
 
-    def tier(self, record: AdapterRecord) -> str:
-        """The fastest place where the version in use stands whole: device, host or disk."""
-        in_host = "host" if record.adapter_id in self.host else "disk"
-        return "device" if self.pool.is_whole(record.key) else in_host
+    def tier(self, state: AdapterState) -> str:
+        """The fastest tier that holds the version in use whole: device, host or disk."""
+        in_host = "host" if state.adapter_id in self.host else "disk"
+        return "device" if self.device.is_ready(state.key) else in_host
 
-    def in_memory(self, record: AdapterRecord) -> bool:
-        return record.key in self.pool or record.adapter_id in self.host
+    def in_memory(self, state: AdapterState) -> bool:
+        return state.key in self.device or state.adapter_id in self.host
 
-    def _bring(self, record: AdapterRecord) -> bool:
+    def _bring(self, state: AdapterState) -> bool:
         """Copy as much as this pass allows, or ask for the files; False: there is no room."""
-        adapter = self.host.get(record.adapter_id)
+        adapter = self.host.get(state.adapter_id)
         if adapter is None:
-            if error := record.recent_failure:
+            if error := state.recent_failure:
                 raise error
-            self._read(record)
+            self._read(state)
             return True
-        added = self.pool.add(adapter, record.pinned, wanted=True)
+        added = self.device.add(adapter, state.pinned, wanted=True)
         self._copy()
         return added
 
     def _copy(self) -> None:
         try:
-            for adapter_id in self.pool.copy():
+            for adapter_id in self.device.copy():
                 self.host.unwanted(adapter_id)
         except Exception as error:
-            record = self.records[self.pool.give_up()]
-            self.host.drop(record.adapter_id)
-            message = f"adapter {record.adapter_id!r}: copying it to the device failed: {error!r}"
+            state = self.states[self.device.abandon_copy()]
+            self.host.evict(state.adapter_id)
+            message = f"adapter {state.adapter_id!r}: copying it to the device failed: {error!r}"
             _LOG.exception(message)
-            record.fail(internal(message), record.source)
+            state.fail(internal(message), state.source)
 
-    def _read(self, record: AdapterRecord) -> None:
-        """For a request; not while host memory is full of what has yet to be copied."""
-        record.wanted = True
-        if not record.pending and self.host.has_room and self._loader.has_room(record.source):
-            self._ask_loader(record, record.source)
+    def _read(self, state: AdapterState) -> None:
+        """Read for a request, unless host memory is full of adapters that are yet to be copied."""
+        state.wanted = True
+        if not state.pending and self.host.has_room and self._loader.has_room(state.source):
+            self._ask_loader(state, state.source)
 
-    def _ask_loader(self, record: AdapterRecord, source: AdapterSource) -> None:
-        self.loading += record.pending is None
-        record.state, record.pending, record.changed = LoadState.LOADING, source, False
-        record.ticket += 1
-        self._loader.request(source, record.ticket)
+    def _ask_loader(self, state: AdapterState, source: AdapterSource) -> None:
+        self.loading += state.pending is None
+        state.load_state, state.pending = LoadState.LOADING, source
+        state.files_changed = False
+        state.ticket += 1
+        self._loader.request(source, state.ticket)
 
     def _finish_load(self, result: LoadResult[Adapter]) -> None:
-        record = self.records.get(result.source.adapter_id)
-        if record is None or record.ticket != result.ticket:
+        state = self.states.get(result.source.adapter_id)
+        if state is None or state.ticket != result.ticket:
             return
         self.loading -= 1
         self.reads += 1
         self.read_seconds += result.seconds
-        error = self._use(record, result.adapter) if result.adapter else result.error
+        error = self._use(state, result.adapter) if result.adapter else result.error
         self.failures += error is not None
-        record.state, record.pending, record.error = LoadState.READY, None, error
+        state.load_state, state.pending, state.error = LoadState.READY, None, error
         if error is None:
-            record.source = result.source
-        elif self.in_memory(record):
+            state.source = result.source
+        elif self.in_memory(state):
             _LOG.warning("%s; the version in memory stays in use", error.message)
         else:
-            record.fail(error, result.source)
-        if record.changed:
-            self._ask_loader(record, result.source)
+            state.fail(error, result.source)
+        if state.files_changed:
+            self._ask_loader(state, result.source)
         else:
-            record.end_load(error)
+            state.end_load(error)
 
-    def _use(self, record: AdapterRecord, adapter: Adapter) -> RequestError | None:
+    def _use(self, state: AdapterState, adapter: Adapter) -> RequestError | None:
         """Make `adapter` the version of new sequences."""
-        if error := self.pool.refusal(adapter):
+        if error := self.device.refusal(adapter):
             return error
-        if record.key != adapter.key:
-            self.pool.retire(record.key)
-        self.pool.revive(adapter.key)
-        record.end_unload(record.used_again())
-        record.chat_template = adapter.chat_template  # before the facts: other threads look at both
-        record.key, record.facts = adapter.key, adapter.facts
-        self.host.keep(adapter, record.wanted)
-        if adapter.key not in self.pool and adapter.num_pages <= self.pool.slots.num_free:
-            self.pool.add(adapter, record.pinned, record.wanted)
+        if state.key != adapter.key:
+            self.device.retire(state.key)
+        self.device.revive(adapter.key)
+        state.end_unload(state.used_again())
+        # The template comes before the facts: other threads take it once they see the facts.
+        state.chat_template = adapter.chat_template
+        state.key, state.facts = adapter.key, adapter.facts
+        self.host.put(adapter, state.wanted)
+        free = self.device.allocator.num_free
+        if adapter.key not in self.device and adapter.num_pages <= free:
+            self.device.add(adapter, state.pinned, state.wanted)
         return None
 
     def _end_unload(self, adapter_id: str) -> None:
-        record = self.records[adapter_id]
-        if record.leaving and not self.pool.versions(adapter_id):
-            record.end_unload(None)
+        state = self.states[adapter_id]
+        if state.unload_waiters and not self.device.versions(adapter_id):
+            state.end_unload(None)

@@ -1,10 +1,11 @@
-"""Which adapters stand in the device pool, on which rank pages, and who may leave.
+"""Which adapters are resident in the device pool, on which rank pages, and which may be evicted.
 
-An adapter key is content identity (id and digest), so two versions of one adapter are two
-entries. What running sequences reference never leaves, nor what is being copied, nor what somebody
-waits for and has not used yet: it must be there when its turn comes. Of the rest the least recently
-used leaves first, pinned ones after all others. Pages are handed out lowest first: active pages
-stay close together, which the CPU path of the kernels rewards.
+An adapter key is content identity (id and digest), so two versions of one adapter are two entries.
+Three kinds of entries are never evicted: those that running sequences reference, those that are
+being copied, and those that a sequence waits for and has not used yet, which must be there when its
+turn comes. Of the rest the least recently used is evicted first, pinned ones after all others.
+Pages are handed out lowest first: active pages stay close together, which the CPU path of the
+kernels rewards.
 """
 
 import contextlib
@@ -19,16 +20,17 @@ class _Entry:
     pages: tuple[int, ...]
     references: int = 0
     pinned: bool = False
-    ready: bool = False  # copied
-    wanted: bool = False  # by somebody who waits for it
+    ready: bool = False  # its copy has ended
+    wanted: bool = False  # a sequence waits for it
     used: bool = False
 
     @property
     def is_idle(self) -> bool:
+        """Whether it may be evicted."""
         return self.ready and not self.references and not self.wanted
 
 
-class AdapterSlots:
+class RankPageAllocator:
     """`num_pages` rank pages shared by any number of adapters of any rank."""
 
     def __init__(self, num_pages: int) -> None:
@@ -45,7 +47,7 @@ class AdapterSlots:
 
     @property
     def resident(self) -> list[str]:
-        """Keys in the pool, least recently used first."""
+        """Keys of the entries, least recently used first."""
         return list(self._entries)
 
     def __contains__(self, key: str) -> bool:
@@ -67,8 +69,8 @@ class AdapterSlots:
     def reserve(self, key: str, count: int, wanted: bool = False) -> tuple[int, ...] | None:
         """Give `key` `count` pages to be filled, evicting idle adapters if needed.
 
-        `wanted`: somebody waits for it, so it stays until its first use. None when pages in use
-        leave too few: then nothing is evicted.
+        `wanted`: a sequence waits for the adapter, which stays until its first use. None when the
+        pages in use leave too few: then nothing is evicted.
         """
         if key in self._entries:
             raise ValueError(f"adapter {key} already has pages")
@@ -86,17 +88,17 @@ class AdapterSlots:
         return max(0, count - len(self._free) - self._idle_pages)
 
     def mark_ready(self, key: str) -> None:
-        """The copy has ended."""
+        """The adapter's copy has ended."""
         with self._counted(key) as entry:
             entry.ready = True
 
     def want(self, key: str, wanted: bool) -> None:
-        """Somebody waits for an adapter that has not been used yet, or nobody does any more."""
+        """A sequence waits for an adapter that has not been used yet, or none does any more."""
         with self._counted(key) as entry:
             entry.wanted = wanted and not entry.used
 
     def acquire(self, key: str) -> bool:
-        """Reference `key` for one running sequence and mark it used → True for its first use."""
+        """Reference `key` for one running sequence → True for the first use of the entry."""
         if not self.is_ready(key):
             raise ValueError(f"adapter {key} is still being copied")
         with self._counted(key) as entry:
@@ -130,7 +132,7 @@ class AdapterSlots:
 
     @contextlib.contextmanager
     def _counted(self, key: str) -> Iterator[_Entry]:
-        """An entry to be changed, with `_idle_pages` right afterwards."""
+        """An entry that the caller changes; `_idle_pages` is adjusted afterwards."""
         entry = self._entries[key]
         before = entry.is_idle
         yield entry

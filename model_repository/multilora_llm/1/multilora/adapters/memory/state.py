@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -12,46 +12,48 @@ from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode, RequestError
 
 _LOG = logging.getLogger(__name__)
-RETRY_SECONDS = 30.0  # until a failed adapter is read again, unless somebody asks for it
+RETRY_SECONDS = 30.0  # until a request makes the server read a failed adapter again
+_MANY = 10_000  # states, from which on the unused ones are forgotten
 Done = Callable[[RequestError | None], None]
 
 
 class LoadState(Enum):
-    """Of the reading; in which tier the version in use stands is another question."""
+    """Whether the adapter's files are being read. In which tier the version in use stands is
+    another question, which AdapterManager.tier answers."""
 
-    READY = "ready"  # nothing is going on: in memory, or read when it is needed
+    READY = "ready"  # nothing is under way: the adapter is in memory, or is read when needed
     LOADING = "loading"
     FAILED = "failed"
 
 
 @dataclass(eq=False)
-class AdapterRecord:
-    """Owned by the engine thread, filled by AdapterStore.
+class AdapterState:
+    """Owned by the engine thread, filled by AdapterManager.
 
     `key` is the content identity of the version that new sequences use ("" = not read yet).
-    `pending` is the source being read. `ticket` counts the loads asked for: the answer to an older
-    one is dropped. `waiters` are told how the load in progress ends, `leaving` when the last page
-    has been given back.
+    `pending` is the source that is being read. `ticket` counts the loads that were asked for: the
+    result of an older load is dropped. The `load_waiters` are told how the load in progress ends,
+    the `unload_waiters` when the last page has been given back.
     """
 
     source: AdapterSource
-    state: LoadState = LoadState.READY
+    load_state: LoadState = LoadState.READY
     key: str = ""
     facts: AdapterFacts | None = None
     chat_template: Any = None  # as the text layer compiled it; None: the base model's
     error: RequestError | None = None
-    failed: AdapterSource | None = None  # where the error comes from, in the state FAILED
+    failed: AdapterSource | None = None  # the source of the error while the load state is FAILED
     retry_at: float = 0.0  # time.monotonic() before which a failed adapter is not read again
     pinned: bool = False
     pending: AdapterSource | None = None
-    wanted: bool = False  # by a request that waits
-    changed: bool = False  # the files changed while they were being read
+    wanted: bool = False  # a request waits for the adapter
+    files_changed: bool = False  # while they were being read
     ticket: int = 0
     requests: int = 0
     tokens: int = 0  # generated
     last_used: float | None = None  # seconds since 1970
-    waiters: list[Done] = field(default_factory=list)
-    leaving: list[Done] = field(default_factory=list)
+    load_waiters: list[Done] = field(default_factory=list)
+    unload_waiters: list[Done] = field(default_factory=list)
 
     @property
     def adapter_id(self) -> str:
@@ -60,26 +62,28 @@ class AdapterRecord:
     @property
     def is_known(self) -> bool:
         """False when there is nothing to tell but the name."""
-        return bool(self.key or self.error or self.pending or self.leaving)
+        return bool(self.key or self.error or self.pending or self.unload_waiters)
 
     @property
     def recent_failure(self) -> RequestError | None:
-        """The error of a failed adapter that is not to be read again yet. That an administrator
-        tried another source in vain is no failure of this one."""
+        """The error of a failed adapter that is not to be read again yet.
+
+        The failure of a load from another source, which an administrator tried, does not count.
+        """
         recent = time.monotonic() < self.retry_at and self.failed == self.source
-        return self.error if recent and self.state is LoadState.FAILED else None
+        return self.error if recent and self.load_state is LoadState.FAILED else None
 
     def fail(self, error: RequestError, source: AdapterSource) -> None:
-        """There is no version that could be used."""
-        self.state, self.error, self.failed = LoadState.FAILED, error, source
+        """Note that there is no version that sequences could use."""
+        self.load_state, self.error, self.failed = LoadState.FAILED, error, source
         self.retry_at = time.monotonic() + RETRY_SECONDS
-        if error.code is not ErrorCode.NOT_FOUND:  # names that anybody may think of
+        if error.code is not ErrorCode.NOT_FOUND:  # mistyped names of requests do not fill the log
             _LOG.warning("%s", error.message)
 
     def forget_version(self) -> None:
-        """Nothing that was read counts any more; a load in progress comes to nothing."""
+        """Forget all that was read; the result of a load in progress will be dropped."""
         self.ticket += 1
-        self.state, self.pending = LoadState.READY, None
+        self.load_state, self.pending = LoadState.READY, None
         self.key, self.facts, self.error = "", None, None
         message = f"adapter {self.adapter_id!r} has been unloaded meanwhile; load it again"
         self.end_load(RequestError(ErrorCode.UNAVAILABLE, message))
@@ -94,36 +98,42 @@ class AdapterRecord:
 
     def end_load(self, error: RequestError | None) -> None:
         """Answer those who wait for a load."""
-        waiters, self.waiters = self.waiters, []
+        waiters, self.load_waiters = self.load_waiters, []
         for done in waiters:
             done(error)
 
     def end_unload(self, error: RequestError | None) -> None:
         """Answer those who wait for the pages to be given back."""
-        leaving, self.leaving = self.leaving, []
-        for done in leaving:
+        waiters, self.unload_waiters = self.unload_waiters, []
+        for done in waiters:
             done(error)
 
-    def entry(self, tier: str, running: int, waiting: int) -> dict[str, Any]:
-        """The record as administrators see it (JSON)."""
-        facts = self.facts
-        return {
-            "id": self.adapter_id,
-            "source": self.source.location,
-            "revision": self.source.revision,
-            "origin": self.source.origin.value,
-            "digest": facts.digest if facts else None,
-            "rank": facts.rank if facts else None,
-            "modules": list(facts.modules) if facts else None,
-            "bytes": facts.nbytes if facts else None,
-            "pages": facts.num_pages if facts else None,
-            "tier": tier,
-            "pinned": self.pinned,
-            "running": running,
-            "waiting": waiting,
-            "requests": self.requests,
-            "tokens": self.tokens,
-            "last_used": self.last_used,
-            "state": "unloading" if self.leaving else self.state.value,
-            "error": self.error.message if self.error else None,
-        }
+
+class AdapterStates(dict[str, AdapterState]):
+    """The states of all adapters that somebody has named, by adapter id, bounded in number.
+
+    The engine thread alone changes the dict; other threads may look up a state.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sweep_at = _MANY
+
+    def count_token(self, adapter_id: str) -> None:
+        """One generated token more; "" is the base model, which has no state."""
+        if state := self.get(adapter_id):
+            state.tokens += 1
+
+    def forget(self, keep: Callable[[], Container[str]]) -> None:
+        """Once there are many states, drop those that hold nothing but a history.
+
+        `keep` names the adapters that are in a tier or a queue. The cost is O(1) for each state
+        made since the last call.
+        """
+        if len(self) < self._sweep_at:
+            return
+        kept = keep()
+        for adapter_id, state in list(self.items()):
+            if not (state.pending or state.pinned or adapter_id in kept):
+                del self[adapter_id]
+        self._sweep_at = max(_MANY, 2 * len(self))

@@ -24,9 +24,9 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 def merge_factors(
     parts: Sequence[Mapping[Target, Factors]], recipe: MergeRecipe, seed: int
 ) -> dict[Target, Factors]:
-    """One part for each weight → float32 factors of one rank, with scaling 1.
+    """`parts`, one for each weight of the recipe → float32 factors of one rank, with scaling 1.
 
-    `seed` makes the pruning of dare_* the same each time.
+    `seed` makes the random pruning of dare_* the same each time.
     """
     rank = max(pair.rank for part in parts for pair in part.values())
     noise = torch.Generator().manual_seed(seed)
@@ -81,7 +81,8 @@ def _combined(
     least: tuple[int, int],
     noise: torch.Generator,
 ) -> torch.Tensor:
-    """`least` rows and columns of the result; what is filled in is 0 and agrees with no sign."""
+    """The result has at least `least` rows and columns. Zeros fill it up: they have no sign, so the
+    majority's sign and the mean of ties are not changed."""
     pruned = [_pruned(tensor.float(), recipe, noise) for tensor in tensors]
     stacked = torch.stack([_padded(tensor, *least) for tensor in pruned])
     weighted = stacked * torch.tensor(weights).view(-1, 1, 1)
@@ -94,7 +95,8 @@ def _combined(
 
 
 def _pruned(tensor: torch.Tensor, recipe: MergeRecipe, noise: torch.Generator) -> torch.Tensor:
-    """The part `density` of the values: the largest (ties), or any, made up for (dare_*)."""
+    """Keep the part `density` of the values: the largest ones (ties), or random ones that are
+    scaled up by 1 / density (dare_*)."""
     density = recipe.density
     if density >= 1:
         return tensor

@@ -1,4 +1,4 @@
-"""Merged adapters on this machine: <HF_HUB_CACHE>/merged-adapters/<digest>/, PEFT folders.
+"""MergeCache: merged adapters on disk, PEFT folders <HF_HUB_CACHE>/merged-adapters/<digest>/.
 
 Law: a folder under its final name is whole and never changes, so that any process may read it.
 """
@@ -17,11 +17,11 @@ from multilora.adapters.files import NEEDED_FILES
 from multilora.download.partial_file import check_room, on_disk
 
 _DRAFT = ".draft-"
-_ABANDONED = 86400.0  # seconds: a draft of that age is what a killed process left
+_ABANDONED = 86400.0  # seconds: an older draft was left by a process that was killed
 
 
 class MergeCache:
-    """Any thread. Keeps the `limit` folders used last, when told to `prune`."""
+    """Any thread. `prune` keeps the `limit` folders that were used last."""
 
     def __init__(self, limit: int) -> None:
         self.root = Path(constants.HF_HUB_CACHE).expanduser().absolute() / "merged-adapters"
@@ -31,16 +31,16 @@ class MergeCache:
         return self.root / digest
 
     def touch(self, digest: str) -> bool:
-        """It has been asked for; False: it is not here."""
+        """Note a use of the folder of `digest`; False: there is no such folder."""
         folder = self.folder(digest)
         if not all((folder / name).is_file() for name in NEEDED_FILES):
             return False
-        with contextlib.suppress(OSError):  # a cache that may only be read serves, too
+        with contextlib.suppress(OSError):  # a read-only cache serves, too
             os.utime(folder)
         return True
 
     def add(self, digest: str, files: Mapping[str, bytes]) -> None:
-        """Make them the folder of `digest`. RequestError (UNAVAILABLE): the disk."""
+        """Make `files` the folder of `digest`. RequestError (UNAVAILABLE): the disk fails."""
         check_room(self.root, sum(map(len, files.values())))
         draft = self.root / f"{_DRAFT}{uuid.uuid4().hex}"
         try:
@@ -57,9 +57,9 @@ class MergeCache:
             shutil.rmtree(draft, ignore_errors=True)
 
     def prune(self, used_at: Callable[[str], float]) -> list[str]:
-        """Remove what is over the limit → its digests.
+        """Remove the folders over the limit → their digests.
 
-        `used_at` is when something was last done with one, in seconds since 1970.
+        `used_at` tells when an adapter in memory was last used, in seconds since 1970.
         """
         now = time.time()
         last: dict[str, float] = {}
@@ -72,7 +72,7 @@ class MergeCache:
         for digest in doomed:
             draft = self.root / f"{_DRAFT}{uuid.uuid4().hex}"
             with contextlib.suppress(OSError):
-                self.folder(digest).rename(draft)  # never seen half removed
+                self.folder(digest).rename(draft)  # so that no reader sees half a folder
             shutil.rmtree(draft, ignore_errors=True)
         return doomed
 
@@ -93,4 +93,4 @@ def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # a power cut must not shorten it
+        os.fsync(file.fileno())  # so that a power cut does not shorten the file

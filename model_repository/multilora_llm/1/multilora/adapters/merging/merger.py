@@ -1,7 +1,7 @@
-"""Merged adapters: made once, kept on disk, named by what they are made of.
+"""AdapterMerger: merges adapters once, keeps the result on disk, and names it by its parts.
 
-Laws: a request may merge what it may name, and nothing else; one recipe of the same files is one
-adapter, however often it is asked for; nothing here runs on the engine thread.
+Laws: a request may merge adapters that it may name, and no others. One recipe of the same files is
+one adapter, however often it is asked for. Nothing here runs on the engine thread.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 from multilora.adapters.background_thread import background_thread
 from multilora.adapters.checkpoint.adapter import read_checkpoint
 from multilora.adapters.files import NEEDED_FILES, FileStamp, stamps
-from multilora.adapters.memory.records import AdapterRecords
+from multilora.adapters.memory.state import AdapterStates
 from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
 from multilora.adapters.merging.cache import MergeCache
 from multilora.adapters.merging.recipe import MergeRecipe
@@ -32,7 +32,7 @@ _MOST_QUEUED = 64
 _KEPT_MERGES = 64  # folders on disk
 _KEPT_DIGESTS = 1024
 _KEPT_DOWNLOADS = 64
-_FRESH_SECONDS = 30.0  # how long what was downloaded is taken for the newest
+_FRESH_SECONDS = 30.0  # for which a download counts as the newest version
 _SHORT = 16  # characters of the digest in an id
 
 KeyT = TypeVar("KeyT")
@@ -41,23 +41,23 @@ _Version = tuple[Path, tuple[FileStamp, ...]]
 
 
 class Merged(NamedTuple):
-    """`dropped` are the ids of merged adapters that have left the disk for it."""
+    """`dropped` are the ids of older merged adapters that were removed from the disk."""
 
     source: AdapterSource
     dropped: Sequence[str]
 
 
-Done = Callable[[Merged | RequestError], None]
-_Job = tuple[MergeRecipe, Sequence[AdapterSource], Done] | None
+OnMerged = Callable[[Merged | RequestError], None]
+_Job = tuple[MergeRecipe, Sequence[AdapterSource], OnMerged] | None
 
 
 class AdapterMerger:
-    """Any thread. `folder_of` brings a source to this machine, which may take a download."""
+    """Any thread. `folder_of` gives the local folder of a source, which may take a download."""
 
     def __init__(
         self,
         catalog: AdapterCatalog,
-        records: AdapterRecords,
+        states: AdapterStates,
         base: BaseConfig,
         max_rank: int,
         folder_of: Callable[[AdapterSource], Path],
@@ -65,20 +65,20 @@ class AdapterMerger:
     ) -> None:
         self.computed = 0  # merges that were not found on disk
         self._catalog = catalog
-        self._records = records
+        self._states = states
         self._base = base
         self._max_rank = max_rank
         self._folder_of = folder_of
         self._cache = MergeCache(kept)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._computing = threading.Lock()  # one at a time: it takes memory
+        self._computing = threading.Lock()  # one merge at a time: each takes memory
         self._lock = threading.Lock()  # guards what follows
         self._threads: list[threading.Thread] = []
         self._digests: OrderedDict[_Version, str] = OrderedDict()
         self._downloads: OrderedDict[AdapterSource, tuple[Path, float]] = OrderedDict()
 
-    def submit(self, recipe: MergeRecipe, token: str, done: Done) -> None:
-        """Tell `done` on another thread what came of it.
+    def submit(self, recipe: MergeRecipe, token: str, done: OnMerged) -> None:
+        """Merge, and tell `done` the outcome on another thread.
 
         RequestError: as AdapterCatalog.resolve for the parts, or UNAVAILABLE when too many wait.
         """
@@ -87,7 +87,7 @@ class AdapterMerger:
             message = f"{_MOST_QUEUED} merges wait already; try again later"
             raise RequestError(ErrorCode.UNAVAILABLE, message)
         with self._lock:
-            if not self._threads:  # most servers never merge
+            if not self._threads:  # most servers never merge and need no threads
                 self._threads = [
                     background_thread("adapter-merger", self._loop) for _ in range(_THREADS)
                 ]
@@ -118,14 +118,14 @@ class AdapterMerger:
         dropped: list[str] = []
         if not self._cache.touch(digest):
             with self._computing:
-                if not self._cache.touch(digest):  # nobody else has made it meanwhile
+                if not self._cache.touch(digest):  # no other thread has made it meanwhile
                     digest = self._compute(recipe, parts)
                     dropped = [_name(gone) for gone in self._cache.prune(self._used_at)]
         location = str(self._cache.folder(digest))
         return Merged(AdapterSource(_name(digest), location, origin=Origin.MERGED), dropped)
 
     def _compute(self, recipe: MergeRecipe, parts: Sequence[tuple[str, Path]]) -> str:
-        """Of the files as they are now → digest."""
+        """Merge the files as they are now → digest of the merge."""
         start = time.monotonic()
         read = [read_checkpoint(path, name, self._base, self._max_rank) for name, path in parts]
         digest = recipe.digest([checkpoint.digest for checkpoint in read])
@@ -149,7 +149,7 @@ class AdapterMerger:
         return folder
 
     def _digest(self, adapter_id: str, folder: Path) -> str:
-        """Of the files in `folder`, which are read only when they have changed."""
+        """The digest of the files in `folder`, which are read only when they have changed."""
         version = (folder, tuple(stamps(folder, NEEDED_FILES)))
         with self._lock:
             known = self._digests.get(version)
@@ -160,13 +160,14 @@ class AdapterMerger:
         return known
 
     def _used_at(self, digest: str) -> float:
-        record = self._records.get(_name(digest))
-        if record is None:
+        state = self._states.get(_name(digest))
+        if state is None:
             return 0.0
-        return time.time() if record.pinned or record.wanted else record.last_used or 0.0
+        return time.time() if state.pinned or state.wanted else state.last_used or 0.0
 
 
 def _keep(kept: OrderedDict[KeyT, ValueT], key: KeyT, value: ValueT, limit: int) -> None:
+    """Keep the `limit` newest values."""
     kept[key] = value
     kept.move_to_end(key)
     if len(kept) > limit:

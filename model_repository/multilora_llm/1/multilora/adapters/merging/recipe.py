@@ -1,4 +1,4 @@
-"""How adapters are merged into one: a JSON object of a request, read and checked.
+"""MergeRecipe: how adapters are merged into one, read from a JSON object of a request and checked.
 
 The names and meanings are those of PEFT's `LoraModel.add_weighted_adapter`.
 """
@@ -17,13 +17,13 @@ _KEYS = ("ids", "weights", "merge_strategy", "density", "majority_sign_method")
 _EXAMPLE = '{"ids": ["a", "b"], "weights": [0.5, 0.5]}'
 _MAX_PARTS = 16
 _MAX_WEIGHT = 1000.0
-_VERSION = "1"  # of the arithmetic: another one makes other adapters of the same recipe
+_VERSION = "1"  # of the arithmetic: a new one makes other adapters of the same recipe
 
 
 @dataclass(frozen=True)
 class MergeRecipe:
-    """Filled by `parse_merge`. What a strategy does not use stands at its default, so that equal
-    merges are equal recipes: `density` is 1 and `sign_method` "total".
+    """Filled by `parse_merge`. A field that the strategy does not use has its default (`density` 1,
+    `sign_method` "total"), so that equal merges are equal recipes.
     """
 
     ids: tuple[str, ...]
@@ -33,14 +33,14 @@ class MergeRecipe:
     sign_method: str = "total"
 
     def digest(self, parts: Sequence[str]) -> str:
-        """The identity (hex) of the merge of parts with these digests, whatever they are called."""
+        """The identity (hex) of the merge of parts with these digests; their ids do not count."""
         recipe = [_VERSION, list(parts), self.weights, self.strategy, self.density]
         text = json.dumps([*recipe, self.sign_method])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_merge(given: object) -> MergeRecipe:
-    """Read the object, or its JSON text; raises RequestError (INVALID_ARG)."""
+    """Read a JSON object, or its text; raises RequestError (INVALID_ARG)."""
     fields = _object(given)
     if unknown := [name for name in fields if name not in _KEYS]:
         raise invalid(f"merge: unknown key {_shown(unknown[0])}; it takes {', '.join(_KEYS)}")
@@ -103,7 +103,7 @@ def _density(value: Any) -> float:
 
 
 def _is_number(value: object) -> bool:
-    """A bool is none; infinities and NaN are, but lie in no range."""
+    """A bool is no number. Infinities and NaN are numbers, which lie in no range."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
