@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from multilora.adapters.naming.source import AdapterSource
-from multilora.download.folder import DownloadLimits, adapter_folder
+from multilora.download.folder import adapter_folder
+from multilora.download.transfer import DownloadLimits
 from multilora.errors import RequestError
 from support.download_tools import WEIGHTS, names_in
 from support.hub_server import HubServer

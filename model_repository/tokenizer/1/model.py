@@ -15,8 +15,8 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 sys.path.append(str(Path(__file__).resolve().parents[2] / "multilora_llm" / "1"))
 
 from multilora.config import DEMO, EngineConfig
-from multilora.download.folder import base_folder, base_tokenizer
 from multilora.errors import RequestError, StartupError, invalid
+from multilora.startup.base_folder import base_folder, base_tokenizer
 from multilora.wire.chat import encode_chat, parse_messages
 
 

@@ -15,7 +15,8 @@ _CODE = """
 import sys
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import RequestError, StartupError
-from multilora.download.folder import adapter_folder, base_folder
+from multilora.download.folder import adapter_folder
+from multilora.startup.base_folder import base_folder
 kind, location, revision = sys.argv[1:]
 try:
     if kind == "base":

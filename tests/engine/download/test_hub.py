@@ -13,7 +13,8 @@ from huggingface_hub import constants, scan_cache_dir, snapshot_download
 
 from multilora.adapters.naming.source import AdapterSource
 from multilora.download import hub_cache, partial_file
-from multilora.download.folder import DownloadLimits, adapter_folder
+from multilora.download.folder import adapter_folder
+from multilora.download.transfer import DownloadLimits
 from multilora.errors import ErrorCode, RequestError
 from support.download_tools import WEIGHTS, names_in, use_hub, write_adapter
 from support.hub_server import HubServer

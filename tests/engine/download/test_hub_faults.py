@@ -12,8 +12,8 @@ import pytest
 
 from multilora.adapters.naming.source import AdapterSource
 from multilora.download import partial_file, transfer
-from multilora.download.folder import DownloadLimits, adapter_folder
-from multilora.download.transfer import Retries
+from multilora.download.folder import adapter_folder
+from multilora.download.transfer import DownloadLimits, Retries
 from multilora.errors import ErrorCode, RequestError
 from support.download_tools import WEIGHTS, names_in, use_hub, write_adapter
 from support.hub_server import HubServer

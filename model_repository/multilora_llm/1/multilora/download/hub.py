@@ -1,4 +1,4 @@
-"""An adapter of the Hugging Face Hub, brought into the Hub cache.
+"""HubDownload: brings an adapter of the Hugging Face Hub into the Hub cache; and the Hub's errors.
 
 HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_HUB_ETAG_TIMEOUT and
 HF_HUB_DOWNLOAD_TIMEOUT are huggingface_hub's own settings.
@@ -12,16 +12,26 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_session, hf_hub_url
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from multilora.adapters.files import FILES, check_present
 from multilora.download.hub_cache import HubCache, is_commit, is_revision
-from multilora.download.hub_errors import hub_error, not_cached
-from multilora.download.partial_file import PartialFile, check_room, locked
+from multilora.download.partial_file import DISK_FULL, PartialFile, check_room, locked
 from multilora.download.remote_file import Incoming, RemoteFile
 from multilora.download.transfer import Interrupted, Retries, Transfer
 from multilora.errors import ErrorCode, RequestError
 
+_SET_TOKEN = "set HF_TOKEN (for an adapter, a request may send adapter_token)"
+_UNREACHABLE = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then try again"
 _LOG = logging.getLogger("multilora.download")
 
 T = TypeVar("T")
@@ -60,7 +70,7 @@ class HubDownload:
         if constants.is_offline_mode():
             if known and cache.is_usable(known):
                 return cache.snapshot(known)
-            raise not_cached(self._where)
+            raise _not_cached(self._where)
         try:
             commit, names = self._look_up(retry=not (known and cache.is_usable(known)))
         except Interrupted as error:
@@ -73,7 +83,7 @@ class HubDownload:
         if not all(cache.has(commit, name) for name in wanted):
             with locked(cache.lock, self._transfer):
                 self._bring(cache, commit, wanted)
-        with contextlib.suppress(RequestError):  # a cache that may only be read serves, too
+        with contextlib.suppress(RequestError):  # a read-only cache serves, too
             cache.note_absent(commit, [name for name in FILES if name not in names])
             cache.note_commit(self._revision, commit)
         return cache.snapshot(commit)
@@ -121,7 +131,7 @@ class HubDownload:
             resumed = arriving.size > 0
             remote.fetch(arriving, self._transfer)
             if resumed and not cache.is_intact(arriving, file.etag):
-                self._transfer.count(-arriving.size)  # what was there belonged to something else
+                self._transfer.count(-arriving.size)  # the first part was of another file
                 arriving.restart()
                 remote.fetch(arriving, self._transfer)
             cache.add_blob(arriving, file.etag)
@@ -159,7 +169,7 @@ class HubDownload:
             raise hub_error(self._where, error) from None
 
     def _ask(self, request: Callable[[float], T], retry: bool = True) -> T:
-        """request(timeout in seconds), tried again while the Hub is out of order."""
+        """request(timeout in seconds), repeated while the Hub cannot be reached or breaks off."""
         retries = Retries(self._transfer)
         while True:
             timeout = min(constants.HF_HUB_ETAG_TIMEOUT, self._transfer.remaining())
@@ -173,3 +183,66 @@ class HubDownload:
 
     def _url(self, name: str, commit: str) -> str:
         return hf_hub_url(self._repo_id, name, revision=commit, endpoint=constants.ENDPOINT)
+
+
+def hub_error(where: str, error: Exception) -> RequestError:
+    """What an error of huggingface_hub means to the user; `where` is `org/name@revision`.
+
+    Interrupted for what the next attempt may not meet again.
+    """
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, GatedRepoError):
+        return _not_found(f"{where} on the Hub is gated: accept its terms and {_SET_TOKEN}")
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        return _not_found(
+            f"{where} is neither a local folder nor a Hub repository that can be read; check the "
+            f"id, and if it is private {_SET_TOKEN}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return _not_found(f"{where}: the Hub repository has no such revision; check the revision")
+    if isinstance(error, LocalEntryNotFoundError):
+        return _not_cached(where)
+    if isinstance(error, EntryNotFoundError):
+        return _not_found(
+            f"{where}: a file is missing on the Hub ({_first_line(error)}); check the id and the "
+            "revision"
+        )
+    if isinstance(error, HfHubHTTPError):
+        return _status_error(where, error.response.status_code, error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return RequestError(
+            ErrorCode.UNAVAILABLE,
+            f"{where}: the disk of the Hub cache {constants.HF_HUB_CACHE} is full; free some of "
+            "it, or set HF_HUB_CACHE to another folder",
+        )
+    return Interrupted(f"{where}: the Hub cannot be reached ({error!r}); {_UNREACHABLE}")
+
+
+def _not_cached(where: str) -> RequestError:
+    return Interrupted(
+        f"{where} is not in the Hub cache and the Hub cannot be reached; {_UNREACHABLE}"
+    )
+
+
+def _status_error(where: str, status: int, error: Exception) -> RequestError:
+    if status in (401, 403, 407):
+        return _not_found(
+            f"{where}: the Hub refuses the request (HTTP {status}); check HF_TOKEN and what it "
+            "may read"
+        )
+    if status < 500 and status not in (408, 416, 425, 429):
+        return _not_found(
+            f"{where}: the Hub answers HTTP {status} ({_first_line(error)}); check the id and "
+            "HF_ENDPOINT"
+        )
+    return Interrupted(f"{where}: the Hub answers HTTP {status}; try again later")
+
+
+def _not_found(message: str) -> RequestError:
+    return RequestError(ErrorCode.NOT_FOUND, message)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

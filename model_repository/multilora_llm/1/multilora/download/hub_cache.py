@@ -1,4 +1,4 @@
-"""An adapter repository in huggingface_hub's cache, in the layout that its tools read.
+"""HubCache: an adapter repository in huggingface_hub's cache, in the layout that its tools read.
 
     models--org--name/refs/<revision>            the commit it stood for when last asked
                       blobs/<etag>               files by content; <etag>.incomplete: still arriving

@@ -1,4 +1,4 @@
-"""What a URL of fsspec (s3://, gs://, https://, memory://, ...) holds of an adapter.
+"""ObjectStore: the files of an adapter at a URL of fsspec (s3://, gs://, https://, memory://, ...).
 
 Credentials and end points are the drivers' own settings: AWS_*, GOOGLE_APPLICATION_CREDENTIALS,
 FSSPEC_*, ~/.config/fsspec.
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class StoredFile(NamedTuple):
-    """`identity` differs between two contents; None: the store offers nothing that would."""
+    """`identity` differs between two contents; None: the store offers no field that would."""
 
     name: str
     size: int | None
@@ -59,7 +59,7 @@ class ObjectStore:
             if error.code is ErrorCode.NOT_FOUND and not isinstance(error, _Refused):
                 return None
             raise
-        # a web server that answers every path with a page of its own has no such file
+        # Some web servers answer a path that does not exist with a page.
         if info.get("type") == "directory" or info.get("mimetype") == "text/html":
             return None
         marks = {field: str(info[field]) for field in _IDENTITY if info.get(field)}
@@ -72,7 +72,7 @@ class ObjectStore:
         return RemoteFile(label, file.size, partial(self._read, self._path(file.name)))
 
     def forget(self) -> None:
-        """Drop the driver's listings: what it knew may be out of date."""
+        """Drop the driver's listings, which may be out of date."""
         self._files.invalidate_cache()
 
     @contextlib.contextmanager
@@ -81,18 +81,18 @@ class ObjectStore:
         try:
             yield Incoming(start, self._chunks(file, first))
         finally:
-            with contextlib.suppress(Exception):  # it was only read
+            with contextlib.suppress(Exception):  # nothing was written that could be lost
                 file.close()
 
     def _start(self, path: str, position: int) -> tuple[Any, int, bytes]:
-        """(file, position it was opened at, first bytes from there)"""
+        """Open the file at `position`, or else at its start → (file, that position, first bytes)"""
         file: Any
         if position:
             file = self._files.open(path, "rb", cache_type="none")
             try:
                 file.seek(position)
                 return file, position, file.read(_CHUNK)
-            except ValueError:  # it can only be read from the beginning
+            except ValueError:  # this file can only be read from the beginning
                 file.close()
         options = {"block_size": 0} if self._scheme in _HTTP else {"cache_type": "none"}
         file = self._files.open(path, "rb", **options)
@@ -127,7 +127,7 @@ class ObjectStore:
 
 
 class _Refused(RequestError):
-    """The store is there and does not let us in."""
+    """The store can be reached, and its credentials do not let us read."""
 
 
 def _checked_scheme(url: str, shown: str) -> str:
@@ -157,11 +157,13 @@ def _driver_hint(scheme: str, error: ImportError) -> str:
 
 
 def _store_error(where: str, error: Exception) -> RequestError:
-    """NOT_FOUND: no such file, or not for us; Interrupted: anything that may pass by itself."""
+    """NOT_FOUND when there is no such file or it may not be read; Interrupted for everything that
+    the next attempt may not meet again."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        return _store_error(where, _as_exception(error.__cause__))  # fsspec's http says it of all
+        # fsspec's http raises FileNotFoundError for all failures, with the failure as its cause.
+        return _store_error(where, _as_exception(error.__cause__))
     status = getattr(error, "status", None)  # of an HTTP answer
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return RequestError(ErrorCode.NOT_FOUND, f"{where}: there is no such file; check the URL")

@@ -1,7 +1,7 @@
-"""A file that is still arriving, and the disk it arrives on.
+"""PartialFile: a file that is still arriving, and the disk on which it arrives.
 
-Law: a file under its final name is whole. What has arrived so far has a name of its own, survives
-for the next attempt to go on from, and is removed when the disk is full.
+Law: a file under its final name is whole. A partial file has a name of its own, stays for the next
+attempt to go on from, and is removed when the disk is full.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class PartialFile:
                 while left:
                     left = left[os.write(self._fd, left) :]
         except RequestError:
-            self.path.unlink(missing_ok=True)  # others may need the room
+            self.path.unlink(missing_ok=True)  # other files may need the room
             raise
         self.size += len(chunk)
 
@@ -62,7 +62,7 @@ class PartialFile:
 
 @contextlib.contextmanager
 def on_disk(folder: Path) -> Iterator[None]:
-    """What fails in here is the disk below `folder`: UNAVAILABLE."""
+    """Turn an OSError within into a RequestError (UNAVAILABLE) about the disk of `folder`."""
     try:
         yield
     except OSError as error:
@@ -89,7 +89,7 @@ def check_room(folder: Path, num_bytes: int) -> None:
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """Readers see the old content or the new one."""
+    """Write the file so that readers see either the old content or the new one."""
     with on_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
@@ -102,10 +102,10 @@ def write_atomically(path: Path, content: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, transfer: Transfer) -> Iterator[None]:
-    """One thread of one process at a time; waiting for the others is part of the download's time.
+    """Let one thread of one process in at a time; waiting counts as time of the `transfer`.
 
-    Where a network file system ignores flock(2), two may fetch the same file: then the check of
-    the arrived file decides, and one of them tries again.
+    Where a network file system ignores flock(2), two processes may fetch the same file: then the
+    check of the arrived file decides, and one of them tries again.
     """
     with on_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

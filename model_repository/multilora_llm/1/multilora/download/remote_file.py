@@ -1,4 +1,4 @@
-"""A file elsewhere that can be read from any position, and bringing it here."""
+"""RemoteFile: a file elsewhere that can be read from any position, and how it gets here."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -19,10 +19,11 @@ class Incoming(NamedTuple):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """`size` as announced, None when it was not.
+    """`size` in bytes as announced, None when none was.
 
-    `read_from(position)` may answer with Incoming from 0 where positions are not understood. It
-    and its chunks raise Interrupted for what may pass, RequestError for the rest.
+    `read_from(position)` may answer with Incoming from 0 when the other side does not understand
+    positions. `read_from` and the chunks raise Interrupted for what the next attempt may not meet
+    again, and RequestError for the rest.
     """
 
     name: str

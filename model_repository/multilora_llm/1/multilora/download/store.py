@@ -1,20 +1,36 @@
-"""An adapter in an object store, brought into the cache beside the Hub's."""
+"""StoreDownload: an adapter of an object store, brought into a cache beside the Hub's.
+
+The cache of a URL is the folder <HF_HUB_CACHE>/object-stores/<hash of the URL>/
+
+    versions/<version>/     a complete copy of one version, which appears by one rename
+    incomplete/<version>/   the files of a version that is still arriving
+    latest                  the version that was current when the store was last asked
+"""
 
 import contextlib
 import logging
+import shutil
 import uuid
 from hashlib import sha256
 from pathlib import Path
 
+from huggingface_hub import constants
+
 from multilora.adapters.files import FILES, NEEDED_FILES, PICKLE_FILE, check_present
 from multilora.download.object_store import ObjectStore, StoredFile
-from multilora.download.partial_file import PartialFile, check_room, locked
-from multilora.download.store_cache import StoreCache
+from multilora.download.partial_file import (
+    PartialFile,
+    check_room,
+    locked,
+    on_disk,
+    write_atomically,
+)
 from multilora.download.transfer import Interrupted, Transfer
 from multilora.errors import ErrorCode, RequestError
 
 _LOG = logging.getLogger("multilora.download")
-_ATTEMPTS = 3  # at one version: an adapter may be replaced while it is read
+_ATTEMPTS = 3  # to read one version whole: an adapter may be replaced meanwhile
+_KEPT_VERSIONS = 2  # on disk: the current one, and the one that a reader may still have open
 
 
 class StoreDownload:
@@ -22,7 +38,7 @@ class StoreDownload:
 
     def __init__(self, url: str, transfer: Transfer) -> None:
         self._store = ObjectStore(url, transfer)
-        self._cache = StoreCache(url.rstrip("/"))
+        self._cache = _StoreCache(url.rstrip("/"))
         self._transfer = transfer
 
     def folder(self) -> Path:
@@ -51,7 +67,7 @@ class StoreDownload:
         version = _version(files)
         complete = self._cache.complete(version)
         if complete:
-            with contextlib.suppress(RequestError):  # a cache that may only be read serves, too
+            with contextlib.suppress(RequestError):  # a read-only cache serves, too
                 self._cache.note_latest(version)
         return complete
 
@@ -70,13 +86,13 @@ class StoreDownload:
         try:
             return self._store.find(name)
         except RequestError as error:
-            # without leave to list, S3 says "forbidden" of a file that does not exist
+            # To a user who may not list, S3 says "forbidden" of a file that does not exist.
             if error.code is ErrorCode.NOT_FOUND and name not in NEEDED_FILES:
                 return None
             raise
 
     def _fetch_and_look_up(self, files: list[StoredFile], version: str) -> list[StoredFile]:
-        """Bring `files`; what the store holds afterwards, which other files may have replaced."""
+        """Bring `files` → the files that the store holds afterwards, which may be newer."""
         try:
             self._fetch(files, version)
         except RequestError as error:
@@ -86,7 +102,7 @@ class StoreDownload:
         return self._look_up()
 
     def _fetch(self, files: list[StoredFile], version: str) -> None:
-        """Bring all files of a version, going on from what is here of it."""
+        """Bring all files of a version, going on from what has arrived of them before."""
         folder = self._cache.begin(version)
         sizes = [file.size for file in files]
         self._transfer.begin(None if None in sizes else sum(size or 0 for size in sizes))
@@ -95,12 +111,68 @@ class StoreDownload:
         for file in files:
             with PartialFile(folder / file.name) as arriving:
                 if file.size is None:
-                    arriving.restart()  # nothing tells whether it is whole
+                    arriving.restart()  # nothing would tell whether the file is whole
                 self._store.remote_file(file).fetch(arriving, self._transfer)
         self._transfer.finish()
 
 
+class _StoreCache:
+    """The cached versions of the adapter at one URL; a version is a hexadecimal name."""
+
+    def __init__(self, url: str) -> None:
+        key = sha256(url.encode()).hexdigest()[:32]
+        self.folder = Path(constants.HF_HUB_CACHE) / "object-stores" / key
+        self.lock = self.folder / "lock"
+
+    def latest(self) -> Path | None:
+        """The complete copy of the version that was last seen."""
+        with contextlib.suppress(OSError):
+            return self.complete((self.folder / "latest").read_text().strip())
+        return None
+
+    def complete(self, version: str) -> Path | None:
+        folder = self.folder / "versions" / version
+        return folder if version.isalnum() and folder.is_dir() else None
+
+    def incomplete(self, version: str) -> Path:
+        return self.folder / "incomplete" / version
+
+    def begin(self, version: str) -> Path:
+        """Make incomplete(version), and remove what has arrived of other versions."""
+        with on_disk(self.folder):
+            self.incomplete(version).mkdir(parents=True, exist_ok=True)
+            for folder in (self.folder / "incomplete").iterdir():
+                if folder.name != version:
+                    shutil.rmtree(folder, ignore_errors=True)
+        return self.incomplete(version)
+
+    def publish(self, version: str) -> Path:
+        """Make incomplete(version), whose files are whole, the complete copy of the version."""
+        folder = self.folder / "versions" / version
+        with on_disk(self.folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            self.incomplete(version).replace(folder)
+        self.note_latest(version)
+        self._tidy()
+        return folder
+
+    def note_latest(self, version: str) -> None:
+        if self.latest() != self.folder / "versions" / version:
+            write_atomically(self.folder / "latest", version)
+
+    def _tidy(self) -> None:
+        """Drop older versions."""
+        versions = sorted(
+            (self.folder / "versions").iterdir(), key=lambda path: path.stat().st_ctime_ns
+        )
+        for folder in versions[:-_KEPT_VERSIONS]:
+            doomed = folder.with_name(f"dropped-{uuid.uuid4().hex}")
+            with contextlib.suppress(OSError):
+                folder.rename(doomed)  # so that no reader sees half a folder
+                shutil.rmtree(doomed)
+
+
 def _version(files: list[StoredFile]) -> str:
-    """A name for exactly these contents; a new one each time if the store cannot tell them."""
+    """A name for exactly these contents; a new one each time if the store cannot tell them apart."""
     identities = [file.identity or uuid.uuid4().hex for file in files]
     return sha256("\n".join(identities).encode()).hexdigest()[:32]

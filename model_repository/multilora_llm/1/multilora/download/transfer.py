@@ -1,6 +1,6 @@
-"""One adapter on its way to this machine: its limits, its clock and its line of progress.
+"""Transfer: one adapter on its way to this machine, with its limits, its clock and its progress.
 
-Law: nothing waits past the deadline, whatever the other side does, and no byte above the limit is
+Laws: nothing waits past the deadline, whatever the other side does; no byte above the limit is
 kept.
 """
 
@@ -31,7 +31,7 @@ class DownloadLimits:
 
 
 class Interrupted(RequestError):
-    """The other side cannot be reached or broke off: the next attempt may well succeed."""
+    """The other side cannot be reached, or broke off: the next attempt may well succeed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.UNAVAILABLE, message)
@@ -49,7 +49,7 @@ class Transfer:
         self._next_report = self._start
 
     def begin(self, total: int | None) -> None:
-        """`total` bytes were announced (None: not all sizes are known); INVALID_ARG: too many."""
+        """Begin to receive `total` bytes (None: not all sizes are known); INVALID_ARG: too many."""
         self._total = total
         self.received = 0
         if total is not None and total > self._limits.max_bytes:
@@ -57,7 +57,7 @@ class Transfer:
         self._report()
 
     def count(self, num_bytes: int) -> None:
-        """`num_bytes` more are here (negative: fewer); raises when a limit is crossed."""
+        """Count `num_bytes` more (negative: fewer); RequestError when a limit is crossed."""
         self.received += num_bytes
         if self.received > self._limits.max_bytes:
             raise self._too_large(f"sent more than {self._limits.max_bytes / _MB:.1f} MB")
@@ -70,7 +70,7 @@ class Transfer:
         _LOG.info("%s in %.1f s", self.progress(), seconds)
 
     def remaining(self) -> float:
-        """Seconds left, more than 0; UNAVAILABLE when there are none."""
+        """Seconds left, more than 0; RequestError (UNAVAILABLE) when none are."""
         left = self._start + self._limits.seconds - time.monotonic()
         if left <= 0:
             raise self._too_late()
@@ -81,9 +81,10 @@ class Transfer:
         self.remaining()
 
     def call(self, function: Callable[[], T], too_late: Callable[[T], object] | None = None) -> T:
-        """function() in a thread that is left behind when the time is over.
+        """function() in a thread of its own, which is abandoned when the time is over.
 
-        `too_late` gets what it returns after all. Errors of `function` are raised here.
+        `too_late` gets what an abandoned call returns in the end. Errors of `function` are raised
+        here.
         """
         future: Future[T] = Future()
 
@@ -131,10 +132,10 @@ class Transfer:
 
 
 class Retries:
-    """A few more attempts after an interruption, unless the limits of `transfer` end them."""
+    """A few more attempts after an interruption, within the limits of `transfer`."""
 
     PAUSES = (0.2, 1.0, 3.0)  # seconds
-    PROGRESS = 1 << 20  # bytes between two interruptions that earn all attempts anew
+    PROGRESS = 1 << 20  # bytes: an interruption after so many more begins a new count
 
     def __init__(self, transfer: Transfer) -> None:
         self._transfer = transfer

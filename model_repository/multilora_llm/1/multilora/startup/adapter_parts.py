@@ -18,7 +18,8 @@ from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource, Origin
 from multilora.base_model.config import BaseConfig
 from multilora.config import DEMO, EngineConfig
-from multilora.download.folder import DownloadLimits, adapter_folder
+from multilora.download.folder import adapter_folder
+from multilora.download.transfer import DownloadLimits
 from multilora.errors import ErrorCode, RequestError, StartupError
 from multilora.lora.adapter_pages import AdapterPages
 from multilora_text.tokenizer import Tokenizer

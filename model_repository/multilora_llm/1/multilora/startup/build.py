@@ -14,7 +14,6 @@ from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.watch import AdapterWatch
 from multilora.base_model.config import BaseConfig
 from multilora.config import DEMO, EngineConfig
-from multilora.download.folder import base_folder, base_tokenizer
 from multilora.errors import StartupError
 from multilora.forward.decoder import load_llama
 from multilora.forward.graphs import DecodeGraphs
@@ -26,6 +25,7 @@ from multilora.lora.adapter_pages import AdapterPages
 from multilora.scheduling.kv_blocks import BlockAllocator
 from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
 from multilora.startup.adapter_parts import AdapterParts, make_adapters
+from multilora.startup.base_folder import base_folder, base_tokenizer
 from multilora.startup.device import choose_device
 from multilora.startup.kernel_warm_up import warm_up
 from multilora.startup.memory_plan import MemoryPlan, PoolSettings, plan_gpu, plan_host

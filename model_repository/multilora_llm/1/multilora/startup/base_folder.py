@@ -1,0 +1,43 @@
+"""The folder of the base model on this machine, and the tokenizer in it.
+
+The Triton model `tokenizer` reads both, too, so nothing here imports torch. HF_ENDPOINT, HF_TOKEN,
+HF_HUB_CACHE and HF_HUB_OFFLINE are huggingface_hub's own settings.
+"""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from multilora.adapters.naming.names import is_folder_path
+from multilora.base_model.config import check_base_folder
+from multilora.download.hub import hub_error
+from multilora.errors import StartupError
+from multilora_text.errors import TextError
+from multilora_text.tokenizer import Tokenizer
+
+BASE_FILES = ["*.json", "*.safetensors", "*.jinja"]
+
+
+def base_folder(model_id: str, revision: str) -> Path:
+    """The folder `model_id`, or else that Hub repository in the Hub cache; raises StartupError."""
+    folder = Path(model_id).expanduser()
+    if folder.is_dir():
+        check_base_folder(folder)
+        return folder
+    if is_folder_path(model_id):
+        raise StartupError(f"model_id {model_id!r}: there is no such folder; check --model-id")
+    where = f"{model_id}@{revision}" if revision else model_id
+    try:
+        return Path(
+            snapshot_download(model_id, revision=revision or None, allow_patterns=BASE_FILES)
+        )
+    except Exception as error:
+        raise StartupError(f"model_id {model_id!r}: {hub_error(where, error).message}") from None
+
+
+def base_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in the folder of a base model; raises StartupError."""
+    try:
+        return Tokenizer.from_folder(folder)
+    except TextError as error:
+        raise StartupError(str(error)) from None
