@@ -18,7 +18,8 @@ from multilora_client.errors import (
     TimedOut,
     Unavailable,
 )
-from multilora_client.protocol import Generation, Message, Sampling
+from multilora_client.protocol import Generation, Message
+from multilora_client.sampling import Sampling
 
 __all__ = [
     "AdapterInfo",

@@ -15,19 +15,11 @@ from typing import Any, Self
 import grpc
 from tritonclient.grpc import service_pb2
 
+from multilora_api.admin import KEYS
 from multilora_client.errors import MultiLoRAError, TimedOut, from_message, from_status, invalid
 from multilora_client.tensors import Scalar, add_input, outputs
 
 GRACE_SECONDS = 2.0  # how much later than the server the client gives up, to hear its reason
-DATATYPES: dict[str, str] = {
-    "adapter_id": "BYTES",
-    "source": "BYTES",
-    "revision": "BYTES",
-    "cancel": "BOOL",
-    "timeout": "FP32",
-    "merge": "BYTES",
-    "adapter_token": "BYTES",
-}
 
 
 class _Record:
@@ -93,10 +85,10 @@ def admin_request(
     request = service_pb2.ModelInferRequest(model_name=model)
     add_input(request, "action", "BYTES", action)
     for name, value in inputs.items():
-        if name not in DATATYPES:
-            raise invalid(f"unknown input {name}; there are action, {', '.join(DATATYPES)}")
+        if name not in KEYS:
+            raise invalid(f"unknown input {name}; there are action, {', '.join(KEYS)}")
         if value is not None and value != "" and value is not False:
-            add_input(request, name, DATATYPES[name], value)
+            add_input(request, name, KEYS[name].datatype, value)
     return request
 
 

@@ -13,7 +13,8 @@ from typing import NoReturn, cast
 from multilora_client.adapters_cli import add_actions, run_adapters
 from multilora_client.client import MultiLoRAClient
 from multilora_client.errors import MultiLoRAError
-from multilora_client.protocol import DATATYPES, Message, Sampling
+from multilora_client.protocol import DATATYPES, Message
+from multilora_client.sampling import Sampling
 
 _PARSERS = {"INT32": int, "UINT64": int, "FP32": float, "BYTES": str}
 _CHAT_MAX_TOKENS = 256  # the server's 16 is too short for a conversation

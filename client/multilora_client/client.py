@@ -17,10 +17,10 @@ from multilora_client.protocol import (
     Generation,
     Message,
     Reply,
-    Sampling,
     generate_request,
     stop_request,
 )
+from multilora_client.sampling import Sampling
 
 
 class MultiLoRAClient:

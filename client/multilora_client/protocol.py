@@ -15,7 +15,9 @@ from typing import Any, TypedDict, cast
 
 from tritonclient.grpc import service_pb2
 
+from multilora_api.tensors import ADAPTER_INPUTS, SAMPLING_INPUTS
 from multilora_client.errors import MultiLoRAError, from_message, invalid
+from multilora_client.sampling import Sampling
 from multilora_client.tensors import Scalar, Value, add_input, outputs
 
 CANCEL_SECONDS = 2.0  # how long leaving a stream early may wait for the server
@@ -37,45 +39,7 @@ class Message(TypedDict):
     content: str
 
 
-class Sampling(TypedDict, total=False):
-    """How to pick tokens; what is left out takes the server's default (16 tokens, greedy)."""
-
-    max_tokens: int
-    min_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    seed: int
-    stop_words: Sequence[str]
-    ignore_eos: bool
-    grammar: Mapping[str, Any] | str  # {"type": "json", "value": SCHEMA}, or the JSON text of one
-    adapter_timeout: float  # seconds to wait for an adapter that the server has to load first
-    adapter_token: str  # opens a private Hub repository to load the adapter from
-
-
-DATATYPES: dict[str, str] = {
-    "max_tokens": "INT32",
-    "min_tokens": "INT32",
-    "temperature": "FP32",
-    "top_p": "FP32",
-    "top_k": "INT32",
-    "min_p": "FP32",
-    "typical_p": "FP32",
-    "repetition_penalty": "FP32",
-    "presence_penalty": "FP32",
-    "frequency_penalty": "FP32",
-    "seed": "UINT64",
-    "stop_words": "BYTES",
-    "ignore_eos": "BOOL",
-    "grammar": "BYTES",
-    "adapter_timeout": "FP32",
-    "adapter_token": "BYTES",
-}
+DATATYPES = {tensor.name: tensor.datatype for tensor in (*SAMPLING_INPUTS, *ADAPTER_INPUTS)}
 _REPORTS = ("finish_reason", "num_input_tokens", "num_output_tokens")
 
 

@@ -7,7 +7,8 @@ import torch
 
 from multilora.config import DEMO, EngineConfig
 from multilora.engine import Engine
-from multilora.request import Request, SamplingParams
+from multilora.request import Request
+from multilora_api.sampling import SamplingParams
 from support.tiny import write_adapter, write_base
 
 pytestmark = [

@@ -15,7 +15,9 @@ import pytest
 HERE = Path(__file__).parent
 SELECTED = {
     "forward/test_graphs_gpu.py": "",
-    "forward/test_decoder.py": "transformers and (qwen3-biases or mistral-window or llama-yarn-mscale)",
+    "forward/test_decoder.py": (
+        "transformers and (qwen3-biases or mistral-window or llama-yarn-mscale)"
+    ),
     "adapters/test_vs_peft.py": "every_row and (ranks or qwen3)",
 }
 

@@ -13,7 +13,8 @@ from multilora.base_model.config import BaseConfig
 from multilora.engine import Engine
 from multilora.errors import RequestError
 from multilora.lora.adapter_pages import AdapterPages
-from multilora.request import Request, SamplingParams, TokenOutput
+from multilora.request import Request, TokenOutput
+from multilora_api.sampling import SamplingParams
 
 RANKS = {"a": 4, "b": 8, "c": 16, "d": 24, "e": 40, "f": 64}
 MakeEngine = Callable[..., Engine]

@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable
 
 from multilora.errors import RequestError
-from multilora.request import FinishReason, Request, SamplingParams, TokenOutput
+from multilora.request import FinishReason, Request, TokenOutput
 from multilora.wire.reply import Reply
 from multilora.wire.responder import Responder
 from multilora.wire.triton_request import TritonRequest
+from multilora_api.sampling import SamplingParams
 from multilora_text.tokenizer import Tokenizer
 from support.tiny_tokenizers import byte_level
 

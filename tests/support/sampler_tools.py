@@ -10,9 +10,10 @@ import torch
 from multilora.forward.sampler import Sampled, sample
 from multilora.forward.sampling_input import SamplingInput, add_sampling_input
 from multilora.forward.staging import Upload
-from multilora.request import Request, SamplingParams
+from multilora.request import Request
 from multilora.scheduling.batch import BatchItem
 from multilora.scheduling.sequence import Sequence
+from multilora_api.sampling import SamplingParams
 
 EOS = (2, 3)
 

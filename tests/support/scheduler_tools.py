@@ -5,11 +5,12 @@ from typing import Any
 
 from multilora.adapters.memory.page_allocator import RankPageAllocator
 from multilora.errors import invalid
-from multilora.request import Request, SamplingParams, TokenOutput
+from multilora.request import Request, TokenOutput
 from multilora.scheduling.adapter_cache import NotReady
 from multilora.scheduling.batch import Batch, SampledToken
 from multilora.scheduling.kv_blocks import BlockAllocator
 from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
+from multilora_api.sampling import SamplingParams
 
 EOS = 1
 BLOCK = 8

@@ -2,7 +2,7 @@
 
 It checks what it is given, hands it to the tensor `admin` of multilora_llm and decides nothing. An
 action that waits, such as a download, holds up no other request: `execute` returns at once and the
-response follows from a thread. multilora_llm/1/multilora/admin_command.py says what there is.
+response follows from a thread. multilora_api/admin.py lists the actions.
 """
 
 import difflib
@@ -21,20 +21,12 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "multilora_llm" / "1")
 
 from multilora.adapters.admin.command import parse_admin_command
 from multilora.errors import ErrorCode, RequestError, internal, invalid
+from multilora_api.admin import ADMIN_INPUTS
 
 _LOG = logging.getLogger("multilora.adapters")
 # the others may wait for a download, or for running sequences
 _QUICK = ("list", "info", "describe")
-_INPUTS = (
-    "action",
-    "adapter_id",
-    "source",
-    "revision",
-    "cancel",
-    "timeout",
-    "merge",
-    "adapter_token",
-)
+_INPUTS = tuple(tensor.name for tensor in ADMIN_INPUTS)
 _TRITON_PARAMETERS = ("id", "priority", "timeout", "binary_data_output")  # the server's own
 _TRITON_PREFIXES = ("triton_", "sequence_")
 

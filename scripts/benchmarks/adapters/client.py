@@ -21,7 +21,8 @@ from multilora.base_model.config import BaseConfig
 from multilora.config import EngineConfig
 from multilora.engine import Engine
 from multilora.lora.rank_pages import bytes_per_page
-from multilora.request import FinishReason, Request, SamplingParams, TokenOutput
+from multilora.request import FinishReason, Request, TokenOutput
+from multilora_api.sampling import SamplingParams
 
 _SILENCE_SECONDS = 120.0  # without a token while requests run: something hangs
 

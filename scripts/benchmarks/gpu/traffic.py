@@ -7,10 +7,11 @@ import torch
 
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
-from multilora.request import Request, SamplingParams
+from multilora.request import Request
 from multilora.scheduling.batch import Batch, SampledToken
 from multilora.scheduling.kv_blocks import BlockAllocator
 from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
+from multilora_api.sampling import SamplingParams
 
 PREFILL_TOKENS = 2048  # a pass, the engine's default
 _FIRST_TOKEN = 2  # 0 and 1 are special in some vocabularies

@@ -21,9 +21,10 @@ from multilora.forward.runner import ModelRunner
 from multilora.forward.step_input import build_forward_input, forward_arrays
 from multilora.lora.adapter_pages import AdapterPages
 from multilora.lora.plan import PLANS, LoRAPlan
-from multilora.request import Request, SamplingParams
+from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
+from multilora_api.sampling import SamplingParams
 from support.kernel_cases import DEVICE, INTERPRETED, needs_gpu
 from support.tiny import VOCAB, write_adapter, write_base
 

@@ -8,8 +8,8 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from multilora.forward.sampler import sample
-from multilora.request import SamplingParams
 from multilora.scheduling.batch import BatchItem
+from multilora_api.sampling import SamplingParams
 from support.sampler_tools import drawn, inputs_of, item, run
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from multilora.request import SamplingParams
+from multilora_api.sampling import SamplingParams
 from support.sampler_tools import EOS, bound, drawn, item, run
 
 

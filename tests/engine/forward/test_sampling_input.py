@@ -5,7 +5,7 @@ import torch
 
 from multilora.forward.sampling_input import add_sampling_input, noise_keys
 from multilora.forward.staging import Upload
-from multilora.request import SamplingParams
+from multilora_api.sampling import SamplingParams
 from support.sampler_tools import EOS, drawn, every_kind, inputs_of, item
 
 

@@ -15,7 +15,8 @@ from multilora.errors import ErrorCode, RequestError
 from multilora.forward.kv_cache import KVCache
 from multilora.grammar.cache import Grammars
 from multilora.grammar.compiler import GrammarCompiler
-from multilora.request import FinishReason, Grammar, Request, SamplingParams
+from multilora.request import FinishReason, Request
+from multilora_api.sampling import Grammar, SamplingParams
 from multilora_text.tokenizer import Tokenizer
 from support.engine_tools import drain, tokens
 

@@ -13,7 +13,7 @@ from multilora.errors import ErrorCode, RequestError
 from multilora.grammar.cache import Grammars
 from multilora.grammar.compiler import GrammarCompiler
 from multilora.grammar.threads import GrammarThreads
-from multilora.request import Grammar
+from multilora_api.sampling import Grammar
 from multilora_text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.from_folder(DEMO / "base")

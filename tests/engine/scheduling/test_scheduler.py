@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.request import FinishReason, Request, SamplingParams
+from multilora.request import FinishReason, Request
 from multilora.scheduling.scheduler import Scheduler
+from multilora_api.sampling import SamplingParams
 from support.scheduler_tools import EOS, Clock, Gate, make, names, request, run
 
 GONE = RequestError(ErrorCode.UNAVAILABLE, "the adapter was unloaded")

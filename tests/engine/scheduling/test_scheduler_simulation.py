@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from multilora.request import Request, SamplingParams
+from multilora.request import Request
 from multilora.scheduling.batch import SampledToken
 from multilora.scheduling.fair_queue import FairQueue
 from multilora.scheduling.sequence import Sequence, SequenceStatus
+from multilora_api.sampling import SamplingParams
 from support.scheduler_tools import Gate, make, run
 
 ADAPTERS = [f"a{i}" for i in range(16)]

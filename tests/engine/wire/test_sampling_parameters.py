@@ -5,13 +5,12 @@ from typing import Any
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.request import Grammar, SamplingParams
-from multilora.wire.grammar_parameter import read_grammar
 from multilora.wire.sampling_parameters import (
     check_names,
     parse_sampling_parameters,
     sampling_params,
 )
+from multilora_api.sampling import Grammar, SamplingParams
 
 
 def read(text: str) -> SamplingParams:
@@ -64,7 +63,7 @@ def test_bad_values(text: str, match: str) -> None:
     ids=str,
 )
 def test_shapes(value: Any, kind: str, text: str) -> None:
-    assert read_grammar("grammar", value) == Grammar(kind, text)  # type: ignore[arg-type]
+    assert sampling_params({"grammar": value}).grammar == Grammar(kind, text)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -83,4 +82,4 @@ def test_shapes(value: Any, kind: str, text: str) -> None:
 )
 def test_bad_shapes(value: Any, match: str) -> None:
     with pytest.raises(RequestError, match=match):
-        read_grammar("grammar", value)
+        sampling_params({"grammar": value})

@@ -7,7 +7,6 @@ import pytest
 
 from multilora.adapters.admin.command import AdminCommand
 from multilora.errors import ErrorCode, RequestError
-from multilora.request import Grammar
 from multilora.wire.triton_request import (
     TritonRequest,
     admin_command,
@@ -15,6 +14,7 @@ from multilora.wire.triton_request import (
     is_stop,
     parse_request,
 )
+from multilora_api.sampling import Grammar
 from multilora_text.chat_template import find_template
 from multilora_text.tokenizer import Tokenizer
 from support.tiny_tokenizers import byte_level

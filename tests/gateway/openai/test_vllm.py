@@ -8,7 +8,7 @@ import pytest
 
 from multilora.grammar.cache import Grammars
 from multilora.grammar.compiler import GrammarCompiler
-from multilora.request import Grammar
+from multilora_api.sampling import Grammar
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.openai.chat import ChatBody
 from multilora_gateway.openai.completions import CompletionBody

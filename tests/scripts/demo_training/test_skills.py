@@ -9,7 +9,8 @@ from demo_training.evaluation import held_out_examples
 from demo_training.skills import SKILLS
 from multilora.config import EngineConfig
 from multilora.engine import Engine
-from multilora.request import FinishReason, Request, SamplingParams
+from multilora.request import FinishReason, Request
+from multilora_api.sampling import SamplingParams
 
 PROMPTS = 200
 

@@ -18,10 +18,10 @@ from multilora.adapters.naming.source import AdapterSource
 from multilora.config import EngineConfig
 from multilora.errors import RequestError, internal, invalid, shutting_down, too_many
 from multilora.metrics import METRICS, AdapterFigures
-from multilora.request import Grammar, Request, TokenOutput
-from multilora.request_limits import RequestLimits
+from multilora.request import Request, RequestLimits, TokenOutput
 from multilora.scheduling.token_matcher import TokenMatcher
 from multilora.startup.build import EngineParts, load_parts
+from multilora_api.sampling import Grammar
 
 _LOG = logging.getLogger(__name__)
 _IDLE_SECONDS = 1.0  # how long to sleep while all that waits needs an adapter that loads

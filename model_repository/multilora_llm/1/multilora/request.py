@@ -1,18 +1,13 @@
-"""What a client asks for (Request, SamplingParams) and what it gets per step (TokenOutput)."""
+"""What a client asks for (Request), what can be served (RequestLimits) and what a step gives for
+it (TokenOutput)."""
 
-import math
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
 
 from multilora.errors import RequestError, invalid
+from multilora_api.sampling import SamplingParams
 
-MAX_LOGPROBS = 20
-MAX_STOP_STRINGS = 16
-MAX_STOP_TOKENS = 128
-MAX_LOGIT_BIAS = 100.0
 ADAPTER_TIMEOUT = 600.0  # seconds; a first download is slow
-_UINT64 = 1 << 64
 
 
 class FinishReason(Enum):
@@ -22,89 +17,6 @@ class FinishReason(Enum):
     LENGTH = "length"  # max_tokens, or no room left below max_total_tokens
     CANCELLED = "cancelled"  # aborted by the client
     ERROR = "error"  # see TokenOutput.error
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """What the whole answer must match: `text` is a JSON schema or a regular expression."""
-
-    kind: Literal["json", "regex"]
-    text: str
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How to pick tokens. Checked on construction; raises RequestError(INVALID_ARG).
-
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 switch those filters off. Penalties act on
-    prompt and output (`repetition_penalty`) or output only (`presence_`, `frequency_penalty`).
-    `typical_p` 1 switches locally typical sampling off. `logit_bias` holds (token id, what is added
-    to its logit), each id once. From `min_tokens` on, one of `stop_token_ids` ends the answer as
-    end-of-sequence does, also where that is ignored. `grammar` binds the answer, which ends as soon
-    as it is complete and cannot go on, whatever `ignore_eos` says.
-    `logprobs` is how many most likely tokens to report beside the chosen one; None reports nothing.
-    """
-
-    max_tokens: int = 16
-    min_tokens: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    grammar: Grammar | None = None
-
-    def __post_init__(self) -> None:
-        for name, ok, rule in self._rules():
-            if not ok:
-                raise invalid(f"{name} must be {rule}; got {getattr(self, name)}")
-        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
-            raise invalid(
-                f"stop_words must be at most {MAX_STOP_STRINGS} strings, none empty; "
-                f"got {list(self.stop)}"
-            )
-        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
-            raise invalid(
-                f"stop_token_ids must be at most {MAX_STOP_TOKENS} token ids; send fewer than "
-                f"{len(self.stop_token_ids)}"
-            )
-        for token_id, bias in self.logit_bias:
-            if token_id < 0 or not _within(bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS):
-                raise invalid(
-                    "logit_bias must map token ids to numbers between -100 and 100; "
-                    f"got {bias} for {token_id}"
-                )
-
-    def _rules(self) -> list[tuple[str, bool, str]]:
-        """(field, holds, what it must be)"""
-        repetition, top = self.repetition_penalty, self.logprobs
-        return [
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
-            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens"),
-            ("temperature", _within(self.temperature, 0, 100), "0 (greedy) or up to 100"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 0, "0 (off) or positive"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("typical_p", 0 < self.typical_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", 0.01 <= repetition <= 100, "0.01 to 100 (1 is off)"),
-            ("presence_penalty", _within(self.presence_penalty, -2, 2), "between -2 and 2"),
-            ("frequency_penalty", _within(self.frequency_penalty, -2, 2), "between -2 and 2"),
-            ("seed", self.seed is None or 0 <= self.seed < _UINT64, "between 0 and 2**64 - 1"),
-            ("logprobs", top is None or 0 <= top <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
-        ]
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0
 
 
 @dataclass(frozen=True)
@@ -142,5 +54,40 @@ class TokenOutput:
     queue_time: float | None = None
 
 
-def _within(value: float, low: float, high: float) -> bool:
-    return math.isfinite(value) and low <= value <= high
+@dataclass(frozen=True)
+class RequestLimits:
+    """Which requests the engine can ever serve. Filled by the engine."""
+
+    max_input_tokens: int
+    max_total_tokens: int
+    vocab_size: int
+
+    def check(self, request: Request) -> None:
+        """Raises RequestError (INVALID_ARG)."""
+        count, sampling = len(request.prompt_token_ids), request.sampling
+        if count == 0:
+            raise invalid("input_ids is empty; send at least one token")
+        if count > self.max_input_tokens:
+            raise invalid(
+                f"the prompt has {count} tokens but max_input_tokens is {self.max_input_tokens}; "
+                "shorten it or raise --max-input-tokens"
+            )
+        if count + sampling.max_tokens > self.max_total_tokens:
+            raise invalid(
+                f"prompt ({count} tokens) + max_tokens ({sampling.max_tokens}) exceed "
+                f"max_total_tokens {self.max_total_tokens}; lower max_tokens to at most "
+                f"{self.max_total_tokens - count} or raise --max-total-tokens"
+            )
+        self._check_ids("input_ids", request.prompt_token_ids)
+        if sampling.stop_token_ids:
+            self._check_ids("stop_token_ids", sampling.stop_token_ids)
+        if sampling.logit_bias:
+            self._check_ids("logit_bias", tuple(token_id for token_id, _ in sampling.logit_bias))
+
+    def _check_ids(self, name: str, token_ids: tuple[int, ...]) -> None:
+        low, high = min(token_ids), max(token_ids)
+        if low < 0 or high >= self.vocab_size:
+            raise invalid(
+                f"{name} holds {low if low < 0 else high}; token ids of this base model are "
+                f"0 to {self.vocab_size - 1}"
+            )

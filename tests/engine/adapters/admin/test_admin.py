@@ -8,7 +8,8 @@ import pytest
 
 from multilora.adapters.admin.command import AdminCommand
 from multilora.errors import ErrorCode, RequestError
-from multilora.request import FinishReason, Request, SamplingParams
+from multilora.request import FinishReason, Request
+from multilora_api.sampling import SamplingParams
 from support.download_tools import use_hub
 from support.engine_tools import (
     MakeEngine,

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from multilora.forward.staging import Upload
-from multilora.request import SamplingParams
 from multilora.scheduling.batch import BatchItem
 from multilora.scheduling.sequence import Sequence
+from multilora_api.sampling import SamplingParams
 from multilora_kernels.draws import Draws
 
 _MIN_TEMPERATURE = 1e-6  # as good as greedy; float32 logits divided by less would overflow

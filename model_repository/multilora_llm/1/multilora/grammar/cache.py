@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from multilora.errors import ErrorCode, RequestError, invalid
 from multilora.grammar.compiler import GrammarCompiler, first_line
 from multilora.grammar.sandbox import GrammarTrial
-from multilora.request import Grammar
+from multilora_api.sampling import Grammar
 
 _KEPT = 32  # compiled grammars: most take a few MB, each at most some 100
 _REFUSED = 256  # refusals that are remembered: finding them may have taken seconds

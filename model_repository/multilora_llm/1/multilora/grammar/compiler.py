@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from multilora.errors import invalid
-from multilora.request import Grammar
+from multilora_api.sampling import Grammar
 
 _JSON_OPTIONS = {"whitespace_pattern": "[ ]?"}
 # The first mask of a grammar takes 0.7 s where llguidance's own limit (1,000,000) allows it; the

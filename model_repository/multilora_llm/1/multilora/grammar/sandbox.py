@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 
 from multilora.errors import internal, invalid, shutting_down
-from multilora.request import Grammar
+from multilora_api.sampling import Grammar
 
 _LOG = logging.getLogger(__name__)
 _PROGRAM = "multilora.grammar.sandbox_process"

@@ -14,7 +14,7 @@ import threading
 from multilora.errors import RequestError
 from multilora.grammar.compiler import GrammarCompiler
 from multilora.grammar.threads import STACK_BYTES
-from multilora.request import Grammar
+from multilora_api.sampling import Grammar
 
 MOST_SECONDS = 3  # of a core, for one grammar
 MOST_BYTES = 1 << 30  # of addresses, beside those of the tokenizer

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 
 from multilora.forward.captured_pass import GraphLimits
 from multilora.forward.runner import ModelRunner
-from multilora.request import Request, SamplingParams
+from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
+from multilora_api.sampling import SamplingParams
 
 _LOG = logging.getLogger(__name__)
 _SAMPLING = SamplingParams(max_tokens=1, temperature=1.0, seed=0)

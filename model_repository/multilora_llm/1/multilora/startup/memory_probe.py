@@ -21,10 +21,11 @@ from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.lora.adapter_pages import AdapterPages
 from multilora.lora.plan import PLANS
-from multilora.request import MAX_LOGPROBS, Request, SamplingParams
+from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
 from multilora.startup.memory_plan import GpuMemory, PoolUnits, size_text
+from multilora_api.sampling import MAX_LOGPROBS, SamplingParams
 from multilora_kernels.segments import PAGE_RANK
 
 # Everything that costs the sampler memory, at once.

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from multilora.request import FinishReason, TokenOutput
-
-RUNNING = "None"  # finish_reason of a response that is not the last (the vLLM backend's word)
+from multilora_api.tensors import RUNNING
 
 
 @dataclass(frozen=True)

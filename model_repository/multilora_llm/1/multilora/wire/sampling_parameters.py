@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from multilora.errors import invalid
-from multilora.request import SamplingParams
-from multilora.wire.grammar_parameter import read_grammar
+from multilora_api.sampling import PARAMETERS, Grammar, Kind, ParameterError, SamplingParams
 
+_KINDS = ("json", "json_schema", "json_object", "regex")
+_SHAPE = 'send for example {"type": "json", "value": {"type": "object", "properties": {…}}}'
 _TRUE = ("true", "1")
 _FALSE = ("false", "0")
 
@@ -64,7 +65,10 @@ def sampling_params(values: Mapping[str, Any]) -> SamplingParams:
             fields[_FIELDS.get(name, name)] = reader(name, value)
     if fields.get("top_k") == -1:  # vLLM's way of saying off
         fields["top_k"] = 0
-    return SamplingParams(**fields)
+    try:
+        return SamplingParams(**fields)
+    except ParameterError as error:
+        raise invalid(str(error)) from None
 
 
 def _read_int(name: str, value: Any) -> int:
@@ -116,28 +120,69 @@ def _read_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     return tuple(bias.items())
 
 
+def _read_grammar(name: str, value: Any) -> Grammar:
+    """As TGI's clients write it, an object or its JSON text:
+
+    {"type": "json", "value": schema}           schema: an object, or its JSON text
+    {"type": "json_schema", "value": {"name": …, "schema": schema}}     or the schema itself
+    {"type": "json_object"}                     any JSON object
+    {"type": "regex", "value": expression}      the whole answer matches it
+    """
+    given = _object(name, value)
+    kind = given.get("type")
+    if kind not in _KINDS:
+        raise invalid(f"{name}: type must be one of {', '.join(_KINDS)}; got {kind!r}")
+    unknown = given.keys() - {"type", "value"}
+    if unknown:
+        raise invalid(f"{name}: unknown name {sorted(unknown)[0]!r}; known are type and value")
+    if kind == "json_object":
+        return Grammar("json", '{"type": "object"}')
+    inner = given.get("value")
+    if inner is None:
+        raise invalid(f"{name}: value is missing; {_SHAPE}")
+    if kind == "regex":
+        if not isinstance(inner, str) or not inner:
+            raise invalid(f"{name}: value must be a regular expression as a string; got {inner!r}")
+        return Grammar("regex", inner)
+    schema = _object(f"{name}: value", inner)
+    if kind == "json_schema":
+        schema = _unwrapped(name, schema)
+    return Grammar("json", json.dumps(schema, ensure_ascii=False))
+
+
+def _unwrapped(name: str, value: dict[str, Any]) -> dict[str, Any]:
+    """The schema of {"name", "schema"}; a schema without that around it stays as it is."""
+    if "schema" not in value or value.keys() - {"name", "schema", "description", "strict"}:
+        return value
+    return _object(f"{name}: schema", value["schema"])
+
+
+def _object(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise invalid(f"{name} is not JSON ({error}); {_SHAPE}") from None
+    if not isinstance(value, dict):
+        raise invalid(f"{name} must be a JSON object; got {type(value).__name__}; {_SHAPE}")
+    return value
+
+
 ADAPTER_NAMES = ("adapter_id", "lora_name")
-READERS: dict[str, Callable[[str, Any], Any]] = {
-    "max_tokens": _read_int,
-    "min_tokens": _read_int,
-    "temperature": _read_float,
-    "top_p": _read_float,
-    "top_k": _read_int,
-    "min_p": _read_float,
-    "typical_p": _read_float,
-    "repetition_penalty": _read_float,
-    "presence_penalty": _read_float,
-    "frequency_penalty": _read_float,
-    "seed": _read_int,
-    "stop": _read_strings,
-    "stop_words": _read_strings,
-    "stop_token_ids": _read_ids,
-    "ignore_eos": _read_bool,
-    "logprobs": _read_int,
+_BY_KIND: dict[Kind, Callable[[str, Any], Any]] = {
+    "integer": _read_int,
+    "number": _read_float,
+    "boolean": _read_bool,
+    "strings": _read_strings,
+    "token_ids": _read_ids,
     "logit_bias": _read_bias,
-    "grammar": read_grammar,
+    "grammar": _read_grammar,
 }
-_FIELDS = {"stop_words": "stop"}
+_FIELDS = {"stop_words": "stop"}  # other names of a field
+# Every name that a client may use → how its value is read.
+READERS = {
+    name: _BY_KIND[PARAMETERS[_FIELDS.get(name, name)].kind] for name in (*PARAMETERS, *_FIELDS)
+}
 # vLLM's names for what we do not do: only values that ask for nothing are taken.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (None, 1, "1"),

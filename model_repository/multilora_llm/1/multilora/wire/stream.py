@@ -5,8 +5,9 @@ from typing import Protocol
 
 from multilora.errors import RequestError
 from multilora.request import FinishReason, TokenOutput
-from multilora.wire.reply import RUNNING, Reply
+from multilora.wire.reply import Reply
 from multilora.wire.triton_request import TritonRequest
+from multilora_api.tensors import RUNNING
 from multilora_text.detokenizer import Detokenizer
 from multilora_text.tokenizer import Tokenizer
 

@@ -20,27 +20,19 @@ from multilora.errors import invalid
 from multilora.request import ADAPTER_TIMEOUT, Request
 from multilora.wire.chat import encode_chat, parse_messages
 from multilora.wire.sampling_parameters import (
-    READERS,
     adapter_name,
     check_names,
     parse_sampling_parameters,
     sampling_params,
 )
+from multilora_api.tensors import OPTIONAL_OUTPUTS, SAMPLING_INPUTS
 from multilora_text.chat_template import ChatTemplate
 from multilora_text.tokenizer import Tokenizer
 
 Tensors = Mapping[str, np.ndarray]
 
-OPTIONAL_OUTPUTS = (
-    "finish_reason",
-    "num_input_tokens",
-    "num_output_tokens",
-    "logprobs",
-    "cumulative_logprob",
-    "queue_time",
-)
-_JSON_FIELDS = ("stop", "stop_token_ids", "logprobs", "logit_bias")  # no typed tensors
-_TENSOR_FIELDS = tuple(name for name in READERS if name not in _JSON_FIELDS)
+_OPTIONAL_OUTPUTS = tuple(output.name for output in OPTIONAL_OUTPUTS)
+_SAMPLING_INPUTS = tuple(tensor.name for tensor in SAMPLING_INPUTS)
 _TRITON_PARAMETERS = ("id", "priority", "timeout", "binary_data_output")  # the server's own
 _TRITON_PREFIXES = ("triton_", "sequence_")
 _ADAPTER_TIMEOUT = "adapter_timeout"
@@ -54,7 +46,7 @@ class TritonRequest:
     client_id: str
     stream: bool
     echo: bool  # put the prompt before the text (exclude_input_in_output = false)
-    outputs: frozenset[str]  # which of OPTIONAL_OUTPUTS were asked for
+    outputs: frozenset[str]  # names of OPTIONAL_OUTPUTS that were asked for
     messages: list[dict[str, Any]] | None = None  # of a chat
 
     def with_template(self, template: ChatTemplate | None, tokenizer: Tokenizer) -> "TritonRequest":
@@ -95,7 +87,7 @@ def parse_request(
 
     `default_adapter_timeout` (seconds) is for requests that name none.
     """
-    outputs = {name for name in OPTIONAL_OUTPUTS if _scalar(tensors, f"return_{name}", False)}
+    outputs = {name for name in _OPTIONAL_OUTPUTS if _scalar(tensors, f"return_{name}", False)}
     stream = bool(_scalar(tensors, "stream", False))
     echo = not _scalar(tensors, "exclude_input_in_output", True)
     if stream and echo:
@@ -131,7 +123,7 @@ def _named_values(tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, 
     given = parse_sampling_parameters(json_text)
     check_names(given, "sampling_parameters")
     values = {**own, **{name: value for name, value in given.items() if value is not None}}
-    for name in _TENSOR_FIELDS:
+    for name in _SAMPLING_INPUTS:
         if name == "stop_words" and "stop_words" in tensors:
             values["stop_words"] = [_text(name, word) for word in _row(tensors, name)]
         elif name in tensors:

@@ -7,20 +7,11 @@ from typing import Any
 from multilora.adapters.merging.recipe import MergeRecipe, parse_merge
 from multilora.adapters.naming.names import hub_token
 from multilora.errors import invalid
+from multilora_api.admin import ACTIONS, KEYS
 
-ACTIONS = ("list", "info", "load", "unload", "pin", "unpin", "merge", "template", "describe")
 _MAX_SECONDS = 1e9  # deadlines are added to clocks: keep them finite
 _LONGEST = 4096  # characters, as of paths
 _TEXTS = ("adapter_id", "source", "revision")
-_KEYS = ("action", *_TEXTS, "cancel", "timeout", "merge", "adapter_token")
-_TAKEN_BY = {  # key → the actions that it says something to
-    "adapter_id": ("info", "load", "unload", "pin", "unpin", "template"),
-    "source": ("load",),
-    "revision": ("load",),
-    "cancel": ("unload",),
-    "merge": ("merge",),
-    "adapter_token": ("load", "merge", "template"),
-}
 
 
 @dataclass(frozen=True)
@@ -50,10 +41,10 @@ def parse_admin_command(text: str) -> AdminCommand:
     action = given.get("action")
     if not isinstance(action, str) or action not in ACTIONS:
         raise invalid(f"admin: action must be one of {', '.join(ACTIONS)}; got {_shown(action)}")
-    if unknown := [name for name in given if name not in _KEYS]:
+    if unknown := [name for name in given if name not in ("action", *KEYS)]:
         raise invalid(
             f"admin: unknown key {_shown(unknown[0])}; the action (one of {', '.join(ACTIONS)}) "
-            f"takes {', '.join(_KEYS[1:])}"
+            f"takes {', '.join(KEYS)}"
         )
     command = AdminCommand(
         action,
@@ -83,10 +74,10 @@ def _object(text: str) -> dict[str, Any]:
 
 def _check_use(command: AdminCommand) -> None:
     """Nothing that is given may be without effect."""
-    for name, actions in _TAKEN_BY.items():
-        if getattr(command, name) and command.action not in actions:
+    for name, key in KEYS.items():
+        if getattr(command, name) and command.action not in key.actions:
             raise invalid(f"admin: {command.action} takes no {name}; leave it out")
-    if command.action in _TAKEN_BY["adapter_id"] and not command.adapter_id:
+    if command.action in KEYS["adapter_id"].actions and not command.adapter_id:
         raise invalid(f"admin: {command.action} needs an adapter_id; name the adapter")
     if command.action == "merge" and not command.merge:
         raise invalid("admin: merge needs a merge, the object that says what to merge")

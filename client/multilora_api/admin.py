@@ -1,0 +1,37 @@
+"""The administration of adapters: its actions, and the keys that each takes.
+
+A command is a JSON object for the tensor `admin` of `multilora_llm`; the Triton model `adapters`
+has an input for each key instead. docs/adapters.md describes the answers.
+"""
+
+from types import MappingProxyType
+from typing import NamedTuple
+
+from multilora_api.tensors import Tensor
+
+ACTIONS = ("list", "info", "load", "unload", "pin", "unpin", "merge", "template", "describe")
+
+
+class AdminKey(NamedTuple):
+    """`actions` are those that take the key."""
+
+    datatype: str
+    actions: tuple[str, ...]
+
+
+KEYS = MappingProxyType(
+    {
+        "adapter_id": AdminKey("BYTES", ("info", "load", "unload", "pin", "unpin", "template")),
+        "source": AdminKey("BYTES", ("load",)),
+        "revision": AdminKey("BYTES", ("load",)),
+        "cancel": AdminKey("BOOL", ("unload",)),
+        "timeout": AdminKey("FP32", ACTIONS),
+        "merge": AdminKey("BYTES", ("merge",)),
+        "adapter_token": AdminKey("BYTES", ("load", "merge", "template")),
+    }
+)
+# Of the Triton model `adapters`; `action` is required.
+ADMIN_INPUTS = (
+    Tensor("action", "BYTES"),
+    *(Tensor(name, key.datatype) for name, key in KEYS.items()),
+)

@@ -1,0 +1,65 @@
+"""The tensors of the Triton models `multilora` (text) and `multilora_llm` (token ids).
+
+One request is one prompt: a scalar travels as [1, 1], a list as [1, n]. Types are KServe's.
+"""
+
+from typing import NamedTuple
+
+from multilora_api.sampling import PARAMETERS
+
+RUNNING = (
+    "None"  # finish_reason of a response that is not the last (the Triton vLLM backend's word)
+)
+
+
+class Tensor(NamedTuple):
+    """`many`: any number of values, otherwise one."""
+
+    name: str
+    datatype: str
+    many: bool = False
+
+
+# Outputs that a request asks for with an input return_NAME.
+OPTIONAL_OUTPUTS = (
+    Tensor("finish_reason", "BYTES"),
+    Tensor("num_input_tokens", "UINT32"),
+    Tensor("num_output_tokens", "UINT32"),
+    Tensor("logprobs", "BYTES"),
+    Tensor("cumulative_logprob", "FP32"),
+    Tensor("queue_time", "FP32"),
+)
+OUTPUTS = (
+    Tensor("text_output", "BYTES"),
+    Tensor("output_ids", "INT32", many=True),
+    *OPTIONAL_OUTPUTS,
+)
+
+SAMPLING_INPUTS = tuple(
+    Tensor(parameter.tensor, parameter.datatype, parameter.kind == "strings")
+    for parameter in PARAMETERS.values()
+    if parameter.tensor
+)
+# What a request says of its adapter besides the name.
+ADAPTER_INPUTS = (Tensor("adapter_timeout", "FP32"), Tensor("adapter_token", "BYTES"))
+_ADAPTER = (Tensor("adapter_id", "BYTES"), *ADAPTER_INPUTS)
+_COMMON = (
+    Tensor("stream", "BOOL"),
+    *SAMPLING_INPUTS,
+    Tensor("sampling_parameters", "BYTES"),
+    Tensor("stop", "BOOL"),
+    Tensor("exclude_input_in_output", "BOOL"),
+    *(Tensor(f"return_{output.name}", "BOOL") for output in OPTIONAL_OUTPUTS),
+)
+_TEXT, _CHAT = Tensor("text_input", "BYTES"), Tensor("chat", "BOOL")
+
+# The first input of each is required, the others are optional.
+ENSEMBLE_INPUTS = (_TEXT, _CHAT, *_ADAPTER, *_COMMON)
+ENGINE_INPUTS = (
+    Tensor("input_ids", "INT32", many=True),
+    *_ADAPTER,
+    Tensor("admin", "BYTES"),
+    _CHAT,
+    _TEXT,
+    *_COMMON,
+)
