@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from multilora.lora.adapter_pages import AdapterPages
 
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.naming.source import AdapterSource
 from multilora.base_model.config import BaseConfig
-from multilora.lora.adapter_pages import AdapterPages
 from multilora.scheduling.adapter_cache import NotReady
 from support.tiny import write_adapter
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from multilora.lora.adapter_pages import AdapterPages
 
 from multilora.adapters.admin.command import AdminCommand
 from multilora.base_model.config import BaseConfig
 from multilora.engine import Engine
 from multilora.errors import RequestError
-from multilora.lora.adapter_pages import AdapterPages
 from multilora.request import Request, TokenOutput
 from multilora_api.sampling import SamplingParams
 

@@ -18,7 +18,7 @@ _FIRST_TOKEN = 2  # 0 and 1 are special in some vocabularies
 
 
 class EveryAdapter:
-    """An AdapterGate: adapter "7" stands in page 7."""
+    """An AdapterCache: adapter "7" stands in page 7."""
 
     def acquire(self, adapter_id: str) -> str:
         return adapter_id

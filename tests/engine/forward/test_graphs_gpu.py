@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from multilora.forward.captured_pass import CapturedPass, GraphLimits
+from multilora.lora.adapter_pages import AdapterPages
+from multilora.lora.plan import PLANS, LoRAPlan
 
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.base_model.config import BaseConfig
-from multilora.forward.captured_pass import CapturedPass, GraphLimits
 from multilora.forward.decoder import load_llama
 from multilora.forward.graphs import DecodeGraphs
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.forward.step_input import build_forward_input, forward_arrays
-from multilora.lora.adapter_pages import AdapterPages
-from multilora.lora.plan import PLANS, LoRAPlan
 from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence

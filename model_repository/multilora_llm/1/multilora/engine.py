@@ -10,15 +10,17 @@ import queue
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
-from multilora.adapter_counts import AdapterCounts
 from multilora.adapters.admin.admin import AdapterAdmin
 from multilora.adapters.naming.source import AdapterSource
 from multilora.config import EngineConfig
 from multilora.errors import RequestError, internal, invalid, shutting_down, too_many
-from multilora.metrics import METRICS, AdapterFigures
+from multilora.forward.runner import InFlight
+from multilora.metrics import AdapterFigures, EngineMetrics
 from multilora.request import Request, RequestLimits, TokenOutput
+from multilora.scheduling.batch import Batch
 from multilora.scheduling.token_matcher import TokenMatcher
 from multilora.startup.build import EngineParts, load_parts
 from multilora_api.sampling import Grammar
@@ -26,9 +28,9 @@ from multilora_api.sampling import Grammar
 _LOG = logging.getLogger(__name__)
 _IDLE_SECONDS = 1.0  # how long to sleep while all that waits needs an adapter that loads
 _LONGEST_SLEEP = 3600.0  # seconds; a queue takes no number that a client may think of
-_DESCRIBE_SECONDS = 0.25  # how old the figures of single adapters may be while it runs
 _IDLE_COPIES = 8  # times as many bytes while nothing runs: requests may come any time
 _COPY_BYTES = {"cpu": 16 << 20, "cuda": 32 << 20}  # of adapters in a pass: 2 ms or less
+_DEPTH = 1  # passes that are launched before the tokens of the first are read
 
 
 class Engine:
@@ -50,14 +52,15 @@ class Engine:
             self.max_input_tokens, self.max_total_tokens, self.base.vocab_size
         )
         self._copy_bytes = _COPY_BYTES[self._parts.runner.device.type]
-        self._adapters = AdapterCounts(config.adapter_metrics)
-        self._described_at = 0.0
+        num_pages = self._parts.adapters.device.allocator.num_pages
+        self._metrics = EngineMetrics(
+            config.adapter_metrics, min(config.max_running_requests, num_pages)
+        )
+        self._in_flight: deque[tuple[Batch, InFlight]] = deque()  # oldest first
         self._live: dict[str, str] = {}  # request id → adapter id
         self._lock = threading.Lock()  # guards _live and _closed
         self._closed = False
         self._stalled = False  # the last pass found nothing that can be computed yet
-        self._counts = dict.fromkeys(METRICS, 0.0)
-        self._snapshot = dict(self._counts)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._measure()
 
@@ -120,24 +123,32 @@ class Engine:
 
     def metrics(self) -> dict[str, float]:
         """The figures of METRICS after the last step."""
-        return self._snapshot
+        return self._metrics.snapshot
 
     def adapter_figures(self) -> AdapterFigures:
         """What single adapters do, after the last step."""
-        return self._figures
+        return self._metrics.figures
 
     def step(self) -> None:
-        """Schedule, run, postprocess. Engine thread only."""
+        """Schedule, launch, postprocess the oldest pass in flight. Engine thread only."""
         parts = self._parts
         parts.adapters.poll_loads()
         parts.adapters.copy(self._copy_bytes * (1 if parts.scheduler.running else _IDLE_COPIES))
         parts.admin.pending.tick()
         batch = parts.scheduler.schedule()
-        sampled = parts.runner.run(batch) if batch else []
-        outputs = parts.scheduler.postprocess(batch, sampled)
-        self._stalled = not batch
-        self._count(batch.num_adapters, bool(batch), outputs)
-        self._publish(outputs)
+        if batch:
+            self._in_flight.append((batch, parts.runner.launch(batch)))
+        self._metrics.step(batch.num_adapters, bool(batch))
+        self._publish(self._outputs_of_step(waits=not batch or len(self._in_flight) >= _DEPTH))
+        self._stalled = not batch and not self._in_flight
+
+    def _outputs_of_step(self, waits: bool) -> list[TokenOutput]:
+        """What has ended since the last step; `waits`: with the tokens of the oldest pass."""
+        scheduler = self._parts.scheduler
+        if not self._in_flight or not waits:
+            return scheduler.take_outputs()
+        batch, in_flight = self._in_flight.popleft()
+        return scheduler.postprocess(batch, in_flight.tokens())
 
     def _add(
         self,
@@ -151,9 +162,7 @@ class Engine:
             adapters.forget_unused(scheduler.counts)
             adapters.prefetch(source)
         scheduler.add(request, matcher, arrived_at)
-        self._adapters.request(request.adapter_id)
-        self._counts["multilora_requests_total"] += 1
-        self._counts["multilora_prompt_tokens_total"] += len(request.prompt_token_ids)
+        self._metrics.request(request.adapter_id, len(request.prompt_token_ids))
 
     def _loop(self) -> None:
         while self._read_inbox():
@@ -170,7 +179,7 @@ class Engine:
         block = (self._stalled or not live) and not parts.adapters.device.is_copying
         timeout = None
         if block:
-            self._describe_adapters()
+            self._metrics.describe(parts.scheduler.counts())
             timeout = self._idle_seconds()
         while True:
             try:
@@ -197,6 +206,7 @@ class Engine:
 
         If nothing was, it would raise again and again: end what waits.
         """
+        self._in_flight.clear()
         reason = internal(f"the forward pass failed: {error!r}")
         scheduler = self._parts.scheduler
         for sequence in list(scheduler.running) or scheduler.waiting:
@@ -210,42 +220,18 @@ class Engine:
         self._publish(scheduler.take_outputs())
 
     def _publish(self, outputs: list[TokenOutput]) -> None:
-        self._measure()
         with self._lock:
             for output in outputs:
                 if output.token_id is not None:
-                    self._adapters.tokens(self._live[output.request_id], 1)
+                    self._metrics.token(self._live[output.request_id])
                     self._parts.adapters.states.count_token(self._live[output.request_id])
                 if output.finish_reason:
                     del self._live[output.request_id]
+        self._measure()
         if outputs:
             self.outputs.put(outputs)
 
-    def _count(self, num_adapters: int, ran: bool, outputs: list[TokenOutput]) -> None:
-        counts = self._counts
-        counts["multilora_steps_total"] += ran
-        counts["multilora_generated_tokens_total"] += sum(
-            output.token_id is not None for output in outputs
-        )
-        counts["multilora_adapters_in_batch"] = num_adapters
-        most = max(counts["multilora_max_adapters_in_batch"], num_adapters)
-        counts["multilora_max_adapters_in_batch"] = most
-
     def _measure(self) -> None:
-        self._counts.update(self._parts.gauges())
-        self._snapshot = dict(self._counts)
-        if time.monotonic() - self._described_at > _DESCRIBE_SECONDS:
-            self._describe_adapters()
-
-    def _describe_adapters(self) -> None:
-        counts = self._parts.scheduler.counts()
-        requests, tokens = self._adapters.figures()
-        device = self._parts.adapters.device
-        self._figures = AdapterFigures(
-            requests=requests,
-            tokens=tokens,
-            running=tuple(name for name, (running, _) in counts.items() if running),
-            waiting=tuple(name for name, (_, waiting) in counts.items() if waiting),
-            max_lora=min(self.config.max_running_requests, device.allocator.num_pages),
-        )
-        self._described_at = time.monotonic()
+        self._metrics.publish(self._parts.gauges())
+        if self._metrics.is_description_old:
+            self._metrics.describe(self._parts.scheduler.counts())

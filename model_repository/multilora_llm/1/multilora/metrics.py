@@ -1,8 +1,23 @@
 """The engine's figures, as they appear on the Triton server's /metrics."""
 
+import hashlib
+import time
+import unicodedata
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
+
+from multilora_api.adapter_names import UNPRINTABLE
+
+_DESCRIBE_SECONDS = 0.25  # how old the figures of single adapters may be while the engine runs
+BASE_LABEL = "_base"
+OTHER_LABEL = "_other"
+
+_MAX_LABEL = 256  # characters
+_DIGEST = 16
 
 
 class MetricSpec(NamedTuple):
@@ -66,3 +81,131 @@ class AdapterFigures:
     running: tuple[str, ...]
     waiting: tuple[str, ...]
     max_lora: int
+
+
+class CountFigures(NamedTuple):
+    """Label → sum; never changes."""
+
+    requests: Mapping[str, int]
+    tokens: Mapping[str, int]
+
+
+@dataclass
+class _Count:
+    requests: int = 0
+    tokens: int = 0
+
+    def add(self, other: "_Count") -> None:
+        self.requests += other.requests
+        self.tokens += other.tokens
+
+
+class AdapterCounts:
+    """Requests and tokens of single adapters, for the `limit` used most recently. One thread.
+
+    Law: a figure never falls and nothing is counted twice or lost. An adapter that has no room any
+    more is added to `_other`; when it comes back it starts at 0.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._base = _Count()
+        self._other = _Count()
+        self._recent: OrderedDict[str, _Count] = OrderedDict()
+
+    def request(self, adapter_id: str) -> None:
+        """One request more; "" is the base model."""
+        self._use(adapter_id).requests += 1
+
+    def tokens(self, adapter_id: str, count: int) -> None:
+        """`count` generated tokens more."""
+        self._use(adapter_id).tokens += count
+
+    def figures(self) -> CountFigures:
+        """For any thread: a copy, of at most limit + 2 labels."""
+        counts = {BASE_LABEL: self._base, OTHER_LABEL: self._other, **self._recent}
+        used = {label: count for label, count in counts.items() if count.requests or count.tokens}
+        return CountFigures(
+            MappingProxyType({label: count.requests for label, count in used.items()}),
+            MappingProxyType({label: count.tokens for label, count in used.items()}),
+        )
+
+    def _use(self, adapter_id: str) -> _Count:
+        if not adapter_id:
+            return self._base
+        if not self._limit:
+            return self._other
+        label = adapter_label(adapter_id)
+        count = self._recent.get(label)
+        if count is not None:
+            self._recent.move_to_end(label)
+            return count
+        if len(self._recent) == self._limit:
+            _, oldest = self._recent.popitem(last=False)
+            self._other.add(oldest)
+        return self._recent.setdefault(label, _Count())
+
+
+@lru_cache(maxsize=4096)
+def adapter_label(adapter_id: str) -> str:
+    """The value of a metric label: an id as it is, unless a label cannot hold it.
+
+    Different ids have different labels. Quotes and the like are the exporter's to escape.
+    """
+    clean = "".join("?" if unicodedata.category(c) in UNPRINTABLE else c for c in adapter_id)
+    if clean == adapter_id and len(clean) <= _MAX_LABEL and clean not in (BASE_LABEL, OTHER_LABEL):
+        return adapter_id
+    digest = hashlib.sha256(adapter_id.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
+    return f"{clean[: _MAX_LABEL - _DIGEST - 1]}~{digest}"
+
+
+class EngineMetrics:
+    """Counts what the engine does. The engine thread writes, any thread reads the snapshots."""
+
+    def __init__(self, adapter_limit: int, max_lora: int) -> None:
+        """`adapter_limit` adapters have figures of their own; `max_lora` may run at once."""
+        self.snapshot = dict.fromkeys(METRICS, 0.0)
+        self.figures = AdapterFigures({}, {}, (), (), max_lora)
+        self._counts = dict(self.snapshot)
+        self._adapters = AdapterCounts(adapter_limit)
+        self._described_at = 0.0
+
+    def request(self, adapter_id: str, prompt_tokens: int) -> None:
+        """A request was accepted."""
+        self._adapters.request(adapter_id)
+        self._counts["multilora_requests_total"] += 1
+        self._counts["multilora_prompt_tokens_total"] += prompt_tokens
+
+    def step(self, num_adapters: int, ran: bool) -> None:
+        """A step was made; `ran`: there was something to compute."""
+        counts = self._counts
+        counts["multilora_steps_total"] += ran
+        counts["multilora_adapters_in_batch"] = num_adapters
+        most = max(counts["multilora_max_adapters_in_batch"], num_adapters)
+        counts["multilora_max_adapters_in_batch"] = most
+
+    def token(self, adapter_id: str) -> None:
+        """A token was generated."""
+        self._adapters.tokens(adapter_id, 1)
+        self._counts["multilora_generated_tokens_total"] += 1
+
+    def publish(self, gauges: Mapping[str, float]) -> None:
+        """`gauges` are values that other parts keep."""
+        self._counts.update(gauges)
+        self.snapshot = dict(self._counts)
+
+    @property
+    def is_description_old(self) -> bool:
+        return time.monotonic() - self._described_at > _DESCRIBE_SECONDS
+
+    def describe(self, counts: Mapping[str, tuple[int, int]]) -> None:
+        """`counts`: adapter id → how many of its sequences run and wait."""
+        requests, tokens = self._adapters.figures()
+        self.figures = AdapterFigures(
+            requests=requests,
+            tokens=tokens,
+            running=tuple(name for name, (running, _) in counts.items() if running),
+            waiting=tuple(name for name, (_, waiting) in counts.items() if waiting),
+            max_lora=self.figures.max_lora,
+        )
+        self._described_at = time.monotonic()

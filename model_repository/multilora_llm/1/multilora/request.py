@@ -3,6 +3,8 @@ it (TokenOutput)."""
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
+from typing import NamedTuple
 
 from multilora.errors import RequestError, invalid
 from multilora_api.sampling import SamplingParams
@@ -19,6 +21,38 @@ class FinishReason(Enum):
     ERROR = "error"  # see TokenOutput.error
 
 
+class AdapterWeight(NamedTuple):
+    """`adapter` is an id or, once it has been loaded, a key: the identity of its content."""
+
+    adapter: str
+    weight: float = 1.0
+
+
+class AdapterSet(tuple[AdapterWeight, ...]):
+    """The adapters that act on a sequence together; empty: the base model alone.
+
+    Queues, batches and the prefix cache have it as their key. Sets have one element for now.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, adapter: str) -> "AdapterSet":
+        """The set of one adapter, "" for none."""
+        return cls((AdapterWeight(adapter),) if adapter else ())
+
+    @property
+    def only(self) -> str:
+        """The adapter of a set of one, "" of none; ValueError for several."""
+        if not self:
+            return ""
+        ((adapter, _),) = self
+        return adapter
+
+
+BASE_ONLY = AdapterSet()
+
+
 @dataclass(frozen=True)
 class Request:
     """One generation. `adapter_id` "" is the base model. Filled by the Triton thread.
@@ -33,6 +67,11 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     adapter_timeout: float = ADAPTER_TIMEOUT
     adapter_token: str = field(default="", repr=False)
+
+    @cached_property
+    def adapters(self) -> AdapterSet:
+        """By id; see Sequence.adapters for the version that runs."""
+        return AdapterSet.of(self.adapter_id)
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,16 @@ One decoder serves four architectures that differ only in biases, QK norm, windo
 Absent fields take the defaults of the transformers configuration class of the architecture.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from multilora.base_model.json_fields import JsonFields
 from multilora.base_model.rope_config import RopeConfig, read_rope
+from multilora.base_model.sites import LoRASite, Slice
 from multilora.errors import StartupError
 
-# Projections that share an input are one fused matrix, in this order.
-PROJECTION_GROUPS: dict[str, tuple[str, ...]] = {
-    "qkv": ("q_proj", "k_proj", "v_proj"),
-    "o": ("o_proj",),
-    "gate_up": ("gate_proj", "up_proj"),
-    "down": ("down_proj",),
-}
 DTYPES = ("float32", "bfloat16", "float16")
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -70,31 +65,26 @@ class BaseConfig:
         return _read(config, _eos_token_ids(config, folder / "generation_config.json"))
 
     @cached_property
-    def projections(self) -> dict[str, tuple[int, int]]:
-        """(in_features, out_features) of each projection of a layer."""
+    def sites(self) -> tuple[LoRASite, ...]:
+        """Every place where an adapter can act, in the order of the forward pass."""
+        return tuple(site for layer in range(self.num_layers) for site in self._layer_sites(layer))
+
+    def _layer_sites(self, layer: int) -> Iterator[LoRASite]:
         hidden, inner = self.hidden_size, self.intermediate_size
         heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        return {
-            "q_proj": (hidden, heads),
-            "k_proj": (hidden, kv_heads),
-            "v_proj": (hidden, kv_heads),
-            "o_proj": (heads, hidden),
-            "gate_proj": (hidden, inner),
-            "up_proj": (hidden, inner),
-            "down_proj": (inner, hidden),
-        }
 
-    def group_in(self, group: str) -> int:
-        """in_features shared by the projections of `group`."""
-        return self.projections[PROJECTION_GROUPS[group][0]][0]
+        def site(name: str, in_features: int, bias: bool, **out_features: int) -> LoRASite:
+            block = "mlp" if name in ("gate_up", "down") else "self_attn"
+            slices = (
+                Slice(f"model.layers.{layer}.{block}.{module}", size)
+                for module, size in out_features.items()
+            )
+            return LoRASite(f"layers.{layer}.{name}", layer, in_features, tuple(slices), bias)
 
-    def slice_sizes(self, group: str) -> tuple[int, ...]:
-        """out_features of each projection of `group`, in fused order."""
-        return tuple(self.projections[name][1] for name in PROJECTION_GROUPS[group])
-
-    def group_bias(self, group: str) -> bool:
-        """Whether the projections of `group` have a bias."""
-        return {"qkv": self.qkv_bias, "o": self.o_bias}.get(group, self.mlp_bias)
+        yield site("qkv", hidden, self.qkv_bias, q_proj=heads, k_proj=kv_heads, v_proj=kv_heads)
+        yield site("o", heads, self.o_bias, o_proj=hidden)
+        yield site("gate_up", hidden, self.mlp_bias, gate_proj=inner, up_proj=inner)
+        yield site("down", inner, self.mlp_bias, down_proj=hidden)
 
 
 def check_base_folder(folder: Path) -> None:

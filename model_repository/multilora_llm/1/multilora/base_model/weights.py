@@ -1,35 +1,48 @@
-"""Weights of a base model: tensors on the device, projections that share an input fused.
+"""Weights of a base model: tensors on the device, modules that share an input fused.
 
 Each tensor is copied from its memory-mapped file straight into its final place and dtype, so that
 loading needs no host memory beside the model itself.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from multilora.base_model.checkpoint import CheckpointFiles
-from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
-
-_MODULES = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
+from multilora.base_model.config import BaseConfig
+from multilora.base_model.sites import LoRASite
 
 
 @dataclass(frozen=True, eq=False)
-class LayerWeights:
-    """One decoder layer. Matrices are [out, in], fused as in PROJECTION_GROUPS; None = has none."""
+class DenseWeight:
+    """The weight of a site in the engine's dtype. Other forms of a weight have the same methods.
 
-    input_norm: torch.Tensor  # [hidden]
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
-    qk_norm: torch.Tensor | None  # [heads + kv_heads, head_dim], the norm weight of each head
-    o: torch.Tensor
-    o_bias: torch.Tensor | None
-    post_norm: torch.Tensor  # [hidden]
-    gate_up: torch.Tensor
-    gate_up_bias: torch.Tensor | None
-    down: torch.Tensor
-    down_bias: torch.Tensor | None
+    y = x Wᵀ + bias, with x [T, in_features], y [T, out_features].
+    """
+
+    matrix: torch.Tensor  # W [out_features, in_features]
+    bias: torch.Tensor | None  # [out_features]
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.matrix, self.bias)
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
+        """residual [T, out_features] += y, without room for y."""
+        residual.addmm_(x, self.matrix.T)
+        if self.bias is not None:
+            residual += self.bias
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNorms:
+    """The norm weights of one decoder layer."""
+
+    attention: torch.Tensor  # [hidden], before the attention
+    mlp: torch.Tensor  # [hidden], before the MLP
+    qk: torch.Tensor | None  # [heads + kv_heads, head_dim], of each head; None: there is none
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +50,9 @@ class Weights:
     """A whole base model, filled by load_weights; a tied `lm_head` is `embed` itself."""
 
     embed: torch.Tensor  # [vocab, hidden]
-    layers: tuple[LayerWeights, ...]
-    norm: torch.Tensor  # [hidden]
+    sites: Mapping[str, DenseWeight]  # by the name of the site
+    norms: tuple[LayerNorms, ...]  # of each layer
+    norm: torch.Tensor  # [hidden], before the output head
     lm_head: torch.Tensor  # [vocab, hidden]
 
 
@@ -54,7 +68,8 @@ def load_weights(
         embed = reader.read("model.embed_tokens.weight", base.vocab_size, base.hidden_size)
         return Weights(
             embed=embed,
-            layers=tuple(reader.layer(index) for index in range(base.num_layers)),
+            sites={site.name: reader.site(site) for site in base.sites},
+            norms=tuple(reader.norms(layer) for layer in range(base.num_layers)),
             norm=reader.read("model.norm.weight", base.hidden_size),
             lm_head=reader.lm_head(embed),
         )
@@ -72,20 +87,16 @@ class _Reader:
         self.files.copy(name, target)
         return target
 
-    def layer(self, index: int) -> LayerWeights:
-        prefix, hidden = f"model.layers.{index}", self.base.hidden_size
-        return LayerWeights(
-            input_norm=self.read(f"{prefix}.input_layernorm.weight", hidden),
-            qkv=self._matrix(prefix, "qkv"),
-            qkv_bias=self._bias(prefix, "qkv"),
-            qk_norm=self._qk_norm(prefix),
-            o=self._matrix(prefix, "o"),
-            o_bias=self._bias(prefix, "o"),
-            post_norm=self.read(f"{prefix}.post_attention_layernorm.weight", hidden),
-            gate_up=self._matrix(prefix, "gate_up"),
-            gate_up_bias=self._bias(prefix, "gate_up"),
-            down=self._matrix(prefix, "down"),
-            down_bias=self._bias(prefix, "down"),
+    def site(self, site: LoRASite) -> DenseWeight:
+        matrix = self._fused(site, "weight", (site.in_features,))
+        return DenseWeight(matrix, self._fused(site, "bias", ()) if site.has_bias else None)
+
+    def norms(self, layer: int) -> LayerNorms:
+        prefix, hidden = f"model.layers.{layer}", self.base.hidden_size
+        return LayerNorms(
+            attention=self.read(f"{prefix}.input_layernorm.weight", hidden),
+            mlp=self.read(f"{prefix}.post_attention_layernorm.weight", hidden),
+            qk=self._qk_norm(prefix) if self.base.qk_norm else None,
         )
 
     def lm_head(self, embed: torch.Tensor) -> torch.Tensor:
@@ -97,23 +108,14 @@ class _Reader:
         tied = self.base.tie_word_embeddings and torch.equal(head, embed)
         return embed if tied else head
 
-    def _matrix(self, prefix: str, group: str) -> torch.Tensor:
-        return self._fused(prefix, group, "weight", (self.base.group_in(group),))
-
-    def _bias(self, prefix: str, group: str) -> torch.Tensor | None:
-        return self._fused(prefix, group, "bias", ()) if self.base.group_bias(group) else None
-
-    def _fused(self, prefix: str, group: str, kind: str, trailing: tuple[int, ...]) -> torch.Tensor:
-        sizes = self.base.slice_sizes(group)
-        fused = torch.empty((sum(sizes), *trailing), dtype=self.dtype, device=self.device)
-        for name, part in zip(PROJECTION_GROUPS[group], fused.split(sizes), strict=True):
-            self.files.copy(f"{prefix}.{_MODULES[group]}.{name}.{kind}", part)
+    def _fused(self, site: LoRASite, kind: str, trailing: tuple[int, ...]) -> torch.Tensor:
+        fused = torch.empty((site.out_features, *trailing), dtype=self.dtype, device=self.device)
+        for part, target in zip(site.slices, fused.split(site.slice_sizes), strict=True):
+            self.files.copy(f"{part.module}.{kind}", target)
         return fused
 
-    def _qk_norm(self, prefix: str) -> torch.Tensor | None:
+    def _qk_norm(self, prefix: str) -> torch.Tensor:
         base = self.base
-        if not base.qk_norm:
-            return None
         q = self.read(f"{prefix}.self_attn.q_norm.weight", base.head_dim)
         k = self.read(f"{prefix}.self_attn.k_norm.weight", base.head_dim)
         return torch.cat((q.expand(base.num_heads, -1), k.expand(base.num_kv_heads, -1)))

@@ -1,10 +1,11 @@
-"""Llama: the decoder of Llama, Mistral, Qwen2 and Qwen3 over a paged KV cache, with LoRA.
+"""Decoder: Llama, Mistral, Qwen2 and Qwen3 over a paged KV cache, with LoRA.
 
 The batch is an argument: rows of many sequences, prefill and decode mixed, each row with the
 adapter that `segments` gives it. As in PEFT, an adapter acts on a projection's output before QK
 norm and RoPE.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from multilora.base_model.config import BaseConfig
-from multilora.base_model.weights import LayerWeights, Weights, load_weights
+from multilora.base_model.weights import LayerNorms, Weights, load_weights
 from multilora.errors import StartupError
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.rope import rope_table
-from multilora.forward.step_input import ForwardInput
-from multilora.lora.adapter_pages import AdapterPages
-from multilora.lora.linear import BatchLoRA, add_lora_linear, lora_linear
-from multilora.lora.plan import DEFAULT_PLAN, LoRAPlan
+from multilora.forward.step_input import StepInput
+from multilora.lora.linear import DEFAULT_PLAN, BatchLoRA, Linear, LoRAPlan
+from multilora.lora.rank_pages import RankPagePool
 from multilora_kernels.paged_attention import paged_attention
 from multilora_kernels.paged_context import PagedContext
 from multilora_kernels.rms_norm import rms_norm
@@ -27,22 +27,37 @@ from multilora_kernels.rope_kv_write import rope_kv_write
 from multilora_kernels.swiglu import swiglu
 
 
-class _Pass(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One decoder layer."""
+
+    index: int
+    norms: LayerNorms
+    qkv: Linear
+    o: Linear
+    gate_up: Linear
+    down: Linear
+
+
+class StepContext(NamedTuple):
     """What every layer of one forward pass shares."""
 
-    inp: ForwardInput
+    inputs: StepInput
     kv: KVCache
     lora: BatchLoRA | None
     rope: torch.Tensor  # [T, 2, head_dim], see rope_table
-    context: PagedContext
+    paged: PagedContext
 
 
-class Llama:
+class Decoder:
     """Weights and RoPE table on the device; holds no state of any batch."""
 
     def __init__(self, base: BaseConfig, weights: Weights, device: torch.device) -> None:
         self.base = base
-        self._weights = weights
+        self._embed = weights.embed
+        self._layers = _layers(base, weights)
+        self._norm = weights.norm
+        self._lm_head = weights.lm_head
         self._rope = rope_table(
             base.rope, base.head_dim, base.max_position_embeddings, weights.embed.dtype, device
         )
@@ -50,49 +65,48 @@ class Llama:
     @torch.inference_mode()
     def forward(
         self,
-        inp: ForwardInput,
+        inputs: StepInput,
         kv: KVCache,
-        adapters: AdapterPages | None,
+        adapters: RankPagePool | None,
         plan: LoRAPlan = DEFAULT_PLAN,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits, float32 [N, vocab], of the rows `inp.last_token_indices`; into `out` if given.
+        """Logits, float32 [N, vocab], of the rows `last_token_indices`; into `out` if given.
 
-        Writes K and V of all rows into `kv` at `inp.kv_slots`. `adapters` holds the pages that
-        `inp.segments` names.
+        Writes K and V of all rows into `kv` at `kv_slots`. `adapters` holds the pages that the
+        segments name.
         """
-        if inp.segments is not None and adapters is None:
+        if inputs.segments is not None and adapters is None:
             raise ValueError("the batch has adapter rows but no adapter pages were given")
-        lora = BatchLoRA(adapters, inp.segments, plan) if adapters and inp.segments else None
-        weights, eps = self._weights, self.base.rms_norm_eps
-        x = F.embedding(inp.input_ids, weights.embed)
-        context = PagedContext(inp.cu_seqlens_q, inp.context_lens, inp.block_tables)
-        step = _Pass(inp, kv, lora, self._rope.index_select(0, inp.positions), context)
-        for index, layer in enumerate(weights.layers):
-            attended = self._attention(index, layer, rms_norm(x, layer.input_norm, eps), step)
-            add_lora_linear(x, attended, layer.o, layer.o_bias, lora, index, "o")
-            inner = self._mlp(index, layer, rms_norm(x, layer.post_norm, eps), step)
-            add_lora_linear(x, inner, layer.down, layer.down_bias, lora, index, "down")
-        last = x.index_select(0, inp.last_token_indices)
-        logits = F.linear(rms_norm(last, weights.norm, eps), weights.lm_head)
+        segments, eps = inputs.segments, self.base.rms_norm_eps
+        lora = BatchLoRA(adapters, segments, plan) if adapters and segments else None
+        paged = PagedContext(inputs.cu_seqlens_q, inputs.context_lens, inputs.block_tables)
+        rope = self._rope.index_select(0, inputs.positions)
+        step = StepContext(inputs, kv, lora, rope, paged)
+        x = F.embedding(inputs.input_ids, self._embed)
+        for layer in self._layers:
+            attended = self._attention(layer, rms_norm(x, layer.norms.attention, eps), step)
+            layer.o.add_to(x, attended, lora)
+            gate_up = layer.gate_up.project(rms_norm(x, layer.norms.mlp, eps), lora)
+            layer.down.add_to(x, swiglu(gate_up.y, gate_up.update), lora)
+        last = x.index_select(0, inputs.last_token_indices)
+        logits = F.linear(rms_norm(last, self._norm, eps), self._lm_head)
         return logits.float() if out is None else out.copy_(logits)
 
-    def _attention(
-        self, index: int, layer: LayerWeights, x: torch.Tensor, step: _Pass
-    ) -> torch.Tensor:
+    def _attention(self, layer: _Layer, x: torch.Tensor, step: StepContext) -> torch.Tensor:
         """[T, heads * head_dim], before the output projection."""
-        base, inp = self.base, step.inp
-        k_cache, v_cache = step.kv.k[index], step.kv.v[index]
-        qkv = lora_linear(x, layer.qkv, layer.qkv_bias, step.lora, index, "qkv")
+        base, inputs = self.base, step.inputs
+        k_cache, v_cache = step.kv.k[layer.index], step.kv.v[layer.index]
+        qkv = layer.qkv.project(x, step.lora)
         q = rope_kv_write(
             qkv.y,
             step.rope,
-            inp.kv_slots,
+            inputs.kv_slots,
             k_cache,
             v_cache,
             base.num_heads,
             base.num_kv_heads,
-            layer.qk_norm,
+            layer.norms.qk,
             base.rms_norm_eps,
             qkv.update,
         )
@@ -100,30 +114,42 @@ class Llama:
             q,
             k_cache,
             v_cache,
-            inp.cu_seqlens_q,
-            inp.context_lens,
-            inp.block_tables,
+            inputs.cu_seqlens_q,
+            inputs.context_lens,
+            inputs.block_tables,
             scale=base.head_dim**-0.5,
-            max_seqlen_q=inp.max_seqlen_q,
-            max_context_len=inp.max_context_len,
-            sliding_window=base.layer_windows[index],
-            context=step.context,
-            has_decode=inp.has_decode,
-            has_prefill=inp.has_prefill,
+            max_seqlen_q=inputs.max_seqlen_q,
+            max_context_len=inputs.max_context_len,
+            sliding_window=base.layer_windows[layer.index],
+            context=step.paged,
+            has_decode=inputs.has_decode,
+            has_prefill=inputs.has_prefill,
         )
         return attended.reshape(x.shape[0], -1)
 
-    def _mlp(self, index: int, layer: LayerWeights, x: torch.Tensor, step: _Pass) -> torch.Tensor:
-        """[T, intermediate], before the down projection."""
-        fused = lora_linear(x, layer.gate_up, layer.gate_up_bias, step.lora, index, "gate_up")
-        return swiglu(fused.y, fused.update)
 
-
-def load_llama(folder: Path, base: BaseConfig, dtype: torch.dtype, device: torch.device) -> Llama:
+def load_decoder(
+    folder: Path, base: BaseConfig, dtype: torch.dtype, device: torch.device
+) -> Decoder:
     """The model of a checkpoint folder; StartupError names what is missing, wrong or too large."""
     try:
-        return Llama(base, load_weights(folder, base, dtype, device), device)
+        return Decoder(base, load_weights(folder, base, dtype, device), device)
     except torch.OutOfMemoryError:
         raise StartupError(
             f"{folder} as {dtype} does not fit on {device}; choose a smaller base model or dtype"
         ) from None
+
+
+def _layers(base: BaseConfig, weights: Weights) -> tuple[_Layer, ...]:
+    linears = {site.name: Linear(site, weights.sites[site.name]) for site in base.sites}
+    return tuple(
+        _Layer(
+            index,
+            norms,
+            qkv=linears[f"layers.{index}.qkv"],
+            o=linears[f"layers.{index}.o"],
+            gate_up=linears[f"layers.{index}.gate_up"],
+            down=linears[f"layers.{index}.down"],
+        )
+        for index, norms in enumerate(weights.norms)
+    )

@@ -3,7 +3,7 @@
 import torch
 
 from multilora.base_model.config import BaseConfig
-from multilora.lora.zeros import zeros
+from multilora.lora.rank_pages import zeros
 
 
 class KVCache:

@@ -1,31 +1,68 @@
 """One forward pass: Batch → tensors → base model with LoRA → sampled tokens on the host."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-from multilora.forward.decoder import Llama
+from multilora.forward.decoder import Decoder
 from multilora.forward.graphs import DecodeGraphs
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.sampler import Sampled, sample
-from multilora.forward.sampling_input import add_sampling_input
-from multilora.forward.staging import Upload
-from multilora.forward.step_input import ForwardArrays, add_forward_input, forward_arrays
-from multilora.lora.adapter_pages import AdapterPages
+from multilora.forward.sampling_input import add_sampling_tensors
+from multilora.forward.staging import StagingBuffer
+from multilora.forward.step_input import StepArrays, add_step_input, step_arrays
+from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.batch import Batch, BatchItem, SampledToken
 
 
-class ModelRunner:
-    """Holds the device state (weights, KV cache, adapter pool); `run` is its only verb.
+class InFlight:
+    """A pass that was launched; a GPU may not have begun it. `tokens` waits for it."""
 
-    A pass makes one copy to the device and waits for it once, to read the sampled tokens.
+    def __init__(self, items: Sequence[BatchItem], sampled: Sampled | None) -> None:
+        """`sampled` has one row for each of `items`; None when there are none."""
+        self._items = items
+        self._done: torch.cuda.Event | None = None
+        self._host: list[torch.Tensor | None] = []
+        if sampled is None:
+            return
+        fields = (sampled.token_ids, sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
+        self._host = [None if x is None else x.to("cpu", non_blocking=True) for x in fields]
+        if sampled.token_ids.is_cuda:
+            self._done = torch.cuda.Event()
+            self._done.record(torch.cuda.current_stream(sampled.token_ids.device))
+
+    def tokens(self) -> list[SampledToken]:
+        """One SampledToken per item with `.samples`, in batch order."""
+        if not self._host:
+            return []
+        if self._done:
+            self._done.synchronize()
+        token_ids, logprobs, ids, values = (None if x is None else x.tolist() for x in self._host)
+        assert token_ids is not None
+        if logprobs is None:
+            return [SampledToken(token_id) for token_id in token_ids]
+        tokens: list[SampledToken] = []
+        for row, item in enumerate(self._items):
+            wanted = item.sequence.request.sampling.logprobs
+            top: tuple[tuple[int, float], ...] = ()
+            if wanted and ids is not None and values is not None:
+                top = tuple(zip(ids[row][:wanted], values[row][:wanted], strict=True))
+            logprob = logprobs[row] if wanted is not None else None
+            tokens.append(SampledToken(token_ids[row], logprob, top))
+        return tokens
+
+
+class ModelRunner:
+    """Holds the device state (weights, KV cache, adapter pool); `launch` is its only verb.
+
+    A pass makes one copy to the device, and none of its launches waits for the device.
     """
 
     def __init__(
         self,
-        model: Llama,
+        model: Decoder,
         kv: KVCache,
-        adapters: AdapterPages,
+        adapters: RankPagePool,
         eos_token_ids: tuple[int, ...],
         device: torch.device,
         dtype: torch.dtype,
@@ -40,46 +77,20 @@ class ModelRunner:
         self.graphs = graphs
 
     @torch.inference_mode()
-    def run(self, batch: Batch, replay: bool = True) -> list[SampledToken]:
-        """One SampledToken per item with `.samples`, in batch order. `replay` False: launch by
-        launch, also where a captured pass would do."""
-        arrays = forward_arrays(batch, self.kv.block_size)
+    def launch(self, batch: Batch, replay: bool = True) -> InFlight:
+        """Begin a pass. `replay` False: launch by launch, also where a captured pass would do."""
+        arrays = step_arrays(batch, self.kv.block_size)
         captured = self.graphs.find(arrays) if self.graphs and replay else None
-        upload, forward = captured.prepare(arrays) if captured else self._prepare(arrays)
+        staging, forward = captured.prepare(arrays) if captured else self._prepare(arrays)
         items = [item for item in batch.items if item.samples]
         vocab_size = self.model.base.vocab_size
-        sampling = add_sampling_input(items, upload, vocab_size, self.eos_token_ids)
-        upload.send()
+        sampling = add_sampling_tensors(items, staging, vocab_size, self.eos_token_ids)
+        staging.send()
         logits = forward()
-        return _to_host(sample(logits, sampling()), items) if items else []
+        return InFlight(items, sample(logits, sampling()) if items else None)
 
-    def _prepare(self, arrays: ForwardArrays) -> tuple[Upload, Callable[[], torch.Tensor]]:
-        """As CapturedPass.prepare, for any batch."""
-        upload = Upload(self.device)
-        inputs = add_forward_input(arrays, upload, self.device, self.dtype)
-        return upload, lambda: self.model.forward(inputs(), self.kv, self.adapters)
-
-
-def _to_host(sampled: Sampled, items: list[BatchItem]) -> list[SampledToken]:
-    fields = (sampled.token_ids, sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
-    token_ids, logprobs, ids, values = _lists(fields)
-    if logprobs is None:
-        return [SampledToken(token_id) for token_id in token_ids]
-    tokens: list[SampledToken] = []
-    for row, item in enumerate(items):
-        wanted = item.sequence.request.sampling.logprobs
-        top: tuple[tuple[int, float], ...] = ()
-        if wanted and ids is not None and values is not None:
-            top = tuple(zip(ids[row][:wanted], values[row][:wanted], strict=True))
-        logprob = logprobs[row] if wanted is not None else None
-        tokens.append(SampledToken(token_ids[row], logprob, top))
-    return tokens
-
-
-def _lists(tensors: tuple[torch.Tensor | None, ...]) -> list:
-    """What the tensors hold; the copies from the device are waited for once."""
-    on_gpu = [tensor for tensor in tensors if tensor is not None and tensor.is_cuda]
-    host = [None if tensor is None else tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    if on_gpu:
-        torch.cuda.current_stream(on_gpu[0].device).synchronize()
-    return [None if tensor is None else tensor.tolist() for tensor in host]
+    def _prepare(self, arrays: StepArrays) -> tuple[StagingBuffer, Callable[[], torch.Tensor]]:
+        """As DecodeGraph.prepare, for any batch."""
+        staging = StagingBuffer(self.device)
+        inputs = add_step_input(arrays, staging, self.device, self.dtype)
+        return staging, lambda: self.model.forward(inputs(), self.kv, self.adapters)

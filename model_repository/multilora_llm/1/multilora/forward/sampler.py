@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from multilora.forward.sampling_input import Biases, Penalties, SamplingInput, TokenMasks, Typical
+from multilora.forward.sampling_input import Biases, Penalties, SamplingTensors, TokenMasks, Typical
 from multilora_kernels.draw import draw
 from multilora_kernels.draws import Draws
 
@@ -34,7 +34,7 @@ class Sampled:
     top_logprobs: torch.Tensor | None  # float32 [N, K]
 
 
-def sample(logits: torch.Tensor, inputs: SamplingInput) -> Sampled:
+def sample(logits: torch.Tensor, inputs: SamplingTensors) -> Sampled:
     """Pick one token per row of `logits` float32 [N, V], which stay as they are.
 
     Without synchronisation: a GPU may not have begun when this returns.

@@ -12,15 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from multilora.forward.staging import Upload
+from multilora.forward.staging import StagingBuffer
 from multilora.scheduling.batch import BatchItem
-from multilora.scheduling.sequence import Sequence
 from multilora_api.sampling import SamplingParams
 from multilora_kernels.draws import Draws
 
 _MIN_TEMPERATURE = 1e-6  # as good as greedy; float32 logits divided by less would overflow
 _TOP_P_CANDIDATES = 1024  # mostly enough; if not, the CPU path sorts the whole row
-_Pairs = list[tuple[Sequence, SamplingParams]]
+_Pairs = list[tuple[BatchItem, SamplingParams]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +57,7 @@ class Typical(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class SamplingInput:
+class SamplingTensors:
     """`suppressed` int64 [2, M]: (row, token id) pairs that must not be picked. `num_logprobs`:
     the most any row asks for, None when no row asks."""
 
@@ -71,22 +70,22 @@ class SamplingInput:
     num_logprobs: int | None
 
 
-def add_sampling_input(
-    items: Rows[BatchItem], upload: Upload, vocab_size: int, eos_token_ids: tuple[int, ...]
-) -> Callable[[], SamplingInput]:
-    """Add the sampling parameters of `items`, one row each; the result is for after upload.send().
+def add_sampling_tensors(
+    items: Rows[BatchItem], staging: StagingBuffer, vocab_size: int, eos_token_ids: tuple[int, ...]
+) -> Callable[[], SamplingTensors]:
+    """Add the sampling parameters of `items`, one row each; the result is for after staging.send().
 
     ValueError when a row with a temperature has no seed.
     """
-    pairs = [(item.sequence, item.sequence.request.sampling) for item in items]
-    biases = _add_biases(pairs, upload)
-    suppressed = _add_suppressed(pairs, upload, vocab_size, eos_token_ids)
-    masks = _add_masks(pairs, upload, vocab_size, eos_token_ids)
-    typical = _add_typical(pairs, upload)
-    penalties = _add_penalties(pairs, upload, vocab_size)
-    draws = _add_draws(pairs, upload, vocab_size)
+    pairs = [(item, item.sequence.request.sampling) for item in items]
+    biases = _add_biases(pairs, staging)
+    suppressed = _add_suppressed(pairs, staging, vocab_size, eos_token_ids)
+    masks = _add_masks(pairs, staging, vocab_size, eos_token_ids)
+    typical = _add_typical(pairs, staging)
+    penalties = _add_penalties(pairs, staging, vocab_size)
+    draws = _add_draws(pairs, staging, vocab_size)
     asked = [p.logprobs for _, p in pairs if p.logprobs is not None]
-    return lambda: SamplingInput(
+    return lambda: SamplingTensors(
         biases=biases() if biases else None,
         suppressed=suppressed() if suppressed else None,
         masks=masks() if masks else None,
@@ -97,20 +96,20 @@ def add_sampling_input(
     )
 
 
-def _add_biases(pairs: _Pairs, upload: Upload) -> Callable[[], Biases] | None:
+def _add_biases(pairs: _Pairs, staging: StagingBuffer) -> Callable[[], Biases] | None:
     entries = [(row, *entry) for row, (_, p) in enumerate(pairs) for entry in p.logit_bias]
     if not entries:
         return None
     rows, tokens, values = zip(*entries, strict=True)
-    index = upload.add(np.array([rows, tokens]))
-    added = upload.add(np.array(values, dtype=np.float32))
+    index = staging.add(np.array([rows, tokens]))
+    added = staging.add(np.array(values, dtype=np.float32))
     return lambda: Biases(index(), added())
 
 
 def _add_masks(
-    pairs: _Pairs, upload: Upload, vocab_size: int, eos_token_ids: tuple[int, ...]
+    pairs: _Pairs, staging: StagingBuffer, vocab_size: int, eos_token_ids: tuple[int, ...]
 ) -> Callable[[], TokenMasks] | None:
-    rows = [row for row, (s, _) in enumerate(pairs) if s.matcher]
+    rows = [row for row, (item, _) in enumerate(pairs) if item.sequence.matcher]
     if not rows:
         return None
     ends = np.zeros(vocab_size, dtype=bool)
@@ -118,59 +117,59 @@ def _add_masks(
     others = ~np.packbits(ends, bitorder="little")
     if vocab_size % 8:
         others[-1] &= (1 << vocab_size % 8) - 1
-    bits = upload.add(np.stack([_allowed(*pairs[row], others) for row in rows]))
-    row_ids = upload.add(np.array(rows))
+    bits = staging.add(np.stack([_allowed(*pairs[row], others) for row in rows]))
+    row_ids = staging.add(np.array(rows))
     return lambda: TokenMasks(row_ids(), bits())
 
 
-def _allowed(sequence: Sequence, p: SamplingParams, others: np.ndarray) -> np.ndarray:
+def _allowed(item: BatchItem, p: SamplingParams, others: np.ndarray) -> np.ndarray:
     """The bits of a row; `others` are those of all tokens but end-of-sequence. Where a grammar is
     at its end nothing else can come, also below min_tokens."""
-    assert sequence.matcher
-    bits = np.frombuffer(sequence.matcher.allowed(), dtype=np.uint8)
-    if p.ignore_eos or sequence.num_output_tokens < p.min_tokens:
+    assert item.sequence.matcher
+    bits = np.frombuffer(item.sequence.matcher.allowed(), dtype=np.uint8)
+    if p.ignore_eos or item.num_output_tokens < p.min_tokens:
         going_on = bits & others
         if going_on.any():
             return going_on
     return bits
 
 
-def _add_typical(pairs: _Pairs, upload: Upload) -> Callable[[], Typical] | None:
+def _add_typical(pairs: _Pairs, staging: StagingBuffer) -> Callable[[], Typical] | None:
     rows = [row for row, (_, p) in enumerate(pairs) if not p.greedy and p.typical_p < 1]
     if not rows:
         return None
     temperature = [max(pairs[row][1].temperature, _MIN_TEMPERATURE) for row in rows]
     mass = [pairs[row][1].typical_p for row in rows]
     columns = [np.array(x, dtype=np.float32)[:, None] for x in (temperature, mass)]
-    handles = [upload.add(array) for array in (np.array(rows), *columns)]
+    handles = [staging.add(array) for array in (np.array(rows), *columns)]
     return lambda: Typical(*(handle() for handle in handles))
 
 
 def _add_suppressed(
-    pairs: _Pairs, upload: Upload, vocab_size: int, eos_token_ids: tuple[int, ...]
+    pairs: _Pairs, staging: StagingBuffer, vocab_size: int, eos_token_ids: tuple[int, ...]
 ) -> Callable[[], torch.Tensor] | None:
     ends = [token for token in eos_token_ids if token < vocab_size]
     places = [
         (row, token)
-        for row, (s, p) in enumerate(pairs)
-        if p.min_tokens and s.num_output_tokens < p.min_tokens and not s.matcher
+        for row, (item, p) in enumerate(pairs)
+        if p.min_tokens and item.num_output_tokens < p.min_tokens and not item.sequence.matcher
         for token in (*ends, *p.stop_token_ids)
     ]
-    return upload.add(np.array(places).T.copy()) if places else None
+    return staging.add(np.array(places).T.copy()) if places else None
 
 
 def _add_penalties(
-    pairs: _Pairs, upload: Upload, vocab_size: int
+    pairs: _Pairs, staging: StagingBuffer, vocab_size: int
 ) -> Callable[[], Penalties] | None:
     rows = [row for row, (_, p) in enumerate(pairs) if _penalises(p)]
     if not rows:
         return None
-    width = max(len(pairs[row][0].token_ids) for row in rows)
+    width = max(pairs[row][0].end for row in rows)
     tokens = np.full((2, len(rows), width), vocab_size)
     for index, row in enumerate(rows):
-        sequence = pairs[row][0]
-        count, start = len(sequence.token_ids), sequence.num_prompt_tokens
-        tokens[0, index, :count] = sequence.token_ids
+        item = pairs[row][0]
+        count, start = item.end, item.sequence.num_prompt_tokens
+        tokens[0, index, :count] = item.sequence.token_ids[:count]
         tokens[1, index, start:count] = tokens[0, index, start:count]
     params = [pairs[row][1] for row in rows]
     factors = [
@@ -179,7 +178,7 @@ def _add_penalties(
         [p.frequency_penalty for p in params],
     ]
     arrays = (np.array(rows), tokens, np.array(factors, dtype=np.float32)[:, :, None])
-    row_ids, both, three = (upload.add(array) for array in arrays)
+    row_ids, both, three = (staging.add(array) for array in arrays)
     return lambda: Penalties(row_ids(), *both(), *three())
 
 
@@ -187,12 +186,14 @@ def _penalises(p: SamplingParams) -> bool:
     return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
 
 
-def _add_draws(pairs: _Pairs, upload: Upload, vocab_size: int) -> Callable[[], Draws] | None:
+def _add_draws(
+    pairs: _Pairs, staging: StagingBuffer, vocab_size: int
+) -> Callable[[], Draws] | None:
     rows = [row for row, (_, p) in enumerate(pairs) if not p.greedy]
     if not rows:
         return None
     chosen = [pairs[row] for row in rows]
-    positions = [len(s.token_ids) for s, _ in chosen]
+    positions = [item.end for item, _ in chosen]
     seeds = [p.seed for _, p in chosen]
     temperature = np.array([p.temperature for _, p in chosen]).clip(min=_MIN_TEMPERATURE)
     min_p = np.array([p.min_p for _, p in chosen])
@@ -205,7 +206,7 @@ def _add_draws(pairs: _Pairs, upload: Upload, vocab_size: int) -> Callable[[], D
     )  # fmt: skip
     # One by one: a tensor inside another may lie at any address, and OpenAI Triton compiles a
     # kernel anew for an address that is less aligned.
-    handles = [upload.add(array) for array in arrays]
+    handles = [staging.add(array) for array in arrays]
     most, has_top_p = int(candidates.max()), bool(top_p.min() < 1)
     return lambda: Draws._make([*(handle() for handle in handles), most, has_top_p])
 

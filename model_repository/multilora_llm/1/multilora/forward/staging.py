@@ -1,8 +1,8 @@
-"""Upload: the host arrays of one step, brought to the device by a single copy.
+"""StagingBuffer: the host arrays of one step, brought to the device by a single copy.
 
-    upload = Upload(device)
-    ids = upload.add(np.arange(3))
-    upload.send()
+    staging = StagingBuffer(device)
+    ids = staging.add(np.arange(3))
+    staging.send()
     ids()  # int64 [3] on the device
 
 Arrays travel side by side in one pinned buffer, so a step costs one asynchronous copy however many
@@ -22,7 +22,7 @@ _DTYPES = {
 }
 
 
-class Upload:
+class StagingBuffer:
     """For one step and one use. On a CPU the tensors are views of the arrays."""
 
     def __init__(self, device: torch.device, target: torch.Tensor | None = None) -> None:

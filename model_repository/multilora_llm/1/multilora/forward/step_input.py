@@ -1,33 +1,49 @@
-"""ForwardInput: a Batch as device tensors.
+"""StepInput: a Batch as device tensors.
 
-ForwardArrays is the same on the host, in numpy: the only place where the host lists of a Batch
-become arrays. They travel to the device in an Upload.
+StepArrays is the same on the host, in numpy: the only place where the host lists of a Batch become
+arrays. They travel to the device in a StagingBuffer.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from multilora.forward.staging import Upload
+from multilora.forward.staging import StagingBuffer
 from multilora.scheduling.batch import Batch, BatchItem
 from multilora_kernels.openai_triton import INTERPRETED
 from multilora_kernels.row_groups import Segment
 from multilora_kernels.segments import LoRASegments, segment_tables
 
+T = TypeVar("T")
+
+
+class StepFields(NamedTuple, Generic[T]):
+    """What a step brings to the device whatever its kind, in the order in which it travels.
+
+    T rows (new tokens) of S items. T is an array, a tensor, or the description of one.
+    """
+
+    input_ids: T  # int64 [T]
+    positions: T  # int64 [T], in the row's own sequence
+    kv_slots: T  # int64 [T], where the row's K and V go; -1: nowhere (padding)
+    context_lens: T  # int32 [S], tokens attended to, the new ones included
+    block_tables: T  # int32 [S, max_blocks], zero-padded
+
 
 @dataclass(frozen=True)
-class ForwardInput:
-    """One forward pass of T rows (new tokens) of S items."""
+class StepInput:
+    """One forward pass of T rows (new tokens) of S items; StepFields describes the first five."""
 
-    input_ids: torch.Tensor  # int64 [T]
-    positions: torch.Tensor  # int64 [T], in the row's own sequence
-    kv_slots: torch.Tensor  # int64 [T], where the row's K and V go; -1: nowhere (padding)
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    kv_slots: torch.Tensor
+    context_lens: torch.Tensor
+    block_tables: torch.Tensor
     last_token_indices: torch.Tensor  # int64 [N], rows of items with .samples, in item order
     cu_seqlens_q: torch.Tensor  # int32 [S + 1], first row of each item; then T
-    context_lens: torch.Tensor  # int32 [S], tokens attended to, the new ones included
-    block_tables: torch.Tensor  # int32 [S, max_blocks], zero-padded
     segments: LoRASegments | None  # None when every row is a base row
     max_seqlen_q: int
     max_context_len: int
@@ -36,29 +52,25 @@ class ForwardInput:
 
 
 @dataclass(frozen=True, eq=False)
-class ForwardArrays:
-    """A Batch in numpy, filled by forward_arrays; fields as those of ForwardInput."""
+class StepArrays:
+    """A Batch in numpy, filled by step_arrays; arrays as those of StepInput."""
 
-    input_ids: np.ndarray
-    positions: np.ndarray
-    kv_slots: np.ndarray
+    fields: StepFields[np.ndarray]
     last_token_indices: np.ndarray
     cu_seqlens_q: np.ndarray
-    context_lens: np.ndarray
-    block_tables: np.ndarray
     num_new_tokens: np.ndarray  # int64 [S]
     batch: Batch
 
     @property
     def num_rows(self) -> int:
-        return len(self.input_ids)
+        return len(self.fields.input_ids)
 
 
-def forward_arrays(batch: Batch, block_size: int) -> ForwardArrays:
+def step_arrays(batch: Batch, block_size: int) -> StepArrays:
     """Rows in the order of batch.items; the batch must not be empty."""
     items = batch.items
     new = np.array([item.num_new_tokens for item in items], dtype=np.int64)
-    starts = np.array([item.sequence.num_computed_tokens for item in items], dtype=np.int64)
+    starts = np.array([item.start for item in items], dtype=np.int64)
     contexts = starts + new
     cu_seqlens = np.zeros(len(items) + 1, dtype=np.int64)
     np.cumsum(new, out=cu_seqlens[1:])
@@ -67,55 +79,49 @@ def forward_arrays(batch: Batch, block_size: int) -> ForwardArrays:
     tables = _block_tables(items, -(-contexts // block_size))
     own_block = tables[row_item, positions // block_size].astype(np.int64)
     samples = np.array([item.samples for item in items], dtype=bool)
-    return ForwardArrays(
-        input_ids=_input_ids(items),
-        positions=positions,
-        kv_slots=own_block * block_size + positions % block_size,
+    return StepArrays(
+        fields=StepFields(
+            input_ids=_input_ids(items),
+            positions=positions,
+            kv_slots=own_block * block_size + positions % block_size,
+            context_lens=contexts.astype(np.int32),
+            block_tables=tables,
+        ),
         last_token_indices=cu_seqlens[1:][samples] - 1,
         cu_seqlens_q=cu_seqlens.astype(np.int32),
-        context_lens=contexts.astype(np.int32),
-        block_tables=tables,
         num_new_tokens=new,
         batch=batch,
     )
 
 
-def add_forward_input(
-    arrays: ForwardArrays, upload: Upload, device: torch.device, dtype: torch.dtype
-) -> Callable[[], ForwardInput]:
-    """Add a batch to `upload` → its tensors, once that has been sent. `dtype` is the engine's."""
-    handles = [
-        upload.add(array)
-        for array in (
-            arrays.input_ids,
-            arrays.positions,
-            arrays.kv_slots,
-            arrays.last_token_indices,
-            arrays.cu_seqlens_q,
-            arrays.context_lens,
-            arrays.block_tables,
-        )
-    ]
-    segments = _add_segments(arrays.batch, arrays.num_rows, upload, device, dtype)
+def add_step_input(
+    arrays: StepArrays, staging: StagingBuffer, device: torch.device, dtype: torch.dtype
+) -> Callable[[], StepInput]:
+    """Add a batch to `staging` → its tensors, once that was sent. `dtype` is the engine's."""
+    fields = [staging.add(array) for array in arrays.fields]
+    last, cu_seqlens = staging.add(arrays.last_token_indices), staging.add(arrays.cu_seqlens_q)
+    segments = _add_segments(arrays.batch, arrays.num_rows, staging, device, dtype)
     longest, shortest = int(arrays.num_new_tokens.max()), int(arrays.num_new_tokens.min())
-    return lambda: ForwardInput(
-        *(handle() for handle in handles),
+    return lambda: StepInput(
+        *(handle() for handle in fields),
+        last_token_indices=last(),
+        cu_seqlens_q=cu_seqlens(),
         segments=segments(),
         max_seqlen_q=longest,
-        max_context_len=int(arrays.context_lens.max()),
+        max_context_len=int(arrays.fields.context_lens.max()),
         has_decode=shortest == 1,
         has_prefill=longest > 1,
     )
 
 
-def build_forward_input(
+def build_step_input(
     batch: Batch, block_size: int, device: torch.device, dtype: torch.dtype
-) -> ForwardInput:
+) -> StepInput:
     """A batch alone on its way to the device."""
-    upload = Upload(device)
-    forward_input = add_forward_input(forward_arrays(batch, block_size), upload, device, dtype)
-    upload.send()
-    return forward_input()
+    staging = StagingBuffer(device)
+    step_input = add_step_input(step_arrays(batch, block_size), staging, device, dtype)
+    staging.send()
+    return step_input()
 
 
 def batch_segments(batch: Batch) -> tuple[Segment, ...]:
@@ -124,7 +130,7 @@ def batch_segments(batch: Batch) -> tuple[Segment, ...]:
 
 
 def _add_segments(
-    batch: Batch, num_rows: int, upload: Upload, device: torch.device, dtype: torch.dtype
+    batch: Batch, num_rows: int, staging: StagingBuffer, device: torch.device, dtype: torch.dtype
 ) -> Callable[[], LoRASegments | None]:
     if not batch.spans:
         return lambda: None
@@ -134,7 +140,7 @@ def _add_segments(
         on_cpu = LoRASegments.from_lists(starts, counts, pages, num_rows, device, dtype)
         return lambda: on_cpu
     tables = segment_tables(segments, num_rows)
-    handles = [upload.add(array) for array in (tables.counts, tables.tiles, tables.pairs)]
+    handles = [staging.add(array) for array in (tables.counts, tables.tiles, tables.pairs)]
     return lambda: LoRASegments.of_tables(
         tables, *(handle() for handle in handles), num_rows=num_rows
     )
@@ -142,9 +148,8 @@ def _add_segments(
 
 def _input_ids(items: Sequence[BatchItem]) -> np.ndarray:
     ids: list[int] = []
-    for sequence, count in items:
-        start = sequence.num_computed_tokens
-        ids += sequence.token_ids[start : start + count]
+    for item in items:
+        ids += item.sequence.token_ids[item.start : item.end]
     return np.array(ids, dtype=np.int64)
 
 

@@ -1,39 +1,44 @@
-"""What the scheduler asks of adapter memory: a key is an adapter's content identity."""
+"""AdapterCache: what the scheduler asks of adapter memory.
+
+`adapters` names them by id, as requests do; a `key` is the same set by content identity.
+"""
 
 from enum import Enum, auto
 from typing import Protocol
 
+from multilora.request import AdapterSet
 
-class NotReady(Enum):
-    """Why an adapter cannot be used in this pass."""
 
-    LOADING = auto()  # on its way to the device pool; no running sequence is in its way
+class CacheMiss(Enum):
+    """Why adapters cannot be used in this pass."""
+
+    LOADING = auto()  # on their way to the device pool; no running sequence is in their way
     NO_ROOM = auto()  # the device pool is full of adapters in use
 
 
-class AdapterGate(Protocol):
+class AdapterCache(Protocol):
     """Answers for one pass; nothing here waits."""
 
-    def acquire(self, adapter_id: str) -> str | NotReady:
-        """Reference the adapter's pages for one sequence → its key. RequestError: it failed."""
+    def acquire(self, adapters: AdapterSet) -> AdapterSet | CacheMiss:
+        """Reference the adapters' pages for one sequence → their key. RequestError: it failed."""
         ...
 
-    def release(self, adapter_key: str) -> None:
+    def release(self, key: AdapterSet) -> None:
         """Give one reference back."""
         ...
 
-    def pages(self, adapter_key: str) -> tuple[int, ...]:
-        """The pool pages of a referenced adapter."""
+    def pages(self, key: AdapterSet) -> tuple[int, ...]:
+        """The pool pages of referenced adapters."""
         ...
 
-    def unwanted(self, adapter_id: str) -> None:
-        """Nobody waits for the adapter any more: each has started, or has ended."""
+    def unwanted(self, adapters: AdapterSet) -> None:
+        """No sequence waits for the adapters any more: each has started, or has ended."""
         ...
 
-    def is_resident(self, adapter_id: str) -> bool:
-        """The version that new sequences would use stands in the pool: it needs no page more."""
+    def is_resident(self, adapters: AdapterSet) -> bool:
+        """The version that new sequences would use stands in the pool and needs no page more."""
         ...
 
-    def shortage(self, adapter_id: str) -> int:
-        """How many pages in use must fall idle before the adapter fits; 0: none, or not known."""
+    def shortage(self, adapters: AdapterSet) -> int:
+        """How many pages in use must fall idle before they fit; 0: none, or not known."""
         ...

@@ -1,27 +1,46 @@
 """The work of one forward pass, on the host: who computes how many tokens, in which order."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from multilora.request import AdapterSet
 from multilora.scheduling.sequence import Sequence
 
 
 class BatchItem(NamedTuple):
-    """`num_new_tokens` tokens of `sequence`, from its num_computed_tokens on."""
+    """Tokens of `sequence` from `start` on, as it was when the pass was scheduled.
+
+    `samples`: the pass reaches the last known token, so that its logits give the next one.
+    """
 
     sequence: Sequence
+    start: int
     num_new_tokens: int
+    samples: bool
+    adapters: AdapterSet
+
+    @staticmethod
+    def next(sequence: Sequence, count: int) -> "BatchItem":
+        """The next `count` tokens that are not computed."""
+        start, samples = sequence.num_computed_tokens, count == sequence.num_uncomputed_tokens
+        return BatchItem(sequence, start, count, samples, sequence.adapters)
 
     @property
-    def samples(self) -> bool:
-        """True when this pass reaches the last known token, so its logits give the next one."""
-        return self.num_new_tokens == self.sequence.num_uncomputed_tokens
+    def end(self) -> int:
+        """Where the pass ends; the index of the token that is sampled."""
+        return self.start + self.num_new_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens before `end`."""
+        return self.end - self.sequence.num_prompt_tokens
 
 
 class AdapterSpan(NamedTuple):
-    """One adapter's contiguous rows [row_start, row_start + row_count) and its pool pages."""
+    """The contiguous rows [row_start, row_start + row_count) of one adapter set, and its pages."""
 
-    adapter_key: str
+    adapters: AdapterSet
     row_start: int
     row_count: int
     pages: tuple[int, ...]
@@ -29,7 +48,7 @@ class AdapterSpan(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Items ordered by adapter, base-only ones last; `spans` cover the adapter rows in order."""
+    """Items ordered by adapters, base-only ones last; `spans` cover the adapter rows in order."""
 
     items: tuple[BatchItem, ...]
     spans: tuple[AdapterSpan, ...]
@@ -46,27 +65,26 @@ class Batch:
         return bool(self.items)
 
 
-def make_batch(items: list[BatchItem], pages: dict[str, tuple[int, ...]]) -> Batch:
-    """Order `items` by adapter and find each adapter's rows.
+def make_batch(items: list[BatchItem], pages: Mapping[AdapterSet, tuple[int, ...]]) -> Batch:
+    """Order `items` by adapters and find the rows of each set.
 
-    `pages` maps the adapter_key of every non-base item to its pool pages. Adapters come in the
-    order of their pages: what is read together then lies together.
+    `pages` maps the adapters of every non-base item to their pool pages. Sets come in the order of
+    their pages, so that what is read together lies together.
     """
 
     def order(item: BatchItem) -> tuple[bool, tuple[int, ...], int]:
-        key = item.sequence.adapter_key
-        return not key, pages.get(key, ()), item.sequence.arrival
+        return not item.adapters, pages.get(item.adapters, ()), item.sequence.arrival
 
     ordered = sorted(items, key=order)
     spans: list[AdapterSpan] = []
     row = 0
-    for sequence, count in ordered:
-        key = sequence.adapter_key
-        if key:
-            if spans and spans[-1].adapter_key == key:
+    for item in ordered:
+        count = item.num_new_tokens
+        if item.adapters:
+            if spans and spans[-1].adapters == item.adapters:
                 spans[-1] = spans[-1]._replace(row_count=spans[-1].row_count + count)
             else:
-                spans.append(AdapterSpan(key, row, count, pages[key]))
+                spans.append(AdapterSpan(item.adapters, row, count, pages[item.adapters]))
         row += count
     return Batch(tuple(ordered), tuple(spans))
 

@@ -1,6 +1,6 @@
-"""Who is next: waiting sequences, one queue per adapter, served by deficit round-robin over tokens.
+"""FairQueue: one queue of waiting sequences per adapter set, in deficit round-robin over tokens.
 
-The base model's queue ("") is one of them. A queue earns `quantum` tokens a round and pays
+The base model's queue is one of them. A queue earns `quantum` tokens a round and pays
 `Sequence.cost` for each sequence that is taken, so over time every adapter with work gets the same
 number of tokens, however many sequences the others have waiting (Shreedhar and Varghese, "Efficient
 Fair Queuing Using Deficit Round Robin", 1995). A queue that is passed over keeps its place and what
@@ -12,14 +12,15 @@ from bisect import insort
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 
+from multilora.request import AdapterSet
 from multilora.scheduling.sequence import Sequence
 
 
 class _Queue:
-    """The sequences of one adapter that never ran, by arrival; never empty while it is listed."""
+    """The sequences of one adapter set that never ran, by arrival; listed only while not empty."""
 
-    def __init__(self, adapter_id: str, earned: int) -> None:
-        self.adapter_id = adapter_id
+    def __init__(self, adapters: AdapterSet, earned: int) -> None:
+        self.adapters = adapters
         self.earned = earned  # tokens it may spend
         self.sequences: OrderedDict[Sequence, None] = OrderedDict()
 
@@ -29,14 +30,16 @@ class _Queue:
 
 
 class FairQueue:
-    """`push`, then `turns` and `remove`; each costs O(1) for any number of adapters and sequences.
+    """`push`, then `candidates` and `remove`; each costs O(1) for any number of sequences.
 
-    Starting a pass over the turns costs O(adapters).
+    Starting a pass over the candidates costs O(adapter sets).
     """
 
     def __init__(self, quantum: int) -> None:
         self.quantum = quantum
-        self._queues: OrderedDict[str, _Queue] = OrderedDict()  # the next one in the round first
+        self._queues: OrderedDict[AdapterSet, _Queue] = (
+            OrderedDict()
+        )  # the next one in the round first
         self._preempted: list[Sequence] = []  # by arrival
         self._length = 0
 
@@ -48,18 +51,18 @@ class FairQueue:
         for queue in self._queues.values():
             yield from queue.sequences
 
-    def __contains__(self, adapter_id: str) -> bool:
-        """Does a sequence of this adapter wait?"""
-        return adapter_id in self._queues or any(
-            sequence.request.adapter_id == adapter_id for sequence in self._preempted
+    def __contains__(self, adapters: AdapterSet) -> bool:
+        """Does a sequence of these adapters wait?"""
+        return adapters in self._queues or any(
+            sequence.request.adapters == adapters for sequence in self._preempted
         )
 
-    def counts(self) -> dict[str, int]:
-        """adapter id → waiting sequences."""
+    def counts(self) -> dict[AdapterSet, int]:
+        """How many sequences of each adapter set wait."""
         counts = {name: len(queue.sequences) for name, queue in self._queues.items()}
         for sequence in self._preempted:
-            adapter_id = sequence.request.adapter_id
-            counts[adapter_id] = counts.get(adapter_id, 0) + 1
+            adapters = sequence.request.adapters
+            counts[adapters] = counts.get(adapters, 0) + 1
         return counts
 
     def push(self, sequence: Sequence) -> None:
@@ -68,10 +71,10 @@ class FairQueue:
         if sequence.admitted:
             insort(self._preempted, sequence, key=lambda other: other.arrival)
             return
-        adapter_id = sequence.request.adapter_id
-        queue = self._queues.get(adapter_id)
+        adapters = sequence.request.adapters
+        queue = self._queues.get(adapters)
         if queue is None:
-            queue = self._queues[adapter_id] = _Queue(adapter_id, self.quantum)
+            queue = self._queues[adapters] = _Queue(adapters, self.quantum)
         queue.sequences[sequence] = None
 
     def remove(self, sequence: Sequence) -> None:
@@ -80,31 +83,31 @@ class FairQueue:
         if sequence.admitted:
             self._preempted.remove(sequence)
             return
-        queue = self._queues[sequence.request.adapter_id]
+        queue = self._queues[sequence.request.adapters]
         del queue.sequences[sequence]
         if not queue.sequences:
-            del self._queues[queue.adapter_id]
+            del self._queues[queue.adapters]
 
     def take(self, sequence: Sequence) -> None:
         """The sequence whose turn it is starts to run; its queue pays."""
         if not sequence.admitted:
-            self._queues[sequence.request.adapter_id].earned -= sequence.cost
+            self._queues[sequence.request.adapters].earned -= sequence.cost
         self.remove(sequence)
         sequence.admitted = True
 
-    def turns(self, without: Iterable[str] = ()) -> Iterator[Sequence]:
-        """Each sequence whose turn it is: take it, remove it or leave it. Stop at will.
+    def candidates(self, without: Iterable[AdapterSet] = ()) -> Iterator[Sequence]:
+        """Each sequence whose turn it is, to be taken, removed or left. Stop at will.
 
-        The adapters of `without`, and those whose sequence was left, have no turn in this pass.
+        Adapters in `without`, and adapters whose sequence was left, have no turn in this pass.
         """
         left = set(without)
         for sequence in list(self._preempted):
-            adapter_id = sequence.request.adapter_id
-            if adapter_id not in left:
+            adapters = sequence.request.adapters
+            if adapters not in left:
                 yield sequence
                 if sequence in self._preempted:
-                    left.add(adapter_id)
-        ring = deque(queue for queue in self._queues.values() if queue.adapter_id not in left)
+                    left.add(adapters)
+        ring = deque(queue for queue in self._queues.values() if queue.adapters not in left)
         while ring:
             head = self._next(ring)
             yield head
@@ -126,6 +129,6 @@ class FairQueue:
                     other.earned += max(0, rounds - 1) * self.quantum
                 turned = 0
             queue.earned += self.quantum
-            self._queues.move_to_end(queue.adapter_id)
+            self._queues.move_to_end(queue.adapters)
             ring.rotate(-1)
             turned += 1

@@ -4,8 +4,8 @@ Laws. Running sequences come first, oldest first; a decode row is always schedul
 share `max_batch_prefill_tokens` a pass (chunked prefill). KV blocks are short → the youngest
 running sequence is preempted and recomputed later, on the adapter version it began with. Waiting
 sequences start in the order of FairQueue, and none overtakes one whose turn it is but for want of
-KV blocks. One whose adapter is loading, or has no room, or is held back by a claim of another
-(AdapterClaims) is skipped, never waited on; one that waits longer than its adapter_timeout for a
+KV blocks. One whose adapter is loading, or has no room, or is held back by a reservation of another
+(PageReservations) is skipped, never waited on; one that waits longer than its adapter_timeout for a
 load ends. The base model never waits for an adapter. Every sequence ends exactly once, with one
 TokenOutput that has a finish_reason.
 """
@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from multilora.errors import RequestError, grammar_failed
-from multilora.request import FinishReason, Request, TokenOutput
-from multilora.scheduling.adapter_cache import AdapterGate
+from multilora.request import BASE_ONLY, FinishReason, Request, TokenOutput
+from multilora.scheduling.adapter_cache import AdapterCache, CacheMiss
 from multilora.scheduling.batch import Batch, BatchItem, SampledToken, make_batch
-from multilora.scheduling.kv_blocks import BlockAllocator
+from multilora.scheduling.kv_blocks import BlockAllocator, KVBlocks
 from multilora.scheduling.sequence import Sequence, SequenceStatus
-from multilora.scheduling.sequence_blocks import SequenceBlocks
 from multilora.scheduling.token_matcher import TokenMatcher
-from multilora.scheduling.waiting_queue import Admission
+from multilora.scheduling.waiting_queue import WaitingQueue
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,16 @@ class Scheduler:
         self,
         limits: SchedulerLimits,
         blocks: BlockAllocator,
-        adapters: AdapterGate,
+        adapters: AdapterCache,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
         self.blocks = blocks
         self.adapters = adapters
-        self.admission = Admission(adapters, limits.quantum, limits.patience, clock)
+        self._waiting = WaitingQueue(adapters, limits.quantum, limits.patience, clock)
         self.running: list[Sequence] = []  # by arrival
         self.preemptions = 0
-        self._held = SequenceBlocks(blocks)
+        self._held = KVBlocks(blocks)
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = 0
         self._clock = clock
@@ -69,11 +68,11 @@ class Scheduler:
 
     @property
     def waiting(self) -> list[Sequence]:
-        return list(self.admission.queue)
+        return list(self._waiting)
 
     @property
     def num_waiting(self) -> int:
-        return len(self.admission.queue)
+        return len(self._waiting)
 
     @property
     def cached_tokens(self) -> int:
@@ -81,15 +80,19 @@ class Scheduler:
 
     @property
     def next_deadline(self) -> float | None:
-        return self.admission.next_deadline
+        return self._waiting.next_deadline
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """adapter id → how many of its sequences run and wait; the base model is not listed."""
-        counts = {name: (0, waiting) for name, waiting in self.admission.queue.counts().items()}
+        counts: dict[str, tuple[int, int]] = {}
+        for adapters, number in self._waiting.counts().items():
+            for adapter_id, _ in adapters:
+                running, waiting = counts.get(adapter_id, (0, 0))
+                counts[adapter_id] = running, waiting + number
         for sequence in self.running:
-            running, waiting = counts.get(sequence.request.adapter_id, (0, 0))
-            counts[sequence.request.adapter_id] = running + 1, waiting
-        counts.pop("", None)
+            for adapter_id, _ in sequence.request.adapters:
+                running, waiting = counts.get(adapter_id, (0, 0))
+                counts[adapter_id] = running + 1, waiting
         return counts
 
     def add(
@@ -103,7 +106,7 @@ class Scheduler:
         sequence = Sequence(request, arrival=self._arrivals, matcher=matcher)
         sequence.arrived_at = self._clock() if arrived_at is None else arrived_at
         self._sequences[request.request_id] = sequence
-        self.admission.add(sequence)
+        self._waiting.add(sequence)
 
     def abort(self, request_id: str, error: RequestError | None = None) -> None:
         """End a request now, as cancelled or with `error`; unknown or ended ids are ignored."""
@@ -122,7 +125,7 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Pick the next pass. Sequences in the batch hold their blocks and adapter pages."""
-        for sequence, error in self.admission.overdue():
+        for sequence, error in self._waiting.overdue():
             self.abort(sequence.request.request_id, error)
         budget = self.limits.max_batch_prefill_tokens
         preemptions = self.preemptions
@@ -134,10 +137,10 @@ class Scheduler:
             if item:
                 items.append(item)
                 budget -= _prefill_cost(item)
-        turns = self.admission.turns(self.running)
+        candidates = self._waiting.candidates(self.running)
         if preemptions == self.preemptions:
-            self._admit(turns, items, budget)
-        keys = {item.sequence.adapter_key for item in items} - {""}
+            self._admit(candidates, items, budget)
+        keys = {item.adapters for item in items} - {BASE_ONLY}
         return make_batch(items, {key: self.adapters.pages(key) for key in keys})
 
     def postprocess(self, batch: Batch, sampled: list[SampledToken]) -> list[TokenOutput]:
@@ -147,10 +150,9 @@ class Scheduler:
         """
         tokens = iter(sampled)
         for item in batch.items:
-            samples = item.samples
-            item.sequence.num_computed_tokens += item.num_new_tokens
+            item.sequence.num_computed_tokens = item.end
             self._held.publish(item.sequence)
-            if samples:
+            if item.samples:
                 self._append(item.sequence, next(tokens))
         return self.take_outputs()
 
@@ -170,34 +172,34 @@ class Scheduler:
             self._preempt(victim)
             if victim is sequence:
                 return None
-        return BatchItem(sequence, count)
+        return BatchItem.next(sequence, count)
 
-    def _admit(self, turns: Iterator[Sequence], items: list[BatchItem], budget: int) -> None:
+    def _admit(self, candidates: Iterator[Sequence], items: list[BatchItem], budget: int) -> None:
         while budget and len(self.running) < self.limits.max_running:
-            sequence = next(turns, None)
+            sequence = next(candidates, None)
             if sequence is None:
                 return
             try:
-                key = sequence.adapter_key or self.admission.acquire(sequence)
+                found = sequence.adapters or self._waiting.acquire(sequence)
             except RequestError as error:
                 self.abort(sequence.request.request_id, error)
                 continue
-            if not isinstance(key, str):
+            if isinstance(found, CacheMiss):
                 continue
-            sequence.adapter_key = key
+            sequence.adapters = found
             if not self._held.take(sequence):
                 if not sequence.admitted:
                     self._release_adapter(sequence)
                 return
             self._start(sequence)
-            item = BatchItem(sequence, min(sequence.num_uncomputed_tokens, budget))
+            item = BatchItem.next(sequence, min(sequence.num_uncomputed_tokens, budget))
             items.append(item)
             budget -= _prefill_cost(item)
 
     def _start(self, sequence: Sequence) -> None:
         if not sequence.admitted:
             sequence.queue_time = max(0.0, self._clock() - sequence.arrived_at)
-        self.admission.take(sequence)
+        self._waiting.take(sequence)
         sequence.status = SequenceStatus.RUNNING
         insort(self.running, sequence, key=_arrival)
 
@@ -206,7 +208,7 @@ class Scheduler:
         self.running.remove(sequence)
         self._held.drop(sequence)
         sequence.status = SequenceStatus.WAITING
-        self.admission.queue.push(sequence)
+        self._waiting.add(sequence)
         self.preemptions += 1
 
     def _append(self, sequence: Sequence, token: SampledToken) -> None:
@@ -225,15 +227,15 @@ class Scheduler:
             self.running.remove(sequence)
             self._held.drop(sequence)
         else:
-            self.admission.remove(sequence)
+            self._waiting.remove(sequence)
         self._release_adapter(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self._sequences[sequence.request.request_id]
 
     def _release_adapter(self, sequence: Sequence) -> None:
-        if sequence.adapter_key:
-            self.adapters.release(sequence.adapter_key)
-        sequence.adapter_key = ""
+        if sequence.adapters:
+            self.adapters.release(sequence.adapters)
+        sequence.adapters = BASE_ONLY
 
 
 def _arrival(sequence: Sequence) -> int:

@@ -4,7 +4,7 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from multilora.request import FinishReason, Request
+from multilora.request import BASE_ONLY, AdapterSet, FinishReason, Request
 from multilora.scheduling.token_matcher import TokenMatcher
 
 
@@ -20,17 +20,18 @@ class Sequence:
 
     `token_ids` is prompt then output. `num_computed_tokens` counts those whose K and V stand in
     the cache. `block_table[i]` is the KV block of tokens [i * block_size, (i + 1) * block_size).
-    `block_digests` names those of its blocks that are full (see block_allocator). `adapter_key` is
-    the content identity of the adapter version this sequence runs on ("" = base); the scheduler
-    sets it on the first admission and every use of pages or prefix hashes goes through it.
-    `admitted` says that it has run before: preempted, it has had its turn. `matcher` has accepted
-    the output tokens of a request with a grammar; they stay when it is preempted. `arrived_at` is
-    when it came, on the scheduler's clock, `queue_time` how long it waited for its first pass.
+    `block_digests` names those of its blocks that are full (see kv_blocks). `adapters` is
+    the content identity of the adapter versions this sequence runs on; the scheduler sets it on the
+    first admission, and every use of pages or prefix hashes goes through it. `admitted` says that
+    the sequence has run before: if it waits, it was preempted and has had its turn. `matcher` has
+    accepted the output tokens of a request with a grammar; they stay when it is preempted.
+    `arrived_at` is when the request came, on the scheduler's clock, `queue_time` how many seconds
+    it waited for its first pass.
     """
 
     request: Request
     arrival: int = 0  # order of submission, set by Scheduler.add
-    adapter_key: str = ""
+    adapters: AdapterSet = BASE_ONLY
     token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     block_table: "array[int]" = field(default_factory=lambda: array("i"))

@@ -1,6 +1,5 @@
 """What serves adapters (catalog, manager, merger), made once at start from the configuration."""
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from pathlib import Path
 import torch
 
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
-from multilora.adapters.checkpoint.text import read_adapter_text
 from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.merging.merger import AdapterMerger
 from multilora.adapters.naming.catalog import AdapterCatalog
@@ -21,7 +19,7 @@ from multilora.config import DEMO, EngineConfig
 from multilora.download.folder import adapter_folder
 from multilora.download.transfer import DownloadLimits
 from multilora.errors import ErrorCode, RequestError, StartupError
-from multilora.lora.adapter_pages import AdapterPages
+from multilora.lora.rank_pages import RankPagePool
 from multilora_text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -63,7 +61,7 @@ def make_adapters(
     config: EngineConfig,
     base: BaseConfig,
     dtype: torch.dtype,
-    pages: AdapterPages,
+    pages: RankPagePool,
     tokenizer: Tokenizer | None,
     wake: Callable[[], None],
 ) -> AdapterParts:
@@ -84,7 +82,7 @@ def make_adapters(
     merger = AdapterMerger(
         catalog,
         manager.states,
-        base,
+        base.sites,
         config.max_lora_rank,
         lambda source: adapter_folder(source, limits),
     )
@@ -122,14 +120,8 @@ def _adapter_reader(
             )
             raise RequestError(ErrorCode.NOT_FOUND, message)
         folder = adapter_folder(source, limits)
-        adapter = read_adapter(folder, source.adapter_id, base, dtype, config.max_lora_rank)
-        if tokenizer is None:
-            return adapter
-        try:
-            template = read_adapter_text(folder, tokenizer)
-        except RequestError as error:
-            message = f"adapter {source.adapter_id!r}: {error.message}"
-            raise RequestError(error.code, message) from None
-        return dataclasses.replace(adapter, chat_template=template)
+        return read_adapter(
+            folder, source.adapter_id, base.sites, dtype, config.max_lora_rank, tokenizer
+        )
 
     return read

@@ -15,13 +15,13 @@ from multilora.adapters.naming.watch import AdapterWatch
 from multilora.base_model.config import BaseConfig
 from multilora.config import DEMO, EngineConfig
 from multilora.errors import StartupError
-from multilora.forward.decoder import load_llama
+from multilora.forward.decoder import load_decoder
 from multilora.forward.graphs import DecodeGraphs
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.grammar.cache import Grammars
 from multilora.grammar.compiler import GrammarCompiler
-from multilora.lora.adapter_pages import AdapterPages
+from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.kv_blocks import BlockAllocator
 from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
 from multilora.startup.adapter_parts import AdapterParts, make_adapters
@@ -99,7 +99,7 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
     max_input, max_total = config.token_limits(base.max_position_embeddings)
     dtype = _dtype(config.dtype, base.dtype, device)
     _LOG.info("loading %s as %s on %s", folder, dtype, device)
-    model = load_llama(folder, base, dtype, device)
+    model = load_decoder(folder, base, dtype, device)
     tokenizer = base_tokenizer(folder) if (folder / TOKENIZER_FILE).is_file() else None
     profile = Profile(model, config, max_total, dtype, device)
     pools = _pools(profile)
@@ -177,7 +177,7 @@ def _admin(
 
 class _Pools(NamedTuple):
     kv: KVCache
-    pages: AdapterPages
+    pages: RankPagePool
     graphs: DecodeGraphs | None  # captured on the two
 
 
@@ -190,7 +190,7 @@ def _pools(profile: Profile) -> _Pools:
     model, config, _, dtype, device = profile
     try:
         kv = KVCache(model.base, plan.kv_blocks, config.kv_block_size, dtype, device)
-        pages = AdapterPages(model.base, plan.adapter_pages, dtype, device)
+        pages = RankPagePool(model.base.sites, plan.adapter_pages, dtype, device)
         graphs = None
         if meter and config.cuda_graphs == "on":
             graphs = DecodeGraphs(model, kv, pages, profile.graph_limits, device)

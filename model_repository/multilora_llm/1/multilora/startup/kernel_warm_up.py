@@ -11,9 +11,9 @@ import time
 from array import array
 from collections.abc import Iterator
 
-from multilora.forward.captured_pass import GraphLimits
+from multilora.forward.graphs import GraphLimits
 from multilora.forward.runner import ModelRunner
-from multilora.request import Request
+from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
 from multilora_api.sampling import SamplingParams
@@ -28,7 +28,8 @@ def warm_up(runner: ModelRunner, limits: GraphLimits, max_prefill_tokens: int) -
     most_pages = min(limits.pages_per_adapter, runner.adapters.num_pages)
     limits = limits._replace(pages_per_adapter=most_pages)
     for batch in warm_up_batches(limits, max_prefill_tokens, runner.kv.block_size):
-        runner.run(batch, replay=False)  # all adapters in the same pages: more than bounds allow
+        # All adapters stand in the same pages, which is more than the bounds of a graph allow.
+        runner.launch(batch, replay=False).tokens()
     _LOG.info("compiled the kernels in %.1f s", time.monotonic() - start)
 
 
@@ -56,8 +57,8 @@ def _batch(
     for index in range(count):
         length = (index + 1) * rows // count - index * rows // count
         sequence = Sequence(Request(str(index), tokens, "", _SAMPLING), index)
-        sequence.adapter_key = str(index * adapters // count) if pages else ""
+        sequence.adapters = AdapterSet.of(str(index * adapters // count) if pages else "")
         sequence.num_computed_tokens = context - length
         sequence.block_table = array("i", [0]) * -(-context // block_size)
-        items.append(BatchItem(sequence, length))
-    return make_batch(items, {item.sequence.adapter_key: pages for item in items})
+        items.append(BatchItem.next(sequence, length))
+    return make_batch(items, {item.adapters: pages for item in items})

@@ -14,13 +14,12 @@ import torch
 from multilora.base_model.config import BaseConfig
 from multilora.config import EngineConfig
 from multilora.errors import StartupError
-from multilora.forward.captured_pass import GraphLimits
-from multilora.forward.decoder import Llama
-from multilora.forward.graphs import DecodeGraphs, graph_sizes
+from multilora.forward.decoder import Decoder
+from multilora.forward.graphs import DecodeGraphs, GraphLimits, graph_sizes
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
-from multilora.lora.adapter_pages import AdapterPages
-from multilora.lora.plan import PLANS
+from multilora.lora.linear import PLANS
+from multilora.lora.rank_pages import RankPagePool, bytes_per_page
 from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
@@ -94,7 +93,7 @@ class CudaMeter:
 class Profile(NamedTuple):
     """What is measured: a base model, and how it will be used."""
 
-    model: Llama
+    model: Decoder
     config: EngineConfig
     max_total_tokens: int
     dtype: torch.dtype
@@ -117,7 +116,7 @@ def pool_units(
         block_bytes=KVCache.bytes_per_block(base, config.kv_block_size, dtype),
         block_tokens=config.kv_block_size,
         max_total_tokens=max_total_tokens,
-        page_bytes=AdapterPages.bytes_per_page(base, dtype),
+        page_bytes=bytes_per_page(base.sites, dtype),
         page_ranks=PAGE_RANK,
         max_lora_rank=config.max_lora_rank,
     )
@@ -162,7 +161,7 @@ def _forward_bytes(profile: Profile, meter: Meter) -> tuple[int, int]:
     meter.settle()
     before = meter.read().reserved
     meter.reset()
-    runner.run(largest_batch(profile))
+    runner.launch(largest_batch(profile)).tokens()
     peak = meter.read().peak
     meter.settle()
     after = meter.read()
@@ -192,11 +191,11 @@ def _graph_bytes(profile: Profile, meter: Meter) -> int:
     return max(largest, 0) + each * (len(sizes) - 1)
 
 
-def _trial_pools(profile: Profile) -> tuple[KVCache, AdapterPages]:
+def _trial_pools(profile: Profile) -> tuple[KVCache, RankPagePool]:
     """One KV block for everybody, and one adapter of the largest rank."""
     base, dtype, device = profile.model.base, profile.dtype, profile.device
     kv = KVCache(base, 1, profile.config.kv_block_size, dtype, device)
-    return kv, AdapterPages(base, profile.units.pages_of_largest, dtype, device)
+    return kv, RankPagePool(base.sites, profile.units.pages_of_largest, dtype, device)
 
 
 def largest_batch(profile: Profile) -> Batch:
@@ -210,11 +209,12 @@ def largest_batch(profile: Profile) -> Batch:
     for index in range(config.max_running_requests):
         more = min(prefill, total - 1)
         prefill -= more
-        sequence = Sequence(Request(str(index), (0,), str(index), _SAMPLING), index, str(index))
+        request = Request(str(index), (0,), str(index), _SAMPLING)
+        sequence = Sequence(request, index, request.adapters)
         sequence.token_ids, sequence.block_table = token_ids, blocks
         sequence.num_computed_tokens = total - 1 - more
-        items.append(BatchItem(sequence, 1 + more))
-    return make_batch(items, {item.sequence.adapter_key: pages for item in items})
+        items.append(BatchItem.next(sequence, 1 + more))
+    return make_batch(items, {item.adapters: pages for item in items})
 
 
 def _no_room(weights: Reading, error: torch.OutOfMemoryError) -> str:

@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from multilora.adapter_counts import adapter_label
-from multilora.metrics import AdapterFigures
+from multilora.metrics import AdapterFigures, adapter_label
 from multilora.wire.series import Series
 
 NAME = "lora_requests_info"

@@ -5,11 +5,11 @@ whatever cannot be served exactly is refused, never approximated.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -18,23 +18,27 @@ from safetensors.torch import load as parse_safetensors
 from multilora.adapters.checkpoint.peft_config import parse_config
 from multilora.adapters.checkpoint.peft_tensors import (
     Factors,
-    Target,
     check_finite,
     is_finite,
     lora_factors,
 )
+from multilora.adapters.checkpoint.text import adapter_template, check_text_sizes
 from multilora.adapters.files import (
     CONFIG_FILE,
+    FILES,
     NEEDED_FILES,
     PICKLE_FILE,
     PICKLE_REFUSAL,
     WEIGHTS_FILE,
     read_settled,
 )
-from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
+from multilora.adapters.naming.source import about_adapter
+from multilora.base_model.sites import LoRASite, short_names
 from multilora.errors import RequestError, invalid
 from multilora.lora.rank_pages import PageTensors, bytes_per_page
 from multilora_kernels.segments import PAGE_RANK
+from multilora_text.chat_template import ChatTemplate
+from multilora_text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,17 @@ class Adapter:
     """One version of one adapter in host memory, ready to be copied into any pool pages.
 
     `rank` is the largest of its modules, `num_pages` = ceil(rank / PAGE_RANK), `nbytes` what it
-    takes in the pool, `modules` the projections it updates ("q_proj", …) in model order.
+    takes in the pool, `modules` the modules it updates ("q_proj", …) in model order.
     """
 
     adapter_id: str
-    digest: str  # SHA-256 of both files, hex
+    digest: str  # SHA-256 of config and weights, hex
     rank: int
     num_pages: int
     nbytes: int
     modules: tuple[str, ...]
     weights: PageTensors
-    chat_template: Any = None  # set by the text layer; None: the base model's
+    chat_template: ChatTemplate | None = None  # None: the base model's
 
     @property
     def facts(self) -> AdapterFacts:
@@ -79,71 +83,78 @@ class Checkpoint(NamedTuple):
     """What the files of an adapter say; `digest` is that of the Adapter."""
 
     digest: str
-    factors: dict[Target, Factors]
+    factors: dict[str, Factors]  # by module path
 
 
-def read_checkpoint(folder: Path, adapter_id: str, base: BaseConfig, max_rank: int) -> Checkpoint:
+def read_checkpoint(
+    folder: Path, adapter_id: str, sites: Sequence[LoRASite], max_rank: int
+) -> Checkpoint:
     """The checked and finite factors of the adapter in `folder`; errors as `read_adapter`."""
-    try:
-        config, weights = _read_files(folder)
-        tensors = _parse(weights)
-        factors = lora_factors(tensors, parse_config(config), base, max_rank)
+    with about_adapter(adapter_id):
+        files = _snapshot(folder, NEEDED_FILES)
+        tensors = _parse(files[WEIGHTS_FILE])
+        factors = lora_factors(tensors, parse_config(files[CONFIG_FILE]), sites, max_rank)
         check_finite(tensors)
-        return Checkpoint(_digest(config, weights), factors)
-    except RequestError as error:
-        raise RequestError(error.code, f"adapter {adapter_id!r}: {error.message}") from None
+        return Checkpoint(_digest(files), factors)
 
 
 def read_adapter(
-    folder: Path, adapter_id: str, base: BaseConfig, dtype: torch.dtype, max_rank: int
+    folder: Path,
+    adapter_id: str,
+    sites: Sequence[LoRASite],
+    dtype: torch.dtype,
+    max_rank: int,
+    tokenizer: Tokenizer | None = None,
 ) -> Adapter:
-    """Read the PEFT (0.5 to 0.21) adapter in `folder` for `base` → Adapter with pages of `dtype`.
+    """Read the PEFT (0.5 to 0.21) adapter in `folder` → Adapter with pages of `dtype`.
 
-    RequestError(INVALID_ARG) with reason and remedy when it cannot be served exactly.
+    Weights and text are of one moment. Without the base model's `tokenizer` the text is not read.
+    RequestError(INVALID_ARG) with reason and remedy when the adapter cannot be served exactly.
     """
-    try:
+    with about_adapter(adapter_id):
         if not folder.is_dir():
             raise invalid(f"folder {folder} does not exist; check the adapter's path")
-        config, weights = _read_files(folder)
+        if tokenizer:
+            check_text_sizes(folder)
+        files = _snapshot(folder, FILES if tokenizer else NEEDED_FILES)
         with ThreadPoolExecutor(max_workers=1) as beside:  # a third of the work, without the GIL
-            digest = beside.submit(_digest, config, weights)
-            tensors = _parse(weights)
-            factors = lora_factors(tensors, parse_config(config), base, max_rank)
+            digest = beside.submit(_digest, files)
+            tensors = _parse(files[WEIGHTS_FILE])
+            factors = lora_factors(tensors, parse_config(files[CONFIG_FILE]), sites, max_rank)
             rank = max(pair.rank for pair in factors.values())
             num_pages = -(-rank // PAGE_RANK)
-            pages = _pack(factors, base, num_pages, dtype)
+            pages = _pack(factors, sites, num_pages, dtype)
             if not is_finite(pages.data):
                 check_finite(tensors)
                 raise invalid(
                     f"{WEIGHTS_FILE} holds values beyond the range of {dtype} once scaled; "
                     "serve with --dtype bfloat16"
                 )
-        touched = {target.projection for target in factors}
+        touched = {module.rpartition(".")[2] for module in factors}
         return Adapter(
             adapter_id=adapter_id,
             digest=digest.result(),
             rank=rank,
             num_pages=num_pages,
-            nbytes=num_pages * bytes_per_page(base, dtype),
-            modules=tuple(name for name in base.projections if name in touched),
+            nbytes=num_pages * bytes_per_page(sites, dtype),
+            modules=tuple(name for name in short_names(sites) if name in touched),
             weights=pages,
+            chat_template=adapter_template(files, tokenizer) if tokenizer else None,
         )
-    except RequestError as error:
-        raise RequestError(error.code, f"adapter {adapter_id!r}: {error.message}") from None
 
 
-def _read_files(folder: Path) -> tuple[bytes, bytes]:
-    """Config and weights, of the same moment."""
-    contents = read_settled(folder, NEEDED_FILES)
+def _snapshot(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The files of one moment; RequestError when a needed one is missing."""
+    contents = read_settled(folder, names)
     for name in NEEDED_FILES:
         if name not in contents:
             raise _missing(folder, name)
-    return contents[CONFIG_FILE], contents[WEIGHTS_FILE]
+    return contents
 
 
-def _digest(*contents: bytes) -> str:
-    """SHA-256 of the digests, so that moving a byte from one file to the next changes it."""
-    parts = b"".join(hashlib.sha256(content).digest() for content in contents)
+def _digest(files: Mapping[str, bytes]) -> str:
+    """SHA-256 of the digests of the needed files, so that a byte moved between them changes it."""
+    parts = b"".join(hashlib.sha256(files[name]).digest() for name in NEEDED_FILES)
     return hashlib.sha256(parts).hexdigest()
 
 
@@ -163,19 +174,17 @@ def _parse(content: bytes) -> dict[str, torch.Tensor]:
 
 
 def _pack(
-    factors: Mapping[Target, Factors], base: BaseConfig, num_pages: int, dtype: torch.dtype
+    factors: Mapping[str, Factors], sites: Sequence[LoRASite], num_pages: int, dtype: torch.dtype
 ) -> PageTensors:
     """Rank row i of every module goes to row i % PAGE_RANK of page i // PAGE_RANK."""
-    pages = PageTensors.zeros(base, num_pages, dtype, "cpu")
-    for group, projections in PROJECTION_GROUPS.items():
-        sizes = base.slice_sizes(group)
-        for layer, (a, b) in enumerate(zip(pages.a, pages.b, strict=True)):
-            columns = b[group].split(sizes, dim=-1)
-            for slot, projection in enumerate(projections):
-                pair = factors.get(Target(layer, projection))
-                if pair is not None:
-                    _fill(a[group][:, slot], pair.a)
-                    _fill(columns[slot], pair.b.T.float() * pair.scaling)
+    pages = PageTensors.zeros(sites, num_pages, dtype, "cpu")
+    for site in sites:
+        a, columns = pages.a[site.name], pages.b[site.name].split(site.slice_sizes, dim=-1)
+        for slot, part in enumerate(site.slices):
+            pair = factors.get(part.module)
+            if pair is not None:
+                _fill(a[:, slot], pair.a)
+                _fill(columns[slot], pair.b.T.float() * pair.scaling)
     return pages
 
 

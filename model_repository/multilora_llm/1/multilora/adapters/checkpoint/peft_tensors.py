@@ -1,24 +1,24 @@
-"""From the tensors of a PEFT checkpoint to checked LoRA factors of the base model's projections.
+"""From the tensors of a PEFT checkpoint to checked LoRA factors of the base model's modules.
 
 Law: every tensor is used or the adapter is refused, so nothing an adapter learned is dropped.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
 from multilora.adapters.checkpoint.peft_config import AdapterConfig
 from multilora.adapters.files import CONFIG_FILE
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.sites import LoRASite, Slice, modules, short_names
 from multilora.errors import RequestError, invalid
 
 _TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.[^.]+)?\.weight")
-_MODULE = re.compile(
-    r"(?:(?:base_model|model|language_model|module)\.)*layers\.(?P<layer>\d+)\."
-    r"(?:self_attn\.(?P<attention>[qkvo]_proj)|mlp\.(?P<mlp>(?:gate|up|down)_proj))"
-)
+_PREFIX = re.compile(
+    r"(?:(?:base_model|model|language_model|module)\.)*"
+)  # what trainers put before
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _FOREIGN = (  # part of a tensor name → what it is
     ("lora_magnitude_vector", "a DoRA magnitude"),
@@ -31,11 +31,6 @@ _FOREIGN = (  # part of a tensor name → what it is
     (".bias", "a trained bias"),
 )
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-class Target(NamedTuple):
-    layer: int
-    projection: str  # "q_proj", … a key of BaseConfig.projections
 
 
 class Factors(NamedTuple):
@@ -59,48 +54,67 @@ class _Half(NamedTuple):
 
 
 def lora_factors(
-    tensors: Mapping[str, torch.Tensor], config: AdapterConfig, base: BaseConfig, max_rank: int
-) -> dict[Target, Factors]:
-    """The factors of every module the adapter updates; at least one.
+    tensors: Mapping[str, torch.Tensor],
+    config: AdapterConfig,
+    sites: Sequence[LoRASite],
+    max_rank: int,
+) -> dict[str, Factors]:
+    """The factors of every module the adapter updates, by its path in the base; at least one.
 
     RequestError(INVALID_ARG) for tensors that are unknown, unpaired, of the wrong shape, over
     `max_rank`, and when none fits the base model.
     """
-    halves: dict[tuple[Target, str], _Half] = {}
+    known = _KnownModules(sites)
+    halves: dict[tuple[str, str], _Half] = {}
     foreign: list[str] = []
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(_WRAPPERS.sub("", name))
-        target = _target(match["module"], name, base) if match else None
-        if match is None or target is None:
+        module = known.find(match["module"], name) if match else None
+        if match is None or module is None:
             foreign.append(name)
             continue
         half = _Half(name, match["module"].removeprefix("base_model.model."), tensor)
-        other = halves.setdefault((target, match["half"]), half)
+        other = halves.setdefault((module, match["half"]), half)
         if other is not half:
             raise invalid(
                 f"tensors {other.name!r} and {name!r} are for the same module; "
                 "save each adapter in a folder of its own"
             )
     if foreign or not halves:
-        raise _refusal(foreign, bool(halves), base)
-    targets = dict.fromkeys(target for target, _ in halves)
-    return {target: _pair(target, halves, config, base, max_rank) for target in targets}
+        raise _refusal(foreign, bool(halves), sites)
+    touched = dict.fromkeys(module for module, _ in halves)
+    return {module: _pair(known.sites[module], halves, config, max_rank) for module in touched}
 
 
-def _target(module: str, name: str, base: BaseConfig) -> Target | None:
-    match = _MODULE.fullmatch(module)
-    if match is None:
+class _KnownModules:
+    """The modules of the base model, found by the names that trainers give them."""
+
+    def __init__(self, sites: Sequence[LoRASite]) -> None:
+        self.sites = modules(sites)
+        self._paths = {_plain(module): module for module in self.sites}
+        self._num_layers = 1 + max(site.layer for site in sites)
+
+    def find(self, module: str, tensor: str) -> str | None:
+        """The path in the base. RequestError when the base has too few layers for `tensor`."""
+        plain = _plain(module)
+        if plain in self._paths:
+            return self._paths[plain]
+        layer = _LAYER.search(plain)
+        if layer and _LAYER.sub("layers.0.", plain) in self._paths:
+            raise invalid(
+                f"tensor {tensor!r} is for layer {int(layer[1])}, but the base model has layers 0 "
+                f"to {self._num_layers - 1}; use the base model the adapter was trained on"
+            )
         return None
-    layer = int(match["layer"])
-    if layer >= base.num_layers:
-        raise invalid(
-            f"tensor {name!r} is for layer {layer}, but the base model has layers 0 to "
-            f"{base.num_layers - 1}; use the base model the adapter was trained on"
-        )
-    return Target(layer, match["attention"] or match["mlp"])
 
 
-def _refusal(foreign: list[str], some_match: bool, base: BaseConfig) -> RequestError:
+def _plain(module: str) -> str:
+    """A module's path without what may stand before it, its layer as a plain number."""
+    path = _PREFIX.sub("", module, count=1)
+    return _LAYER.sub(lambda match: f"layers.{int(match[1])}.", path)
+
+
+def _refusal(foreign: list[str], some_match: bool, sites: Sequence[LoRASite]) -> RequestError:
     for part, meaning in _FOREIGN:
         for name in foreign:
             if part in name:
@@ -110,35 +124,34 @@ def _refusal(foreign: list[str], some_match: bool, base: BaseConfig) -> RequestE
                 )
     if not foreign:
         return invalid("the checkpoint holds no tensors; save the trained adapter again")
-    modules = ", ".join(base.projections)
+    names = ", ".join(short_names(sites))
     if some_match:
         return invalid(
-            f"tensor {foreign[0]!r} is not lora_A or lora_B of {modules}; "
+            f"tensor {foreign[0]!r} is not lora_A or lora_B of {names}; "
             "retrain with target_modules among these"
         )
     return invalid(
-        f"no tensor matches a module of the base model, which has {modules} in layers 0 to "
-        f"{base.num_layers - 1} (the first tensor is {foreign[0]!r}); "
+        f"no tensor matches a module of the base model, which has {names} in layers 0 to "
+        f"{max(site.layer for site in sites)} (the first tensor is {foreign[0]!r}); "
         "use an adapter that was trained on this base model"
     )
 
 
 def _pair(
-    target: Target,
-    halves: Mapping[tuple[Target, str], _Half],
+    place: tuple[LoRASite, Slice],
+    halves: Mapping[tuple[str, str], _Half],
     config: AdapterConfig,
-    base: BaseConfig,
     max_rank: int,
 ) -> Factors:
-    a, b = halves.get((target, "A")), halves.get((target, "B"))
+    site, part = place
+    a, b = halves.get((part.module, "A")), halves.get((part.module, "B"))
     if a is None or b is None:
         present, missing = (a, "lora_B") if a else (b, "lora_A")
         assert present is not None
         raise invalid(
             f"tensor {present.name!r} has no {missing} beside it; save the trained adapter again"
         )
-    in_features, out_features = base.projections[target.projection]
-    _check_shapes(a, b, in_features, out_features)
+    _check_shapes(a, b, site.in_features, part.out_features)
     _check_rank(a, config.rank(a.module), max_rank)
     for half in (a, b):
         _check_dtype(half)

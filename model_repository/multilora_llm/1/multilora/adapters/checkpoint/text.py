@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from multilora.adapters.files import read_settled
 from multilora.errors import RequestError, invalid
 from multilora_text.chat_template import (
     SPECIAL_TOKENS,
@@ -38,13 +37,12 @@ _SHOWN_TOKENS = 5
 _SHOWN_CHARACTERS = 40
 
 
-def read_adapter_text(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The chat template that an adapter brings, None when it brings none.
+def adapter_template(files: Mapping[str, bytes], tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template that an adapter brings in its `files`, None when it brings none.
 
-    `tokenizer` is the base model's. Raises RequestError (INVALID_ARG): a file is broken or too
-    large, the template does not compile, or the adapter adds tokens.
+    `tokenizer` is the base model's. Raises RequestError (INVALID_ARG): a file is broken, the
+    template does not compile or is too large, or the adapter adds tokens.
     """
-    files = _read_files(folder)
     config = _object(files, TOKENIZER_CONFIG)
     special = _object(files, SPECIAL_FILE)
     _check_tokens(_object(files, ADDED_FILE), config, special, tokenizer)
@@ -57,12 +55,12 @@ def read_adapter_text(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None
         raise invalid(f"its chat template is broken ({error}); fix or remove it") from None
 
 
-def _read_files(folder: Path) -> dict[str, bytes]:
+def check_text_sizes(folder: Path) -> None:
+    """RequestError (INVALID_ARG) for a text file that is too large to be taken into memory."""
     for name, limit in _LIMITS.items():
         path = folder / name
-        if path.is_file() and path.stat().st_size > limit:  # before it is in memory
+        if path.is_file() and path.stat().st_size > limit:
             raise _too_large(name, limit)
-    return read_settled(folder, tuple(_LIMITS))
 
 
 def _too_large(what: str, limit: int) -> RequestError:

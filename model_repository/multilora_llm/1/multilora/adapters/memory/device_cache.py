@@ -1,6 +1,6 @@
 """The device tier: the adapter versions in the pool of rank pages, ready or still being copied.
 
-RankPageAllocator decides which version has which pages, AdapterPages holds the tensors. Copies are
+RankPageAllocator decides which version has which pages, RankPagePool holds the tensors. Copies are
 made in pieces of one layer of one adapter, the oldest copy first, up to a number of bytes a pass,
 so that running streams keep their pace. A retired version gives its pages back with its last
 reference.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multilora.adapters.checkpoint.adapter import Adapter
 from multilora.adapters.memory.page_allocator import RankPageAllocator
 from multilora.errors import RequestError, invalid
-from multilora.lora.adapter_pages import AdapterPages
+from multilora.lora.rank_pages import RankPagePool
 
 
 @dataclass
@@ -25,7 +25,7 @@ class _Copy:
 class DeviceAdapterCache:
     """Engine thread only. Keys are content identities of versions."""
 
-    def __init__(self, tensors: AdapterPages) -> None:
+    def __init__(self, tensors: RankPagePool) -> None:
         self.tensors = tensors
         self.allocator = RankPageAllocator(tensors.num_pages)
         self.loads = self.hits = self.misses = 0
@@ -80,7 +80,7 @@ class DeviceAdapterCache:
         ready: list[str] = []
         while self._copies and (self.budget is None or self.budget > 0):
             copy = self._copies[0]
-            size = self.tensors.write_layer(copy.layer, copy.pages, copy.adapter)
+            size = self.tensors.write_layer(copy.layer, copy.pages, copy.adapter.weights)
             self.budget = None if self.budget is None else self.budget - size
             copy.layer += 1
             if copy.layer == self.tensors.num_layers:

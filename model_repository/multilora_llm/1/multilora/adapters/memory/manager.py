@@ -19,19 +19,20 @@ from multilora.adapters.memory.loader import AdapterLoader, LoadResult
 from multilora.adapters.memory.state import AdapterState, AdapterStates, Done, LoadState
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import RequestError, internal
-from multilora.lora.adapter_pages import AdapterPages
-from multilora.scheduling.adapter_cache import NotReady
+from multilora.lora.rank_pages import RankPagePool
+from multilora.request import AdapterSet
+from multilora.scheduling.adapter_cache import CacheMiss
 
 _LOG = logging.getLogger(__name__)
 
 
 class AdapterManager:
-    """Implements the scheduler's AdapterGate. `host_bytes` bounds the host tier."""
+    """Implements the scheduler's AdapterCache. `host_bytes` bounds the host tier."""
 
     def __init__(
         self,
         read: Callable[[AdapterSource], Adapter],
-        tensors: AdapterPages,
+        tensors: RankPagePool,
         host_bytes: int,
         wake: Callable[[], None],
         downloads: int = 1,
@@ -44,39 +45,40 @@ class AdapterManager:
         self.read_seconds = 0.0
         self._loader: AdapterLoader[Adapter] = AdapterLoader(read, wake, downloads)
 
-    # What the scheduler asks; see AdapterGate.
+    # What the scheduler asks; see AdapterCache. Sets have one adapter.
 
-    def acquire(self, adapter_id: str) -> str | NotReady:
-        state = self.states[adapter_id]
+    def acquire(self, adapters: AdapterSet) -> AdapterSet | CacheMiss:
+        state = self.states[adapters.only]
         if state.key not in self.device and not self._bring(state):
-            return NotReady.NO_ROOM
+            return CacheMiss.NO_ROOM
         if not self.device.is_ready(state.key):
             self.device.want(state.key, True)
-            return NotReady.LOADING
+            return CacheMiss.LOADING
         self.device.acquire(state.key)
         state.last_used = time.time()
-        return state.key
+        return AdapterSet.of(state.key)
 
-    def release(self, adapter_key: str) -> None:
-        if self.device.release(adapter_key):
-            self._end_unload(adapter_id_of(adapter_key))
+    def release(self, key: AdapterSet) -> None:
+        if self.device.release(key.only):
+            self._end_unload(adapter_id_of(key.only))
 
-    def pages(self, adapter_key: str) -> tuple[int, ...]:
-        return self.device.allocator.pages(adapter_key)
+    def pages(self, key: AdapterSet) -> tuple[int, ...]:
+        return self.device.allocator.pages(key.only)
 
-    def is_resident(self, adapter_id: str) -> bool:
-        return adapter_id in self.states and self.states[adapter_id].key in self.device
+    def is_resident(self, adapters: AdapterSet) -> bool:
+        state = self.states.get(adapters.only)
+        return state is not None and state.key in self.device
 
-    def shortage(self, adapter_id: str) -> int:
-        state = self.states.get(adapter_id)
+    def shortage(self, adapters: AdapterSet) -> int:
+        state = self.states.get(adapters.only)
         if state is None or state.facts is None or state.key in self.device:
             return 0
         return self.device.allocator.shortage(state.facts.num_pages)
 
-    def unwanted(self, adapter_id: str) -> None:
-        if state := self.states.get(adapter_id):
+    def unwanted(self, adapters: AdapterSet) -> None:
+        if state := self.states.get(adapters.only):
             state.wanted = False
-            self.host.unwanted(adapter_id)
+            self.host.unwanted(state.adapter_id)
             self.device.want(state.key, False)
 
     # What the engine does for a request, and between two steps.

@@ -14,27 +14,25 @@ from collections.abc import Mapping, Sequence
 import torch
 from safetensors.torch import save
 
-from multilora.adapters.checkpoint.peft_tensors import Factors, Target
+from multilora.adapters.checkpoint.peft_tensors import Factors
 from multilora.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from multilora.adapters.merging.recipe import MergeRecipe
 
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-
 
 def merge_factors(
-    parts: Sequence[Mapping[Target, Factors]], recipe: MergeRecipe, seed: int
-) -> dict[Target, Factors]:
+    parts: Sequence[Mapping[str, Factors]], recipe: MergeRecipe, seed: int
+) -> dict[str, Factors]:
     """`parts`, one for each weight of the recipe → float32 factors of one rank, with scaling 1.
 
     `seed` makes the random pruning of dare_* the same each time.
     """
     rank = max(pair.rank for part in parts for pair in part.values())
     noise = torch.Generator().manual_seed(seed)
-    targets = {target for part in parts for target in part}
-    return {target: _merged(target, parts, recipe, rank, noise) for target in sorted(targets)}
+    modules = sorted({module for part in parts for module in part}, key=_order)
+    return {module: _merged(module, parts, recipe, rank, noise) for module in modules}
 
 
-def as_checkpoint(merged: Mapping[Target, Factors]) -> dict[str, bytes]:
+def as_checkpoint(merged: Mapping[str, Factors]) -> dict[str, bytes]:
     """The files of a PEFT folder, by name."""
     rank = max(pair.rank for pair in merged.values())
     config = {
@@ -43,28 +41,35 @@ def as_checkpoint(merged: Mapping[Target, Factors]) -> dict[str, bytes]:
         "r": rank,
         "lora_alpha": rank,
         "bias": "none",
-        "target_modules": sorted({target.projection for target in merged}),
+        "target_modules": sorted({_short(module) for module in merged}),
     }
     tensors: dict[str, torch.Tensor] = {}
-    for target, pair in merged.items():
-        block = "self_attn" if target.projection in _ATTENTION else "mlp"
-        module = f"base_model.model.model.layers.{target.layer}.{block}.{target.projection}"
-        tensors[f"{module}.lora_A.weight"] = pair.a.contiguous()
-        tensors[f"{module}.lora_B.weight"] = pair.b.contiguous()
+    for module, pair in merged.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = pair.a.contiguous()
+        tensors[f"base_model.model.{module}.lora_B.weight"] = pair.b.contiguous()
     return {CONFIG_FILE: json.dumps(config, indent=1).encode(), WEIGHTS_FILE: save(tensors)}
 
 
+def _order(module: str) -> tuple[int, str]:
+    """By layer and name: the noise of dare_* is drawn in this order."""
+    return int(module.partition("layers.")[2].partition(".")[0]), _short(module)
+
+
+def _short(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
 def _merged(
-    target: Target,
-    parts: Sequence[Mapping[Target, Factors]],
+    module: str,
+    parts: Sequence[Mapping[str, Factors]],
     recipe: MergeRecipe,
     rank: int,
     noise: torch.Generator,
 ) -> Factors:
     pairs = [
-        (part[target], weight)
+        (part[module], weight)
         for part, weight in zip(parts, recipe.weights, strict=True)
-        if target in part
+        if module in part
     ]
     scales = [weight * pair.scaling for pair, weight in pairs]
     roots = [math.sqrt(abs(scale)) for scale in scales]

@@ -23,7 +23,7 @@ from multilora.adapters.merging.recipe import MergeRecipe
 from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.names import MERGED_PREFIX
 from multilora.adapters.naming.source import AdapterSource, Origin
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.sites import LoRASite
 from multilora.errors import ErrorCode, RequestError, internal
 
 _LOG = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class AdapterMerger:
         self,
         catalog: AdapterCatalog,
         states: AdapterStates,
-        base: BaseConfig,
+        sites: Sequence[LoRASite],
         max_rank: int,
         folder_of: Callable[[AdapterSource], Path],
         kept: int = _KEPT_MERGES,
@@ -66,7 +66,7 @@ class AdapterMerger:
         self.computed = 0  # merges that were not found on disk
         self._catalog = catalog
         self._states = states
-        self._base = base
+        self._sites = sites
         self._max_rank = max_rank
         self._folder_of = folder_of
         self._cache = MergeCache(kept)
@@ -127,7 +127,7 @@ class AdapterMerger:
     def _compute(self, recipe: MergeRecipe, parts: Sequence[tuple[str, Path]]) -> str:
         """Merge the files as they are now → digest of the merge."""
         start = time.monotonic()
-        read = [read_checkpoint(path, name, self._base, self._max_rank) for name, path in parts]
+        read = [read_checkpoint(path, name, self._sites, self._max_rank) for name, path in parts]
         digest = recipe.digest([checkpoint.digest for checkpoint in read])
         merged = merge_factors([part.factors for part in read], recipe, int(digest[:15], 16))
         self._cache.add(digest, as_checkpoint(merged))
@@ -154,7 +154,7 @@ class AdapterMerger:
         with self._lock:
             known = self._digests.get(version)
         if known is None:
-            known = read_checkpoint(folder, adapter_id, self._base, self._max_rank).digest
+            known = read_checkpoint(folder, adapter_id, self._sites, self._max_rank).digest
             with self._lock:
                 _keep(self._digests, version, known, _KEPT_DIGESTS)
         return known

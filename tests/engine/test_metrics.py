@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from multilora.adapter_counts import AdapterCounts, adapter_label
+from multilora.metrics import AdapterCounts, adapter_label
 
 
 def test_the_base_model_and_few_adapters() -> None:
