@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from multilora_client.adapters_aio import AsyncAdapters
+from multilora_client.adapters.aio import AsyncAdapters
 from multilora_client.connection import Endpoint
 from multilora_client.errors import from_status
 from multilora_client.protocol import (

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, cast
 
-from multilora_client.adapters_cli import add_actions, run_adapters
+from multilora_client.adapters.cli import add_actions, run_adapters
 from multilora_client.client import MultiLoRAClient
 from multilora_client.errors import MultiLoRAError
 from multilora_client.protocol import DATATYPES, Message

@@ -9,7 +9,7 @@ from typing import Unpack, cast
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from multilora_client.adapters_client import Adapters
+from multilora_client.adapters.client import Adapters
 from multilora_client.connection import Endpoint
 from multilora_client.errors import from_status
 from multilora_client.protocol import (

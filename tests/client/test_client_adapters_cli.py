@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from multilora_client import AdapterInfo, AdapterMemory
-from multilora_client.adapters_table import adapters_table, age_text, cut, size_text
+from multilora_client.adapters.table import adapters_table, age_text, cut, size_text
 from support.fake_adapters import ENTRIES, MEMORY, FakeAdapters, entry
 
 CLIENT = Path(__file__).parents[2] / "client"

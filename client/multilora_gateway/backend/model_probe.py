@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc.aio
 
-from multilora_client.adapters import admin_request, failure
+from multilora_client.adapters.messages import admin_request, failure
 from multilora_client.errors import InvalidRequest, from_status
 from multilora_client.protocol import Reply, stop_request
 from multilora_gateway.backend.messages import ADAPTERS, ENGINE

@@ -8,14 +8,14 @@ import sys
 import time
 from typing import Any
 
-from multilora_client.adapters import (
+from multilora_client.adapters.messages import (
     AdapterInfo,
     Unloaded,
     adapter_infos,
     adapter_memory,
     merge_text,
 )
-from multilora_client.adapters_table import adapter_text, adapters_table, printable, size_text
+from multilora_client.adapters.table import adapter_text, adapters_table, printable, size_text
 from multilora_client.client import MultiLoRAClient
 
 _HELP = {

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import grpc
 
-from multilora_client.adapters import (
+from multilora_client.adapters.messages import (
     AdapterInfo,
     AdapterMemory,
     Unloaded,

@@ -5,7 +5,7 @@ Law: what comes from the server is shown printable; it cannot drive the terminal
 
 from collections.abc import Sequence
 
-from multilora_client.adapters import AdapterInfo, AdapterMemory
+from multilora_client.adapters.messages import AdapterInfo, AdapterMemory
 
 _TITLES = ("ID", "STATE", "TIER", "RANK", "SIZE", "PINNED", "RUN", "WAIT", "REQS", "LAST USED")
 _RIGHT = ("RANK", "SIZE", "RUN", "WAIT", "REQS")

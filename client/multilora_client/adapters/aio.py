@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc.aio
 
-from multilora_client.adapters import (
+from multilora_client.adapters.messages import (
     AdapterInfo,
     AdapterMemory,
     Unloaded,
