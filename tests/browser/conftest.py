@@ -9,9 +9,9 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from launcher.triton_server import TritonServer
-from support.e2e_tools import demo_server
-from support.gateway_tools import running_gateway
-from support.page_tools import ADAPTERS, names, open_page, until
+from support.e2e.gateway import running_gateway
+from support.e2e.page import ADAPTERS, names, open_page, until
+from support.e2e.triton import demo_server
 
 _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -3,7 +3,7 @@
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 
-from support.page_tools import ADAPTERS, answers, choose, footer, names, press, until, write
+from support.e2e.page import ADAPTERS, answers, choose, footer, names, press, until, write
 
 ANSWERS = {"upper": "HELLO WORLD", "rot13": "uryyb jbeyq", "reverse": "world hello"}
 # Answers the list of adapters with a thousand of them, and counts the answers.

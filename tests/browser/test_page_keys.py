@@ -4,8 +4,8 @@ from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 
 from launcher.triton_server import TritonServer
-from support.gateway_tools import ADMIN_KEY, running_gateway
-from support.page_tools import ADAPTERS, answers, footer, message, names, open_page, press, until
+from support.e2e.gateway import ADMIN_KEY, running_gateway
+from support.e2e.page import ADAPTERS, answers, footer, message, names, open_page, press, until
 
 SOURCE = (
     "return fetch('/adapters').then(a => a.json())"

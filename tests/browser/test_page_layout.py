@@ -6,7 +6,7 @@ from pathlib import Path
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 
-from support.page_tools import choose, footer, message, until
+from support.e2e.page import choose, footer, message, until
 
 
 def test_light_and_dark(page: Chrome, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.fake_triton import FakeTriton
+from support.fake.triton import FakeTriton
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from openai import OpenAI
 
 from launcher.triton_server import TritonServer
-from support.e2e_tools import Example, demo_server, examples
-from support.gateway_tools import running_gateway
+from support.e2e.gateway import running_gateway
+from support.e2e.triton import Example, demo_server, examples
 
 
 @pytest.fixture(scope="session")

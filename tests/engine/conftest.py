@@ -8,9 +8,9 @@ import pytest
 
 from multilora.config import EngineConfig
 from multilora.engine import Engine
-from support.adapter_workshop import MakeShop, Workshop
-from support.engine_tools import RANKS, MakeEngine
-from support.tiny import write_adapter, write_base
+from support.engine.requests import RANKS, MakeEngine
+from support.engine.workshop import MakeShop, Workshop
+from support.tiny.base import write_adapter, write_base
 
 
 @pytest.fixture(scope="session")

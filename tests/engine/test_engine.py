@@ -12,7 +12,7 @@ from multilora.engine import Engine
 from multilora.errors import RequestError
 from multilora.forward.kv_cache import KVCache
 from multilora.request import FinishReason
-from support.engine_tools import (
+from support.engine.requests import (
     RANKS,
     MakeEngine,
     alone,

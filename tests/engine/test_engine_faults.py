@@ -6,7 +6,7 @@ import pytest
 
 from multilora.errors import ErrorCode, RequestError, StartupError
 from multilora.request import FinishReason, Request, TokenOutput
-from support.engine_tools import (
+from support.engine.requests import (
     MakeEngine,
     alone,
     assert_all_free,
@@ -15,7 +15,7 @@ from support.engine_tools import (
     request,
     tokens,
 )
-from support.tiny import write_adapter
+from support.tiny.base import write_adapter
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from multilora.config import DEMO, EngineConfig
 from multilora.engine import Engine
 from multilora.request import Request
 from multilora_api.sampling import SamplingParams
-from support.tiny import write_adapter, write_base
+from support.tiny.base import write_adapter, write_base
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from multilora_kernels import paged_decode, paged_prefill
-from support.aot import CAPABILITIES, Launch, compile_launch, record, stack_bytes
-from support.hopper_ptx import register_operands
-from support.kernel_cases import AttentionCase, attention_case
+from support.kernels.aot import CAPABILITIES, Launch, compile_launch, record, stack_bytes
+from support.kernels.cases import AttentionCase, attention_case
+from support.kernels.hopper_ptx import register_operands
 
 T = torch.Tensor
 HALVES = [torch.float16, torch.bfloat16]

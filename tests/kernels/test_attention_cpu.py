@@ -7,7 +7,7 @@ from multilora_kernels import paged_context
 from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
 from multilora_kernels.paged_context import PagedContext
 from multilora_kernels.paged_decode import num_splits
-from support.kernel_cases import assert_close, attention_case
+from support.kernels.cases import assert_close, attention_case
 
 LENGTHS = {  # (new, context) tokens of each sequence
     "decode": [(1, 1), (1, 16), (1, 17), (1, 50)],

@@ -12,7 +12,7 @@ import torch
 from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
 from multilora_kernels.paged_decode import decode_gpu
 from multilora_kernels.paged_prefill import prefill_gpu
-from support.kernel_cases import (
+from support.kernels.cases import (
     DEVICE,
     DTYPES,
     INTERPRETED,

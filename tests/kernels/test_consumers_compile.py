@@ -12,9 +12,9 @@ import torch
 from multilora_kernels import rms_norm, rope_kv_write, swiglu
 from multilora_kernels.lora import LoRAUpdate
 from multilora_kernels.segments import LoRASegments
-from support.aot import CAPABILITIES, Launch, compile_launch, record, stack_bytes
-from support.consumer_cases import rope_case
-from support.hopper_ptx import register_operands
+from support.kernels.aot import CAPABILITIES, Launch, compile_launch, record, stack_bytes
+from support.kernels.consumers import rope_case
+from support.kernels.hopper_ptx import register_operands
 
 HALVES = [torch.float16, torch.bfloat16]
 WAYS = ["plain", "decode", "prefill"]  # without an update; with one, in short or tall tiles

@@ -9,8 +9,8 @@ from multilora_kernels.rms_norm import rms_norm, rms_norm_reference
 from multilora_kernels.rope_kv_write import rope_kv_write, rope_kv_write_reference
 from multilora_kernels.segments import LoRASegments
 from multilora_kernels.swiglu import swiglu, swiglu_reference
-from support.consumer_cases import rope_case
-from support.kernel_cases import assert_close
+from support.kernels.cases import assert_close
+from support.kernels.consumers import rope_case
 
 DTYPES = [torch.float32, torch.bfloat16]
 UPDATE = LoRAUpdate(

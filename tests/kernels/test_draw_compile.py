@@ -7,8 +7,8 @@ import torch
 
 from multilora_kernels import draw
 from multilora_kernels.draw import draw_gpu
-from support.aot import CAPABILITIES, compile_launch, record
-from support.draw_cases import draws_of
+from support.kernels.aot import CAPABILITIES, compile_launch, record
+from support.kernels.draws import draws_of
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -5,7 +5,7 @@ import torch
 
 from multilora_kernels.draw import draw_reference
 from multilora_kernels.draw_cpu import draw_cpu
-from support.draw_cases import CLOSE, KINDS, draws_of, logits_of, mixed_draws
+from support.kernels.draws import CLOSE, KINDS, draws_of, logits_of, mixed_draws
 
 
 @pytest.mark.parametrize("vocab_size", [1, 7, 1000])

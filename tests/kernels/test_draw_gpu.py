@@ -9,8 +9,8 @@ import torch
 from multilora_kernels.draw import draw_gpu, draw_reference
 from multilora_kernels.draw_cpu import draw_cpu
 from multilora_kernels.draws import Draws
-from support.draw_cases import CLOSE, KINDS, draws_of, edge_cases, logits_of, mixed_draws
-from support.kernel_cases import DEVICE, INTERPRETED, needs_gpu
+from support.kernels.cases import DEVICE, INTERPRETED, needs_gpu
+from support.kernels.draws import CLOSE, KINDS, draws_of, edge_cases, logits_of, mixed_draws
 
 pytestmark = needs_gpu
 ROWS = 12 if INTERPRETED else 300

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from multilora_kernels import expand, shrink
-from support.aot import CAPABILITIES, Launch, compile_launch, record
-from support.hopper_ptx import register_operands
-from support.kernel_cases import LoRACase
+from support.kernels.aot import CAPABILITIES, Launch, compile_launch, record
+from support.kernels.cases import LoRACase
+from support.kernels.hopper_ptx import register_operands
 
 HALVES = [torch.float16, torch.bfloat16]
 PROJECTIONS = {  # in_features, columns of each slice

@@ -11,7 +11,7 @@ from multilora_kernels import row_groups
 from multilora_kernels.expand import expand_gpu, expand_reference
 from multilora_kernels.lora import add_lora
 from multilora_kernels.shrink import shrink_reference
-from support.kernel_cases import MIXES, LoRACase, assert_close, lora_case
+from support.kernels.cases import MIXES, LoRACase, assert_close, lora_case
 
 
 def expected(case: LoRACase) -> torch.Tensor:

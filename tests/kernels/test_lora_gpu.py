@@ -17,7 +17,7 @@ from multilora_kernels.segments import (
     segment_tables,
 )
 from multilora_kernels.shrink import shrink_gpu, shrink_plan, shrink_reference
-from support.kernel_cases import (
+from support.kernels.cases import (
     DEVICE,
     DTYPES,
     INTERPRETED,

@@ -6,8 +6,8 @@ import torch
 from multilora_kernels.lora import LoRAUpdate, expand
 from multilora_kernels.rope_kv_write import rope_kv_write, rope_kv_write_reference
 from multilora_kernels.segments import LaunchBounds
-from support.consumer_cases import MIXES, RopeCase, consumer_case, fill_new_memory, rope_case
-from support.kernel_cases import DEVICE, DTYPES, INTERPRETED, assert_close, needs_gpu
+from support.kernels.cases import DEVICE, DTYPES, INTERPRETED, assert_close, needs_gpu
+from support.kernels.consumers import MIXES, RopeCase, consumer_case, fill_new_memory, rope_case
 
 pytestmark = needs_gpu
 EPS = 1e-5

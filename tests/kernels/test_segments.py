@@ -15,7 +15,7 @@ from multilora_kernels.segments import (
     SegmentTables,
     segment_tables,
 )
-from support.kernel_cases import lora_case
+from support.kernels.cases import lora_case
 
 
 def random_segments(noise: random.Random, longest: int, rows: int = 10**9) -> tuple[Segment, ...]:

@@ -7,8 +7,8 @@ from multilora_kernels.lora import expand
 from multilora_kernels.rms_norm import rms_norm, rms_norm_reference
 from multilora_kernels.segments import LaunchBounds
 from multilora_kernels.swiglu import swiglu, swiglu_reference
-from support.consumer_cases import MIXES, NAN, consumer_case, fill_new_memory
-from support.kernel_cases import DEVICE, DTYPES, INTERPRETED, assert_close, needs_gpu
+from support.kernels.cases import DEVICE, DTYPES, INTERPRETED, assert_close, needs_gpu
+from support.kernels.consumers import MIXES, NAN, consumer_case, fill_new_memory
 
 pytestmark = needs_gpu
 WIDTHS = [72, 130] if INTERPRETED else [72, 130, 14336]

@@ -6,7 +6,7 @@ import pytest
 
 from multilora_text.detokenizer import Detokenizer
 from multilora_text.tokenizer import Tokenizer
-from support.tiny_tokenizers import KINDS
+from support.tiny.tokenizers import KINDS
 
 TEXTS = [
     "hello world",

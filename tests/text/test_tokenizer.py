@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from multilora_text.chat_template import find_template
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
-from support import tiny_tokenizers
-from support.tiny_tokenizers import byte_level
+from support.tiny import tokenizers as tiny_tokenizers
+from support.tiny.tokenizers import byte_level
 
 TEMPLATE = """\
 {{- bos_token }}

@@ -12,8 +12,8 @@ from multilora.adapters.naming.source import AdapterSource, Origin
 from multilora.adapters.naming.watch import FolderChanges
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason
-from support.engine_tools import MakeEngine, alone, ask, assert_all_free, drain, request
-from support.tiny import write_adapter
+from support.engine.requests import MakeEngine, alone, ask, assert_all_free, drain, request
+from support.tiny.base import write_adapter
 
 
 def test_ten_thousand_unknown_adapters_leave_nothing_behind(

@@ -15,9 +15,9 @@ from multilora.adapters import files as adapter_files
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.base_model.config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
-from support.file_tools import CONFIG, WEIGHTS, read, settle, write
-from support.tiny_adapters import make_adapter
-from support.tiny_families import make_model
+from support.engine.files import CONFIG, WEIGHTS, read, settle, write
+from support.tiny.adapters import make_adapter
+from support.tiny.families import make_model
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 
 from multilora.adapters import files as adapter_files
 from multilora.errors import ErrorCode, RequestError
-from support.file_tools import CONFIG, WEIGHTS, read, settle, write
+from support.engine.files import CONFIG, WEIGHTS, read, settle, write
 
 SLEEP = time.sleep
 

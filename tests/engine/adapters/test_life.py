@@ -12,8 +12,7 @@ from multilora.adapters.admin.command import AdminCommand
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, TokenOutput
-from support.adapter_workshop import MakeShop
-from support.engine_tools import (
+from support.engine.requests import (
     MakeEngine,
     alone,
     ask,
@@ -24,7 +23,8 @@ from support.engine_tools import (
     request,
     tokens,
 )
-from support.tiny import write_adapter
+from support.engine.workshop import MakeShop
+from support.tiny.base import write_adapter
 
 
 def slow_down(engine: Engine, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

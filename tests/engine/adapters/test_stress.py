@@ -26,8 +26,8 @@ from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
 from multilora.forward.kv_cache import KVCache
 from multilora.request import FinishReason, Request, TokenOutput
-from support.engine_tools import MakeEngine, alone, assert_all_free, page_bytes, request, tokens
-from support.tiny import write_adapter
+from support.engine.requests import MakeEngine, alone, assert_all_free, page_bytes, request, tokens
+from support.tiny.base import write_adapter
 
 NAMES = [f"team/x{number}" for number in range(24)]
 RANKS = (4, 8, 16, 24, 40, 64)

@@ -10,10 +10,10 @@ import pytest
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode
 from multilora.request import Request
-from support.download_tools import use_hub
-from support.engine_tools import MakeEngine, alone, ask, drain, entry, request
-from support.hub_server import HubServer
-from support.tiny import write_adapter
+from support.engine.downloads import use_hub
+from support.engine.requests import MakeEngine, alone, ask, drain, entry, request
+from support.fake.hub import HubServer
+from support.tiny.base import write_adapter
 
 TOKEN = "hf_very-secret"
 NAME = "org/private"

@@ -18,8 +18,8 @@ from multilora.lora.adapter_pages import AdapterPages
 from multilora.request import Request
 from multilora.scheduling.batch import BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
-from support.tiny_adapters import ALL, ATTENTION, MLP, make_adapter
-from support.tiny_families import VOCAB, make_model, write_model
+from support.tiny.adapters import ALL, ATTENTION, MLP, make_adapter
+from support.tiny.families import VOCAB, make_model, write_model
 
 CPU = torch.device("cpu")
 BLOCK_SIZE, BLOCKS_PER_SEQUENCE, NUM_STEPS = 8, 4, 5

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from multilora.base_model.config import BaseConfig
 from multilora.base_model.weights import Weights, load_weights
 from multilora.errors import StartupError
-from support.tiny import HIDDEN, VOCAB, write_base
+from support.tiny.base import HIDDEN, VOCAB, write_base
 
 CPU = torch.device("cpu")
 Tensors = dict[str, torch.Tensor]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.hub_server import HubServer
+from support.fake.hub import HubServer
 
 _CODE = """
 import sys

@@ -16,8 +16,8 @@ from multilora.download import hub_cache, partial_file
 from multilora.download.folder import adapter_folder
 from multilora.download.transfer import DownloadLimits
 from multilora.errors import ErrorCode, RequestError
-from support.download_tools import WEIGHTS, names_in, use_hub, write_adapter
-from support.hub_server import HubServer
+from support.engine.downloads import WEIGHTS, names_in, use_hub, write_adapter
+from support.fake.hub import HubServer
 
 FILES = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
 WEIGHTS_PATH = "org/sql/adapter_model.safetensors"

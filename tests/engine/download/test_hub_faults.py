@@ -15,8 +15,8 @@ from multilora.download import partial_file, transfer
 from multilora.download.folder import adapter_folder
 from multilora.download.transfer import DownloadLimits, Retries
 from multilora.errors import ErrorCode, RequestError
-from support.download_tools import WEIGHTS, names_in, use_hub, write_adapter
-from support.hub_server import HubServer
+from support.engine.downloads import WEIGHTS, names_in, use_hub, write_adapter
+from support.fake.hub import HubServer
 
 WEIGHTS_PATH = "org/sql/adapter_model.safetensors"
 INFO_PATH = "api/models/org/sql"

@@ -16,9 +16,9 @@ from multilora.adapters.naming.source import AdapterSource
 from multilora.download import object_store
 from multilora.download.folder import adapter_folder
 from multilora.errors import ErrorCode, RequestError
-from support.download_tools import WEIGHTS, names_in, use_hub, write_adapter
-from support.hub_server import HubServer
-from support.object_store_tools import FILES, SIZE, WEIGHTS_PATH, check_whole, fetch, refusal, url
+from support.engine.downloads import WEIGHTS, names_in, use_hub, write_adapter
+from support.engine.object_stores import FILES, SIZE, WEIGHTS_PATH, check_whole, fetch, refusal, url
+from support.fake.hub import HubServer
 
 MEMORY = "memory://adapters/sql"
 

@@ -7,9 +7,9 @@ import pytest
 
 from multilora.download.transfer import Retries
 from multilora.errors import ErrorCode
-from support.download_tools import use_hub, write_adapter
-from support.hub_server import HubServer
-from support.object_store_tools import SIZE, WEIGHTS_PATH, check_whole, fetch, refusal, url
+from support.engine.downloads import use_hub, write_adapter
+from support.engine.object_stores import SIZE, WEIGHTS_PATH, check_whole, fetch, refusal, url
+from support.fake.hub import HubServer
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from multilora.forward.step_input import build_forward_input
 from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem
 from multilora.scheduling.sequence import Sequence
-from support.tiny_families import VARIANTS, VOCAB, make_model, write_model
+from support.tiny.families import VARIANTS, VOCAB, make_model, write_model
 
 CPU = torch.device("cpu")
 BLOCK_SIZE, NUM_BLOCKS = 8, 32

@@ -25,8 +25,8 @@ from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
 from multilora_api.sampling import SamplingParams
-from support.kernel_cases import DEVICE, INTERPRETED, needs_gpu
-from support.tiny import VOCAB, write_adapter, write_base
+from support.kernels.cases import DEVICE, INTERPRETED, needs_gpu
+from support.tiny.base import VOCAB, write_adapter, write_base
 
 pytestmark = needs_gpu
 DTYPE = torch.float32

@@ -10,7 +10,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from multilora.forward.sampler import sample
 from multilora.scheduling.batch import BatchItem
 from multilora_api.sampling import SamplingParams
-from support.sampler_tools import drawn, inputs_of, item, run
+from support.engine.sampler import drawn, inputs_of, item, run
 
 
 def counts(logits: torch.Tensor, n: int, **kwargs: Any) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from multilora_api.sampling import SamplingParams
-from support.sampler_tools import EOS, bound, drawn, item, run
+from support.engine.sampler import EOS, bound, drawn, item, run
 
 
 def typical_reference(logits: list[float], temperature: float, mass: float) -> set[int]:

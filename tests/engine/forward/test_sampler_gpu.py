@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from multilora.forward.sampler import sample
-from support.sampler_tools import drawn, every_bound_kind, every_kind, inputs_of, run
+from support.engine.sampler import drawn, every_bound_kind, every_kind, inputs_of, run
 
 pytestmark = [
     pytest.mark.gpu,

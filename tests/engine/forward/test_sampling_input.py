@@ -6,7 +6,7 @@ import torch
 from multilora.forward.sampling_input import add_sampling_input, noise_keys
 from multilora.forward.staging import Upload
 from multilora_api.sampling import SamplingParams
-from support.sampler_tools import EOS, drawn, every_kind, inputs_of, item
+from support.engine.sampler import EOS, drawn, every_kind, inputs_of, item
 
 
 def test_noise_keys_are_splitmix64() -> None:

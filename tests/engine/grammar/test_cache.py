@@ -18,7 +18,7 @@ from multilora.grammar.compiler import GrammarCompiler
 from multilora.request import FinishReason, Request
 from multilora_api.sampling import Grammar, SamplingParams
 from multilora_text.tokenizer import Tokenizer
-from support.engine_tools import drain, tokens
+from support.engine.requests import drain, tokens
 
 TOKENIZER = Tokenizer.from_folder(DEMO / "base")
 EOS, VOCAB = 257, 272

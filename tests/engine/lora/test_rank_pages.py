@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
 from multilora.lora.adapter_pages import AdapterPages
-from support.tiny_adapters import ALL, ATTENTION, make_adapter
-from support.tiny_families import make_model
+from support.tiny.adapters import ALL, ATTENTION, make_adapter
+from support.tiny.families import make_model
 
 PATTERNS: dict[str, Any] = {
     "rank_pattern": {r"layers\.0\.self_attn\.q_proj": 20, "v_proj": 3, "^model.layers.1.mlp.*": 33},

@@ -7,7 +7,7 @@ import pytest
 
 from multilora.scheduling.fair_queue import FairQueue
 from multilora.scheduling.sequence import Sequence
-from support.scheduler_tools import request
+from support.engine.scheduler import request
 
 
 def waiting(name: str, adapter: str, prompt: int = 4, output: int = 4, arrival: int = 0):

@@ -2,7 +2,7 @@
 
 from multilora.scheduling.reservations import AdapterClaims
 from multilora.scheduling.sequence import Sequence
-from support.scheduler_tools import Gate, request
+from support.engine.scheduler import Gate, request
 
 
 def in_use(gate: Gate, names: str, version: str = "") -> list[Sequence]:

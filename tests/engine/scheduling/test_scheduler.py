@@ -10,7 +10,7 @@ from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, Request
 from multilora.scheduling.scheduler import Scheduler
 from multilora_api.sampling import SamplingParams
-from support.scheduler_tools import EOS, Clock, Gate, make, names, request, run
+from support.engine.scheduler import EOS, Clock, Gate, make, names, request, run
 
 GONE = RequestError(ErrorCode.UNAVAILABLE, "the adapter was unloaded")
 

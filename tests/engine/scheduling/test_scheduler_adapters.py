@@ -7,7 +7,7 @@ import pytest
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason
 from multilora.scheduling.scheduler import Scheduler
-from support.scheduler_tools import Clock, Gate, make, names, request, run
+from support.engine.scheduler import Clock, Gate, make, names, request, run
 
 
 def starts(

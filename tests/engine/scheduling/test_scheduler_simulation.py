@@ -18,7 +18,7 @@ from multilora.scheduling.batch import SampledToken
 from multilora.scheduling.fair_queue import FairQueue
 from multilora.scheduling.sequence import Sequence, SequenceStatus
 from multilora_api.sampling import SamplingParams
-from support.scheduler_tools import Gate, make, run
+from support.engine.scheduler import Gate, make, run
 
 ADAPTERS = [f"a{i}" for i in range(16)]
 PAGES = 8

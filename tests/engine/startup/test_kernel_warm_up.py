@@ -38,7 +38,7 @@ from multilora_kernels import (
     shrink,
     swiglu,
 )
-from support.aot import record, variant
+from support.kernels.aot import record, variant
 
 META = torch.device("meta")
 DTYPE = torch.bfloat16

@@ -9,7 +9,7 @@ from multilora.config import DEMO, EngineConfig
 from multilora.engine import Engine
 from multilora.forward.kv_cache import KVCache
 from multilora.startup.device import choose_device, gather, problem
-from support.engine_tools import drain, request
+from support.engine.requests import drain, request
 
 pytestmark = [
     pytest.mark.gpu,

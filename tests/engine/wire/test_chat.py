@@ -5,7 +5,7 @@ import pytest
 from multilora.errors import ErrorCode, RequestError
 from multilora.wire.chat import encode_chat, parse_messages
 from multilora_text.tokenizer import Tokenizer
-from support.tiny_tokenizers import byte_level
+from support.tiny.tokenizers import byte_level
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, TokenOutput
 from multilora.wire.reply import RUNNING, Reply
-from support.responder_tools import EOS, Bench, until
+from support.engine.responder import EOS, Bench, until
 
 
 @pytest.fixture

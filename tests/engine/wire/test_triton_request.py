@@ -17,7 +17,7 @@ from multilora.wire.triton_request import (
 from multilora_api.sampling import Grammar
 from multilora_text.chat_template import find_template
 from multilora_text.tokenizer import Tokenizer
-from support.tiny_tokenizers import byte_level
+from support.tiny.tokenizers import byte_level
 
 Tensors = dict[str, np.ndarray]
 

@@ -12,8 +12,8 @@ from multilora_gateway.backend import client as backend_module
 from multilora_gateway.backend.served_model import BaseModel
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.generation.job import Call
-from support.backend_tools import connected, description, run
-from support.fake_adapters import FakeAdapters
+from support.fake.adapters import FakeAdapters
+from support.gateway.backend import connected, description, run
 
 
 @pytest.fixture

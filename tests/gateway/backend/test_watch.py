@@ -9,8 +9,8 @@ from multilora_gateway.backend import watch as engine_watch
 from multilora_gateway.backend.model_probe import ModelProbe
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.generation.job import Call
-from support.backend_tools import connected, run
-from support.fake_adapters import FakeAdapters
+from support.fake.adapters import FakeAdapters
+from support.gateway.backend import connected, run
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from multilora_gateway.openai.completions import CompletionBody
 from multilora_gateway.openai.models import models
 from multilora_gateway.settings import Settings
 from multilora_text.tokenizer import Tokenizer
-from support.e2e_tools import DEMO
+from support.e2e.triton import DEMO
 
 NAMED = Settings(served_model_name="short")
 

@@ -14,7 +14,7 @@ from multilora_gateway.openai.fields import parse
 from multilora_gateway.openai.sampling import choices
 from multilora_gateway.settings import Settings
 from multilora_gateway.tgi.parameters import ChatTokenizeRequest
-from support.tgi_tools import base_model
+from support.gateway.tgi import base_model
 
 HELLO = [{"role": "user", "content": "hello"}]
 

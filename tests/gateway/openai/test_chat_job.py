@@ -14,7 +14,7 @@ from multilora_gateway.openai.chat import ChatBody, chat_job
 from multilora_gateway.openai.job import Job, Place
 from multilora_gateway.settings import Settings
 from multilora_text.chat_template import ChatTemplate
-from support.tgi_tools import MAX_TOTAL, base_model
+from support.gateway.tgi import MAX_TOTAL, base_model
 
 HELLO = [{"role": "user", "content": "hello"}]
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}

@@ -11,7 +11,7 @@ from multilora_gateway.openai.completions import TextChoice
 from multilora_gateway.openai.logprobs import chat_logprobs, token_text
 from multilora_gateway.openai.tools.parser import HermesParser
 from multilora_text.tokenizer import Tokenizer
-from support.e2e_tools import DEMO
+from support.e2e.triton import DEMO
 
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
 

@@ -12,7 +12,7 @@ from multilora_gateway.http.access import Caller
 from multilora_gateway.openai.completions import CompletionBody, completion_job
 from multilora_gateway.openai.job import Job, Place
 from multilora_gateway.settings import Settings
-from support.tgi_tools import base_model
+from support.gateway.tgi import base_model
 
 
 class Server:

@@ -9,7 +9,7 @@ from multilora_gateway.generation.job import Answer, Piece, Token
 from multilora_gateway.openai.completions import TextChoice
 from multilora_gateway.openai.logprobs import TextOffsets, text_logprobs
 from multilora_text.detokenizer import Detokenizer
-from support.tgi_tools import tokenizer
+from support.gateway.tgi import tokenizer
 
 TEXT = "a wé 🍕 hello"
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

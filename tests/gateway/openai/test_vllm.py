@@ -15,8 +15,8 @@ from multilora_gateway.openai.completions import CompletionBody
 from multilora_gateway.openai.fields import parse
 from multilora_gateway.settings import Settings
 from multilora_text.tokenizer import Tokenizer
-from support.e2e_tools import DEMO
-from support.tgi_tools import base_model
+from support.e2e.triton import DEMO
+from support.gateway.tgi import base_model
 
 SCHEMA = {"type": "object", "properties": {"a": {"const": 1}}}
 TEXTS = [

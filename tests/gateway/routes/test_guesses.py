@@ -13,7 +13,7 @@ from multilora_gateway.errors import not_found, tgi_body
 from multilora_gateway.http.access import Access, Caller, admin, inference
 from multilora_gateway.http.error_answers import add_handlers
 from multilora_gateway.settings import Settings
-from support.catalog_tools import catalog_of, refusal
+from support.engine.catalogs import catalog_of, refusal
 
 ACCESS = Access(Settings(api_keys=("open", "mine:jso*,sqlx"), admin_key="root"))
 CATALOG = catalog_of("json=/a,jsonl=/b,sql=/c,org/sqlx=/d", allow=["other/*"])

@@ -14,7 +14,7 @@ from multilora_gateway.settings import Settings
 from multilora_gateway.tgi.job import Job, prepare
 from multilora_gateway.tgi.parameters import GenerateRequest
 from multilora_text.chat_template import ChatTemplate
-from support.tgi_tools import MAX_TOTAL, base_model
+from support.gateway.tgi import MAX_TOTAL, base_model
 
 MERGED = {"ids": ["mine/a", "mine/b"], "weights": [1.0, 0.5], "density": 0.5}
 

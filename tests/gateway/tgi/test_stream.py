@@ -13,7 +13,7 @@ from multilora_gateway.generation.job import Answer, Call, Piece, Token
 from multilora_gateway.tgi.answer import end_headers, generated, generation_of
 from multilora_gateway.tgi.job import Job
 from multilora_gateway.tgi.stream import events
-from support.tgi_tools import job, tokenizer
+from support.gateway.tgi import job, tokenizer
 
 A, B = (tokenizer().encode(letter)[0] for letter in "ab")
 END = tokenizer().token_id("</s>") or 0

@@ -4,8 +4,8 @@ import pytest
 
 from multilora_gateway.generation.job import Token
 from multilora_gateway.tgi.tokens import TokenTexts
-from support import tiny_tokenizers
-from support.tgi_tools import tokenizer
+from support.gateway.tgi import tokenizer
+from support.tiny import tokenizers as tiny_tokenizers
 
 TEXTS = ["hello world", " two  spaces", "Grüße 東京 🍕", "a"]
 

@@ -11,7 +11,7 @@ from multilora_gateway.settings import Settings
 from multilora_gateway.tgi.parameters import GenerateRequest, Parameters
 from multilora_gateway.tgi.route import explained
 from multilora_gateway.tgi.validation import check_inputs, check_parameters, max_new_tokens
-from support.tgi_tools import MAX_INPUT, MAX_TOTAL, base_model
+from support.gateway.tgi import MAX_INPUT, MAX_TOTAL, base_model
 
 POSITIVE = "must be strictly positive"
 UNIT = "must be > 0.0 and < 1.0"

@@ -10,8 +10,8 @@ from multilora.adapters.admin.command import AdminCommand
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, Request
 from multilora_api.sampling import SamplingParams
-from support.download_tools import use_hub
-from support.engine_tools import (
+from support.engine.downloads import use_hub
+from support.engine.requests import (
     MakeEngine,
     alone,
     ask,
@@ -23,8 +23,8 @@ from support.engine_tools import (
     request,
     tokens,
 )
-from support.hub_server import HubServer
-from support.tiny import write_adapter
+from support.fake.hub import HubServer
+from support.tiny.base import write_adapter
 
 
 @pytest.fixture

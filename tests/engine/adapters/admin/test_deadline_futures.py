@@ -8,7 +8,7 @@ from multilora.adapters.admin.command import AdminCommand
 from multilora.adapters.admin.deadline_futures import DeadlineFutures
 from multilora.adapters.merging.recipe import parse_merge
 from multilora.errors import ErrorCode, RequestError, cancelled, shutting_down
-from support.engine_tools import MakeEngine, alone, request
+from support.engine.requests import MakeEngine, alone, request
 
 
 def test_the_first_answer_counts() -> None:

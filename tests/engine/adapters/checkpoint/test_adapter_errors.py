@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.base_model.config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
-from support.tiny_adapters import make_adapter
-from support.tiny_families import make_model
+from support.tiny.adapters import make_adapter
+from support.tiny.families import make_model
 
 Tensors = dict[str, torch.Tensor]
 LAYER = "base_model.model.model.layers."

@@ -13,7 +13,7 @@ from multilora.errors import ErrorCode, RequestError
 from multilora_text.chat_template import _compile
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
-from support.tiny_tokenizers import byte_level
+from support.tiny.tokenizers import byte_level
 
 BASE_TEMPLATE = "{{ bos_token }}base:{{ messages[0]['content'] }}"
 OWN_TEMPLATE = "{{ bos_token }}own:{{ messages[0]['content'] }}{{ eos_token }}"

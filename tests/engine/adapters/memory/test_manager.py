@@ -6,7 +6,7 @@ import torch
 from multilora.adapters.checkpoint.adapter import read_adapter
 from multilora.errors import ErrorCode, RequestError
 from multilora.scheduling.adapter_cache import NotReady
-from support.adapter_workshop import MakeShop
+from support.engine.workshop import MakeShop
 
 
 def test_one_read_serves_all_who_wait(make_shop: MakeShop):

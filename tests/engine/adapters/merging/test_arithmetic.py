@@ -15,8 +15,8 @@ from multilora.adapters.checkpoint.peft_tensors import Factors, Target
 from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
 from multilora.adapters.merging.recipe import MergeRecipe, parse_merge
 from multilora.base_model.config import BaseConfig
-from support.tiny_adapters import ATTENTION, make_adapter
-from support.tiny_families import make_model
+from support.tiny.adapters import ATTENTION, make_adapter
+from support.tiny.families import make_model
 
 
 def read(root: Path, name: str, max_rank: int = 64) -> dict[Target, Factors]:

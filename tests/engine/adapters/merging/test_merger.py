@@ -15,8 +15,8 @@ from multilora.adapters.merging.merger import AdapterMerger
 from multilora.adapters.merging.recipe import parse_merge
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
-from support.download_tools import use_hub
-from support.engine_tools import (
+from support.engine.downloads import use_hub
+from support.engine.requests import (
     MakeEngine,
     alone,
     ask,
@@ -26,8 +26,8 @@ from support.engine_tools import (
     refusal,
     request,
 )
-from support.hub_server import HubServer
-from support.tiny import write_adapter
+from support.fake.hub import HubServer
+from support.tiny.base import write_adapter
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import pytest
 
 from multilora.adapters.naming.source import Origin
 from multilora.errors import ErrorCode, StartupError
-from support.catalog_tools import catalog_of, refusal
+from support.engine.catalogs import catalog_of, refusal
 
 
 @pytest.mark.parametrize(

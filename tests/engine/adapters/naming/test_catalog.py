@@ -13,7 +13,7 @@ from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource, Origin
 from multilora.errors import ErrorCode, RequestError
-from support.catalog_tools import catalog_of, refusal
+from support.engine.catalogs import catalog_of, refusal
 
 
 def make(folder: Path) -> Path:

@@ -1,0 +1,125 @@
+"""FakeTriton with the Triton model `adapters`: a gRPC server that answers ModelInfer.
+
+What it does is chosen by the request's `adapter_id`: a code in capitals fails with it, "silent"
+answers nothing, "garbled" no JSON, "allowed" is what only a pattern allows; any other
+is answered as the server does.
+"""
+
+import json
+import threading
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from multilora_client.tensors import Scalar, add_input, decode
+from support.fake.triton import FakeTriton
+
+# The generated KServe messages carry no types.
+# pyright: reportAttributeAccessIssue=false
+
+MEMORY = {
+    "device_pages_used": 3,
+    "device_pages": 64,
+    "page_bytes": 98304,
+    "host_bytes_used": 2**21,
+    "host_bytes": 2**32,
+}
+
+
+def entry(adapter_id: str, **changes: Any) -> dict[str, Any]:
+    """An adapter as a newer server tells of it: `colour` is a key that no client knows."""
+    return {
+        "id": adapter_id,
+        "source": f"/adapters/{adapter_id}",
+        "revision": "",
+        "origin": "registered",
+        "digest": "0123abcd",
+        "rank": 16,
+        "modules": ["q_proj", "v_proj"],
+        "bytes": 1234567,
+        "pages": 1,
+        "tier": "device",
+        "pinned": False,
+        "running": 0,
+        "waiting": 0,
+        "requests": 7,
+        "last_used": 1_700_000_000.5,
+        "state": "ready",
+        "error": None,
+        "colour": "blue",
+        **changes,
+    }
+
+
+UNREAD = dict.fromkeys(("digest", "rank", "modules", "bytes", "pages", "last_used"))
+ENTRIES = [
+    entry("zeta", pinned=True, running=2, waiting=1),
+    entry("org/name", source="org/name", revision="v2", origin="on demand", tier="host"),
+    entry("bad", tier="disk", state="failed", error="q_proj holds NaN;\ntrain it", **UNREAD),
+    entry("alpha", rank=128, pages=8),
+]
+
+
+class FakeAdapters(FakeTriton):
+    """`received` holds the actions too. `base` is what it describes. `adapters_dead`: the process
+    of `adapters` has died."""
+
+    def __init__(self, port: int = 0, base: dict[str, Any] | None = None) -> None:
+        self.adapters_dead = False
+        self._closed = threading.Event()
+        self._base = base or {}
+        super().__init__(port)
+
+    def close(self) -> None:
+        self._closed.set()
+        super().close()
+
+    def ModelInfer(
+        self, request: service_pb2.ModelInferRequest, context: grpc.ServicerContext
+    ) -> service_pb2.ModelInferResponse:
+        if request.model_name != "adapters":
+            message = f"Request for unknown model: '{request.model_name}' is not found"
+            context.abort(grpc.StatusCode.UNAVAILABLE, message)
+        if self.adapters_dead:
+            message = "Stub process 'adapters_0_0' is not healthy."
+            context.abort(grpc.StatusCode.INTERNAL, message)
+        inputs = {
+            tensor.name: decode(tensor.datatype, raw)
+            for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+        }
+        self.received.append((request.model_name, request.id, inputs))
+        adapter_id = str(inputs.get("adapter_id", [""])[0])
+        if adapter_id.isupper():
+            context.abort(grpc.StatusCode.INTERNAL, f"no luck:\n{adapter_id} [{adapter_id}]")
+        if adapter_id == "silent":
+            self._closed.wait(10)
+        if adapter_id == "garbled":
+            return _response("{")
+        action = str(inputs["action"][0])
+        if action == "info" and not adapter_id:
+            message = "admin: info needs an adapter_id; name the adapter [INVALID_ARG]"
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+        result = self._base if action == "describe" else _result(action, adapter_id, inputs)
+        return _response(json.dumps(result))
+
+
+def _result(action: str, adapter_id: str, inputs: dict[str, list[Scalar]]) -> dict[str, Any]:
+    if action == "list":
+        return {"adapters": ENTRIES, "memory": MEMORY, "colour": "blue"}
+    if action == "template":
+        return {"chat_template": None, "special_tokens": {}}
+    if action == "unload":
+        return {"id": adapter_id, "freed_pages": 2, "freed_bytes": 1234567}
+    if adapter_id == "allowed":
+        return entry(adapter_id, origin="on demand", tier="disk", **UNREAD)
+    source = str(inputs.get("source", ["/adapters"])[0])
+    return entry(adapter_id, source=source, pinned=action == "pin")
+
+
+def _response(result: str) -> service_pb2.ModelInferResponse:
+    request = service_pb2.ModelInferRequest()  # lends its tensor to the response
+    add_input(request, "result", "BYTES", result)
+    response = service_pb2.ModelInferResponse(raw_output_contents=request.raw_input_contents)
+    response.outputs.add(name="result", datatype="BYTES", shape=[1, 1])
+    return response

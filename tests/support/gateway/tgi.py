@@ -1,0 +1,64 @@
+"""For tests of the TGI API: a base model and a job without a server, and a client of a gateway."""
+
+import json
+from typing import Any
+
+import requests
+
+from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.generation.job import Call
+from multilora_gateway.tgi.job import Job
+from multilora_gateway.tgi.parameters import GenerateRequest
+from multilora_text.tokenizer import Tokenizer
+from support.tiny import tokenizers as tiny_tokenizers
+
+MAX_INPUT = 64
+MAX_TOTAL = 96
+SECONDS = 60  # no answer may take longer
+
+
+def tokenizer(kind: str = "byte_level") -> Tokenizer:
+    return Tokenizer(tiny_tokenizers.KINDS[kind]())
+
+
+def base_model(kind: str = "byte_level") -> BaseModel:
+    text = tokenizer(kind)
+    end = text.token_id("</s>")
+    assert end is not None
+    return BaseModel(
+        model_id="base",
+        model_sha=None,
+        dtype="float32",
+        device="cpu",
+        max_input_tokens=MAX_INPUT,
+        max_total_tokens=MAX_TOTAL,
+        max_batch_prefill_tokens=64,
+        max_concurrent_requests=128,
+        max_lora_rank=64,
+        vocab_size=300,
+        eos_token_ids=frozenset((end,)),
+        tokenizer=text,
+    )
+
+
+def job(prompt: str = "hello", *, seed: int | None = None, **parameters: Any) -> Job:
+    """A job that asks for `parameters`; times are zero."""
+    base = base_model()
+    request = GenerateRequest.model_validate({"inputs": prompt, "parameters": parameters})
+    assert request.parameters is not None
+    sampling = {} if seed is None else {"seed": seed}
+    call = Call(base.tokenizer.encode(prompt), sampling=sampling)
+    return Job(request, request.parameters, base, call, 0.0, 0.0)
+
+
+def post(url: str, path: str, body: Any, **kwargs: Any) -> requests.Response:
+    return requests.post(f"{url}{path}", json=body, timeout=SECONDS, **kwargs)
+
+
+def ask(url: str, path: str = "/generate", **parameters: Any) -> requests.Response:
+    given = {"adapter_id": "upper", **parameters}
+    return post(url, path, {"inputs": "hello world", "parameters": given})
+
+
+def events(answer: requests.Response) -> list[dict[str, Any]]:
+    return [json.loads(line[5:]) for line in answer.iter_lines() if line.startswith(b"data:")]
