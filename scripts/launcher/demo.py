@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import get_terminal_size
 
-from launcher.triton_install import REPOSITORY, LaunchError
-from launcher.triton_server import TritonServer
+from launcher.triton.install import REPOSITORY, LaunchError
+from launcher.triton.server import TritonServer
 from multilora_client import Generation, MultiLoRAClient, MultiLoRAError
 
 SKILLS = REPOSITORY / "model_repository/multilora_llm/1/demo/skills.json"

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from typing import TextIO
 
-from launcher import triton_log
+from launcher.triton import log as triton_log
 from multilora_gateway.http.json_lines import json_line
 
 _LAUNCHER, _SERVER = "multilora.launcher", "tritonserver"

@@ -14,13 +14,14 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from launcher import triton_end, triton_log
-from launcher.gateway_flags import gateway_environment, gateway_flags, gateway_settings, useless
-from launcher.gateway_process import GatewayFailure, GatewayProcess, check_address
+from launcher.flags import engine_environment, model_repository, parse_flags, ports
+from launcher.gateway.flags import gateway_environment, gateway_flags, gateway_settings, useless
+from launcher.gateway.process import GatewayFailure, GatewayProcess, check_address
 from launcher.screen import Screen
-from launcher.triton_flags import engine_environment, model_repository, parse_flags, ports
-from launcher.triton_install import LaunchError
-from launcher.triton_server import SettingsRefused, TritonServer
+from launcher.triton import end as triton_end
+from launcher.triton import log as triton_log
+from launcher.triton.install import LaunchError
+from launcher.triton.server import SettingsRefused, TritonServer
 
 _TAIL_LINES = 30
 _START_LINES = 2000

@@ -8,7 +8,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.gateway import running_gateway
 from support.e2e.page import ADAPTERS, names, open_page, until
 from support.e2e.triton import demo_server

@@ -3,7 +3,7 @@
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.gateway import ADMIN_KEY, running_gateway
 from support.e2e.page import ADAPTERS, answers, footer, message, names, open_page, press, until
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.triton_install import REPOSITORY
+from launcher.triton.install import REPOSITORY
 
 DOCKER = REPOSITORY / "docker"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from launcher.gateway_flags import gateway_settings
-from launcher.triton_flags import parse_flags
-from launcher.triton_install import REPOSITORY
+from launcher.flags import parse_flags
+from launcher.gateway.flags import gateway_settings
+from launcher.triton.install import REPOSITORY
 
 DOCKERFILE = REPOSITORY / "docker/Dockerfile"
 SECONDS = 30.0

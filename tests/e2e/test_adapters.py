@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from multilora_client import AdapterInfo, InvalidRequest, MultiLoRAClient, NotFound, Unavailable
 from support.e2e.adapters import administer, command, infer, settled, used
 from support.e2e.triton import DEMO, GrpcStream, demo_server, eventually, generate

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.adapters import administer, settled, used
 from support.e2e.triton import (
     DEMO,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from multilora_client import MultiLoRAClient, NotFound
 from support.e2e.adapters import command, refusal
 from support.e2e.triton import post

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from multilora_client import (
     AsyncMultiLoRAClient,
     InvalidRequest,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from launcher.triton_server import TritonServer
-from launcher.triton_stubs import stubs
+from launcher.triton.server import TritonServer
+from launcher.triton.stubs import stubs
 from support.e2e.gateway import ADMIN_KEY, running_gateway
 from support.e2e.triton import DEMO_SETTINGS
 from support.gateway.tgi import SECONDS, ask, post

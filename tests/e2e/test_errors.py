@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.triton import Example, GrpcStream, grpc_error, post, token_ids
 
 INVALID, NOT_FOUND = "INVALID_ARG", "NOT_FOUND"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.gateway import ADMIN_KEY, running_gateway
 from support.e2e.triton import DEMO_SETTINGS, demo_server, eventually, metrics, wait_until_idle
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import requests
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.gateway import ADMIN_KEY, running_gateway
 from support.e2e.triton import eventually
 from support.gateway.tgi import SECONDS, post

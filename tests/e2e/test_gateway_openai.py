@@ -6,7 +6,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.openai import say
 from support.e2e.triton import Example, metrics, wait_until_idle
 

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from openai import OpenAI
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.gateway import running_gateway
 from support.e2e.openai import post, say
 

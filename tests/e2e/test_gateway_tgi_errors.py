@@ -8,7 +8,7 @@ import lorax.types
 import pytest
 import requests
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.triton import eventually, metrics, wait_until_idle
 from support.gateway.tgi import SECONDS, ask, events, post
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.triton import (
     Example,
     GrpcStream,

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.triton import generate, grpc_error, post, stream_events
 
 PERSON = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.adapters import administer, refusal
 from support.e2e.triton import DEMO, demo_server, eventually, examples, generate, post
 from support.fake.hub import HubServer

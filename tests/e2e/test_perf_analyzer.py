@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from launcher.triton_install import REPOSITORY, find_install
-from launcher.triton_server import TritonServer
+from launcher.triton.install import REPOSITORY, find_install
+from launcher.triton.server import TritonServer
 from support.e2e.triton import Example, eventually, metrics, token_ids, wait_until_idle
 
 WHEEL = "tritonclient==2.50.0"  # the last release with the binary, in its manylinux wheel

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.triton import grpc_error, grpc_text, post, token_ids
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.triton import DEMO, DIRECT, SECONDS, post
 
 CONFIG = """\

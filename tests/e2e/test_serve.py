@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from launcher.triton_install import REPOSITORY, LaunchError
-from launcher.triton_server import TritonServer
-from launcher.triton_stubs import stubs
+from launcher.triton.install import REPOSITORY, LaunchError
+from launcher.triton.server import TritonServer
+from launcher.triton.stubs import stubs
 from support.e2e.triton import DEMO, DIRECT
 from support.tiny.adapters import make_adapter
 

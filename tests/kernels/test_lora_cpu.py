@@ -72,7 +72,7 @@ def test_more_slices_than_the_gpu_kernel_takes_are_refused():
 def test_a_cpu_needs_no_openai_triton():
     code = (
         "import sys; sys.modules['triton'] = None\n"
-        "from kernel_cases import lora_case\n"
+        "from support.kernels.cases import lora_case\n"
         "from multilora_kernels.lora import add_lora\n"
         "from multilora_kernels.shrink import shrink_gpu\n"
         "import multilora_kernels.rope_kv_write, multilora_kernels.paged_attention\n"

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.triton_install import REPOSITORY
+from launcher.triton.install import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "model_repository/multilora_llm/1"))  # as the Triton server does
 

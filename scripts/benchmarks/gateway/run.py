@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from tritonclient.grpc import service_pb2_grpc
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from multilora_client.connection import Endpoint
 from multilora_gateway.backend.client import Backend
 from multilora_gateway.backend.messages import engine_request, piece_of

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.clock import Run, one_line
+from benchmarks.gpu.contenders import connect
 from benchmarks.gpu.data import error_of, layers_needed
-from benchmarks.gpu.lora_runs import connect
 from benchmarks.gpu.setting import Record, Row, Setting
 from multilora.base_model.config import BaseConfig
 from multilora_kernels.paged_attention import paged_attention

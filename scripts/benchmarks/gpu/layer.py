@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks.gpu.contenders import Own
 from benchmarks.gpu.data import LoRAData
-from benchmarks.gpu.lora_runs import Own
 from multilora.base_model.config import BaseConfig
 from multilora.lora.linear import BatchLoRA, add_lora_linear, lora_linear
 from multilora.lora.plan import PLANS, LoRAPlan

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.common.statistics import median
 from benchmarks.gpu.clock import Run, Timing, one_line
+from benchmarks.gpu.contenders import AddLoRA, Contender, Own, contenders, forget, peer_objects
 from benchmarks.gpu.data import LoRAData, error_of, expected, layers_needed, make_lora_data
 from benchmarks.gpu.layer import (
     BASE,
@@ -19,7 +20,6 @@ from benchmarks.gpu.layer import (
     random_matrices,
     run_with_own_base,
 )
-from benchmarks.gpu.lora_runs import AddLoRA, Contender, Own, contenders, forget, peer_objects
 from benchmarks.gpu.setting import Record, Row, Setting
 from benchmarks.gpu.shapes import GROUPS, MIXES, RANKS, Mix, lora_bytes, lora_footprint
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.triton_install import REPOSITORY
+from launcher.triton.install import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "kernels"))  # nothing need be installed
 sys.path.append(str(REPOSITORY / "model_repository/multilora_llm/1"))

@@ -1,7 +1,7 @@
 """Figures of the engine as metrics of the Triton server, without one.
 
 The Python backend's part is played by classes with its rules, as a real server showed them
-(tests/e2e/test_e2e_series.py): a series goes when its metric *and* its family are dropped, and two
+(tests/e2e/test_series.py): a series goes when its metric *and* its family are dropped, and two
 of the same labels end badly.
 """
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from launcher.triton_flags import parse_flags
-from launcher.triton_install import REPOSITORY
+from launcher.flags import parse_flags
+from launcher.triton.install import REPOSITORY
 from launcher.vllm_flags import VLLM_FLAGS
 
 

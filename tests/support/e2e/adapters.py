@@ -11,7 +11,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 from support.e2e.triton import metrics, post
 
 USED = ("multilora_adapter_pages_used", "multilora_adapter_host_bytes_used")

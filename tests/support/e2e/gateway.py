@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 
 ADMIN_KEY = "admin-secret"
 _END_SECONDS = 15.0

@@ -16,7 +16,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from launcher.triton_server import TritonServer
+from launcher.triton.server import TritonServer
 
 DEMO = Path(__file__).parents[3] / "model_repository/multilora_llm/1/demo"
 SECONDS = 60.0  # no answer may take longer

@@ -1,4 +1,4 @@
-"""Small random LoRA adapters of the models in tiny_families, written by PEFT itself."""
+"""Small random LoRA adapters of the models in families.py, written by PEFT itself."""
 
 from pathlib import Path
 from typing import Any

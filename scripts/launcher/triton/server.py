@@ -20,10 +20,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import triton_log, triton_stubs
-from launcher.startable import Startable
-from launcher.triton_end import wait_for_end
-from launcher.triton_install import CACHE, REPOSITORY, LaunchError, find_install
+from launcher.process import Startable
+from launcher.triton import log as triton_log
+from launcher.triton import stubs as triton_stubs
+from launcher.triton.end import wait_for_end
+from launcher.triton.install import CACHE, REPOSITORY, LaunchError, find_install
 
 _TAIL_LINES = 2000
 _STOP_SECONDS = 40.0  # the server itself gives its models 30

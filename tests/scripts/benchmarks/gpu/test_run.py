@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from benchmarks.gpu import run as bench_gpu
+from benchmarks.gpu.contenders import AddLoRA, Own, contenders, ours
 from benchmarks.gpu.data import expected, layers_needed, make_lora_data
 from benchmarks.gpu.layer import base_layers, layer_runs, random_matrices, run_with_own_base
 from benchmarks.gpu.lora import right_ones
-from benchmarks.gpu.lora_runs import AddLoRA, Own, contenders, ours
 from benchmarks.gpu.setting import OutOfTime, Record
 from benchmarks.gpu.shapes import (
     LLAMA_8B,
@@ -29,7 +29,7 @@ from benchmarks.gpu.shapes import (
     lora_footprint,
     requests_per_adapter,
 )
-from launcher.triton_install import REPOSITORY
+from launcher.triton.install import REPOSITORY
 
 CPU = torch.device("cpu")
 

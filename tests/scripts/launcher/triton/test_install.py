@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import triton_install
-from launcher.triton_install import LaunchError, find_install
+from launcher.triton import install as triton_install
+from launcher.triton.install import LaunchError, find_install
 
 
 @pytest.fixture

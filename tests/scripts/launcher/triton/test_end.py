@@ -1,6 +1,6 @@
 """What a Triton server that ends waits for, by lines and figures as they really are."""
 
-from launcher.triton_end import is_idle, waits_for
+from launcher.triton.end import is_idle, waits_for
 
 SERVER = 'I1126 04:31:25.3 12 server.cc:305] "Waiting for in-flight requests to complete."'
 HELD = 'I1126 04:31:25.3 12 http_server.cc:248] "Timeout 30: Found 6 HTTP service connections"'

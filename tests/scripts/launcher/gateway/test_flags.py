@@ -4,10 +4,10 @@ import socket
 
 import pytest
 
-from launcher.gateway_flags import gateway_environment, gateway_flags, gateway_settings, useless
-from launcher.gateway_process import GatewayFailure, check_address
-from launcher.triton_flags import engine_environment, parse_flags
-from launcher.triton_server import Ports
+from launcher.flags import engine_environment, parse_flags
+from launcher.gateway.flags import gateway_environment, gateway_flags, gateway_settings, useless
+from launcher.gateway.process import GatewayFailure, check_address
+from launcher.triton.server import Ports
 from multilora_gateway.command_line import parse
 from multilora_gateway.settings import Settings
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.triton_flags import engine_environment, model_repository, parse_flags, ports
-from launcher.triton_install import REPOSITORY, LaunchError
-from launcher.triton_server import Ports
+from launcher.flags import engine_environment, model_repository, parse_flags, ports
+from launcher.triton.install import REPOSITORY, LaunchError
+from launcher.triton.server import Ports
 from multilora.config import EngineConfig
 
 
@@ -84,7 +84,7 @@ def test_the_folder_of_downloads_has_two_names(tmp_path: Path) -> None:
 AS_NOBODY = """
 import os, sys
 sys.path[:0] = %r
-from launcher.triton_flags import engine_environment, parse_flags
+from launcher.flags import engine_environment, parse_flags
 if os.getuid() == 0:
     os.setuid(65534)
 print(engine_environment(parse_flags([], os.environ), os.environ))

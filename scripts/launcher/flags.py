@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.gateway_flags import add_gateway_flags
+from launcher.gateway.flags import add_gateway_flags
 from launcher.hub_cache_folder import writable_hub_cache
-from launcher.triton_install import REPOSITORY
-from launcher.triton_server import Ports
+from launcher.triton.install import REPOSITORY
+from launcher.triton.server import Ports
 from launcher.unknown_arguments import complaint
 from multilora_gateway.variables import port, read_variables
 

@@ -1,6 +1,6 @@
 """Lines as tritonserver 2.51 and the models really write them."""
 
-from launcher.triton_log import Failure, failure, is_warning, report, stage
+from launcher.triton.log import Failure, failure, is_warning, report, stage
 
 FAILED = (
     "E1123 01:35:52.091249 7044 model_lifecycle.cc:642] \"failed to load 'multilora_llm' version "

@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from launcher.startable import Startable
-from launcher.triton_install import LaunchError
-from launcher.triton_server import Ports, TritonServer
+from launcher.process import Startable
+from launcher.triton.install import LaunchError
+from launcher.triton.server import Ports, TritonServer
 from multilora_gateway.http.listener import ListenError, listen
 from multilora_gateway.settings import Settings
 

@@ -15,7 +15,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 CACHE = REPOSITORY / ".cache" / "tritonserver"
 CONTAINER = Path("/opt/tritonserver")
 PYTRITON = "nvidia-pytriton==0.7.0"
