@@ -107,7 +107,3 @@ def main() -> None:
     for line in wrong_examples(args.out, names):
         print(line)
     print(f"{(time.monotonic() - began) / 60:.1f} minutes")
-
-
-if __name__ == "__main__":
-    main()

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import get_terminal_size
 
-from launcher.triton.install import REPOSITORY, LaunchError
+from launcher.process import LaunchError
+from launcher.repository import REPOSITORY
 from launcher.triton.server import TritonServer
 from multilora_client import Generation, MultiLoRAClient, MultiLoRAError
 
 SKILLS = REPOSITORY / "model_repository/multilora_llm/1/demo/skills.json"
-DEMO_MODEL = {"MODEL_ID": "", "LORA_ADAPTERS": ""}  # whatever the environment says
+DEMO_MODEL = {"MODEL_ID": "", "LORA_ADAPTERS": ""}  # overrides the environment
 ENOUGH = 5  # different adapters in one forward pass, and right answers
 MAX_TOKENS = 200
 METRIC = "multilora_max_adapters_in_batch"
@@ -95,7 +96,7 @@ def read_lanes(path: Path) -> list[Lane]:
 
 
 def run_all(lanes: list[Lane], url: str) -> float:
-    """Run all lanes at once and show them; returns the seconds it took."""
+    """Run all lanes at once and show them; returns how many seconds they took."""
     live = sys.stdout.isatty()
     shown: set[int] = set()
     with MultiLoRAClient(url, timeout=120) as client, ThreadPoolExecutor(len(lanes)) as threads:
@@ -135,7 +136,7 @@ def draw(lanes: list[Lane], again: bool = False) -> None:
 
 
 def cut(text: str, width: int) -> str:
-    """The end of `text` is what is new, but its start says whose it is: drop from the end."""
+    """`text` cut to `width` columns at its end: its start says whose answer it is."""
     for index, character in enumerate(text):
         width -= 2 if unicodedata.east_asian_width(character) in "WF" else 1
         if width < 0:
@@ -144,7 +145,7 @@ def cut(text: str, width: int) -> str:
 
 
 def wait_for_metric(url: str, enough: int) -> int:
-    """METRIC, once it is `enough` or has had the time to get there."""
+    """The value of METRIC, once it is `enough` or METRIC_SECONDS have passed."""
     deadline = time.monotonic() + METRIC_SECONDS
     while (value := read_metric(url)) < enough and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -171,7 +172,3 @@ def summary(lanes: list[Lane], seconds: float, together: int) -> int:
         print(f"error: at least {ENOUGH} of both were expected", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,12 @@
-"""Command line flags of the launcher and the environment variables they set.
+"""The launcher's command line: its flags, the environment variables of these, its complaints.
 
 A flag's variable is its name in upper case with underscores (`--model-id` ↔ MODEL_ID); TGI's name
-of a flag has one too. A flag wins over its variable; a variable wins over the parameter in
+of a flag has a variable too. A flag wins over its variable; a variable wins over the parameter in
 config.pbtxt.
 """
 
 import argparse
+import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,8 @@ from typing import Any
 
 from launcher.gateway.flags import add_gateway_flags
 from launcher.hub_cache_folder import writable_hub_cache
-from launcher.triton.install import REPOSITORY
+from launcher.repository import REPOSITORY
 from launcher.triton.server import Ports
-from launcher.unknown_arguments import complaint
 from multilora_gateway.variables import port, read_variables
 
 _SIZE = "bytes, or with a unit: 512MB, 2GiB"
@@ -52,7 +52,7 @@ _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
     "cuda-graphs": (str, "on or off: capture decode passes on a GPU"),
     "threads": (int, "CPU threads of PyTorch; 0 lets it choose"),
 }
-_ALIASES = {  # TGI's names
+_ALIASES = {  # TGI's names for the same
     "hf-hub-cache": ["--huggingface-hub-cache"],
     "max-input-tokens": ["--max-input-length"],
     "gpu-memory-utilization": ["--cuda-memory-fraction"],
@@ -63,6 +63,17 @@ _TEXTS = {
     "model-repository": "default: the one of this project",
 }
 _PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}
+_NOT_NEEDED = "is not needed; see --adapter-memory and --adapter-host-memory"
+VLLM_FLAGS = {  # of another name here, or of none; docs/from-tgi.md lists the same
+    "--lora-modules": "is --lora-adapters here, with commas: sql=/a/sql,json=/a/json",
+    "--max-model-len": "is --max-total-tokens here",
+    "--max-num-batched-tokens": "is --max-batch-prefill-tokens here",
+    "--download-dir": "is --huggingface-hub-cache here",
+    "--enable-lora": _NOT_NEEDED,
+    "--max-loras": _NOT_NEEDED,
+    "--max-cpu-loras": _NOT_NEEDED,
+    "--tensor-parallel-size": "is not supported: one GPU serves the base model",
+}
 
 
 def parse_flags(
@@ -80,13 +91,33 @@ def parse_flags(
     actions = _add_flags(parser)
     flags, unknown = parser.parse_known_args(arguments)
     if unknown:
-        parser.error(complaint(unknown[0], parser))
+        parser.error(_complaint(unknown[0], parser))
     read_variables(parser, flags, actions, environ)
     return flags
 
 
+def _complaint(word: str, parser: argparse.ArgumentParser) -> str:
+    """What to say of a word that means nothing here: the flag that was probably meant.
+
+    A flag that is accepted without effect is never proposed.
+    """
+    flag = word.partition("=")[0].replace("_", "-")
+    if not word.startswith("-"):
+        hint = "adapters are separated by commas alone: --lora-adapters sql=/a/sql,json=/a/json"
+        if flag == word:
+            hint = f"a base model is --model-id {word}; {hint}"
+    elif flag in VLLM_FLAGS:
+        hint = f"{flag} {VLLM_FLAGS[flag]}"
+    else:
+        actions = [each for each in parser._actions if each.help != argparse.SUPPRESS]
+        options = [option for action in actions for option in action.option_strings]
+        close = difflib.get_close_matches(flag, options, n=1)
+        hint = f"did you mean {close[0]}?" if close else "see --help"
+    return f"unknown argument {word}; {hint}"
+
+
 def _add_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """All → those whose variables are read here."""
+    """Add all flags; returns the actions whose variables are read here."""
     actions = [
         parser.add_argument(f"--{name}", *_ALIASES.get(name, []), type=type_, help=help_)
         for name, (type_, help_) in _ENGINE_FLAGS.items()
@@ -106,7 +137,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 def engine_environment(
     flags: argparse.Namespace, environ: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """The variables of the engine, with folders made absolute: the server runs elsewhere."""
+    """The engine's variables. Folders are absolute: the server's working folder is another."""
     given = {name: _value(flags, name) for name in _ENGINE_FLAGS}
     values = {_variable(name): str(value) for name, value in given.items() if value is not None}
     if sizes := re.fullmatch(r"\d+(,\d+)*", values.get("CUDA_GRAPHS", "").replace(" ", "")):

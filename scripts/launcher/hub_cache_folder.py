@@ -1,6 +1,7 @@
 """The folder of downloads, when the one asked for cannot be written.
 
 Docker makes the folder of `-v $PWD/data:/data` for root, and the server runs as somebody else.
+Law: standard library only; a test runs this file on its own, as a user who cannot read the rest.
 """
 
 import os
@@ -10,8 +11,10 @@ from pathlib import Path
 
 
 def writable_hub_cache(environment: Mapping[str, str]) -> dict[str, str]:
-    """What to change in `environment`: another HF_HUB_CACHE for an empty folder that may only be
-    read. One that holds something is left alone: what is needed may be in it. Warns on stderr."""
+    """What to change in `environment`: another HF_HUB_CACHE instead of an empty read-only folder.
+
+    A read-only folder that holds something stays: the models may be in it. Warns on stderr.
+    """
     asked = environment.get("HF_HUB_CACHE", "")
     if not asked or not os.path.isdir(asked) or os.access(asked, os.W_OK):
         return {}

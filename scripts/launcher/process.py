@@ -1,18 +1,24 @@
-"""Startable: what is started at the beginning of a `with` block and stopped at its end."""
+"""What the launcher's processes have in common: how they start and stop, and the error of both."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
+class LaunchError(Exception):
+    """A process cannot be started or has died; the message is one line with the remedy."""
+
+
 class Startable(ABC):
+    """What is started at the beginning of a `with` block and stopped at its end."""
+
     @abstractmethod
     def start(self) -> None:
-        """Returns once it serves, or is on its way to; raises LaunchError."""
+        """Return once the process serves, or is on its way to; LaunchError when it cannot."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Twice is as good as once."""
+        """End the process. Safe to call twice."""
 
     def __enter__(self) -> Self:
         self.start()

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from typing import TextIO
 
-from launcher.triton import log as triton_log
+from launcher.triton.log import is_warning
 from multilora_gateway.http.json_lines import json_line
 
 _LAUNCHER, _SERVER = "multilora.launcher", "tritonserver"
@@ -16,7 +16,7 @@ _LEVELS = {"W": "WARNING", "E": "ERROR", "C": "ERROR"}  # by what lines of the l
 
 
 class Screen:
-    """`verbose` shows the whole log of the server."""
+    """Prints for the user of the launcher. `verbose` shows the whole log of the server."""
 
     def __init__(self, verbose: bool, json: bool) -> None:
         self._verbose = verbose
@@ -36,7 +36,7 @@ class Screen:
 
     def log(self, line: str) -> None:
         """Show a line of the server's log if it is wanted."""
-        if self._verbose or triton_log.is_warning(line):
+        if self._verbose or is_warning(line):
             with self._lock:
                 self._server(line, line)
 
@@ -62,12 +62,12 @@ class Screen:
             self._say("INFO", "stopping", "\nstopping")
 
     def waiting(self, what: str) -> None:
-        """Why stopping takes so long."""
+        """Say why stopping takes so long."""
         with self._lock:
             self._say("INFO", f"waiting for {what}", f"waiting for {what}")
 
     def failed(self, reason: str, tail: Sequence[str]) -> None:
-        """Why it ends, below the last lines of the server's log if those are not shown already."""
+        """Say why the launcher ends, below the end of the server's log unless that was shown."""
         with self._lock:
             if self._in_place:
                 print()
@@ -86,6 +86,6 @@ class Screen:
         self, level: str, message: str, text: str, stream: TextIO | None = None,
         target: str = _LAUNCHER,
     ) -> None:  # fmt: skip
-        """`message` stands in the JSON, `text` is for people."""
+        """`message` stands in the JSON; `text` is what people read."""
         line = json_line(level, target, message) if self._json else text
         print(line, file=stream, flush=True)

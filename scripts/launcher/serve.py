@@ -8,7 +8,6 @@ import argparse
 import json
 import shlex
 import signal
-import sys
 import threading
 import time
 from types import FrameType
@@ -17,10 +16,9 @@ from typing import NoReturn
 from launcher.flags import engine_environment, model_repository, parse_flags, ports
 from launcher.gateway.flags import gateway_environment, gateway_flags, gateway_settings, useless
 from launcher.gateway.process import GatewayFailure, GatewayProcess, check_address
+from launcher.process import LaunchError
 from launcher.screen import Screen
-from launcher.triton import end as triton_end
-from launcher.triton import log as triton_log
-from launcher.triton.install import LaunchError
+from launcher.triton import end, log
 from launcher.triton.server import SettingsRefused, TritonServer
 
 _TAIL_LINES = 30
@@ -65,10 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _stop(server: TritonServer | None, gateway: GatewayProcess | None, screen: Screen) -> None:
-    """The gateway first: what it asks the server for ends with it."""
+    """Stop the gateway first, so that its requests to the server end with it."""
 
     def say() -> None:
-        screen.waiting(triton_end.waits_for(server.log_tail(_START_LINES) if server else []))
+        screen.waiting(end.waits_for(server.log_tail(_START_LINES) if server else []))
 
     patience = threading.Timer(_PATIENCE_SECONDS, say)
     patience.start()
@@ -105,7 +103,7 @@ def _serve(
     front = f"gateway {gateway.url}  " if gateway else ""
     screen.ready(
         time.monotonic() - start,
-        triton_log.report(server.log_tail(_START_LINES)),
+        log.report(server.log_tail(_START_LINES)),
         f"{front}Triton HTTP {server.http_url}  gRPC {server.grpc_address}  "
         f"metrics {server.metrics_url}",
         _example(server, gateway, environment),
@@ -137,7 +135,3 @@ def _example(
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.triton.install import REPOSITORY
+from launcher.repository import REPOSITORY
 
 DOCKER = REPOSITORY / "docker"
 

@@ -15,7 +15,7 @@ import requests
 
 from launcher.flags import parse_flags
 from launcher.gateway.flags import gateway_settings
-from launcher.triton.install import REPOSITORY
+from launcher.repository import REPOSITORY
 
 DOCKERFILE = REPOSITORY / "docker/Dockerfile"
 SECONDS = 30.0

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from launcher.triton.install import REPOSITORY, find_install
+from launcher.repository import REPOSITORY
+from launcher.triton.install import find_install
 from launcher.triton.server import TritonServer
 from support.e2e.triton import Example, eventually, metrics, token_ids, wait_until_idle
 

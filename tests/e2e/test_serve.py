@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from launcher.triton.install import REPOSITORY, LaunchError
+from launcher.process import LaunchError
+from launcher.repository import REPOSITORY
 from launcher.triton.server import TritonServer
 from launcher.triton.stubs import stubs
 from support.e2e.triton import DEMO, DIRECT

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from launcher.triton.install import REPOSITORY
+from launcher.repository import REPOSITORY
 
 CACHE = REPOSITORY / ".cache" / "bench"
 RANK = 16

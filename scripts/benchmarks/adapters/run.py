@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.triton.install import REPOSITORY
+from launcher.repository import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "model_repository/multilora_llm/1"))  # as the Triton server does
 
@@ -103,7 +103,3 @@ def _command(flags: argparse.Namespace) -> str:
     words += ["--only", ",".join(map(str, flags.only))] if flags.only != list(SCENARIOS) else []
     words += ["--dtype", flags.dtype] if flags.dtype != FULL.dtype else []
     return shlex.join(words)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

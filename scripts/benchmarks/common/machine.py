@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from launcher.triton.install import REPOSITORY
+from launcher.repository import REPOSITORY
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,3 @@ def _body(load: Load, adapter_id: str) -> dict[str, object]:
 
 
 ADAPTERS = ("", "sql", "upper", "reverse", "digits", "json", "rot13", "emoji")
-
-if __name__ == "__main__":
-    sys.exit(main())

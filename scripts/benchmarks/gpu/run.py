@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.triton.install import REPOSITORY
+from launcher.repository import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "kernels"))  # nothing need be installed
 sys.path.append(str(REPOSITORY / "model_repository/multilora_llm/1"))
@@ -135,7 +135,3 @@ def _command(flags: argparse.Namespace) -> str:
     words += ["--only", ",".join(flags.only)] if flags.only != list(SHARES) else []
     words += ["--seconds", f"{flags.seconds:g}"] if flags.seconds != _SECONDS else []
     return shlex.join(words)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

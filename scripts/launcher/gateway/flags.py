@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from multilora_gateway.command_line import parse
 from multilora_gateway.settings import Settings
 
-# Handed to the gateway as they are; it reads their variables too.
+# The launcher hands these flags on as they are; the gateway itself reads their variables.
 _PASSED = {
     "hostname": "address the gateway listens on (127.0.0.1)",
     "port": "port of the gateway (8080); 0 is any free port",
@@ -19,7 +19,7 @@ _PASSED = {
     "tool-call-parser": "auto, hermes or llama3",
 }
 _SHORT = {"port": ["-p"]}
-_MANY = {  # several, by flags; a variable holds several too
+_MANY = {  # flags that may be repeated; the variable of one holds several values
     "api-key": "key for requests, KEY or KEY:adapter-pattern,…; several times for several keys, "
     "which have a line each in API_KEY",
     "cors-allow-origin": "origin that browsers may call from; several times for several",
@@ -37,15 +37,17 @@ _WITHOUT_MEANING = {
     "disable-usage-stats": 0, "graceful-termination-timeout": 1, "prometheus-port": 1,
     "enable-prefill-logprobs": 0, "max-image-size": 1, "max-client-batch-size": 1,
 }  # fmt: skip
-_OTHERS_TOO = {  # names of variables that other programs, or Kubernetes for a service, set
+_OTHERS_TOO = {  # variables of these names are also set by other programs, or by Kubernetes
     "env", "master-addr", "master-port", "ngrok", "ngrok-authtoken", "ngrok-edge",
     "prometheus-port",
 }  # fmt: skip
 
 
 def add_gateway_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """Those of the gateway, and those that are only accepted → those whose variables are read by
-    the launcher."""
+    """Add the gateway's flags and those that are accepted without effect.
+
+    Returns the actions whose variables the launcher reads.
+    """
     group = parser.add_argument_group("gateway", "The APIs of TGI and OpenAI over HTTP.")
     off = group.add_argument(
         "--no-gateway", action="store_true", default=None, help="Triton's own ports alone"
@@ -81,7 +83,7 @@ def useless(flags: argparse.Namespace, environ: Mapping[str, str] = os.environ) 
 def gateway_settings(
     flags: argparse.Namespace, environ: Mapping[str, str] = os.environ
 ) -> Settings:
-    """As the gateway will read them; exits with a message when something is wrong."""
+    """The settings as the gateway will read them; exits with a message when one is wrong."""
     keys = [f"--api-key={key}" for key in flags.api_key or ()]
     if flags.admin_key is not None:
         keys.append(f"--admin-key={flags.admin_key}")
@@ -89,7 +91,7 @@ def gateway_settings(
 
 
 def gateway_flags(flags: argparse.Namespace) -> list[str]:
-    """The gateway's command line, but for its keys."""
+    """The gateway's command line without its keys."""
     given = {name: getattr(flags, name.replace("-", "_")) for name in _PASSED}
     passed = [f"--{name}={value}" for name, value in given.items() if value is not None]
     passed += [f"--cors-allow-origin={origin}" for origin in flags.cors_allow_origin or ()]
@@ -97,5 +99,5 @@ def gateway_flags(flags: argparse.Namespace) -> list[str]:
 
 
 def gateway_environment(settings: Settings) -> dict[str, str]:
-    """The keys, which nobody should see in a list of processes."""
+    """The gateway's keys, as variables: a list of processes does not show those."""
     return {"API_KEY": "\n".join(settings.api_keys), "ADMIN_KEY": settings.admin_key}

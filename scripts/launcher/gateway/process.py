@@ -8,24 +8,25 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from launcher.process import Startable
-from launcher.triton.install import LaunchError
+from launcher.process import LaunchError, Startable
 from launcher.triton.server import Ports, TritonServer
 from multilora_gateway.http.listener import ListenError, listen
 from multilora_gateway.settings import Settings
 
 _READY = "ready: "
 _START_SECONDS = 30.0
-_STOP_SECONDS = 15.0  # it lets running streams end, and the engine hear of those that do not
+_STOP_SECONDS = 15.0  # running streams may end; the engine hears of those that do not
 
 
 class GatewayFailure(LaunchError):
-    """The Triton server has nothing to do with it."""
+    """A failure of the gateway: the log of the Triton server says nothing about it."""
 
 
 def check_address(settings: Settings, ports: Ports) -> None:
-    """GatewayFailure for an address that the gateway will not be able to listen on, told before a
-    model is loaded for nothing."""
+    """Raises GatewayFailure for an address that the gateway cannot listen on.
+
+    To be called before the Triton server starts, so that no model is loaded for nothing.
+    """
     if settings.port and settings.port in (ports.http, ports.grpc, ports.metrics):
         raise GatewayFailure(f"port {settings.port} (--port) is given twice; choose another")
     try:
@@ -35,8 +36,11 @@ def check_address(settings: Settings, ports: Ports) -> None:
 
 
 class GatewayProcess(Startable):
-    """`flags` are the gateway's own; `environment` holds its keys, which a command line would show
-    to everybody on the machine. `url` is known once it is started."""
+    """The gateway in front of `server`; `url` is known once the gateway is started.
+
+    `flags` are the gateway's own; `environment` holds its keys, which a command line would show to
+    everybody on the machine.
+    """
 
     def __init__(
         self, server: TritonServer, flags: Sequence[str], environment: Mapping[str, str]
@@ -49,7 +53,7 @@ class GatewayProcess(Startable):
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Returns once it listens; raises GatewayFailure when it does not."""
+        """Returns once the gateway listens; raises GatewayFailure when it does not."""
         server = self._server
         self._process = subprocess.Popen(
             [
@@ -71,13 +75,13 @@ class GatewayProcess(Startable):
         self.url = line.removeprefix(_READY).strip()
 
     def check(self) -> None:
-        """Raises GatewayFailure when it has died."""
+        """Raises GatewayFailure when the gateway has died."""
         code = self._process.poll() if self._process else None
         if code is not None:
             raise GatewayFailure(f"the gateway died with exit code {code}; see the log above")
 
     def stop(self) -> None:
-        """In order, and after a while by force. Safe to call twice."""
+        """End the gateway: in order, and after a while by force. Safe to call twice."""
         if self._process is None:
             return
         self._process.terminate()

@@ -1,7 +1,8 @@
 """The end of a Triton server's process: what it still waits for, and when that is in vain.
 
-Its HTTP service waits 30 seconds for clients to close their connections, idle ones too, which a
-client that keeps them for its next request never does; then it leaves without unloading anything.
+The server's HTTP service waits 30 seconds for clients to close their connections. A client that
+keeps an idle connection for its next request never does; after that time the server leaves without
+unloading anything.
 """
 
 import re
@@ -11,7 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterable
 
 _LOOK_SECONDS = 0.5
-_VAIN_SECONDS = 3.0  # so long nothing runs: time to read a last answer
+_VAIN_SECONDS = 3.0  # without a running request; a client may still read a last answer
 _CONNECTIONS = re.compile(r'"Timeout \d+: Found (\d+) HTTP service connections"')
 _MODELS = re.compile(r'"Timeout \d+: Found \d+ live models')
 _REQUESTS = re.compile(r"^multilora_(?:running|waiting)_requests(?:\{.*\})? (\S+)$", re.MULTILINE)
@@ -31,7 +32,10 @@ def waits_for(log: Iterable[str]) -> str:
 def wait_for_end(
     process: "subprocess.Popen[str]", seconds: float, last_line: Callable[[], str], metrics_url: str
 ) -> None:
-    """Returns once it has ended. TimeoutExpired: it will not, or only idle connections hold it."""
+    """Returns once the process has ended.
+
+    Raises TimeoutExpired after `seconds`, or as soon as only idle connections hold the process up.
+    """
     deadline = time.monotonic() + seconds
     held_since = None
     while True:

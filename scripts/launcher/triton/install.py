@@ -1,9 +1,10 @@
 """A Triton server that can be started here: its binary, its Python backend, its environment.
 
-Looked for on PATH, in /opt/tritonserver (NVIDIA's container) and in the package nvidia-pytriton,
-which carries the server and the parts of its Python backend for several Pythons; they are linked
-together in a cache folder. The backend finds the running Python's packages through `python3` on
-PATH and ignores PYTHONPATH, so the folder of the running interpreter comes first on PATH.
+find_install looks on PATH, in /opt/tritonserver (NVIDIA's container) and in the package
+nvidia-pytriton, which carries the server and the parts of its Python backend for several Pythons;
+the parts are linked together in a cache folder. The backend finds the running Python's packages
+through `python3` on PATH and ignores PYTHONPATH, so the folder of the running interpreter comes
+first on PATH.
 """
 
 import importlib.metadata
@@ -15,7 +16,9 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+from launcher.process import LaunchError
+from launcher.repository import REPOSITORY
+
 CACHE = REPOSITORY / ".cache" / "tritonserver"
 CONTAINER = Path("/opt/tritonserver")
 PYTRITON = "nvidia-pytriton==0.7.0"
@@ -26,13 +29,9 @@ _NEEDED = (
 )
 
 
-class LaunchError(Exception):
-    """The server cannot be started or has died; the message is one line with the remedy."""
-
-
 @dataclass(frozen=True)
 class TritonInstall:
-    """Where a Triton server is, and what its environment needs besides ours."""
+    """Where a Triton server is, and which variables it needs besides those of this process."""
 
     binary: Path
     backends: Path
@@ -85,7 +84,7 @@ def _check_packages() -> None:
 
 
 def _check_version(version: str) -> None:
-    """Unknown ("") passes."""
+    """A version that is not known ("") passes."""
     if version and tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         raise LaunchError(
             f"the Triton server here is {version} but at least {OLDEST[0]}.{OLDEST[1]} is needed; "
@@ -116,7 +115,7 @@ def _libpython_folder() -> Path:
 
 
 def _link_backend(server: Path) -> Path:
-    """backends/python with the stub of the running Python version."""
+    """The folder of backends/python, in which the stub is that of the running Python."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():

@@ -12,7 +12,7 @@ _LOADING = re.compile(r"loading: (\w+):\d+")
 _LOADED = re.compile(r"successfully loaded '(\w+)'")
 _ENGINE = re.compile(r"I multilora(?!\.memory:)[\w.]*: (.*)")
 _REPORT = re.compile(r"I multilora\.memory: (.*)|W multilora[\w.]*: (.*)")
-_NOISE = re.compile(  # without a GPU; and after each error on a stream with triton_grpc_error
+_NOISE = re.compile(  # of a machine without a GPU, and of streams with triton_grpc_error
     r"pinned|CudaDriverHelper|NVML|DCGM|CUDA driver version is insufficient"
     r"|HandleCancellation called even when the context was not cancelled"
 )
@@ -30,8 +30,7 @@ def stage(line: str) -> str | None:
 
 
 def report(lines: Iterable[str]) -> list[str]:
-    """What the engine said at start that a user should see once it is ready: how memory is used,
-    and its warnings."""
+    """What the engine said while it started that its user should see: memory and warnings."""
     found = (_REPORT.match(line) for line in lines)
     return [match[1] or f"warning: {match[2]}" for match in found if match]
 
@@ -46,11 +45,11 @@ class Failure:
     """Why the server could not start, in one line."""
 
     reason: str
-    told: bool  # by a Triton model that knows what is wrong: the log adds nothing
+    told: bool  # the reason is a Triton model's own, to which the log adds nothing
 
 
 def failure(lines: Iterable[str]) -> Failure | None:
-    """None when the log does not say."""
+    """Why the server could not start, if the log says so."""
     found = None
     for line in lines:
         if match := _FAILED_LOAD.search(line):

@@ -20,20 +20,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.process import Startable
-from launcher.triton import log as triton_log
-from launcher.triton import stubs as triton_stubs
+from launcher.process import LaunchError, Startable
+from launcher.repository import REPOSITORY
+from launcher.triton import log, stubs
 from launcher.triton.end import wait_for_end
-from launcher.triton.install import CACHE, REPOSITORY, LaunchError, find_install
+from launcher.triton.install import CACHE, find_install
 
 _TAIL_LINES = 2000
 _STOP_SECONDS = 40.0  # the server itself gives its models 30
-_BROKEN_STOP_SECONDS = 3.0  # it waits in vain for a model whose process has died
+_BROKEN_STOP_SECONDS = 3.0  # the server waits in vain for a model whose process has died
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy to ourselves
 
 
 class SettingsRefused(LaunchError):
-    """By a Triton model, which says all that there is to know."""
+    """A Triton model refused its settings; the message says all that there is to know."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class TritonServer(Startable):
 
     @property
     def _host(self) -> str:
-        """Where clients on this machine find it."""
+        """Where clients on this machine find the server."""
         return "localhost" if self.hostname in ("127.0.0.1", "0.0.0.0") else self.hostname
 
     @property
@@ -150,7 +150,7 @@ class TritonServer(Startable):
             elapsed = time.monotonic() - start
             if (code := self.poll()) is not None:
                 self._join_reader()
-                failure = triton_log.failure(self._tail)
+                failure = log.failure(self._tail)
                 if failure and failure.told:
                     raise SettingsRefused(failure.reason)
                 raise LaunchError(
@@ -162,7 +162,7 @@ class TritonServer(Startable):
                 progress(elapsed, self.stage)
             time.sleep(0.2)
         assert self._process is not None
-        self._stubs = triton_stubs.stubs(self._process.pid)
+        self._stubs = stubs.stubs(self._process.pid)
 
     def check(self) -> None:
         """Raises LaunchError when the server, or the process of one of its models, has died."""
@@ -206,19 +206,19 @@ class TritonServer(Startable):
         return self._tail[-1] if self._tail else ""
 
     def _dead_models(self) -> list[str]:
-        return [model for pid, model in self._stubs.items() if not triton_stubs.model_of(pid)]
+        return [model for pid, model in self._stubs.items() if not stubs.model_of(pid)]
 
     def _read_log(self) -> None:
         assert self._process is not None and self._process.stdout is not None
         for line in self._process.stdout:
             line = line.rstrip("\n")
             self._tail.append(line)
-            self.stage = triton_log.stage(line) or self.stage
+            self.stage = log.stage(line) or self.stage
             if self.on_line:
                 self.on_line(line)
 
     def _join_reader(self) -> None:
-        """A stub that outlives the server keeps the pipe open, so do not wait for long."""
+        """A stub that outlives the server keeps the pipe open, so the wait is short."""
         if self._reader:
             self._reader.join(timeout=5)
 

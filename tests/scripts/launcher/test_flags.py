@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from launcher.flags import engine_environment, model_repository, parse_flags, ports
-from launcher.triton.install import REPOSITORY, LaunchError
+from launcher.process import LaunchError
+from launcher.repository import REPOSITORY
 from launcher.triton.server import Ports
 from multilora.config import EngineConfig
 

@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from launcher.flags import parse_flags
-from launcher.triton.install import REPOSITORY
-from launcher.vllm_flags import VLLM_FLAGS
+from launcher.flags import VLLM_FLAGS, parse_flags
+from launcher.repository import REPOSITORY
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:

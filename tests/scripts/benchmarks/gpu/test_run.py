@@ -29,7 +29,7 @@ from benchmarks.gpu.shapes import (
     lora_footprint,
     requests_per_adapter,
 )
-from launcher.triton.install import REPOSITORY
+from launcher.repository import REPOSITORY
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.process import LaunchError
 from launcher.triton import install as triton_install
-from launcher.triton.install import LaunchError, find_install
+from launcher.triton.install import find_install
 
 
 @pytest.fixture
