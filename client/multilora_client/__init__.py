@@ -5,8 +5,7 @@ with MultiLoRAClient("localhost:8001") as client:
         print(piece, end="", flush=True)
 """
 
-from multilora_client.adapters.aio import AsyncAdapters
-from multilora_client.adapters.client import Adapters
+from multilora_client.adapters.client import Adapters, AsyncAdapters
 from multilora_client.adapters.messages import AdapterInfo, AdapterMemory, Unloaded
 from multilora_client.aio import AsyncMultiLoRAClient, AsyncTextStream
 from multilora_client.client import MultiLoRAClient, TextStream

@@ -1,28 +1,34 @@
-"""The asyncio client: MultiLoRAClient's methods, awaited."""
+"""The asyncio client, which says what both clients do: client.py shows the same, blocking.
+
+Law: nothing is awaited here but what the channel and the stub return, and these coroutines.
+"""
 
 # The generated KServe messages carry no types.
 # pyright: reportAttributeAccessIssue=false
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Unpack
+from contextlib import suppress
+from typing import Any, Unpack, cast
 
 import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from multilora_client.adapters.aio import AsyncAdapters
+from multilora_client.adapters.client import AsyncAdapters
 from multilora_client.connection import Endpoint
 from multilora_client.errors import from_status
 from multilora_client.protocol import (
     CANCEL_SECONDS,
     Generation,
+    GenerationReply,
     Message,
-    Reply,
     generate_request,
     stop_request,
 )
 from multilora_client.sampling import Sampling
+
+# A closed channel raises UsageError in grpc.aio, ValueError in the blocking gRPC.
+_NOBODY_ANSWERS = (grpc.RpcError, grpc.aio.UsageError, ValueError)
 
 
 class AsyncMultiLoRAClient:
@@ -42,10 +48,14 @@ class AsyncMultiLoRAClient:
         self._timeout = timeout
         self._model = model
         self._engine = engine
-        self._channel = endpoint.aio_channel()
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._channel, self._stub = self._connect(endpoint)
         self.adapters = AsyncAdapters(self._stub, admin, self.url, timeout)
         self._running: set[str] = set()  # ids of the requests that AsyncTextStreams are reading
+
+    def _connect(self, endpoint: Endpoint) -> tuple[Any, Any]:
+        """(channel, stub)"""
+        channel = endpoint.aio_channel()
+        return channel, service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
     async def generate(
         self,
@@ -91,16 +101,24 @@ class AsyncMultiLoRAClient:
 
         Breaking off a call is not enough: an ensemble does not pass that on to its steps.
         """
-        request = stop_request(self._engine, request_id)
-        try:
-            async for _ in self._stub.ModelStreamInfer(iter([request]), timeout=CANCEL_SECONDS):
-                pass
-        except (grpc.RpcError, grpc.aio.UsageError):  # UsageError: the channel is closed
-            pass
+        await self._stop([request_id])
 
     async def close(self) -> None:
-        await asyncio.gather(*map(self.cancel, list(self._running)))
+        await self._stop(list(self._running))
         await self._channel.close()
+
+    async def _stop(self, request_ids: list[str]) -> None:
+        """Send every stop before the first answer is awaited: all share CANCEL_SECONDS."""
+        requests = [stop_request(self._engine, request_id) for request_id in request_ids]
+        with suppress(*_NOBODY_ANSWERS):
+            calls = [
+                self._stub.ModelStreamInfer(iter([request]), timeout=CANCEL_SECONDS)
+                for request in requests
+            ]
+            for call in calls:
+                with suppress(grpc.RpcError):
+                    async for _ in call:
+                        pass
 
     async def __aenter__(self) -> "AsyncMultiLoRAClient":
         return self
@@ -123,7 +141,7 @@ class AsyncTextStream(AsyncIterator[str]):
     ) -> None:
         self.request_id: str = request.id
         self._client = client
-        self._reply = Reply()
+        self._reply = GenerationReply()
         seconds = client._timeout if timeout is None else timeout
         self._call = client._stub.ModelStreamInfer(iter([request]), timeout=seconds)
         self._responses = aiter(self._call)
@@ -143,11 +161,12 @@ class AsyncTextStream(AsyncIterator[str]):
             self._ended()
             self._reply.check_complete()
             raise
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        except grpc.RpcError as error:
+            call = cast(grpc.Call, error)
+            if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 await self.close()
             self._ended()
-            raise from_status(error.code(), error.details(), self._client.url) from None
+            raise from_status(call.code(), call.details(), self._client.url) from None
         except BaseException:
             await self.close()
             raise
@@ -159,10 +178,11 @@ class AsyncTextStream(AsyncIterator[str]):
             await self._client.cancel(self.request_id)
 
     def _ended(self) -> bool:
-        """Whether this is the first that is heard of the end."""
-        if self.request_id not in self._client._running:
+        """Note that the request has ended; whether this is news. Threads may call it at once."""
+        try:
+            self._client._running.remove(self.request_id)
+        except KeyError:
             return False
-        self._client._running.remove(self.request_id)
         return True
 
     async def __aenter__(self) -> "AsyncTextStream":

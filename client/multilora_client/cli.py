@@ -91,7 +91,7 @@ def _prompt(args: argparse.Namespace) -> str:
         return args.prompt
     if sys.stdin.isatty():
         raise SystemExit(_usage("give a prompt, or pipe one in"))
-    # as $(…) does: the line end that echo adds is not meant
+    # Like $(…) in a shell: the last line end is echo's, not the prompt's.
     return sys.stdin.read().removesuffix("\n")
 
 

@@ -31,11 +31,11 @@ class Unavailable(MultiLoRAError):
 
 
 class ServerLost(Unavailable):
-    """The Triton server did not take the request, or left it: it is away, or it ends."""
+    """The Triton server did not take the request or broke it off: it is not there, or it stops."""
 
 
 class ProcessDied(Unavailable):
-    """The Triton server lives, the process of one of its models does not."""
+    """The Triton server lives, but the process of one of its models has died."""
 
 
 class Cancelled(MultiLoRAError):
@@ -49,13 +49,13 @@ class TimedOut(MultiLoRAError):
 _TYPES: dict[grpc.StatusCode, type[MultiLoRAError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.UNAVAILABLE: Unavailable,  # said by a model; else ServerLost
+    grpc.StatusCode.UNAVAILABLE: Unavailable,  # when a model says so; of gRPC itself ServerLost
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
 }
-# What a stream says of a failed request: the ensemble's name, the message, the engine's code.
+# The error message of a stream holds the ensemble's name, the message, the engine's code.
 _FAILURE = re.compile(r"(?:in ensemble '[^']*', )?(.*?)(?: \[([A-Z_]+)\])?", re.DOTALL)
-_DEAD = ("Stub process is not healthy", "Stub process '")  # the Triton server of a model's process
+_DEAD = ("Stub process is not healthy", "Stub process '")  # Triton's words for a model's process
 # How gRPC words a connection that was never made, as opposed to a server that is too busy.
 _NO_CONNECTION = ("failed to connect", "DNS resolution failed", "connection refused", "http1.x")
 
@@ -82,8 +82,8 @@ def from_status(code: grpc.StatusCode, details: str | None, url: str) -> MultiLo
 def from_message(text: str) -> MultiLoRAError:
     """The exception for the error message of a stream.
 
-    Triton can send a gRPC status instead, when the header triton_grpc_error asks for it, but
-    2.51 then crashes on errors that coincide.
+    A Triton server can send a gRPC status instead, when the header triton_grpc_error asks for one,
+    but version 2.51 then crashes on errors that coincide.
     """
     match = _FAILURE.fullmatch(text)
     assert match, "the expression matches any text"

@@ -25,10 +25,10 @@ CHANNEL_OPTIONS = (
     # The longest prompt or answer is the server's to decide.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # gRPC's own pauses between attempts grow to two minutes: a server is long back by then.
+    # By default the pauses between attempts grow to two minutes, long after a server is back.
     ("grpc.initial_reconnect_backoff_ms", 250),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    ("grpc.min_reconnect_backoff_ms", 5000),  # in fact how long one attempt may take
+    ("grpc.min_reconnect_backoff_ms", 5000),  # despite its name: how long one attempt may take
 )
 
 
@@ -86,14 +86,14 @@ def generate_request(
 
 
 def stop_request(model: str, request_id: str) -> service_pb2.ModelInferRequest:
-    """Cancels the running request of that id; `model` is the engine, which an ensemble hides."""
+    """Cancels the running request of that id; `model` is the engine, also behind an ensemble."""
     request = _new_request(model, request_id)
     add_input(request, "input_ids", "INT32", 0)  # the engine requires it and ignores it here
     add_input(request, "stop", "BOOL", True)
     return request
 
 
-class Reply:
+class GenerationReply:
     """The responses to one request, put together. `push` returns the text that each one adds.
 
     A response counts its own output tokens; the last one has the finish reason.
@@ -120,7 +120,7 @@ class Reply:
         return piece
 
     def check_complete(self) -> None:
-        """The server closed the stream; raises unless the answer is whole."""
+        """To be called when the server has closed the stream; raises unless the answer is whole."""
         if not self.complete:
             raise MultiLoRAError("INTERNAL", "the server closed the stream before the answer ended")
 

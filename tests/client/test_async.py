@@ -96,3 +96,14 @@ def test_no_server_is_said_clearly(server: FakeTriton) -> None:
                 await client.generate("x")
 
     asyncio.run(run())
+
+
+def test_a_closed_client_may_be_asked_to_stop(server: FakeTriton) -> None:
+    async def run() -> None:
+        client = AsyncMultiLoRAClient(server.url)
+        await client.close()
+        await client.cancel("nothing")
+        await client.close()
+
+    asyncio.run(run())
+    assert not server.received

@@ -11,7 +11,7 @@ from multilora_client.connection import Endpoint
 from multilora_client.protocol import (
     CHANNEL_OPTIONS,
     DATATYPES,
-    Reply,
+    GenerationReply,
     generate_request,
     stop_request,
 )
@@ -117,7 +117,7 @@ def test_a_message_without_content_is_refused() -> None:
 
 def test_there_is_no_result_before_the_end() -> None:
     with pytest.raises(RuntimeError, match="read to its end"):
-        Reply().result()
+        GenerationReply().result()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command `multilora adapters`: the adapters of a running server, looked at and changed."""
+"""The command `multilora adapters`: shows and changes the adapters of a running server."""
 
 import argparse
 import fnmatch
@@ -64,14 +64,14 @@ def add_actions(parser: argparse.ArgumentParser, common: argparse.ArgumentParser
 
 def _add_merge(action: argparse.ArgumentParser) -> None:
     action.add_argument(
-        "parts", nargs="+", action=_Parts, metavar="ID=WEIGHT", help="without a weight: 1"
+        "parts", nargs="+", action=_MergeParts, metavar="ID=WEIGHT", help="without a weight: 1"
     )
     action.add_argument("--strategy", default="", help="linear, ties, dare_linear, dare_ties")
     action.add_argument("--density", type=float, help="the part of the values that pruning leaves")
     action.add_argument("--majority-sign-method", default="", help="total or frequency")
 
 
-class _Parts(argparse.Action):
+class _MergeParts(argparse.Action):
     """`parts`: adapter id → weight."""
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Administration of a server's adapters, synchronously: `MultiLoRAClient.adapters`."""
+"""Administration of a server's adapters: `adapters` of both clients, asyncio and blocking."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -17,15 +17,12 @@ from multilora_client.adapters.messages import (
     failure,
     merge_text,
 )
+from multilora_client.blocking import blocking
 from multilora_client.tensors import Scalar
 
 
-class Adapters:
-    """Lists, loads, unloads and pins adapters. Made by MultiLoRAClient.
-
-    `timeout` is in seconds; None takes the client's own, and without one the server decides. Every
-    method raises MultiLoRAError or one of its subclasses.
-    """
+class AsyncAdapters:
+    """See Adapters; every method is awaited. Made by AsyncMultiLoRAClient."""
 
     def __init__(self, stub: Any, model: str, url: str, timeout: float | None) -> None:
         self._stub = stub
@@ -33,18 +30,18 @@ class Adapters:
         self._url = url
         self._timeout = timeout
 
-    def list(self) -> list[AdapterInfo]:
+    async def list(self) -> list[AdapterInfo]:
         """Every adapter that is registered, in the adapters directory, or in memory."""
-        return adapter_infos(self.ask("list"))
+        return adapter_infos(await self.ask("list"))
 
-    def memory(self) -> AdapterMemory:
+    async def memory(self) -> AdapterMemory:
         """What the adapters occupy on the device and in host memory."""
-        return adapter_memory(self.ask("list"))
+        return adapter_memory(await self.ask("list"))
 
-    def info(self, adapter_id: str) -> AdapterInfo:
-        return AdapterInfo.from_json(self.ask("info", adapter_id=adapter_id))
+    async def info(self, adapter_id: str) -> AdapterInfo:
+        return AdapterInfo.from_json(await self.ask("info", adapter_id=adapter_id))
 
-    def load(
+    async def load(
         self,
         adapter_id: str,
         source: str = "",
@@ -58,22 +55,26 @@ class Adapters:
         `timeout` the load goes on without this call.
         """
         inputs = {"source": source, "revision": revision, "adapter_token": adapter_token}
-        return AdapterInfo.from_json(self.ask("load", timeout, adapter_id=adapter_id, **inputs))
+        return AdapterInfo.from_json(
+            await self.ask("load", timeout, adapter_id=adapter_id, **inputs)
+        )
 
-    def unload(
+    async def unload(
         self, adapter_id: str, cancel: bool = False, timeout: float | None = None
     ) -> Unloaded:
         """Free its memory once the requests that run with it have ended; `cancel` ends them."""
-        return Unloaded.from_json(self.ask("unload", timeout, adapter_id=adapter_id, cancel=cancel))
+        return Unloaded.from_json(
+            await self.ask("unload", timeout, adapter_id=adapter_id, cancel=cancel)
+        )
 
-    def pin(self, adapter_id: str, timeout: float | None = None) -> AdapterInfo:
+    async def pin(self, adapter_id: str, timeout: float | None = None) -> AdapterInfo:
         """Keep it in memory, loading it first if need be."""
-        return AdapterInfo.from_json(self.ask("pin", timeout, adapter_id=adapter_id))
+        return AdapterInfo.from_json(await self.ask("pin", timeout, adapter_id=adapter_id))
 
-    def unpin(self, adapter_id: str) -> AdapterInfo:
-        return AdapterInfo.from_json(self.ask("unpin", adapter_id=adapter_id))
+    async def unpin(self, adapter_id: str) -> AdapterInfo:
+        return AdapterInfo.from_json(await self.ask("unpin", adapter_id=adapter_id))
 
-    def merge(
+    async def merge(
         self,
         parts: Mapping[str, float],
         strategy: str = "",
@@ -89,17 +90,38 @@ class Adapters:
         """
         merge = merge_text(parts, strategy, density, majority_sign_method)
         return AdapterInfo.from_json(
-            self.ask("merge", timeout, merge=merge, adapter_token=adapter_token)
+            await self.ask("merge", timeout, merge=merge, adapter_token=adapter_token)
         )
 
-    def ask(
+    async def ask(
         self, action: str, timeout: float | None = None, **inputs: Scalar | None
     ) -> dict[str, Any]:
         """The server's answer to any action, as the JSON object that it is."""
         seconds = self._timeout if timeout is None else timeout
         request = admin_request(self._model, action, {**inputs, "timeout": seconds})
         try:
-            return answer(self._stub.ModelInfer(request, timeout=deadline(seconds)))
+            return answer(await self._stub.ModelInfer(request, timeout=deadline(seconds)))
         except grpc.RpcError as error:
             call = cast(grpc.Call, error)
             raise failure(call.code(), call.details(), self._url) from None
+
+
+class Adapters:
+    """Lists, loads, unloads and pins adapters. Made by MultiLoRAClient.
+
+    `timeout` is in seconds; None takes the client's own, and without one the server decides. Every
+    method raises MultiLoRAError or one of its subclasses.
+    """
+
+    def __init__(self, adapters: AsyncAdapters) -> None:
+        self._asyncio = adapters
+
+    list = blocking(AsyncAdapters.list)
+    memory = blocking(AsyncAdapters.memory)
+    info = blocking(AsyncAdapters.info)
+    load = blocking(AsyncAdapters.load)
+    unload = blocking(AsyncAdapters.unload)
+    pin = blocking(AsyncAdapters.pin)
+    unpin = blocking(AsyncAdapters.unpin)
+    merge = blocking(AsyncAdapters.merge)
+    ask = blocking(AsyncAdapters.ask)

@@ -1,7 +1,7 @@
 """Administration of adapters as KServe messages: the request to send, what the answer says.
 
-Laws: no network here; an input travels only when the caller gave it; what a newer server tells
-beyond this is left out, never an error.
+Laws: no network here; an input travels only when the caller gave it; fields of a newer server's
+answer that this client does not know are left out, never an error.
 """
 
 # The generated KServe messages carry no types.
@@ -19,7 +19,7 @@ from multilora_api.admin import KEYS
 from multilora_client.errors import MultiLoRAError, TimedOut, from_message, from_status, invalid
 from multilora_client.tensors import Scalar, add_input, outputs
 
-GRACE_SECONDS = 2.0  # how much later than the server the client gives up, to hear its reason
+GRACE_SECONDS = 2.0  # the client gives up so much later than the server, to hear its reason
 
 
 class _Record:
@@ -37,7 +37,7 @@ class _Record:
 
 @dataclass(frozen=True)
 class AdapterInfo(_Record):
-    """One adapter on the server. What only its files tell is None until they were read once."""
+    """One adapter on the server. Facts from its files are None until these were read once."""
 
     id: str
     source: str  # a folder, a Hub id or a URL
@@ -128,7 +128,7 @@ def adapter_memory(values: dict[str, Any]) -> AdapterMemory:
 
 
 def failure(code: grpc.StatusCode, details: str | None, url: str) -> MultiLoRAError:
-    """The exception for the status of an action; a tag in its text is the engine's own code."""
+    """The exception for the status of an action. The engine's own code, a tag in the text, wins."""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = "the answer did not arrive in time; what the server has begun goes on meanwhile"
         return TimedOut(code.name, f"{message}, ask again or allow a longer timeout")

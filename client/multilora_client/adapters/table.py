@@ -1,6 +1,6 @@
 """Adapters as text for a terminal or a pipe: an aligned table, and one adapter in full.
 
-Law: what comes from the server is shown printable; it cannot drive the terminal.
+Law: text from the server is shown with control characters escaped: it cannot drive the terminal.
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def size_text(size: int) -> str:
         return f"{size} B"
     while True:
         value, unit = value / 1024, units.pop(0)
-        if value < 1023.95 or not units:  # what rounds to 1024.0 is the next unit's 1.0
+        if value < 1023.95 or not units:  # 1023.95 would be shown as 1024.0
             return f"{value:.1f} {unit}"
 
 

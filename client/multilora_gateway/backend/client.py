@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
-from multilora_client.adapters.aio import AsyncAdapters
+from multilora_client.adapters.client import AsyncAdapters
 from multilora_client.connection import Endpoint
 from multilora_client.errors import MultiLoRAError, from_status
 from multilora_client.tensors import Scalar

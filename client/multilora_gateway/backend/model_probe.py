@@ -10,7 +10,7 @@ import grpc.aio
 
 from multilora_client.adapters.messages import admin_request, failure
 from multilora_client.errors import InvalidRequest, from_status
-from multilora_client.protocol import Reply, stop_request
+from multilora_client.protocol import GenerationReply, stop_request
 from multilora_gateway.backend.messages import ADAPTERS, ENGINE
 
 
@@ -30,7 +30,7 @@ class ModelProbe:
 
     async def stop(self, request_id: str, seconds: float) -> None:
         """Let the engine end a request; raises MultiLoRAError unless it says yes in time."""
-        answer = Reply()
+        answer = GenerationReply()
         request = stop_request(ENGINE, request_id)
         try:
             async for message in self._stub.ModelStreamInfer(iter([request]), timeout=seconds):
