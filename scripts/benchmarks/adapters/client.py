@@ -1,6 +1,6 @@
 """One client of an engine in process: it submits requests and stamps their tokens as they come.
 
-There is no thread of its own: whoever measures calls `read`. Laws: times are those of
+The client has no thread of its own: whoever measures calls `read`. Laws: times are those of
 time.perf_counter; prompts are random, so the prefix cache never helps; every request runs to
 max_tokens unless it is aborted, anything else ends the benchmark.
 """
@@ -41,8 +41,8 @@ class Work:
 
 
 @dataclass
-class Answer:
-    """When a request was submitted and when each of its tokens came. Filled by the Client."""
+class TimedAnswer:
+    """When a request was submitted and when each of its tokens came. Filled by the EngineClient."""
 
     request_id: str
     work: Work
@@ -62,8 +62,8 @@ class Answer:
         return [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
-class Client:
-    """See serving()."""
+class EngineClient:
+    """Submits requests to an engine and reads their tokens. Made by serving()."""
 
     def __init__(self, engine: Engine, seed: int = 0) -> None:
         self.engine = engine
@@ -71,18 +71,18 @@ class Client:
         self._vocab_size = engine.base.vocab_size
         self._random = Random(seed)
         self._ids = itertools.count()
-        self._open: dict[str, Answer] = {}
+        self._open: dict[str, TimedAnswer] = {}
 
-    def submit(self, work: Work) -> Answer:
+    def submit(self, work: Work) -> TimedAnswer:
         prompt = tuple(self._random.choices(range(self._vocab_size), k=work.prompt_tokens))
         sampling = SamplingParams(max_tokens=work.max_tokens, ignore_eos=True)
         request = Request(f"r{next(self._ids)}", prompt, work.adapter_id, sampling)
-        answer = Answer(request.request_id, work, time.perf_counter())
+        answer = TimedAnswer(request.request_id, work, time.perf_counter())
         self._open[request.request_id] = answer
         self.engine.submit(request)
         return answer
 
-    def read(self, timeout: float = _SILENCE_SECONDS) -> list[Answer]:
+    def read(self, timeout: float = _SILENCE_SECONDS) -> list[TimedAnswer]:
         """Wait for the outputs of one pass → the requests it has ended; [] after `timeout`."""
         try:
             outputs = self.engine.outputs.get(timeout=max(0.0, timeout))
@@ -95,31 +95,31 @@ class Client:
         self.adapters_per_pass.append(int(adapters))
         return [answer for output in outputs or () if (answer := self._take(output, now)).ended]
 
-    def read_until(self, when: float) -> list[Answer]:
+    def read_until(self, when: float) -> list[TimedAnswer]:
         """Read up to a moment → the requests that have ended."""
-        ended: list[Answer] = []
+        ended: list[TimedAnswer] = []
         while (left := when - time.perf_counter()) > 0:
             ended += self.read(left)
         return ended
 
-    def finish(self, *answers: Answer) -> None:
+    def finish(self, *answers: TimedAnswer) -> None:
         """Read until all of `answers` have ended."""
         while not all(answer.ended for answer in answers):
             self.read()
 
-    def run(self, work: Work) -> Answer:
+    def run(self, work: Work) -> TimedAnswer:
         """One request from beginning to end."""
         answer = self.submit(work)
         self.finish(answer)
         return answer
 
-    def abort(self, *answers: Answer) -> None:
+    def abort(self, *answers: TimedAnswer) -> None:
         for answer in answers:
             answer.aborted = True
             self.engine.abort(answer.request_id)
         self.finish(*answers)
 
-    def _take(self, output: TokenOutput, now: float) -> Answer:
+    def _take(self, output: TokenOutput, now: float) -> TimedAnswer:
         answer = self._open[output.request_id]
         if output.token_id is not None:
             answer.times.append(now)
@@ -136,12 +136,12 @@ class Client:
 
 
 @contextmanager
-def serving(config: EngineConfig, seed: int = 0) -> Iterator[Client]:
+def serving(config: EngineConfig, seed: int = 0) -> Iterator[EngineClient]:
     """An engine that serves, warmed up; closed at the end."""
     engine = Engine(config)
     engine.start()
     try:
-        client = Client(engine, seed)
+        client = EngineClient(engine, seed)
         _check_numbers(engine)
         for prompt_tokens in (1, 16, 64):
             client.run(Work("", prompt_tokens, 8))

@@ -3,15 +3,15 @@
 import time
 
 from benchmarks.adapters.checkpoint import adapter_name
-from benchmarks.adapters.client import Client, Work, serving
-from benchmarks.adapters.plan import Plan
+from benchmarks.adapters.client import EngineClient, Work, serving
+from benchmarks.adapters.plan import BenchmarkPlan
 from benchmarks.common.statistics import Figure, Ratio, Result, median
 
 _ROOM = 16  # adapters in the pool: before the first pair it is full, so every load evicts
 _PAUSE_SECONDS = 0.05  # between requests: the server is idle
 
 
-def measure_cold(plan: Plan) -> Result:
+def measure_cold(plan: BenchmarkPlan) -> Result:
     """Interleaved pairs: one request for a cold adapter, one for the warm one."""
     first = 1 + _ROOM
     config = plan.config(first + plan.pairs, room=_ROOM, host_room=_ROOM)
@@ -28,12 +28,12 @@ def measure_cold(plan: Plan) -> Result:
     return _result(plan, cold, warm, reads / (first + plan.pairs))
 
 
-def _first_token(client: Client, plan: Plan, index: int) -> float:
+def _first_token(client: EngineClient, plan: BenchmarkPlan, index: int) -> float:
     time.sleep(_PAUSE_SECONDS)
     return client.run(Work(adapter_name(index), plan.prompt, 1)).first_token
 
 
-def _result(plan: Plan, cold: list[float], warm: list[float], reads: float) -> Result:
+def _result(plan: BenchmarkPlan, cold: list[float], warm: list[float], reads: float) -> Result:
     ratio, floor = Ratio.of(cold, warm), plan.floor()
     warm_ms, cold_ms = median(warm) * 1000, median(cold) * 1000
     figure = Figure(

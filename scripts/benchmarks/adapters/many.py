@@ -7,25 +7,25 @@ different adapters in one forward pass, and that of loads.
 import os
 
 from benchmarks.adapters.checkpoint import adapter_name
-from benchmarks.adapters.client import Client, Work, serving
-from benchmarks.adapters.load import Traffic, closed_loop, power_law
-from benchmarks.adapters.plan import Plan
+from benchmarks.adapters.client import EngineClient, Work, serving
+from benchmarks.adapters.closed_loop import LoopResult, closed_loop, power_law
+from benchmarks.adapters.plan import BenchmarkPlan
 from benchmarks.common.statistics import Figure, Ratio, Result, median
 
 FEW = 5
 
 
-def measure_many(plan: Plan) -> Result:
+def measure_many(plan: BenchmarkPlan) -> Result:
     """Each phase has a server of its own: what five adapters get must not pay for 2000."""
     kinds = (plan.many, plan.many_room, FEW)
-    phases: dict[int, list[Traffic]] = {kind: [] for kind in kinds}
+    phases: dict[int, list[LoopResult]] = {kind: [] for kind in kinds}
     for seed in range(plan.many_rounds):
         for kind in kinds:
             phases[kind].append(_phase(plan, kind, seed))
     return _result(plan, phases)
 
 
-def _phase(plan: Plan, adapters: int, seed: int) -> Traffic:
+def _phase(plan: BenchmarkPlan, adapters: int, seed: int) -> LoopResult:
     config = plan.config(adapters, room=plan.many_room, host_room=plan.many_host)
     names = [adapter_name(index) for index in range(adapters)]
     with serving(config, seed) as client:
@@ -34,14 +34,14 @@ def _phase(plan: Plan, adapters: int, seed: int) -> Traffic:
         return closed_loop(client, works, plan.many_concurrency, plan.many_seconds)
 
 
-def _fill(client: Client, names: list[str]) -> None:
+def _fill(client: EngineClient, names: list[str]) -> None:
     """Bring the tiers near to what lasting traffic would leave in them: popular names last."""
     waiting = [Work(name, 1, 1) for name in reversed(names)]
     for begin in range(0, len(waiting), 8):
         client.finish(*[client.submit(work) for work in waiting[begin : begin + 8]])
 
 
-def _result(plan: Plan, phases: dict[int, list[Traffic]]) -> Result:
+def _result(plan: BenchmarkPlan, phases: dict[int, list[LoopResult]]) -> Result:
     speeds = {kind: [t.tokens_per_second for t in ts] for kind, ts in phases.items()}
     samples = f"{plan.many_rounds} phases of {plan.many_seconds:g} s"
 
@@ -74,7 +74,7 @@ def _result(plan: Plan, phases: dict[int, list[Traffic]]) -> Result:
     return Result("Thousands of adapters", figures, named, note)
 
 
-def _floor(plan: Plan, phases: list[Traffic]) -> float:
+def _floor(plan: BenchmarkPlan, phases: list[LoopResult]) -> float:
     """The share of all cores that the loads leave."""
     floor = plan.floor()
     reads = median([traffic.per_second("adapter_reads") for traffic in phases])
@@ -83,7 +83,7 @@ def _floor(plan: Plan, phases: list[Traffic]) -> float:
     return max(0.0, 1 - busy / (os.cpu_count() or 1))
 
 
-def _describe(kind: int, phases: list[Traffic]) -> str:
+def _describe(kind: int, phases: list[LoopResult]) -> str:
     distinct = median([traffic.adapters_per_pass for traffic in phases])
     reads = median([traffic.per_second("adapter_reads") for traffic in phases])
     loads = median([traffic.per_second("adapter_loads") for traffic in phases])

@@ -14,7 +14,7 @@ from multilora.lora.rank_pages import bytes_per_page
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """Times are in seconds, lengths in tokens. `…_rounds` are how often phases alternate.
 
     1: `pairs` of a cold and a warm request. 2: `streams` run while `loads` adapters are loaded.
@@ -56,14 +56,14 @@ class Plan:
         return engine_config(files.base(), folder, self.dtype, room=room, host_room=host_room)
 
     def floor(self) -> LoadFloor:
-        """Measured now."""
+        """What a load costs at the least, measured now."""
         files = self.checkpoints
         base = BaseConfig.from_folder(files.base())
         weights = sorted(files.adapters(8).glob("*/adapter_model.safetensors"))
         return measure_floor(weights, bytes_per_page(base, getattr(torch, self.dtype)))
 
 
-FULL = Plan(
+FULL = BenchmarkPlan(
     shape=LLAMA_100M,
     pairs=60,
     streams=8,
@@ -78,7 +78,7 @@ FULL = Plan(
     many_rounds=3,
     many_seconds=20.0,
 )
-QUICK = Plan(
+QUICK = BenchmarkPlan(
     shape=TINY,
     pairs=5,
     streams=2,

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.adapters.checkpoint import RANK
-from benchmarks.adapters.plan import Plan
+from benchmarks.adapters.plan import BenchmarkPlan
 from benchmarks.adapters.plots import plot
 from benchmarks.common.machine import Machine
 from benchmarks.common.statistics import (
@@ -23,11 +23,11 @@ _MOST_SAMPLES = 1000  # more are kept as percentiles alone
 
 
 @dataclass(frozen=True)
-class Report:
+class AdaptersReport:
     """`results` by the number of the scenario."""
 
     command: str
-    plan: Plan
+    plan: BenchmarkPlan
     machine: Machine
     seconds: float
     results: Mapping[int, Result]

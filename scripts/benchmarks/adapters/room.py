@@ -1,19 +1,19 @@
 """Time to the first token when twice as many adapters are in use as the pool has room for."""
 
 from benchmarks.adapters.checkpoint import adapter_name
-from benchmarks.adapters.client import BenchmarkError, Client, Work, serving
-from benchmarks.adapters.load import Traffic, closed_loop, round_robin
-from benchmarks.adapters.plan import Plan
+from benchmarks.adapters.client import BenchmarkError, EngineClient, Work, serving
+from benchmarks.adapters.closed_loop import LoopResult, closed_loop, round_robin
+from benchmarks.adapters.plan import BenchmarkPlan
 from benchmarks.common.statistics import Figure, Ratio, Result, median
 
 _ROOM = 8
 _ADAPTERS = 2 * _ROOM
 
 
-def measure_room(plan: Plan) -> Result:
+def measure_room(plan: BenchmarkPlan) -> Result:
     """Phases with 16 and with 8 adapters take turns on one server with room for 8."""
-    crowded: list[Traffic] = []
-    roomy: list[Traffic] = []
+    crowded: list[LoopResult] = []
+    roomy: list[LoopResult] = []
     with serving(plan.config(_ADAPTERS, room=_ROOM, host_room=2 * _ADAPTERS)) as client:
         pages = client.engine.metrics()["multilora_adapter_pages"]
         if pages != _ROOM:
@@ -26,13 +26,13 @@ def measure_room(plan: Plan) -> Result:
     return _result(plan, crowded, roomy)
 
 
-def _phase(client: Client, plan: Plan, adapters: int, seed: int) -> Traffic:
+def _phase(client: EngineClient, plan: BenchmarkPlan, adapters: int, seed: int) -> LoopResult:
     names = [adapter_name(index) for index in range(adapters)]
     works = round_robin(names, plan.prompt, plan.room_tokens, seed)
     return closed_loop(client, works, plan.concurrency, plan.room_seconds)
 
 
-def _result(plan: Plan, crowded: list[Traffic], roomy: list[Traffic]) -> Result:
+def _result(plan: BenchmarkPlan, crowded: list[LoopResult], roomy: list[LoopResult]) -> Result:
     above = [median(traffic.first_tokens) for traffic in crowded]
     below = [median(traffic.first_tokens) for traffic in roomy]
     floor = plan.floor()
@@ -57,9 +57,9 @@ def _result(plan: Plan, crowded: list[Traffic], roomy: list[Traffic]) -> Result:
     return Result("More adapters than room", [figure], samples, note)
 
 
-def _all(phases: list[Traffic]) -> list[float]:
+def _all(phases: list[LoopResult]) -> list[float]:
     return [seconds for traffic in phases for seconds in traffic.first_tokens]
 
 
-def _count(phases: list[Traffic]) -> int:
+def _count(phases: list[LoopResult]) -> int:
     return len(_all(phases))

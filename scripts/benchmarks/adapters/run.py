@@ -30,15 +30,15 @@ from benchmarks.adapters.checkpoint import CACHE
 from benchmarks.adapters.client import BenchmarkError
 from benchmarks.adapters.cold import measure_cold
 from benchmarks.adapters.many import measure_many
-from benchmarks.adapters.plan import FULL, QUICK, Plan
-from benchmarks.adapters.report import Report
+from benchmarks.adapters.plan import FULL, QUICK, BenchmarkPlan
+from benchmarks.adapters.report import AdaptersReport
 from benchmarks.adapters.room import measure_room
 from benchmarks.adapters.streams import measure_streams
 from benchmarks.common.machine import look
 from benchmarks.common.statistics import Result
 from multilora.errors import RequestError, StartupError
 
-SCENARIOS: dict[int, Callable[[Plan], Result]] = {
+SCENARIOS: dict[int, Callable[[BenchmarkPlan], Result]] = {
     1: measure_cold,
     2: measure_streams,
     3: measure_room,
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BenchmarkError, RequestError, StartupError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    report = Report(_command(flags), plan, machine, time.monotonic() - began, results)
+    report = AdaptersReport(_command(flags), plan, machine, time.monotonic() - began, results)
     page = report.write(_out(flags))
     for number, result in results.items():
         print(f"{number}  {result.title}\n   {result.note}")

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.adapters.checkpoint import adapter_name
-from benchmarks.adapters.client import BenchmarkError, Client, Work, serving
-from benchmarks.adapters.plan import Plan
+from benchmarks.adapters.client import BenchmarkError, EngineClient, Work, serving
+from benchmarks.adapters.plan import BenchmarkPlan
 from benchmarks.common.statistics import Figure, Ratio, Result, median, percentile
 from multilora.adapters.admin.command import AdminCommand
 
@@ -52,7 +52,7 @@ class Rounds:
         return [seconds for phase in self.phases[kind] for seconds in phase.first_tokens]
 
 
-def measure_streams(plan: Plan) -> Result:
+def measure_streams(plan: BenchmarkPlan) -> Result:
     """Rounds of the three kinds of phases."""
     warm, cold = plan.streams, plan.streams + 1
     total = cold + _ROOM + 2 * plan.stream_rounds * plan.loads
@@ -66,7 +66,9 @@ def measure_streams(plan: Plan) -> Result:
     return _result(plan, rounds)
 
 
-def _round(client: Client, plan: Plan, cold: Iterator[str], warm: str, rounds: Rounds) -> None:
+def _round(
+    client: EngineClient, plan: BenchmarkPlan, cold: Iterator[str], warm: str, rounds: Rounds
+) -> None:
     loading = _phase(client, plan, [(next(cold), 0.0) for _ in range(plan.loads)])
     again = [(warm, start) for start in loading.starts]
     client.run(Work(warm, 1, 1))
@@ -78,8 +80,8 @@ def _round(client: Client, plan: Plan, cold: Iterator[str], warm: str, rounds: R
 
 
 def _phase(
-    client: Client,
-    plan: Plan,
+    client: EngineClient,
+    plan: BenchmarkPlan,
     requests: list[tuple[str, float]],
     seconds: float = 0.0,
     loads: Sequence[str] = (),
@@ -115,7 +117,7 @@ def _phase(
     )
 
 
-def _result(plan: Plan, rounds: Rounds) -> Result:
+def _result(plan: BenchmarkPlan, rounds: Rounds) -> Result:
     loading, warm, reading, quiet = (rounds.p99s(kind) for kind in KINDS)
     samples = f"{plan.stream_rounds} rounds, {len(rounds.gaps('loading'))} gaps each"
     figures = [
@@ -146,7 +148,7 @@ def _result(plan: Plan, rounds: Rounds) -> Result:
     return Result("Running streams while adapters load", figures, gaps, _note(plan, rounds))
 
 
-def _note(plan: Plan, rounds: Rounds) -> str:
+def _note(plan: BenchmarkPlan, rounds: Rounds) -> str:
     half = ", ".join(f"{kind} {median(rounds.gaps(kind)) * 1000:.1f} ms" for kind in KINDS)
     cold = median(rounds.first_tokens("loading")) * 1000
     warm = median(rounds.first_tokens("warm")) * 1000

@@ -49,7 +49,7 @@ def look() -> Machine:
 
 
 def _commit() -> str:
-    """With a plus when files differ from it."""
+    """The commit, with a note when files differ from it."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD").strip()
         changed = _git("status", "--porcelain", "--untracked-files=no").strip()
@@ -64,7 +64,7 @@ def _git(*arguments: str) -> str:
 
 
 def _processor() -> str:
-    """Its name and the widest of the vector instructions that matter here."""
+    """The processor's name and its vector instructions that matter here."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

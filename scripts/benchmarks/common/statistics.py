@@ -63,7 +63,7 @@ class Figure:
         return value <= self.target if self.at_most else value >= self.target
 
     def cells(self) -> list[str]:
-        """As COLUMNS."""
+        """The cells of the figure's row, in the order of COLUMNS."""
         sign = "≤" if self.at_most else "≥"
         target = "" if self.target is None else f"{sign} {self.target:g}"
         met = {True: "yes", False: "no", None: ""}[self.met]

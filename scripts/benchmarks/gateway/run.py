@@ -30,7 +30,7 @@ SETTINGS = {"MODEL_ID": "", "LORA_ADAPTERS": "", "THREADS": "1", "MAX_RUNNING_RE
 
 
 @dataclass(frozen=True)
-class Load:
+class StreamLoad:
     """What one round asks for: `streams` at once of `tokens` each, by turns from ADAPTERS."""
 
     grpc: str
@@ -41,7 +41,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Measured:
+class RoundTimes:
     """Seconds of a round until the last token, and until the first of each stream."""
 
     seconds: float
@@ -72,8 +72,8 @@ def main() -> int:
 
 def report(grpc: str, http: str, flags: argparse.Namespace) -> None:
     for path in (OPENAI, TGI):
-        many = Load(grpc, http, flags.streams, flags.tokens, path)
-        single = Load(grpc, http, 1, 4, path)
+        many = StreamLoad(grpc, http, flags.streams, flags.tokens, path)
+        single = StreamLoad(grpc, http, 1, 4, path)
         for load in (many, single):  # warm caches and connections
             rounds_of(load, 1)
         rates = [
@@ -97,17 +97,17 @@ def report(grpc: str, http: str, flags: argparse.Namespace) -> None:
         )
 
 
-def rounds_of(load: Load, count: int) -> list[tuple[Measured, Measured]]:
+def rounds_of(load: StreamLoad, count: int) -> list[tuple[RoundTimes, RoundTimes]]:
     """Pairs (gRPC, gateway); which goes first alternates."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_rounds, (load, count))
 
 
-def _rounds(load: Load, count: int) -> list[tuple[Measured, Measured]]:
+def _rounds(load: StreamLoad, count: int) -> list[tuple[RoundTimes, RoundTimes]]:
     return asyncio.run(_pairs(load, count))
 
 
-async def _pairs(load: Load, count: int) -> list[tuple[Measured, Measured]]:
+async def _pairs(load: StreamLoad, count: int) -> list[tuple[RoundTimes, RoundTimes]]:
     backend = Backend(load.grpc)
     ids = (await backend.base()).tokenizer.encode("hello world")
     await backend.close()
@@ -128,7 +128,7 @@ async def _pairs(load: Load, count: int) -> list[tuple[Measured, Measured]]:
     async def through(index: int, began: float) -> float:
         return await _http(load, ADAPTERS[index % len(ADAPTERS)], began)
 
-    pairs: list[tuple[Measured, Measured]] = []
+    pairs: list[tuple[RoundTimes, RoundTimes]] = []
     for number in range(count):
         order = (direct, through) if number % 2 else (through, direct)
         done = {way: await _measure(way, load) for way in order}
@@ -137,13 +137,13 @@ async def _pairs(load: Load, count: int) -> list[tuple[Measured, Measured]]:
     return pairs
 
 
-async def _measure(way: Callable[[int, float], Awaitable[float]], load: Load) -> Measured:
+async def _measure(way: Callable[[int, float], Awaitable[float]], load: StreamLoad) -> RoundTimes:
     began = time.perf_counter()
     first = await asyncio.gather(*(way(index, began) for index in range(load.streams)))
-    return Measured(time.perf_counter() - began, list(first), load.streams * load.tokens)
+    return RoundTimes(time.perf_counter() - began, list(first), load.streams * load.tokens)
 
 
-async def _http(load: Load, adapter_id: str, began: float) -> float:
+async def _http(load: StreamLoad, adapter_id: str, began: float) -> float:
     body = json.dumps(_body(load, adapter_id)).encode()
     host, port = load.http.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -159,7 +159,7 @@ async def _http(load: Load, adapter_id: str, began: float) -> float:
     return first
 
 
-def _body(load: Load, adapter_id: str) -> dict[str, object]:
+def _body(load: StreamLoad, adapter_id: str) -> dict[str, object]:
     if load.path == TGI:
         limits = {"max_new_tokens": load.tokens, "ignore_eos_token": True}
         return {"inputs": "hello world", "parameters": {"adapter_id": adapter_id, **limits}}

@@ -31,7 +31,7 @@ def contenders(peers: Path | None) -> dict[str, Contender]:
 
 
 def connect(peers: Path, module: str) -> Any:
-    """Import one of the peers' modules. In the interpreter they need its repairs."""
+    """Import one of the peers' modules, repaired first for OpenAI Triton's interpreter."""
     if str(peers) not in sys.path:
         sys.path.append(str(peers))
         if os.environ.get("TRITON_INTERPRET") == "1":
@@ -41,7 +41,7 @@ def connect(peers: Path, module: str) -> Any:
 
 
 def forget(peers: Path | None) -> None:
-    """vLLM keeps pointers to weights: drop them once no graph of theirs is left."""
+    """Drop the pointers to weights that vLLM keeps, once no graph uses them any more."""
     if peers is not None:
         connect(peers, "peers_api").VllmLora.forget_weights()
 

@@ -31,7 +31,7 @@ _MILLI = 1e3
 
 
 @dataclass(frozen=True)
-class Load:
+class EngineLoad:
     """`adapters` are numbers of adapters in a batch, as far as it has that many requests."""
 
     batches: tuple[int, ...]
@@ -47,15 +47,15 @@ class Load:
         return sorted({min(batch, count) for count in self.adapters})
 
 
-FULL = Load((32, 1, 64, 8, 256, 128), (0, 1, 32, 128), 512, 4096, 8, 3, (32, 1, 8), 3)
-SMALL = Load((2,), (0, 32), 5, 64, 1, 1, (2,), 1)
+FULL = EngineLoad((32, 1, 64, 8, 256, 128), (0, 1, 32, 128), 512, 4096, 8, 3, (32, 1, 8), 3)
+SMALL = EngineLoad((2,), (0, 32), 5, 64, 1, 1, (2,), 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Served:
     runner: ModelRunner
     graphs: DecodeGraphs
-    load: Load
+    load: EngineLoad
     bandwidth: float
     setting: Setting
 
@@ -82,7 +82,7 @@ def measure(setting: Setting, record: Record) -> None:
         setting.clean()
 
 
-def _serve(setting: Setting, load: Load, bandwidth: float) -> Served:
+def _serve(setting: Setting, load: EngineLoad, bandwidth: float) -> Served:
     base, dtype, device = setting.base, setting.dtype, setting.device
     model = Llama(base, random_weights(base, dtype, device), device)
     steps = (load.steps + 1) * load.rounds + 8

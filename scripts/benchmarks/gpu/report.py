@@ -37,7 +37,7 @@ _NOTES = {
 
 
 @dataclass(frozen=True)
-class Report:
+class GPUReport:
     """`sections` as their processes wrote them, `died` added to one that did not end well."""
 
     command: str

@@ -31,13 +31,13 @@ sys.path.append(str(REPOSITORY / "model_repository/multilora_llm/1"))
 import torch
 
 from benchmarks.common.machine import look
-from benchmarks.gpu.report import Report
+from benchmarks.gpu.report import GPUReport
 
 DOCS = REPOSITORY / "docs" / "benchmarks"
 # Section → the part of the time left that it may take; the last one takes what is left.
 SHARES = {"memory": 0.08, "engine": 0.33, "attention": 0.3, "lora": 1.0}
 _SECONDS = 500.0
-_GRACE = 25.0  # to end the cell that is running when the time is over, before the section is killed
+_GRACE = 25.0  # seconds for the running cell when the time is over; then the section is killed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,14 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds = left * (SHARES[name] if len(flags.only) > 1 else 1.0)
         print(f"{time.monotonic() - began:5.0f} s  {name}, {seconds:.0f} s at most", flush=True)
         sections[name] = _section(name, seconds, flags)
-    report = Report(_command(flags), machine, time.monotonic() - began, sections, bool(flags.peers))
+    report = GPUReport(
+        _command(flags), machine, time.monotonic() - began, sections, bool(flags.peers)
+    )
     page = report.write(_out(flags))
     print(f"{report.seconds:5.0f} s  wrote {page}\n\n{report.table()}")
     return 1 if any("died" in section for section in sections.values()) else 0
 
 
 def _section(name: str, seconds: float, flags: argparse.Namespace) -> dict[str, Any]:
-    """What the section has written down, also when it has died."""
+    """What the section has written down before it ended, well or not."""
     with tempfile.TemporaryDirectory() as scratch:
         into = Path(scratch) / "section.json"
         command = [sys.executable, "-m", "benchmarks.gpu.section", name]
@@ -100,7 +102,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _peers(text: str) -> Path | None:
-    """ "" is none: the Makefile passes what it has been given."""
+    """The folder of the peers; "" is none, for the Makefile passes the flag in any case."""
     if not text:
         return None
     folder = Path(text).resolve()

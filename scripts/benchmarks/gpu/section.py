@@ -1,4 +1,4 @@
-"""One section of the GPU benchmark, in a process of its own: what breaks a device breaks that.
+"""One section of the GPU benchmark, in a process of its own: only that dies with a broken device.
 
 Started by bench_gpu.py, with the repository's source roots on the Python path.
 """
@@ -21,7 +21,7 @@ from multilora_kernels.openai_triton import triton
 
 _BANDWIDTH_BYTES = 4 << 30
 _TINY_BYTES = 1 << 16
-_LATE = 5.0  # seconds past the time of the section: so long the last cell may go on
+_LATE = 5.0  # seconds that the last cell may go on when the section's time is over
 
 
 def main() -> None:

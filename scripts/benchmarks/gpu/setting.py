@@ -17,8 +17,8 @@ from benchmarks.gpu.shapes import LLAMA_8B, TINY
 from multilora.base_model.config import BaseConfig
 
 Row = dict[str, Any]  # flat enough for JSON
-_RECENT = 4  # cells: older ones may have had more to compile
-_ROOM = 1.3  # the next cell may take so many times the longest recent one
+_RECENT = 4  # the last cells count: older ones may have had more to compile
+_ROOM = 1.3  # the next cell may take so many times as long as the longest recent one
 
 
 class OutOfTime(BaseException):

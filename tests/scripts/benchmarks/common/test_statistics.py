@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.adapters.client import Answer, Work
-from benchmarks.adapters.load import Traffic, power_law, round_robin
+from benchmarks.adapters.client import TimedAnswer, Work
+from benchmarks.adapters.closed_loop import LoopResult, power_law, round_robin
 from benchmarks.common.statistics import (
     COLUMNS,
     Figure,
@@ -53,8 +53,8 @@ def test_tables() -> None:
     assert markdown_table([COLUMNS, cells]).splitlines()[1] == "|" + "---|" * len(COLUMNS)
 
 
-def answer(submitted: float, *times: float) -> Answer:
-    return Answer("r", Work("a", 1, len(times)), submitted, list(times), ended=True)
+def answer(submitted: float, *times: float) -> TimedAnswer:
+    return TimedAnswer("r", Work("a", 1, len(times)), submitted, list(times), ended=True)
 
 
 def test_gaps_lie_between_neighbours_within_the_phase() -> None:
@@ -65,7 +65,7 @@ def test_gaps_lie_between_neighbours_within_the_phase() -> None:
 def test_traffic_counts_between_ramp_and_end() -> None:
     answers = [answer(0.0, 1.5, 2.5), answer(2.5, 3.0, 5.0), answer(5.5, 6.0)]
     counters = {"multilora_adapter_loads_total": 6.0}
-    traffic = Traffic(answers, 2.0, 5.0, counters, adapters_per_pass=1.0)
+    traffic = LoopResult(answers, 2.0, 5.0, counters, adapters_per_pass=1.0)
     assert traffic.first_tokens == [0.5]
     assert traffic.tokens_per_second == 1.0  # at 2.5, 3.0 and 5.0
     assert traffic.per_second("adapter_loads") == 2.0

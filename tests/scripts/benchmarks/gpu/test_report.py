@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.machine import look
-from benchmarks.gpu.report import Report
+from benchmarks.gpu.report import GPUReport
 from benchmarks.gpu.tables import decode_table, fastest_other, lora_table, problems, short_lora
 
 
@@ -71,7 +71,7 @@ def test_what_is_missing_is_said() -> None:
         "lora": {"rows": [row, row], "skipped": list("abcde"), "facts": {"gpu": "NVIDIA H200"}},
     }
     assert problems(sections["lora"]) == ["theirs: wrong: error 0.5 (2 cells)"]
-    table = Report("command", look(), 1.0, sections, peers=True).table()
+    table = GPUReport("command", look(), 1.0, sections, peers=True).table()
     assert "engine died: ended with status 1\nengine ended: lost\n" in table
     assert "lora: no time left for 5 cells: a, b, c, d, …" in table
     assert "Other projects" not in table
@@ -79,7 +79,7 @@ def test_what_is_missing_is_said() -> None:
 
 def test_the_page_is_named_after_the_gpu(tmp_path: Path) -> None:
     sections = {"lora": {"rows": [], "facts": {"gpu": "NVIDIA H100 80GB HBM3", "bandwidth": 3e12}}}
-    page = Report("command", look(), 1.0, sections, peers=False).write(tmp_path)
+    page = GPUReport("command", look(), 1.0, sections, peers=False).write(tmp_path)
     assert page.name == "gpu-h100-80gb-hbm3.md"
     assert "3000 GB/s" in page.read_text()
     assert page.with_suffix(".json").is_file()
@@ -87,6 +87,6 @@ def test_the_page_is_named_after_the_gpu(tmp_path: Path) -> None:
 
 def test_sections_that_all_died_at_once_make_a_page_too(tmp_path: Path) -> None:
     sections = {"lora": {"died": "ended with status 1"}, "engine": {"died": "killed after 9 s"}}
-    page = Report("command", look(), 1.0, sections, peers=False).write(tmp_path)
+    page = GPUReport("command", look(), 1.0, sections, peers=False).write(tmp_path)
     assert page.name == "gpu-unknown.md"
     assert "- engine died: killed after 9 s" in page.read_text()

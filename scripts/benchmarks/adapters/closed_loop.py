@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from benchmarks.adapters.client import Answer, Client, Work
+from benchmarks.adapters.client import EngineClient, TimedAnswer, Work
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """What came of it, and the engine's counters over the same time.
+class LoopResult:
+    """The answers of a closed loop, and the engine's counters from `begin` to `end`.
 
-    Counted are tokens, and answers whose request was made, from `begin` to `end`: after a ramp and
-    before the last requests, when fewer and fewer are in flight.
+    The figures count the tokens and the requests of that time alone: `begin` is after a ramp, and
+    `end` before fewer and fewer requests are in flight.
     """
 
-    answers: list[Answer]
+    answers: list[TimedAnswer]
     begin: float
     end: float
     counters: dict[str, float]
@@ -37,8 +37,10 @@ class Traffic:
         return self.counters[f"multilora_{counter}_total"] / (self.end - self.begin)
 
 
-def closed_loop(client: Client, works: Iterator[Work], concurrency: int, seconds: float) -> Traffic:
-    """`seconds` are measured after a ramp of a fifth of them."""
+def closed_loop(
+    client: EngineClient, works: Iterator[Work], concurrency: int, seconds: float
+) -> LoopResult:
+    """Run requests and measure for `seconds`, after a ramp of a fifth of that time."""
     begin = time.perf_counter() + seconds / 5
     end = begin + seconds
     answers = [client.submit(next(works)) for _ in range(concurrency)]
@@ -54,7 +56,7 @@ def closed_loop(client: Client, works: Iterator[Work], concurrency: int, seconds
     after, distinct = client.engine.metrics(), client.adapters_per_pass[passes:]
     client.finish(*answers)
     counters = {name: value - before[name] for name, value in after.items()}
-    return Traffic(answers, begin, end, counters, sum(distinct) / max(1, len(distinct)))
+    return LoopResult(answers, begin, end, counters, sum(distinct) / max(1, len(distinct)))
 
 
 def round_robin(names: Sequence[str], prompt: int, tokens: int, seed: int) -> Iterator[Work]:
