@@ -14,8 +14,8 @@ import requests
 from launcher.triton.server import TritonServer
 from launcher.triton.stubs import stubs
 from support.e2e.gateway import ADMIN_KEY, running_gateway
+from support.e2e.tgi import SECONDS, ask, post
 from support.e2e.triton import DEMO_SETTINGS
-from support.gateway.tgi import SECONDS, ask, post
 
 LONG = {"ignore_eos_token": True, "max_new_tokens": 900}
 

@@ -6,8 +6,8 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 from support.e2e.gateway import running_gateway
+from support.e2e.tgi import post
 from support.e2e.triton import demo_server
-from support.gateway.tgi import post
 
 CLIENTS = 150
 

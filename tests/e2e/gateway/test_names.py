@@ -6,8 +6,8 @@ import requests
 
 from launcher.triton.server import TritonServer
 from support.e2e.gateway import ADMIN_KEY, running_gateway
+from support.e2e.tgi import SECONDS, post
 from support.e2e.triton import eventually
-from support.gateway.tgi import SECONDS, post
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 

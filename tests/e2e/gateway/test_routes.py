@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from support.gateway.tgi import SECONDS, post
+from support.e2e.tgi import SECONDS, post
 
 LIFE = ("/health", "/ping", "/")
 PARAMETERS = {"adapter_id": "upper", "max_new_tokens": 30}

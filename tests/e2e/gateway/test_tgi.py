@@ -16,8 +16,8 @@ import text_generation.types
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import ValidationError
 
+from support.e2e.tgi import SECONDS, ask, post
 from support.e2e.triton import Example
-from support.gateway.tgi import SECONDS, ask, post
 
 ANSWER = "HELLO WORLD"
 # The user's guide, line by line.

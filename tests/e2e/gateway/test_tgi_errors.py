@@ -9,8 +9,8 @@ import pytest
 import requests
 
 from launcher.triton.server import TritonServer
+from support.e2e.tgi import SECONDS, ask, events, post
 from support.e2e.triton import eventually, metrics, wait_until_idle
-from support.gateway.tgi import SECONDS, ask, events, post
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])

@@ -1,9 +1,6 @@
-"""For tests of the TGI API: a base model and a job without a server, and a client of a gateway."""
+"""A base model and a job of the TGI API, without a server."""
 
-import json
 from typing import Any
-
-import requests
 
 from multilora_gateway.backend.served_model import BaseModel
 from multilora_gateway.generation.job import Call
@@ -14,7 +11,6 @@ from support.tiny import tokenizers as tiny_tokenizers
 
 MAX_INPUT = 64
 MAX_TOTAL = 96
-SECONDS = 60  # no answer may take longer
 
 
 def tokenizer(kind: str = "byte_level") -> Tokenizer:
@@ -49,16 +45,3 @@ def job(prompt: str = "hello", *, seed: int | None = None, **parameters: Any) ->
     sampling = {} if seed is None else {"seed": seed}
     call = Call(base.tokenizer.encode(prompt), sampling=sampling)
     return Job(request, request.parameters, base, call, 0.0, 0.0)
-
-
-def post(url: str, path: str, body: Any, **kwargs: Any) -> requests.Response:
-    return requests.post(f"{url}{path}", json=body, timeout=SECONDS, **kwargs)
-
-
-def ask(url: str, path: str = "/generate", **parameters: Any) -> requests.Response:
-    given = {"adapter_id": "upper", **parameters}
-    return post(url, path, {"inputs": "hello world", "parameters": given})
-
-
-def events(answer: requests.Response) -> list[dict[str, Any]]:
-    return [json.loads(line[5:]) for line in answer.iter_lines() if line.startswith(b"data:")]
