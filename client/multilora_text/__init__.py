@@ -1,4 +1,4 @@
-"""Text ↔ token ids: what the engine in the server and the gateway before it both do.
+"""Text ↔ token ids, for the engine and for the gateway.
 
-Knows tokenizers and chat templates; nothing of servers, requests or tensors.
+Law: this package knows tokenizers and chat templates, and nothing of servers, requests or tensors.
 """

@@ -1,7 +1,7 @@
 """A chat template: the jinja program of a checkpoint that turns messages into prompt text.
 
-It comes from `chat_template.jinja`, or else from `chat_template` of `tokenizer_config.json`. It is
-somebody's program, so it runs in a sandbox.
+The program stands in `chat_template.jinja`, or else in `tokenizer_config.json` as `chat_template`.
+It is untrusted code, so it runs in a sandbox.
 """
 
 import json
@@ -23,19 +23,19 @@ TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
-_KEPT = 256  # compiled templates: thousands of adapters share a handful
+_KEPT = 256  # compiled templates; thousands of adapters share a handful of them
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """Immutable, for any thread. `special_tokens` are names the program may use: bos_token, …"""
+    """A program that compiles. `special_tokens` are names that it may use: bos_token, …"""
 
     source: str
     special_tokens: Mapping[str, str]
 
     @staticmethod
     def compiled(source: str, special_tokens: Mapping[str, str]) -> "ChatTemplate":
-        """Raises ValueError saying what is wrong with the program."""
+        """Raises ValueError, which says what is wrong with the program."""
         try:
             _compile(source)
         except Exception as error:  # the compiler computes constants: it may raise anything
@@ -46,7 +46,7 @@ class ChatTemplate:
         """The prompt text of a conversation that the assistant continues.
 
         `variables` are more names that the program may know, such as tools. Raises TextError when
-        it refuses the messages.
+        the program refuses the messages.
         """
         names = {**self.special_tokens, "add_generation_prompt": True, **variables}
         try:
@@ -63,7 +63,7 @@ def find_template(
 ) -> ChatTemplate | None:
     """The template of a folder: `file` is the text of TEMPLATE_FILE, `config` TOKENIZER_CONFIG.
 
-    None when the folder brings none. Raises ValueError saying what is wrong with it.
+    None when the folder has none. Raises ValueError, which says what is wrong with the template.
     """
     source: Any = file if file is not None else config.get("chat_template")
     if isinstance(source, list):  # several named templates
@@ -82,14 +82,14 @@ def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def content(token: object) -> str:
-    """A special token stands in a config as a string or as {"content": string, …}."""
+    """The text of a special token: a config has it as a string or as {"content": string, …}."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else ""
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks training targets; here it is transparent."""
+    """Ignores the tags `{% generation %}…{% endgeneration %}`, which mark training targets."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own interface
 
@@ -123,5 +123,5 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _to_json(value: object, **options: Any) -> str:
-    """jinja2's own tojson escapes HTML characters, which a prompt must not."""
+    """JSON in which HTML characters stay as they are: jinja2's own tojson escapes them."""
     return json.dumps(value, **{"ensure_ascii": False, **options})

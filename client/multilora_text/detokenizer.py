@@ -4,10 +4,10 @@ Law: the deltas of `push` and `flush` put together are the decoded text up to th
 string, however the ids were split. A delta never ends in half a character, and text that may begin
 a stop string is held back until it is decided.
 
-A window of the last ids is decoded without and with the new one; the difference is new text. U+FFFD
-at its end may be the beginning of a character (byte-fallback decoders write it for a whole run of
-them), so it waits. The window starts one delta earlier than needed because decoders treat the
-first token of a text specially (a leading space).
+A window of the last ids is decoded without and with the new id; the difference is new text. U+FFFD
+at the end of that text may be the beginning of a character (byte-fallback decoders write it for
+every byte of an unfinished run), so U+FFFD is held back. The window starts one delta earlier than
+needed because decoders treat the first token of a text specially (a leading space).
 """
 
 from multilora_text.tokenizer import Tokenizer
@@ -23,12 +23,12 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._stop = stop
         self._window: list[int] = []
-        self._settled = 0  # ids of the window whose text is out completely
-        self._emitted = 0  # characters of the decoded window that are out
-        self._held = ""  # decoded, but may begin a stop string
+        self._settled = 0  # how many ids of the window have all their text returned
+        self._emitted = 0  # how many characters of the decoded window were returned
+        self._held = ""  # decoded text that may begin a stop string
 
     def push(self, token_id: int) -> str:
-        """Text that became certain with this token, maybe none."""
+        """The text that became certain with this token, maybe none."""
         if self.stopped:
             return ""
         self._window.append(token_id)
@@ -42,7 +42,7 @@ class Detokenizer:
         return self._cut(delta)
 
     def flush(self) -> str:
-        """The rest, at the end of the sequence; an unfinished character becomes U+FFFD."""
+        """The text still held back when the sequence ends; half a character becomes U+FFFD."""
         if self.stopped:
             return ""
         text = self._tokenizer.decode(self._window)

@@ -1,5 +1,5 @@
-"""What goes wrong with text, in words for whoever sent or configured it."""
+"""The error of this package; its message is for whoever sent or configured the text."""
 
 
 class TextError(ValueError):
-    """A tokenizer or template that cannot be used, or messages it refuses; says what to do."""
+    """A tokenizer or template that cannot be used, or messages that it refuses; says what to do."""

@@ -1,7 +1,6 @@
 """Text ↔ token ids of the base model, and its chat template.
 
-Read from the files of an HF checkpoint: `tokenizer.json` and the chat template. Nothing here needs
-torch or transformers.
+Both are read from the files of an HF checkpoint. Nothing here needs torch or transformers.
 """
 
 import json
@@ -25,7 +24,7 @@ TOKENIZER_FILES = (TOKENIZER_FILE, TOKENIZER_CONFIG, TEMPLATE_FILE)
 
 
 class Tokenizer:
-    """Immutable after construction, so any threads may use it at once."""
+    """Immutable after construction, so threads may share one."""
 
     def __init__(
         self,
@@ -46,7 +45,7 @@ class Tokenizer:
 
     @staticmethod
     def from_files(files: Mapping[str, str], where: str) -> "Tokenizer":
-        """From the texts of TOKENIZER_FILES; `where` they lie is for errors (TextError)."""
+        """`files` are the texts of TOKENIZER_FILES; TextError names `where` they lie."""
         path = f"{where}/{TOKENIZER_FILE}"
         if TOKENIZER_FILE not in files:
             raise TextError(
@@ -82,7 +81,7 @@ class Tokenizer:
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def to_json(self) -> str:
-        """The text of a tokenizer.json that says the same."""
+        """The text of a tokenizer.json for this tokenizer."""
         return self._backend.to_str()
 
     def token(self, token_id: int) -> str | None:
@@ -101,7 +100,7 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> ChatTemplate | None:
-        """The base model's own."""
+        """The base model's own template."""
         return self._chat_template
 
     def chat(
@@ -112,8 +111,8 @@ class Tokenizer:
     ) -> str:
         """The prompt text of a conversation that the assistant continues.
 
-        `template` is an adapter's own, None for the base model's; `variables` are names it may
-        know, such as tools. Raises TextError when there is none or it refuses the messages.
+        `template` is an adapter's own, None for the base model's; `variables` are names that it may
+        know, such as tools. Raises TextError without a template, and when it refuses the messages.
         """
         template = template or self._chat_template
         if template is None:
@@ -134,8 +133,7 @@ class Tokenizer:
         return self._ids(text, add_special_tokens=False)
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Unlike tokenizers' `encode`, a batch lets other threads run, and this kind of batch is
-        the faster for leaving out where the tokens stand."""
+        """encode_batch_fast lets other threads run, unlike `encode`, and computes no offsets."""
         batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return batch[0].ids
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from multilora.forward.captured_pass import GraphLimits
 
 from benchmarks.common.statistics import median
 from benchmarks.gpu.layer import plan_name
@@ -17,7 +18,6 @@ from benchmarks.gpu.model import random_pages, random_weights
 from benchmarks.gpu.setting import Record, Row, Setting
 from benchmarks.gpu.shapes import decode_bytes
 from benchmarks.gpu.traffic import PREFILL_TOKENS, Traffic
-from multilora.forward.captured_pass import GraphLimits
 from multilora.forward.decoder import Llama
 from multilora.forward.graphs import DecodeGraphs
 from multilora.forward.kv_cache import KVCache

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from multilora.lora.plan import PLANS, LoRAPlan
 
 from benchmarks.gpu.contenders import Own
 from benchmarks.gpu.data import LoRAData
 from multilora.base_model.config import BaseConfig
 from multilora.lora.linear import BatchLoRA, add_lora_linear, lora_linear
-from multilora.lora.plan import PLANS, LoRAPlan
 from multilora_kernels.lora import LoRAUpdate
 from multilora_kernels.rope_kv_write import rope_kv_write
 from multilora_kernels.swiglu import swiglu

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from multilora.lora.adapter_pages import AdapterPages
 
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.base_model.config import BaseConfig
 from multilora.forward.decoder import Llama, load_llama
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.step_input import build_forward_input
-from multilora.lora.adapter_pages import AdapterPages
 from multilora.request import Request
 from multilora.scheduling.batch import BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence

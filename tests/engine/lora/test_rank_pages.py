@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from multilora.lora.adapter_pages import AdapterPages
 from safetensors.torch import load_file, save_file
 
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
-from multilora.lora.adapter_pages import AdapterPages
 from support.tiny.adapters import ALL, ATTENTION, make_adapter
 from support.tiny.families import make_model
 

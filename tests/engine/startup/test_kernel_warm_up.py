@@ -11,18 +11,18 @@ from types import ModuleType
 
 import pytest
 import torch
+from multilora.forward.captured_pass import GraphLimits
+from multilora.lora.adapter_pages import AdapterPages
 
 from multilora.base_model.config import BaseConfig
 from multilora.base_model.rope_config import RopeConfig
 from multilora.base_model.weights import LayerWeights, Weights
-from multilora.forward.captured_pass import GraphLimits
 from multilora.forward.decoder import Llama, load_llama
 from multilora.forward.graphs import DecodeGraphs
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.forward.step_input import build_forward_input
 from multilora.lora import linear as lora_linear
-from multilora.lora.adapter_pages import AdapterPages
 from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
