@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from multilora.metrics import METRICS, AdapterFigures
-from multilora.wire import lora_requests_info
 from multilora.wire import metrics as triton_metrics
 from multilora.wire.metrics import TritonMetrics
 
@@ -198,7 +197,7 @@ def test_lora_requests_info_is_one_series_of_now(
 def test_lists_of_adapters_are_bounded_and_can_be_split(
     endpoint: Endpoint, engine: FakeEngine, metrics: TritonMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora_requests_info, "_MAX_LIST", 9)  # characters, commas included
+    monkeypatch.setattr(triton_metrics, "_MAX_LIST", 9)  # characters, commas included
     engine.does(running=("ee", "é\n", "aa,bb", "dddd", "cc"), waiting=("aaaaaa", "bbbbbb"))
     metrics.tick()
     ((labels, _),) = endpoint.infos()

@@ -1,4 +1,4 @@
-"""The responder: outputs of an engine → replies to clients, each ending exactly once."""
+"""The responder: outputs of an engine → responses to clients, each ending exactly once."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,8 @@ import pytest
 
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, TokenOutput
-from multilora.wire.reply import RUNNING, Reply
+from multilora.wire.stream import Response
+from multilora_api.tensors import RUNNING
 from support.engine.responder import EOS, Bench, until
 
 
@@ -21,10 +22,10 @@ def bench() -> Iterator[Bench]:
 def test_a_stream_and_its_counts(bench: Bench) -> None:
     client = bench.add("a")
     bench.engine.outputs.put(bench.say("a", "ab"))
-    until(lambda: client.replies)
+    until(lambda: client.responses)
     bench.engine.outputs.put(bench.say("a", "😀c", FinishReason.LENGTH))
-    until(lambda: client.replies[-1].final)
-    first, last = client.replies
+    until(lambda: client.responses[-1].final)
+    first, last = client.responses
     assert (first.text, first.finish_reason, first.num_input_tokens) == ("ab", RUNNING, 7)
     assert (last.text, last.finish_reason, len(last.tokens)) == ("😀c", "length", 3)
     assert last.cumulative_logprob == pytest.approx(-0.5 * 5)
@@ -36,10 +37,10 @@ def test_without_stream_there_is_one_reply(bench: Bench) -> None:
     for text in ("one ", "two"):
         bench.engine.outputs.put(bench.say("a", text))
     bench.engine.outputs.put([TokenOutput("a", EOS, finish_reason=FinishReason.STOP)])
-    until(lambda: client.replies)
-    (reply,) = client.replies
-    assert (reply.text, reply.finish_reason) == ("prompt one two", "stop")
-    assert reply.tokens[-1].token_id == EOS
+    until(lambda: client.responses)
+    (response,) = client.responses
+    assert (response.text, response.finish_reason) == ("prompt one two", "stop")
+    assert response.tokens[-1].token_id == EOS
 
 
 def test_queued_outputs_become_one_reply() -> None:
@@ -51,7 +52,7 @@ def test_queued_outputs_become_one_reply() -> None:
     bench.engine.outputs.put(None)
     bench.responder.start()
     bench.responder.join()
-    assert [[reply.text for reply in client.replies] for client in clients.values()] == [
+    assert [[response.text for response in client.responses] for client in clients.values()] == [
         ["xyz"],
         ["xyz"],
     ]
@@ -61,9 +62,9 @@ def test_half_a_character_waits(bench: Bench) -> None:
     client = bench.add("a")
     halves = bench.say("a", "x😀")
     bench.engine.outputs.put(halves[:2])
-    until(lambda: client.replies)
+    until(lambda: client.responses)
     assert client.text == "x"
-    assert len(client.replies[0].tokens) == 2
+    assert len(client.responses[0].tokens) == 2
     bench.engine.outputs.put(halves[2:])
     until(lambda: client.text == "x😀")
 
@@ -71,11 +72,11 @@ def test_half_a_character_waits(bench: Bench) -> None:
 def test_a_stop_string_ends_the_answer_and_aborts(bench: Bench) -> None:
     client = bench.add("a", stop=("END",))
     bench.engine.outputs.put(bench.say("a", "go E"))
-    until(lambda: client.replies)
+    until(lambda: client.responses)
     assert client.text == "go "
     bench.engine.outputs.put(bench.say("a", "ND more"))
-    until(lambda: client.replies[-1].final)
-    assert (client.text, client.replies[-1].finish_reason) == ("go ", "stop")
+    until(lambda: client.responses[-1].final)
+    assert (client.text, client.responses[-1].finish_reason) == ("go ", "stop")
     assert bench.engine.aborted == ["a"]
     cancelled = TokenOutput("a", None, finish_reason=FinishReason.CANCELLED)
     bench.engine.outputs.put([*bench.say("a", "late"), cancelled])
@@ -128,7 +129,7 @@ def test_a_discarded_request_gets_nothing(bench: Bench) -> None:
     bench.responder.discard("a")
     bench.engine.outputs.put(bench.say("a", "x", FinishReason.LENGTH))
     bench.close()
-    assert not client.replies and not client.errors
+    assert not client.responses and not client.errors
 
 
 def test_the_observer_ticks_without_traffic(bench: Bench) -> None:
@@ -138,10 +139,10 @@ def test_the_observer_ticks_without_traffic(bench: Bench) -> None:
 def test_arrays() -> None:
     top = ((104, -0.1), (105, -2.0))
     tokens = (TokenOutput("a", 104, -0.1, top), TokenOutput("a", 106, -3.0, top))
-    reply = Reply("text", tokens, "length", 5, -3.1)
+    response = Response("text", tokens, "length", 5, -3.1)
     names = ("finish_reason", "num_input_tokens", "num_output_tokens")
     wanted = frozenset({*names, "logprobs", "cumulative_logprob"})
-    arrays = reply.arrays(wanted, lambda ids: f"<{ids[0]}>")
+    arrays = response.arrays(wanted, lambda ids: f"<{ids[0]}>")
     assert arrays["text_output"].tolist() == [[b"text"]]
     assert arrays["output_ids"].tolist() == [[104, 106]]
     assert arrays["finish_reason"].tolist() == [[b"length"]]
@@ -152,7 +153,7 @@ def test_arrays() -> None:
     assert first["104"] == {"logprob": -0.1, "rank": 1, "decoded_token": "<104>"}
     assert second["106"] == {"logprob": -3.0, "rank": None, "decoded_token": "<106>"}
     assert set(second) == {"106", "104", "105"}
-    assert set(Reply("", finish_reason="stop").arrays(frozenset(), str)) == {
+    assert set(Response("", finish_reason="stop").arrays(frozenset(), str)) == {
         "text_output",
         "output_ids",
     }

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from multilora.errors import RequestError
 from multilora.request import FinishReason, Request, TokenOutput
-from multilora.wire.reply import Reply
 from multilora.wire.responder import Responder
+from multilora.wire.stream import Response
 from multilora.wire.triton_request import TritonRequest
 from multilora_api.sampling import SamplingParams
 from multilora_text.tokenizer import Tokenizer
@@ -28,15 +28,16 @@ class FakeEngine:
 
 class FakeClient:
     def __init__(self) -> None:
-        self.replies: list[Reply] = []
+        self.responses: list[Response] = []
+        self.outputs: frozenset[str] = frozenset()
         self.errors: list[RequestError] = []
         self.cancelled = False
         self.broken = False
 
-    def send(self, reply: Reply) -> None:
+    def send(self, response: Response) -> None:
         if self.broken:
             raise RuntimeError("no way back")
-        self.replies.append(reply)
+        self.responses.append(response)
 
     def fail(self, error: RequestError) -> None:
         self.errors.append(error)
@@ -46,7 +47,7 @@ class FakeClient:
 
     @property
     def text(self) -> str:
-        return "".join(reply.text for reply in self.replies)
+        return "".join(response.text for response in self.responses)
 
 
 class FakeObserver:

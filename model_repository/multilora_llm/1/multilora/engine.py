@@ -89,7 +89,6 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Accept a request whose tokens will appear on `outputs`; raises RequestError at once."""
-        arrived_at = time.monotonic()
         self._limits.check(request)
         source = None
         if request.adapter_id:
@@ -109,7 +108,7 @@ class Engine:
             if len(self._live) >= self.config.max_concurrent_requests:
                 raise too_many(f"{len(self._live)} requests are running or waiting already")
             self._live[request.request_id] = request.adapter_id
-            self._inbox.put(lambda: self._add(request, source, matcher, arrived_at))
+            self._inbox.put(lambda: self._add(request, source, matcher))
 
     def compile(self, grammar: Grammar) -> None:
         """So that `submit` finds it compiled; raises RequestError."""
@@ -155,13 +154,12 @@ class Engine:
         request: Request,
         source: AdapterSource | None,
         matcher: TokenMatcher | None,
-        arrived_at: float,
     ) -> None:
         scheduler, adapters = self._parts.scheduler, self._parts.adapters
         if source:
             adapters.forget_unused(scheduler.counts)
             adapters.prefetch(source)
-        scheduler.add(request, matcher, arrived_at)
+        scheduler.add(request, matcher)
         self._metrics.request(request.adapter_id, len(request.prompt_token_ids))
 
     def _loop(self) -> None:

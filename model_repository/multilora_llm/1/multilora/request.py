@@ -1,6 +1,7 @@
 """What a client asks for (Request), what can be served (RequestLimits) and what a step gives for
 it (TokenOutput)."""
 
+import time
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -57,8 +58,9 @@ BASE_ONLY = AdapterSet()
 class Request:
     """One generation. `adapter_id` "" is the base model. Filled by the Triton thread.
 
-    `adapter_timeout` is how many seconds to wait for an adapter that is being loaded,
-    `adapter_token` the Hub token to download it with ("": the server's own); never shown.
+    `arrived_at` is when it came (time.monotonic()). `adapter_timeout` is how many seconds to wait
+    for an adapter that is being loaded, `adapter_token` the Hub token to download it with ("": the
+    server's own); never shown.
     """
 
     request_id: str
@@ -67,6 +69,7 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     adapter_timeout: float = ADAPTER_TIMEOUT
     adapter_token: str = field(default="", repr=False)
+    arrived_at: float = field(default_factory=time.monotonic, compare=False)
 
     @cached_property
     def adapters(self) -> AdapterSet:

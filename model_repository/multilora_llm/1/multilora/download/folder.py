@@ -1,4 +1,4 @@
-"""adapter_folder, the door to this room: brings an adapter from wherever it is to a local folder."""
+"""adapter_folder, the door to this room: brings an adapter, wherever it is, to a local folder."""
 
 from pathlib import Path
 

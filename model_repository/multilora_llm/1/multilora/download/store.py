@@ -173,6 +173,6 @@ class _StoreCache:
 
 
 def _version(files: list[StoredFile]) -> str:
-    """A name for exactly these contents; a new one each time if the store cannot tell them apart."""
+    """A name for exactly these contents; always a new one if the store cannot tell them apart."""
     identities = [file.identity or uuid.uuid4().hex for file in files]
     return sha256("\n".join(identities).encode()).hexdigest()[:32]

@@ -3,9 +3,9 @@
 An adapter that was refused for want of room for `patience` passes is starved and gets a
 reservation. While reservations are open no other adapter may take pages. Of the adapters that run,
 those that will be done soonest are closed to new sequences, only as many as the reservations need;
-all others flow on. Reservations are opened together, for up to half of the pages in use, and served oldest
-first; new ones wait until these are settled. So a reservation is served after the longest closed
-sequence has ended, and a starved adapter waits for the reservations before it, not for luck.
+all others flow on. Reservations are opened together, for up to half of the pages in use, and served
+oldest first; new ones wait until these are settled. So a reservation is served after the longest
+closed sequence has ended, and a starved adapter waits for the reservations before it, not for luck.
 Adapters that are being read take no part, and the base model needs no pages.
 """
 

@@ -95,16 +95,10 @@ class Scheduler:
                 counts[adapter_id] = running + 1, waiting
         return counts
 
-    def add(
-        self,
-        request: Request,
-        matcher: TokenMatcher | None = None,
-        arrived_at: float | None = None,
-    ) -> None:
-        """`matcher` is that of its grammar; `arrived_at` on the clock, None: now."""
+    def add(self, request: Request, matcher: TokenMatcher | None = None) -> None:
+        """`matcher` is that of its grammar."""
         self._arrivals += 1
         sequence = Sequence(request, arrival=self._arrivals, matcher=matcher)
-        sequence.arrived_at = self._clock() if arrived_at is None else arrived_at
         self._sequences[request.request_id] = sequence
         self._waiting.add(sequence)
 
@@ -198,7 +192,7 @@ class Scheduler:
 
     def _start(self, sequence: Sequence) -> None:
         if not sequence.admitted:
-            sequence.queue_time = max(0.0, self._clock() - sequence.arrived_at)
+            sequence.queue_time = max(0.0, self._clock() - sequence.request.arrived_at)
         self._waiting.take(sequence)
         sequence.status = SequenceStatus.RUNNING
         insort(self.running, sequence, key=_arrival)

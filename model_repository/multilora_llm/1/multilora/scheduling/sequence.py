@@ -25,8 +25,7 @@ class Sequence:
     first admission, and every use of pages or prefix hashes goes through it. `admitted` says that
     the sequence has run before: if it waits, it was preempted and has had its turn. `matcher` has
     accepted the output tokens of a request with a grammar; they stay when it is preempted.
-    `arrived_at` is when the request came, on the scheduler's clock, `queue_time` how many seconds
-    it waited for its first pass.
+    `queue_time` is how many seconds the request waited for its first pass.
     """
 
     request: Request
@@ -38,7 +37,6 @@ class Sequence:
     block_digests: list[bytes] = field(default_factory=list)
     admitted: bool = False
     matcher: TokenMatcher | None = None
-    arrived_at: float = 0.0
     queue_time: float | None = None
     status: SequenceStatus = SequenceStatus.WAITING
 

@@ -24,7 +24,7 @@ from multilora.grammar.compiler import GrammarCompiler
 from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.kv_blocks import BlockAllocator
 from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
-from multilora.startup.adapter_parts import AdapterParts, make_adapters
+from multilora.startup.adapters import AdapterParts, make_adapters
 from multilora.startup.base_folder import base_folder, base_tokenizer
 from multilora.startup.device import choose_device
 from multilora.startup.kernel_warm_up import warm_up

@@ -1,6 +1,6 @@
 """The responder thread: TokenOutputs of the engine → text → the clients that wait for it.
 
-Laws. Every accepted request gets exactly one last word: a final Reply or an error. All outputs
+Laws. Every accepted request gets exactly one last word: a final Response or an error. All outputs
 that have queued up are taken before anything is sent, so one response may carry several tokens. A
 client that went away, and an answer that reached a stop string, are aborted in the engine; what
 the engine still says about them is dropped.
@@ -15,7 +15,6 @@ from typing import Protocol
 
 from multilora.errors import cancelled
 from multilora.request import FinishReason, TokenOutput
-from multilora.wire.reply import Reply
 from multilora.wire.stream import Client, Stream
 from multilora.wire.triton_request import TritonRequest
 from multilora_text.tokenizer import Tokenizer
@@ -69,7 +68,7 @@ class Responder:
 
     def add(self, request: TritonRequest, client: Client) -> None:
         """Expect outputs for a request; call before submitting it to the engine."""
-        stream = Stream(request, client, self._tokenizer, time.monotonic())
+        stream = Stream(request, client, self._tokenizer)
         with self._lock:
             self._streams[request.request.request_id] = stream
 
@@ -130,7 +129,7 @@ class Responder:
         last = outputs[-1]
         tokens = [output for output in outputs if output.token_id is not None]
         if tokens and stream.last_token_at is None:
-            self._observer.first_token(now - stream.arrived_at)
+            self._observer.first_token(now - stream.request.request.arrived_at)
         elif tokens and stream.last_token_at is not None:
             self._observer.next_tokens(len(tokens), now - stream.last_token_at)
         if tokens:
@@ -142,9 +141,9 @@ class Responder:
             stream.client.fail(last.error or cancelled())
             return True
         reason = FinishReason.STOP if stopped else last.finish_reason
-        reply = stream.take_reply(reason)
-        if reply is not None:
-            stream.client.send(reply)
+        response = stream.take_response(reason)
+        if response is not None:
+            stream.client.send(response)
         return reason is not None
 
     def _poll_clients(self) -> None:
@@ -159,8 +158,3 @@ class Responder:
     def _live(self) -> list[tuple[str, Stream]]:
         with self._lock:
             return list(self._streams.items())
-
-
-def stopped_reply() -> Reply:
-    """The answer to stop = true: empty and final."""
-    return Reply("", finish_reason=FinishReason.CANCELLED.value)

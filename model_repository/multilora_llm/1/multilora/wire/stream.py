@@ -1,21 +1,106 @@
-"""One request on its way out: the tokens and text its client has not been sent yet."""
+"""What goes back to a client: a Stream of Responses, each some text and tokens as named arrays."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from multilora.errors import RequestError
 from multilora.request import FinishReason, TokenOutput
-from multilora.wire.reply import Reply
 from multilora.wire.triton_request import TritonRequest
 from multilora_api.tensors import RUNNING
 from multilora_text.detokenizer import Detokenizer
 from multilora_text.tokenizer import Tokenizer
 
 
-class Client(Protocol):
-    """The way back to whoever sent a request. Nothing may follow a final reply or an error."""
+@dataclass(frozen=True)
+class Response:
+    """One response. A stream has several; `finish_reason` is RUNNING but for the last.
 
-    def send(self, reply: Reply) -> None: ...
+    `tokens` are those of this response only, as are the counts and logprobs made from them;
+    `cumulative_logprob` sums over the whole answer so far.
+    """
+
+    text: str
+    tokens: tuple[TokenOutput, ...] = ()
+    finish_reason: str = RUNNING
+    num_input_tokens: int = 0
+    cumulative_logprob: float = 0.0
+    queue_time: float = 0.0  # seconds, from arrival to the first pass
+
+    @property
+    def final(self) -> bool:
+        return self.finish_reason != RUNNING
+
+    def arrays(
+        self, outputs: frozenset[str], decode: Callable[[list[int]], str]
+    ) -> dict[str, np.ndarray]:
+        """Output tensors by name: `text_output`, `output_ids` [1, n] and the asked `outputs`.
+
+        `decode` gives the text of token ids for the logprobs.
+        """
+        ids = [token.token_id for token in self.tokens]
+        arrays = {
+            "text_output": _string(self.text),
+            "output_ids": np.array([ids], dtype=np.int32).reshape(1, len(ids)),
+        }
+        if "finish_reason" in outputs:
+            arrays["finish_reason"] = _string(self.finish_reason)
+        if "num_input_tokens" in outputs:
+            arrays["num_input_tokens"] = np.array([[self.num_input_tokens]], dtype=np.uint32)
+        if "num_output_tokens" in outputs:
+            arrays["num_output_tokens"] = np.array([[len(ids)]], dtype=np.uint32)
+        if "cumulative_logprob" in outputs:
+            arrays["cumulative_logprob"] = np.array([[self.cumulative_logprob]], dtype=np.float32)
+        if "queue_time" in outputs:
+            arrays["queue_time"] = np.array([[self.queue_time]], dtype=np.float32)
+        if "logprobs" in outputs:
+            entries = [_logprobs(token, decode) for token in self.tokens]
+            arrays["logprobs"] = _string(json.dumps(entries, ensure_ascii=False))
+        return arrays
+
+
+def stopped_response() -> Response:
+    """The answer to stop = true: empty and final."""
+    return Response("", finish_reason=FinishReason.CANCELLED.value)
+
+
+def json_response(answer: dict[str, object]) -> Response:
+    """The answer to an administrator: one final response whose text is JSON."""
+    return Response(json.dumps(answer, ensure_ascii=False), finish_reason=FinishReason.STOP.value)
+
+
+def _logprobs(
+    token: TokenOutput, decode: Callable[[list[int]], str]
+) -> dict[str, dict[str, object]]:
+    """{token id: {logprob, rank, decoded_token}}; rank is null beyond the reported ones."""
+    ranked = {
+        token_id: (logprob, rank) for rank, (token_id, logprob) in enumerate(token.top_logprobs, 1)
+    }
+    chosen = {} if token.token_id in ranked else {token.token_id: (token.logprob, None)}
+    return {
+        str(token_id): {
+            "logprob": logprob,
+            "rank": rank,
+            "decoded_token": decode([token_id]),
+        }
+        for token_id, (logprob, rank) in {**chosen, **ranked}.items()
+        if token_id is not None
+    }
+
+
+def _string(text: str) -> np.ndarray:
+    return np.array([[text.encode("utf-8")]], dtype=np.object_)
+
+
+class Client(Protocol):
+    """The way back to whoever sent a request. Nothing may follow a final response or an error."""
+
+    outputs: frozenset[str]  # optional outputs, known once the request is parsed
+
+    def send(self, response: Response) -> None: ...
 
     def fail(self, error: RequestError) -> None: ...
 
@@ -25,12 +110,9 @@ class Client(Protocol):
 class Stream:
     """Responder thread only. Times are those of time.monotonic()."""
 
-    def __init__(
-        self, request: TritonRequest, client: Client, tokenizer: Tokenizer, arrived_at: float
-    ) -> None:
+    def __init__(self, request: TritonRequest, client: Client, tokenizer: Tokenizer) -> None:
         self.request = request
         self.client = client
-        self.arrived_at = arrived_at
         self.last_token_at: float | None = None
         self._detokenizer = Detokenizer(tokenizer, request.request.sampling.stop)
         prompt = request.request.prompt_token_ids
@@ -56,11 +138,11 @@ class Stream:
                 return True
         return False
 
-    def take_reply(self, reason: FinishReason | None) -> Reply | None:
+    def take_response(self, reason: FinishReason | None) -> Response | None:
         """What to send now; None when it is better to wait for more."""
         if reason is None and not (self.request.stream and self._text):
             return None
-        reply = Reply(
+        response = Response(
             self._text,
             tuple(self._tokens),
             reason.value if reason else RUNNING,
@@ -70,4 +152,4 @@ class Stream:
         )
         self._text = ""
         self._tokens = []
-        return reply
+        return response

@@ -1,6 +1,6 @@
 """A stop reaches requests that are not with the engine yet, and no others."""
 
-from multilora.wire.early_stops import EarlyStops
+from multilora.wire.intake import EarlyStops
 
 
 def test_who_is_on_the_way_hears_of_it_once() -> None:

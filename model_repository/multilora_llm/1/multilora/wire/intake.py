@@ -1,0 +1,210 @@
+"""Intake: what happens to a Triton request before its first token is computed.
+
+A request is parsed, its chat is rendered, its grammar is compiled, and the engine gets it. A
+command for the adapters is carried out, a stop is passed on. What takes time happens on other
+threads, so that neither the Triton thread nor the engine thread waits.
+"""
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from multilora.adapters.admin.command import AdminCommand
+from multilora.errors import RequestError, cancelled, internal, invalid
+from multilora.grammar.threads import GrammarThreads
+from multilora.wire.responder import Responder
+from multilora.wire.stream import Client, json_response, stopped_response
+from multilora.wire.triton_request import (
+    Tensors,
+    TritonRequest,
+    admin_command,
+    is_admin,
+    is_stop,
+    parse_request,
+)
+from multilora_text.tokenizer import Tokenizer, read_tokenizer_files
+
+if TYPE_CHECKING:  # torch: the stub that completes the configuration must not load it
+    from multilora.engine import Engine
+
+DEMO_NAME = "multilora-demo"
+_LOG = logging.getLogger("multilora.model")
+
+
+class Intake:
+    """Used by the Triton thread. Whatever goes wrong with a request is its client's answer."""
+
+    def __init__(self, engine: "Engine", tokenizer: Tokenizer, responder: Responder) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._responder = responder
+        self._timeout = engine.config.adapter_timeout
+        self._numbers = itertools.count(1)
+        self._early_stops = EarlyStops()
+        self._helpers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="multilora")
+        self._grammar_threads = GrammarThreads(engine.config.max_concurrent_requests)
+
+    def accept(
+        self, client: Client, client_id: str, read: Callable[[], tuple[Tensors, Mapping[str, Any]]]
+    ) -> None:
+        """Begin with a request. `client_id` is what its client called it, maybe nothing; `read`
+        gives its tensors and parameters."""
+        self._guard(client, self._accept, client, client_id, read)
+
+    def close(self) -> None:
+        """Let what has begun end."""
+        self._helpers.shutdown()
+        self._grammar_threads.close()
+
+    def _accept(
+        self, client: Client, client_id: str, read: Callable[[], tuple[Tensors, Mapping[str, Any]]]
+    ) -> None:
+        tensors, parameters = read()
+        if is_stop(tensors):
+            return self._stop(client, client_id)
+        if is_admin(tensors):
+            command = admin_command(tensors)
+            self._helpers.submit(self._guard, client, self._administer, command, client)
+            return
+        request_id = f"{client_id}#{next(self._numbers)}"
+        parsed = parse_request(tensors, parameters, client_id, request_id, self._timeout)
+        client.outputs = parsed.outputs
+        self._early_stops.begin(client, client_id)
+        if parsed.messages is None:
+            return self._begin(parsed, client)
+        request = parsed.request
+        if not request.adapter_id:
+            return self._begin(parsed.with_template(None, self._tokenizer), client)
+        template = self._engine.admin.chat_template(
+            request.adapter_id, request.adapter_timeout, request.adapter_token
+        )
+        self._when_done(
+            template,
+            client,
+            lambda own: self._begin(parsed.with_template(own, self._tokenizer), client),
+        )
+
+    def _stop(self, client: Client, client_id: str) -> None:
+        if not client_id:
+            raise invalid("stop needs the id of the request to cancel as its own request id")
+        self._early_stops.stop(client_id)
+        self._responder.stop(client_id)
+        client.send(stopped_response())
+
+    def _administer(self, command: AdminCommand, client: Client) -> None:
+        """On a thread of its own: to list the adapters may take a look at thousands of folders."""
+        if command.action == "describe":
+            return client.send(json_response(describe(self._engine)))
+        answer = self._engine.admin.execute(command, self._timeout)
+        self._when_done(answer, client, lambda result: client.send(json_response(result)))
+
+    def _begin(self, parsed: TritonRequest, client: Client) -> None:
+        if parsed.request.sampling.grammar:  # compiling it takes time that others need
+            self._grammar_threads.submit(lambda: self._guard(client, self._compile, parsed, client))
+        else:
+            self._submit(parsed, client)
+
+    def _compile(self, parsed: TritonRequest, client: Client) -> None:
+        """Before the responder knows the client, because it must not poll one that was refused."""
+        if client.is_cancelled() or self._early_stops.is_stopped(client):
+            raise cancelled()
+        if grammar := parsed.request.sampling.grammar:
+            self._engine.compile(grammar)
+        self._submit(parsed, client)
+
+    def _submit(self, parsed: TritonRequest, client: Client) -> None:
+        self._responder.add(parsed, client)
+        try:
+            self._engine.submit(parsed.request)
+        except RequestError:
+            self._responder.discard(parsed.request.request_id)
+            raise
+        if self._early_stops.end(client):
+            self._engine.abort(parsed.request.request_id)
+
+    def _when_done(
+        self, future: "Future[Any]", client: Client, go_on: Callable[[Any], None]
+    ) -> None:
+        """Go on with the result: at once if it is there, else later on another thread."""
+        if future.done():
+            go_on(future.result())
+        else:
+            future.add_done_callback(
+                lambda done: self._helpers.submit(self._guard, client, lambda: go_on(done.result()))
+            )
+
+    def _guard(self, client: Client, work: Callable[..., None], *arguments: Any) -> None:
+        try:
+            work(*arguments)
+        except RequestError as error:
+            self._fail(client, error)
+        except Exception as error:
+            _LOG.exception("a request could not be read")
+            self._fail(client, internal(f"internal error: {error!r}"))
+
+    def _fail(self, client: Client, error: RequestError) -> None:
+        self._early_stops.end(client)
+        client.fail(error)
+
+
+class EarlyStops:
+    """`stop` for requests that have not reached the engine yet. Any thread.
+
+    Law: a request that is stopped between `begin` and `end` hears of it from `end`; after that the
+    engine can be told. `key` is whatever stands for one request while its chat is rendered or its
+    grammar compiled.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards what follows
+        self._client_ids: dict[object, str] = {}
+        self._stopped: set[object] = set()
+
+    def begin(self, key: object, client_id: str) -> None:
+        with self._lock:
+            self._client_ids[key] = client_id
+
+    def stop(self, client_id: str) -> None:
+        """Remember it for all requests of that name that are on their way."""
+        with self._lock:
+            named = (key for key, name in self._client_ids.items() if name == client_id)
+            self._stopped.update(named)
+
+    def is_stopped(self, key: object) -> bool:
+        """Whether the request need not go on."""
+        with self._lock:
+            return key in self._stopped
+
+    def end(self, key: object) -> bool:
+        """The request has arrived, or never will: whether it was stopped. Asked twice: False."""
+        with self._lock:
+            self._client_ids.pop(key, None)
+            stopped = key in self._stopped
+            self._stopped.discard(key)
+            return stopped
+
+
+def describe(engine: "Engine") -> dict[str, Any]:
+    """What a gateway has to know of the base model: the answer to the action `describe`.
+
+    Lengths are in tokens. `tokenizer` holds the texts of the tokenizer's files by name; `model_sha`
+    is the commit of a model from the Hub, else None.
+    """
+    config, base, folder = engine.config, engine.base, engine.model_folder
+    return {
+        "model_id": config.model_id or DEMO_NAME,
+        "model_sha": folder.name if folder.parent.name == "snapshots" else None,
+        "dtype": engine.dtype,
+        "device": engine.device,
+        "max_input_tokens": engine.max_input_tokens,
+        "max_total_tokens": engine.max_total_tokens,
+        "max_batch_prefill_tokens": config.max_batch_prefill_tokens,
+        "max_concurrent_requests": config.max_concurrent_requests,
+        "max_lora_rank": config.max_lora_rank,
+        "vocab_size": base.vocab_size,
+        "eos_token_ids": list(base.eos_token_ids),
+        "tokenizer": read_tokenizer_files(folder),
+    }
