@@ -13,7 +13,7 @@ from multilora.config import DEMO, EngineConfig
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
 from multilora.forward.kv_cache import KVCache
-from multilora.grammar.cache import Grammars
+from multilora.grammar.cache import GrammarCache
 from multilora.grammar.compiler import GrammarCompiler
 from multilora.request import FinishReason, Request
 from multilora_api.sampling import Grammar, SamplingParams
@@ -34,8 +34,8 @@ PERSON = {
 }
 
 
-def grammars(vocab_size: int = VOCAB) -> Grammars:
-    return Grammars(GrammarCompiler(TOKENIZER.to_json, vocab_size, (EOS,)), vocab_size)
+def grammars(vocab_size: int = VOCAB) -> GrammarCache:
+    return GrammarCache(GrammarCompiler(TOKENIZER.to_json, vocab_size, (EOS,)), vocab_size)
 
 
 def regex(text: str) -> Grammar:

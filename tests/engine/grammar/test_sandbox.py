@@ -10,7 +10,7 @@ import pytest
 
 from multilora.config import DEMO
 from multilora.errors import ErrorCode, RequestError
-from multilora.grammar.cache import Grammars
+from multilora.grammar.cache import GrammarCache
 from multilora.grammar.compiler import GrammarCompiler
 from multilora.grammar.threads import GrammarThreads
 from multilora_api.sampling import Grammar
@@ -50,8 +50,8 @@ def compiler() -> CountingCompiler:
 
 
 @pytest.fixture
-def grammars(compiler: CountingCompiler) -> Iterator[Grammars]:
-    grammars = Grammars(compiler, VOCAB)
+def grammars(compiler: CountingCompiler) -> Iterator[GrammarCache]:
+    grammars = GrammarCache(compiler, VOCAB)
     yield grammars
     grammars.close()
 
@@ -64,7 +64,7 @@ def grammars(compiler: CountingCompiler) -> Iterator[Grammars]:
     ],
     ids=["time", "time and memory"],
 )
-def test_what_takes_too_much_is_refused_and_remembered(grammars: Grammars, value: Any) -> None:
+def test_what_takes_too_much_is_refused_and_remembered(grammars: GrammarCache, value: Any) -> None:
     errors: list[RequestError] = []
     for _ in range(2):
         with pytest.raises(RequestError, match="more time or memory to compile than") as caught:
@@ -85,12 +85,12 @@ def test_what_takes_too_much_is_refused_and_remembered(grammars: Grammars, value
     ],
     ids=["properties", "enum"],
 )  # fmt: skip
-def test_large_schemas_are_compiled(grammars: Grammars, value: Any) -> None:
+def test_large_schemas_are_compiled(grammars: GrammarCache, value: Any) -> None:
     matcher = grammars.matcher(schema(value))
     assert any(matcher.allowed()) and not matcher.error
 
 
-def test_usual_numbers_are_free(grammars: Grammars) -> None:
+def test_usual_numbers_are_free(grammars: GrammarCache) -> None:
     usual = (0.01, 0.5, 1, 5, 7, 12, 15, 60, 90, 100, 1000, 1024, 3600, 1e6, 10**9)
     properties = {f"p{x}": {"type": "integer", "multipleOf": x} for x in usual}
     assert grammars.matcher(schema({"type": "object", "properties": properties})).allowed()
@@ -106,7 +106,9 @@ def test_a_text_that_is_too_long(kind: Any, most: int) -> None:
     ("depth", "level"),
     [(8000, '{"$ref":"NEXT"}'), (3500, '{"type":"object","properties":{"x":{"$ref":"NEXT"}}}')],
 )
-def test_a_deep_schema_does_not_end_the_process(grammars: Grammars, depth: int, level: str) -> None:
+def test_a_deep_schema_does_not_end_the_process(
+    grammars: GrammarCache, depth: int, level: str
+) -> None:
     """On the threads that are made for it."""
     grammar = chain(depth, level)
     assert (200 << 10) < len(grammar.text) <= (256 << 10)
@@ -116,18 +118,18 @@ def test_a_deep_schema_does_not_end_the_process(grammars: Grammars, depth: int, 
     assert found and any(found[0])
 
 
-def test_the_process_that_dies_is_replaced(grammars: Grammars) -> None:
+def test_the_process_that_dies_is_replaced(grammars: GrammarCache) -> None:
     grammars.matcher(Grammar("regex", "a"))
-    (process,) = grammars._trial._idle
+    (process,) = grammars._sandbox._idle
     process.end()
     assert grammars.matcher(Grammar("regex", "b")).allowed()
-    (other,) = grammars._trial._idle
-    assert other is not process and grammars._trial._all == {other}
+    (other,) = grammars._sandbox._idle
+    assert other is not process and grammars._sandbox._all == {other}
 
 
-def test_closing_ends_what_is_being_tried(grammars: Grammars) -> None:
+def test_closing_ends_what_is_being_tried(grammars: GrammarCache) -> None:
     grammars.matcher(Grammar("regex", "a"))
-    (process,) = grammars._trial._idle
+    (process,) = grammars._sandbox._idle
     errors: list[RequestError] = []
 
     def slow() -> None:
@@ -137,7 +139,7 @@ def test_closing_ends_what_is_being_tried(grammars: Grammars) -> None:
 
     thread = threading.Thread(target=slow)
     thread.start()
-    while grammars._trial._idle:
+    while grammars._sandbox._idle:
         time.sleep(0.01)
     grammars.close()
     thread.join(20)
@@ -153,7 +155,7 @@ def test_what_is_too_large_for_one_mask_is_refused() -> None:
 
 
 def test_a_grammar_that_gave_up_is_forgotten(
-    grammars: Grammars, compiler: CountingCompiler
+    grammars: GrammarCache, compiler: CountingCompiler
 ) -> None:
     """Its matchers share what they know: the next one would give up too."""
     sound, bad = Grammar("regex", "ab"), Grammar("regex", TOO_LONG_FOR_ONE_MASK)
@@ -170,7 +172,7 @@ def test_a_grammar_that_gave_up_is_forgotten(
     assert compiler.compiled == 4
 
 
-def test_only_so_many_are_kept(grammars: Grammars, compiler: CountingCompiler) -> None:
+def test_only_so_many_are_kept(grammars: GrammarCache, compiler: CountingCompiler) -> None:
     for number in [*range(33), 32, 0]:
         grammars.matcher(Grammar("regex", f"a{{{number + 1}}}"))
     assert compiler.compiled == 34

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from multilora.grammar.cache import Grammars
+from multilora.grammar.cache import GrammarCache
 from multilora.grammar.compiler import GrammarCompiler
 from multilora_api.sampling import Grammar
 from multilora_gateway.errors import GatewayError
@@ -62,7 +62,7 @@ def test_each_choice_and_nothing_else_is_allowed() -> None:
     tokenizer = Tokenizer.from_folder(DEMO / "base")
     end = tokenizer.token_id("<|eos|>")
     assert end is not None
-    grammars = Grammars(GrammarCompiler(tokenizer.to_json, 272, (end,)), 272)
+    grammars = GrammarCache(GrammarCompiler(tokenizer.to_json, 272, (end,)), 272)
     grammar = grammar_of(structured_outputs={"choice": TEXTS})
 
     def is_answer(answer: str) -> bool:

@@ -1,8 +1,9 @@
-"""Grammars: what requests are bound by, compiled once and copied for each of them.
+"""GrammarCache: the grammars of requests, compiled once and copied for each request.
 
-Compiling takes from milliseconds to a second, so it is for GrammarThreads, never for the engine
-thread. What a trial did not survive is refused, and remembered for a while. A grammar whose matcher
-gave up is forgotten: all its matchers share what it knows, and the next one would give up too.
+Compiling takes from milliseconds to a second, so it belongs on GrammarThreads, never on the engine
+thread. A grammar that the sandbox refuses is remembered for a while. A grammar whose matcher gave
+up is forgotten: all matchers of a compiled grammar share its state, so the next one would give up
+too.
 """
 
 import threading
@@ -12,11 +13,11 @@ from typing import Any, TypeVar
 
 from multilora.errors import ErrorCode, RequestError, invalid
 from multilora.grammar.compiler import GrammarCompiler, first_line
-from multilora.grammar.sandbox import GrammarTrial
+from multilora.grammar.sandbox import GrammarSandbox
 from multilora_api.sampling import Grammar
 
 _KEPT = 32  # compiled grammars: most take a few MB, each at most some 100
-_REFUSED = 256  # refusals that are remembered: finding them may have taken seconds
+_REFUSED = 256  # remembered refusals: each may have taken the sandbox seconds
 _EVERYTHING = 0xFF
 _T = TypeVar("_T")
 
@@ -37,7 +38,7 @@ class GrammarMatcher:
                 mask = self._matcher.compute_bitmask()
                 if self._matcher.is_error():
                     self._fail(self._matcher.get_error())
-        except Exception as error:  # of one request: no other may notice
+        except Exception as error:  # it ends one request, and no other
             self._fail(str(error) or type(error).__name__)
         if self.error:  # the sequence ends after this pass; until then its row needs some token
             return bytes([_EVERYTHING]) * self._num_bytes
@@ -52,13 +53,13 @@ class GrammarMatcher:
         self._failed()
 
 
-class Grammars:
-    """For any threads."""
+class GrammarCache:
+    """Any thread."""
 
     def __init__(self, compiler: GrammarCompiler, vocab_size: int) -> None:
         self._compiler = compiler
         self._vocab_size = vocab_size
-        self._trial = GrammarTrial(compiler.setup)
+        self._sandbox = GrammarSandbox(compiler.setup)
         self._lock = threading.Lock()  # guards what follows
         self._compiled: OrderedDict[Grammar, Any] = OrderedDict()
         self._refused: OrderedDict[Grammar, str] = OrderedDict()
@@ -70,7 +71,7 @@ class Grammars:
             if compiled is not None:
                 self._compiled.move_to_end(grammar)
             elif refusal := self._refused.get(grammar):
-                raise invalid(refusal)  # a new one: an error keeps alive whatever raised it
+                raise invalid(refusal)  # a new error: an old one keeps its traceback alive
         if compiled is None:
             compiled = self._compile(grammar)
         return GrammarMatcher(
@@ -80,13 +81,13 @@ class Grammars:
         )
 
     def close(self) -> None:
-        """Nothing more is compiled."""
-        self._trial.close()
+        """End the sandbox; nothing more is compiled."""
+        self._sandbox.close()
 
     def _compile(self, grammar: Grammar) -> Any:
         self._compiler.prepare()
         try:
-            self._trial.check(grammar)
+            self._sandbox.check(grammar)
         except RequestError as error:
             if error.code is ErrorCode.INVALID_ARG:
                 with self._lock:
@@ -104,7 +105,7 @@ class Grammars:
 
 
 def _keep(kept: OrderedDict[Grammar, _T], grammar: Grammar, value: _T, most: int) -> None:
-    """The `most` last ones."""
+    """Keep the `most` newest values."""
     kept[grammar] = value
     while len(kept) > most:
         kept.popitem(last=False)

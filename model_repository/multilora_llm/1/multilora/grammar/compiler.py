@@ -1,7 +1,7 @@
-"""JSON schemas and regular expressions → llguidance's matchers, for the base's tokens.
+"""GrammarCompiler: JSON schemas and regular expressions → llguidance's matchers of base tokens.
 
-JSON may have one space between its parts, as most models write it, and no other white space: with
-more, a small model could write white space for ever.
+A matcher lets JSON have one space between its parts, as most models write it, and no other white
+space: a small model could write white space for ever.
 """
 
 import json
@@ -13,16 +13,19 @@ from multilora.errors import invalid
 from multilora_api.sampling import Grammar
 
 _JSON_OPTIONS = {"whitespace_pattern": "[ ]?"}
-# The first mask of a grammar takes 0.7 s where llguidance's own limit (1,000,000) allows it; the
-# others wait for it. 1,000 required properties or an enum of 5,000 texts stay below this one.
+# With llguidance's own limit (1,000,000) the first mask of a grammar may take 0.7 s, for which all
+# other requests wait. 1,000 required properties or an enum of 5,000 texts stay below this limit.
 _FIRST_MASK_FUEL = 60_000
 _MOST_STATES = 50_000  # of 1 to 2 kB each, kept with the grammar
 _MOST_CHARACTERS = {"json": 256 << 10, "regex": 64 << 10}
 
 
 class GrammarCompiler:
-    """Any thread with a stack of STACK_BYTES, for grammars that a GrammarTrial has survived.
-    `tokenizer_json` gives the text of the base's tokenizer.json; it is asked when it is needed."""
+    """Any thread with a stack of STACK_BYTES. A grammar must have passed the GrammarSandbox first.
+
+    `tokenizer_json` gives the text of the base model's tokenizer.json, and is called when the first
+    grammar needs the text.
+    """
 
     def __init__(
         self,
@@ -37,11 +40,11 @@ class GrammarCompiler:
         self._lock = threading.Lock()  # guards _tokenizer
 
     def prepare(self) -> None:
-        """Raises RequestError (INVALID_ARG) where no grammar can ever be compiled."""
+        """RequestError (INVALID_ARG) when no grammar can be compiled for this base model."""
         self._own_tokenizer(_llguidance())
 
     def setup(self) -> str:
-        """The first line for a GrammarTrial; `prepare` comes first."""
+        """The first line for the process of a GrammarSandbox; call `prepare` before."""
         assert self._tokenizer_json is not None
         setup = {
             "tokenizer": self._tokenizer_json(),
@@ -92,8 +95,8 @@ class GrammarCompiler:
             return self._tokenizer
 
     def _load(self, llguidance: Any, text: str) -> Any:
-        """With more ids than the tokenizer has, where the base pads its vocabulary; the other way
-        round, the base cannot sample what its rows lack."""
+        """A base model may pad its vocabulary: then it has more ids than its tokenizer. A tokenizer
+        that has more ids does no harm, because the base model never samples those."""
         eos = self._eos_token_ids
         try:
             own = llguidance.LLTokenizer(text, eos_token=eos)
@@ -108,7 +111,7 @@ class GrammarCompiler:
 
 
 def _llguidance() -> Any:
-    """Imported late: whoever sends no grammar needs no such package."""
+    """The package, imported with the first grammar: a server without grammars does not need it."""
     try:
         import llguidance
     except ImportError:
@@ -120,5 +123,5 @@ def _llguidance() -> Any:
 
 
 def first_line(text: str) -> str:
-    """The first line that says anything, in one piece."""
+    """The first line that is not blank, at most 300 characters of it."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")[:300]

@@ -1,7 +1,8 @@
-"""GrammarTrial: a grammar is compiled in a process of its own first.
+"""GrammarSandbox: compiles a grammar in a process of its own first, to see whether it is harmless.
 
 llguidance can neither be stopped nor limited while it compiles: a schema of 1 kB may take hours and
-all memory, or the process with it. What a trial survives takes as much once more, and nothing else.
+all memory, or crash the process. A grammar that passes here takes as much time and memory once
+more in the server's own process, and does no other harm.
 """
 
 import json
@@ -17,12 +18,12 @@ from multilora_api.sampling import Grammar
 
 _LOG = logging.getLogger(__name__)
 _PROGRAM = "multilora.grammar.sandbox_process"
-_WALL_SECONDS = 60.0  # for what the process itself allows, on a busy machine
+_WALL_SECONDS = 60.0  # enough on a busy machine for the processor time that the process allows
 _START_SECONDS = 120.0
 
 
-class GrammarTrial:
-    """Any thread. `setup` gives the first line that a process is told; see _PROGRAM."""
+class GrammarSandbox:
+    """Any thread. `setup` gives the first line for each process; see sandbox_process."""
 
     def __init__(self, setup: Callable[[], str]) -> None:
         self._setup = setup
@@ -32,8 +33,8 @@ class GrammarTrial:
         self._closed = False
 
     def check(self, grammar: Grammar) -> None:
-        """Raises RequestError (INVALID_ARG) when the grammar cannot be compiled, or not within the
-        limits of the process."""
+        """RequestError (INVALID_ARG) when the grammar cannot be compiled within the limits of the
+        process, or not at all."""
         process = self._take()
         answer = process.ask(json.dumps([grammar.kind, grammar.text]), _WALL_SECONDS)
         if answer is None:
@@ -50,7 +51,7 @@ class GrammarTrial:
             raise invalid(answer)
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
+        """Kill the processes, whatever they are doing."""
         with self._lock:
             self._closed = True
             processes = list(self._all)
@@ -64,7 +65,7 @@ class GrammarTrial:
             while self._idle:
                 if (process := self._idle.pop()).is_running:
                     return process
-                self._all.discard(process)  # somebody else has ended it
+                self._all.discard(process)  # it has died, or was killed from outside
         try:
             process = _Process()
         except OSError as error:
@@ -84,7 +85,7 @@ class GrammarTrial:
 
 
 class _Process:
-    """Answers each line with a line. One thread at a time; `end` is for any."""
+    """Answers each line with a line. One thread at a time may ask; any thread may call `end`."""
 
     def __init__(self) -> None:
         path = os.pathsep.join(filter(None, sys.path))
@@ -93,7 +94,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # a Ctrl-C is for the server
+            start_new_session=True,  # so that a Ctrl-C reaches the server alone
         )
 
     @property
@@ -101,7 +102,7 @@ class _Process:
         return self._process.poll() is None
 
     def ask(self, question: str, seconds: float) -> str | None:
-        """The answer to a line of JSON; None: the process has ended, or has been ended."""
+        """The answer to a line of JSON; None: the process has died, or took too long."""
         assert self._process.stdin and self._process.stdout
         timer = threading.Timer(seconds, self.end)
         timer.start()

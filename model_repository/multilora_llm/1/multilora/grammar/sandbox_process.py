@@ -1,8 +1,8 @@
-"""The process of a GrammarTrial: lines of JSON in, lines of JSON out, until the input ends.
+"""The process of a GrammarSandbox: lines of JSON in, lines of JSON out, until the input ends.
 
 The first line is {"tokenizer": text of tokenizer.json, "vocab_size", "eos_token_ids"}, every other
-one [kind, text] of a grammar. Each is answered with what is wrong, "" for nothing. The process dies
-of a grammar that takes too much.
+one [kind, text] of a grammar. The answer to each line is what is wrong, "" when nothing is. A
+grammar that takes too much time or memory kills the process.
 """
 
 import json
@@ -17,7 +17,7 @@ from multilora.grammar.threads import STACK_BYTES
 from multilora_api.sampling import Grammar
 
 MOST_SECONDS = 3  # of a core, for one grammar
-MOST_BYTES = 1 << 30  # of addresses, beside those of the tokenizer
+MOST_BYTES = 1 << 30  # of address space, beside the tokenizer's
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     )
     compiler.prepare()
     _limit_memory()
-    threading.stack_size(STACK_BYTES // 4)  # what fits in here fits in a GrammarThread, too
+    threading.stack_size(STACK_BYTES // 4)  # what fits in here fits on GrammarThreads, too
     _say("")
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)

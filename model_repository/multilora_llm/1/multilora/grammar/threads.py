@@ -1,6 +1,6 @@
-"""GrammarThreads: where grammars are compiled, away from whatever else takes time.
+"""GrammarThreads: where grammars are compiled, so that no other thread has to wait for them.
 
-Laws: what was submitted runs, also while closing. Only so many may wait.
+Laws: work that was submitted runs, even while closing. A bounded number of pieces may wait.
 """
 
 import queue
@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from multilora.errors import too_many
 
-STACK_BYTES = 256 << 20  # of addresses: llguidance recurses as deep as a schema goes
+STACK_BYTES = 256 << 20  # of address space: llguidance recurses as deep as a schema is nested
 _THREADS = 2
 _CLOSE_SECONDS = 10.0
 
 
 class GrammarThreads:
-    """`most` pieces of work may wait or run at a time. Pieces must not raise."""
+    """`most` pieces of work may wait or run at a time. A piece of work must not raise."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -29,7 +29,7 @@ class GrammarThreads:
             threading.stack_size(before)
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Run `work` on one of the threads. RequestError (UNAVAILABLE): too many wait."""
+        """Run `work` on one of the threads. RequestError (UNAVAILABLE): too many pieces wait."""
         with self._lock:
             if self._open >= self._most:
                 raise too_many(f"{self._open} grammars are being compiled or wait for that")
@@ -37,7 +37,7 @@ class GrammarThreads:
         self._work.put(work)
 
     def close(self) -> None:
-        """Let what was submitted end; one that hangs must not keep the server from stopping."""
+        """Wait for the submitted work, but not for ever: the server must be able to stop."""
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:

@@ -19,7 +19,7 @@ from multilora.forward.decoder import load_decoder
 from multilora.forward.graphs import DecodeGraphs
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
-from multilora.grammar.cache import Grammars
+from multilora.grammar.cache import GrammarCache
 from multilora.grammar.compiler import GrammarCompiler
 from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.kv_blocks import BlockAllocator
@@ -52,7 +52,7 @@ class EngineParts:
     admin: AdapterAdmin
     scheduler: Scheduler
     runner: ModelRunner
-    grammars: Grammars
+    grammars: GrammarCache
 
     def deadlines(self) -> list[float]:
         """When the first of those who wait has waited for too long (time.monotonic())."""
@@ -131,10 +131,10 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
     )
 
 
-def _grammars(base: BaseConfig, tokenizer: Tokenizer | None) -> Grammars:
+def _grammars(base: BaseConfig, tokenizer: Tokenizer | None) -> GrammarCache:
     text = tokenizer.to_json if tokenizer else None
     compiler = GrammarCompiler(text, base.vocab_size, base.eos_token_ids)
-    return Grammars(compiler, base.vocab_size)
+    return GrammarCache(compiler, base.vocab_size)
 
 
 def _nothing() -> None:
