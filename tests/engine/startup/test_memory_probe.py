@@ -22,8 +22,9 @@ from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.lora.adapter_pages import AdapterPages
 from multilora.startup import build as engine_parts
-from multilora.startup import memory_probe as memory_profile
-from multilora.startup.memory_probe import Profile, Reading, largest_batch, measure, pool_units
+from multilora.startup import memory_probe
+from multilora.startup.memory_meter import Reading
+from multilora.startup.memory_probe import Profile, largest_batch, measure, pool_units
 
 CPU = torch.device("cpu")
 TOTAL, ELSEWHERE, WEIGHTS, POOLS, PEAK, WORKSPACE = 10**9, 7000, 50_000, 900, 300_000, 300
@@ -130,7 +131,7 @@ def test_measure(folder: Path, monkeypatch: pytest.MonkeyPatch):
     assert meter.passes == 1
     assert {size for size, _ in meter.captured} == {12, 8}
     plans = {plan for size, plan in meter.captured if size == 12}
-    assert plans == set(memory_profile.PLANS), "whichever is fastest must fit"
+    assert plans == set(memory_probe.PLANS), "whichever is fastest must fit"
     assert not meter.pools and not meter.graphs, "the trial must leave nothing"
 
 

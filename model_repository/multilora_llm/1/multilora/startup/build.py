@@ -28,8 +28,9 @@ from multilora.startup.adapters import AdapterParts, make_adapters
 from multilora.startup.base_folder import base_folder, base_tokenizer
 from multilora.startup.device import choose_device
 from multilora.startup.kernel_warm_up import warm_up
+from multilora.startup.memory_meter import CudaMeter, Meter
 from multilora.startup.memory_plan import MemoryPlan, PoolSettings, plan_gpu, plan_host
-from multilora.startup.memory_probe import CudaMeter, Meter, Profile, measure
+from multilora.startup.memory_probe import Profile, measure
 from multilora_text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 Post = Callable[[Callable[[], None]], None]  # runs a function on the engine thread

@@ -1,7 +1,7 @@
 """Which device to use, and what is wrong with a GPU that cannot be used, in one line each.
 
-Facts are gathered when the engine starts, never at import, and judged apart from that: `problem`
-knows numbers and strings only.
+Laws: facts are gathered when the engine starts, never at import. `problem` judges the facts and
+gathers none, so that a test can judge any machine.
 """
 
 import ctypes
@@ -28,11 +28,12 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """Filled by gather. CUDA versions are (major, minor).
+    """Filled by `gather`. CUDA versions are (major, minor).
 
-    `visible` is CUDA_VISIBLE_DEVICES, None when it is not set. `driver` is the driver's own
-    version, "" when unknown, and `driver_cuda` the newest CUDA it can run, None without a driver.
-    `error` says why torch cannot use a GPU; what follows it is known when it is "" alone.
+    `visible` is CUDA_VISIBLE_DEVICES, None when that is not set. `driver` is the driver's own
+    version, "" when unknown, and `driver_cuda` the newest CUDA that the driver can run, None
+    without a driver. `error` says why torch cannot use a GPU. The fields below `error` are known
+    only when it is "".
     """
 
     device_file: bool
@@ -58,8 +59,11 @@ class GpuFacts:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for the setting `device`: auto takes a GPU that can be used, else the CPU, and
-    warns when there seems to be one. StartupError: `cuda` was asked for and cannot be used."""
+    """The device for the setting `device`.
+
+    `auto` takes a GPU that can be used, or else the CPU, with a warning when the machine seems to
+    have a GPU. StartupError when the setting is `cuda` and the GPU cannot be used.
+    """
     if name == "cpu":
         return torch.device("cpu")
     facts = gather()
@@ -126,7 +130,7 @@ def _unusable(facts: GpuFacts, torch_cuda: tuple[int, int]) -> str:
 
 
 def describe(facts: GpuFacts) -> str:
-    """A GPU that can be used, in one line."""
+    """One line for the log about a GPU that can be used."""
     cuda = facts.torch_cuda or (0, 0)
     return (
         f"GPU {facts.name}, compute capability {_dotted(facts.capability)}, driver "
@@ -153,7 +157,7 @@ def runs_on(built: str, capability: tuple[int, int]) -> bool:
 
 
 def gather() -> GpuFacts:
-    """Look at driver, torch and GPU. Starts CUDA when there is one."""
+    """The facts about driver, torch and GPU of this machine. Starts CUDA when there is a GPU."""
     library = _driver_cuda()
     error = _cuda_error()
     version = torch.version.cuda
@@ -186,14 +190,14 @@ def _cuda_error() -> str:
         torch.cuda.init()
         if not torch.cuda.device_count():
             return "it sees no GPU"
-        torch.cuda.mem_get_info(0)  # starts a context: a GPU may be taken or broken
+        torch.cuda.mem_get_info(0)  # starts a context, which fails on a taken or broken GPU
         return ""
     except (RuntimeError, AssertionError) as error:  # AssertionError: a build for CPUs
         return next(iter(str(error).splitlines()), "") or repr(error)
 
 
 def _driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA that the driver can run, asked without starting it."""
+    """The newest CUDA that the driver can run. The question does not start CUDA."""
     number = ctypes.c_int()
     try:
         failed = ctypes.CDLL(_DRIVER_LIBRARY).cuDriverGetVersion(ctypes.byref(number))
@@ -211,7 +215,7 @@ def _driver_version() -> str:
 
 
 def _has_c_compiler() -> bool:
-    """As OpenAI Triton looks for it, to compile what launches a kernel."""
+    """Whether OpenAI Triton would find a C compiler, with which it compiles kernel launchers."""
     return bool(os.environ.get("CC")) or any(map(shutil.which, ("gcc", "clang")))
 
 

@@ -1,9 +1,10 @@
 """Passes of every kind, run once at start, so that no kernel is compiled while requests wait.
 
-OpenAI Triton compiles a kernel when it is first launched with some combination of constants, which
-takes a second. Launchers choose constants by the size of a batch and by its adapters: hence numbers
-of rows from one to the most, in powers of two, each without adapters, with one, and with as many
-as there can be. Decode passes that are captured have run by then, so nothing is replayed here.
+OpenAI Triton compiles a kernel at its first launch with a combination of constants, which takes a
+second. Launchers choose constants by the size of a batch and by its adapters: hence batches with
+numbers of rows from one to the most, in powers of two, each without adapters, with one, and with as
+many as there can be. The decode passes that are captured have run before, so no pass is replayed
+here.
 """
 
 import logging
@@ -23,12 +24,12 @@ _SAMPLING = SamplingParams(max_tokens=1, temperature=1.0, seed=0)
 
 
 def warm_up(runner: ModelRunner, limits: GraphLimits, max_prefill_tokens: int) -> None:
-    """Before the first request: what stands in KV block 0 is lost."""
+    """Run the batches. Only before the first request: the content of KV block 0 is lost."""
     start = time.monotonic()
     most_pages = min(limits.pages_per_adapter, runner.adapters.num_pages)
     limits = limits._replace(pages_per_adapter=most_pages)
     for batch in warm_up_batches(limits, max_prefill_tokens, runner.kv.block_size):
-        # All adapters stand in the same pages, which is more than the bounds of a graph allow.
+        # No replay: all adapters share the same pages, which exceeds the bounds of the graphs.
         runner.launch(batch, replay=False).tokens()
     _LOG.info("compiled the kernels in %.1f s", time.monotonic() - start)
 
@@ -36,7 +37,7 @@ def warm_up(runner: ModelRunner, limits: GraphLimits, max_prefill_tokens: int) -
 def warm_up_batches(
     limits: GraphLimits, max_prefill_tokens: int, block_size: int
 ) -> Iterator[Batch]:
-    """All sequences stand in block 0, all adapters in the first pages."""
+    """All sequences share KV block 0, all adapters the first pages."""
     most = min(max_prefill_tokens + limits.rows, limits.rows * limits.context)
     for rows in sorted({*(1 << power for power in range(most.bit_length())), most}):
         crowd = min(rows, limits.rows)
@@ -50,8 +51,11 @@ def warm_up_batches(
 def _batch(
     rows: int, adapters: int, pages: tuple[int, ...], context: int, block_size: int
 ) -> Batch:
-    """`rows` rows of so many adapters, if there are pages: the last ones of sequences of `context`
-    tokens, one for each adapter or as many as it takes."""
+    """A batch of `rows` rows, with `adapters` adapters if there are `pages`.
+
+    The rows are the last tokens of sequences of `context` tokens: one sequence for each adapter, or
+    as many as so many rows take.
+    """
     count, tokens = max(adapters, -(-rows // context)), (0,) * context
     items: list[BatchItem] = []
     for index in range(count):

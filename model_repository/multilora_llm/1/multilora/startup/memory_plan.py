@@ -51,7 +51,7 @@ class PoolSettings:
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """Bytes, filled by memory_profile. `elsewhere` is what other processes and CUDA itself hold,
+    """Bytes, filled by memory_probe. `elsewhere` is what other processes and CUDA itself hold,
     `activations` what a forward pass needs beside weights and pools."""
 
     total: int

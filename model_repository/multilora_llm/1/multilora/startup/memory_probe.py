@@ -1,13 +1,12 @@
-"""What a base model needs of a GPU beside its pools, measured once before these are sized.
+"""The memory probe: measures what a base model needs of a GPU beside its pools, once at start.
 
-The largest batch that the scheduler may make runs on trial pools that are as small as can be, and
-decode passes of the largest size are captured on them. All is freed again: the plan is made of the
-numbers alone.
+The largest batch that the scheduler may make runs on trial pools of the smallest size, and decode
+passes of the largest size are captured on these pools. Then everything is freed, and the pools are
+sized by the numbers alone (see memory_plan).
 """
 
-import gc
 from array import array
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -23,11 +22,12 @@ from multilora.lora.rank_pages import RankPagePool, bytes_per_page
 from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
+from multilora.startup.memory_meter import Meter, Reading
 from multilora.startup.memory_plan import GpuMemory, PoolUnits, size_text
 from multilora_api.sampling import MAX_LOGPROBS, SamplingParams
 from multilora_kernels.segments import PAGE_RANK
 
-# Everything that costs the sampler memory, at once.
+# All the parameters together that cost the sampler memory.
 _SAMPLING = SamplingParams(
     max_tokens=1,
     temperature=1.0,
@@ -42,56 +42,8 @@ _SAMPLING = SamplingParams(
 )
 
 
-class Reading(NamedTuple):
-    """Bytes: of the GPU in all and free, and those that torch has reserved, now and at most since
-    the last reset."""
-
-    total: int
-    free: int
-    reserved: int
-    peak: int
-
-    @property
-    def elsewhere(self) -> int:
-        return self.total - self.free - self.reserved
-
-
-class Meter(Protocol):
-    """What can be known of a GPU's memory."""
-
-    def settle(self) -> None:
-        """Wait until the GPU is idle, and give back what torch holds and nobody uses."""
-        ...
-
-    def reset(self) -> None:
-        """The peak begins anew."""
-        ...
-
-    def read(self) -> Reading: ...
-
-
-class CudaMeter:
-    """The Meter of a GPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def settle(self) -> None:
-        torch.cuda.synchronize(self._device)
-        gc.collect()
-        torch.cuda.empty_cache()
-
-    def reset(self) -> None:
-        torch.cuda.reset_peak_memory_stats(self._device)
-
-    def read(self) -> Reading:
-        free, total = torch.cuda.mem_get_info(self._device)
-        reserved = torch.cuda.memory_reserved(self._device)
-        return Reading(total, free, reserved, torch.cuda.max_memory_reserved(self._device))
-
-
 class Profile(NamedTuple):
-    """What is measured: a base model, and how it will be used."""
+    """What is measured: a base model, and the settings with which it will be served."""
 
     model: Decoder
     config: EngineConfig
@@ -123,7 +75,7 @@ def pool_units(
 
 
 def measure(profile: Profile, meter: Meter) -> GpuMemory:
-    """Run and capture the largest passes. StartupError when not even those fit."""
+    """Run and capture the largest passes. StartupError when the GPU does not hold them."""
     meter.settle()
     weights = meter.read()
     try:
@@ -134,8 +86,8 @@ def measure(profile: Profile, meter: Meter) -> GpuMemory:
     finally:
         meter.settle()
     units = profile.units
-    # One layer of an adapter stands on the GPU twice while it is copied to its pages, but between
-    # passes: in the room of the activations.
+    # While one layer of an adapter is copied to its pages, the GPU holds the layer twice. Copies
+    # happen between passes, so the memory of the activations is free for that.
     copy = units.pages_of_largest * units.page_bytes // profile.model.base.num_layers
     return GpuMemory(
         total=weights.total,
@@ -148,10 +100,10 @@ def measure(profile: Profile, meter: Meter) -> GpuMemory:
 
 
 def _forward_bytes(profile: Profile, meter: Meter) -> tuple[int, int]:
-    """Of the largest pass; and what is used elsewhere once its kernels are loaded.
+    """(bytes of the largest pass, bytes used elsewhere once its kernels are loaded)
 
-    What stays reserved after it is work space of cuBLAS: one per thread, and the engine's thread is
-    not this one.
+    What stays reserved after the pass is work space of cuBLAS, which has one per thread. It counts
+    twice: the engine thread will need one, too, and is not the thread of this pass.
     """
     kv, adapters = _trial_pools(profile)
     base = profile.model.base
@@ -169,9 +121,13 @@ def _forward_bytes(profile: Profile, meter: Meter) -> tuple[int, int]:
 
 
 def _graph_bytes(profile: Profile, meter: Meter) -> int:
-    """Of all graphs, from those of the largest size, whose memory the others share, and the next:
-    each graph has some memory of its own. Which plan the engine will take is not known yet, nor
-    how many pages the pool will have, which bounds what the updates of a pass take."""
+    """Bytes of all graphs, estimated from two sizes.
+
+    Graphs share the memory of the largest size, and each has some memory of its own besides, which
+    the second size shows. Neither the plan that the engine will choose is known yet, so all plans
+    are captured, nor the number of pages of the pool, so the most that the GPU could hold bounds
+    what the updates of a pass take.
+    """
     kv, adapters = _trial_pools(profile)
     limits = profile.graph_limits
     sizes = graph_sizes(limits.rows)
@@ -192,15 +148,17 @@ def _graph_bytes(profile: Profile, meter: Meter) -> int:
 
 
 def _trial_pools(profile: Profile) -> tuple[KVCache, RankPagePool]:
-    """One KV block for everybody, and one adapter of the largest rank."""
+    """One KV block that all sequences share, and the pages of one adapter of the largest rank."""
     base, dtype, device = profile.model.base, profile.dtype, profile.device
     kv = KVCache(base, 1, profile.config.kv_block_size, dtype, device)
     return kv, RankPagePool(base.sites, profile.units.pages_of_largest, dtype, device)
 
 
 def largest_batch(profile: Profile) -> Batch:
-    """As many sequences, new tokens and context as there can be in one pass, each sequence with an
-    adapter of its own as far as the tables go; all stand in the same block and pages."""
+    """As many sequences, new tokens and context as one pass may have.
+
+    Each sequence has an adapter of its own in the tables; all share the same block and pages.
+    """
     config, total = profile.config, profile.max_total_tokens
     token_ids, blocks = [0] * total, array("i", [0]) * profile.units.least_blocks
     pages = tuple(range(profile.units.pages_of_largest))
