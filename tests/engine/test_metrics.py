@@ -1,15 +1,20 @@
 """Requests and tokens of adapters: bounded in number, complete in sum."""
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
-from multilora.metrics import AdapterCounts, adapter_label
+from multilora.metrics import AdapterCounts, AdapterUsage, adapter_label
+
+
+def counts_of(limit: int, usages: dict[str, AdapterUsage] | None = None) -> AdapterCounts:
+    usages = defaultdict(AdapterUsage) if usages is None else usages
+    return AdapterCounts(limit, usages.__getitem__)
 
 
 def test_the_base_model_and_few_adapters() -> None:
-    counts = AdapterCounts(2)
+    counts = counts_of(2)
     assert counts.figures() == ({}, {})
     counts.request("")
     counts.request("a")
@@ -23,7 +28,7 @@ def test_the_base_model_and_few_adapters() -> None:
 
 
 def test_the_least_recently_used_falls_into_other() -> None:
-    counts = AdapterCounts(2)
+    counts = counts_of(2)
     for adapter_id in ("a", "b"):
         counts.request(adapter_id)
     counts.tokens("a", 5)  # using it counts, not only asking for it
@@ -37,20 +42,51 @@ def test_the_least_recently_used_falls_into_other() -> None:
 
 
 def test_no_room_at_all() -> None:
-    counts = AdapterCounts(0)
+    counts = counts_of(0)
     counts.request("a")
     counts.tokens("b", 2)
     assert counts.figures() == ({"_other": 1}, {"_other": 2})
 
 
+def test_the_count_of_an_adapter_is_whole_whatever_its_label_shows() -> None:
+    usages: defaultdict[str, AdapterUsage] = defaultdict(AdapterUsage)
+    counts = counts_of(1, usages)
+    for adapter_id in ("a", "b", "a"):
+        counts.request(adapter_id)
+        counts.tokens(adapter_id, 2)
+    assert counts.figures() == ({"_other": 2, "a": 1}, {"_other": 4, "a": 2})
+    assert (usages["a"].requests, usages["a"].tokens) == (2, 4)
+
+
+def test_the_label_of_an_adapter_that_was_forgotten_goes_on() -> None:
+    usages: defaultdict[str, AdapterUsage] = defaultdict(AdapterUsage)
+    counts = counts_of(1, usages)
+    counts.tokens("a", 5)
+    del usages["a"]
+    counts.tokens("a", 1)
+    assert counts.figures().tokens == {"a": 6}
+    assert usages["a"].tokens == 1
+    counts.tokens("b", 3)
+    assert counts.figures().tokens == {"_other": 6, "b": 3}
+
+
+def test_what_nothing_is_known_of_is_other() -> None:
+    counts = AdapterCounts(2, lambda _: None)
+    counts.request("a")
+    assert counts.figures() == ({"_other": 1}, {"_other": 0})
+
+
 @pytest.mark.parametrize("limit", [0, 1, 7])
 def test_sums_stay_right_and_nothing_falls_while_it_has_a_label(limit: int) -> None:
     random_ = random.Random(limit)
-    counts = AdapterCounts(limit)
     asked, generated = 0, 0
+    usages: defaultdict[str, AdapterUsage] = defaultdict(AdapterUsage)
+    counts = counts_of(limit, usages)
     before: Counter[str] = Counter()
     for _ in range(3000):
         adapter_id = random_.choice(["", *(f"a{i}" for i in range(20))])
+        if random_.random() < 0.05:
+            usages.pop(adapter_id, None)  # forgotten, as states are once there are many
         if random_.random() < 0.5:
             counts.request(adapter_id)
             asked += 1
@@ -78,6 +114,6 @@ def test_labels_that_cannot_be_the_id_still_differ() -> None:
     assert len({*labels, *odd}) == 2 * len(odd)
     assert all(len(label) <= 256 and label.isprintable() for label in labels)
     assert labels[2].startswith("a?b~") and adapter_label("a\0b") == labels[2]
-    counts = AdapterCounts(2)
+    counts = counts_of(2)
     counts.request("_base")
     assert "_base" not in counts.figures().requests

@@ -52,9 +52,11 @@ class Engine:
             self.max_input_tokens, self.max_total_tokens, self.base.vocab_size
         )
         self._copy_bytes = _COPY_BYTES[self._parts.runner.device.type]
-        num_pages = self._parts.adapters.device.allocator.num_pages
+        adapters = self._parts.adapters
         self._metrics = EngineMetrics(
-            config.adapter_metrics, min(config.max_running_requests, num_pages)
+            config.adapter_metrics,
+            min(config.max_running_requests, adapters.device.allocator.num_pages),
+            adapters.states.usage,
         )
         self._in_flight: deque[tuple[Batch, InFlight]] = deque()  # oldest first
         self._live: dict[str, str] = {}  # request id → adapter id
@@ -222,7 +224,6 @@ class Engine:
             for output in outputs:
                 if output.token_id is not None:
                     self._metrics.token(self._live[output.request_id])
-                    self._parts.adapters.states.count_token(self._live[output.request_id])
                 if output.finish_reason:
                     del self._live[output.request_id]
         self._measure()

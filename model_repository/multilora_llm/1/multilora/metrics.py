@@ -4,7 +4,7 @@ import hashlib
 import time
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -90,60 +90,75 @@ class CountFigures(NamedTuple):
     tokens: Mapping[str, int]
 
 
-@dataclass
-class _Count:
-    requests: int = 0
-    tokens: int = 0
+@dataclass(eq=False)
+class AdapterUsage:
+    """Filled by AdapterCounts. `in_other` is the part (requests, tokens) that `_other` shows."""
 
-    def add(self, other: "_Count") -> None:
-        self.requests += other.requests
-        self.tokens += other.tokens
+    requests: int = 0
+    tokens: int = 0  # generated
+    in_other: tuple[int, int] = (0, 0)
+
+    @property
+    def labelled(self) -> tuple[int, int]:
+        """The part (requests, tokens) that the adapter's own label shows."""
+        return self.requests - self.in_other[0], self.tokens - self.in_other[1]
 
 
 class AdapterCounts:
-    """Requests and tokens of single adapters, for the `limit` used most recently. One thread.
+    """Counts, and labels the `limit` adapters used most recently. One thread.
 
-    Law: a figure never falls and nothing is counted twice or lost. An adapter that has no room any
-    more is added to `_other`; when it comes back it starts at 0.
+    Laws: a figure never falls, and nothing is counted twice or lost. The count of an adapter is its
+    AdapterUsage, from which every view is made. An adapter that loses its label is added to
+    `_other`; when it gets a label again, that starts at 0. `usage_of` finds the usage of an
+    adapter; None: nothing is known of the adapter any more.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, usage_of: Callable[[str], AdapterUsage | None]) -> None:
         self._limit = limit
-        self._base = _Count()
-        self._other = _Count()
-        self._recent: OrderedDict[str, _Count] = OrderedDict()
+        self._usage_of = usage_of
+        self._base = AdapterUsage()
+        self._other = AdapterUsage()
+        self._recent: OrderedDict[str, AdapterUsage] = OrderedDict()  # by label
 
     def request(self, adapter_id: str) -> None:
         """One request more; "" is the base model."""
-        self._use(adapter_id).requests += 1
+        self._count(adapter_id, 1, 0)
 
     def tokens(self, adapter_id: str, count: int) -> None:
         """`count` generated tokens more."""
-        self._use(adapter_id).tokens += count
+        self._count(adapter_id, 0, count)
 
     def figures(self) -> CountFigures:
         """For any thread: a copy, of at most limit + 2 labels."""
-        counts = {BASE_LABEL: self._base, OTHER_LABEL: self._other, **self._recent}
-        used = {label: count for label, count in counts.items() if count.requests or count.tokens}
+        usages = {BASE_LABEL: self._base, OTHER_LABEL: self._other, **self._recent}
+        shown = {label: usage.labelled for label, usage in usages.items() if any(usage.labelled)}
         return CountFigures(
-            MappingProxyType({label: count.requests for label, count in used.items()}),
-            MappingProxyType({label: count.tokens for label, count in used.items()}),
+            MappingProxyType({label: requests for label, (requests, _) in shown.items()}),
+            MappingProxyType({label: tokens for label, (_, tokens) in shown.items()}),
         )
 
-    def _use(self, adapter_id: str) -> _Count:
-        if not adapter_id:
-            return self._base
-        if not self._limit:
-            return self._other
-        label = adapter_label(adapter_id)
-        count = self._recent.get(label)
-        if count is not None:
-            self._recent.move_to_end(label)
-            return count
-        if len(self._recent) == self._limit:
+    def _count(self, adapter_id: str, requests: int, tokens: int) -> None:
+        usage = self._usage_of(adapter_id) if adapter_id else self._base
+        if usage is None:
+            usage = self._other
+        elif adapter_id:
+            self._label(adapter_label(adapter_id), usage)
+        usage.requests += requests
+        usage.tokens += tokens
+        if len(self._recent) > self._limit:
             _, oldest = self._recent.popitem(last=False)
-            self._other.add(oldest)
-        return self._recent.setdefault(label, _Count())
+            more_requests, more_tokens = oldest.labelled
+            self._other.requests += more_requests
+            self._other.tokens += more_tokens
+            oldest.in_other = (oldest.requests, oldest.tokens)
+
+    def _label(self, label: str, usage: AdapterUsage) -> None:
+        """Make this the label that was used last."""
+        before = self._recent.pop(label, usage)
+        if before is not usage:  # the adapter was forgotten and named again: its label goes on
+            shown_requests, shown_tokens = before.labelled
+            usage.in_other = (usage.requests - shown_requests, usage.tokens - shown_tokens)
+        self._recent[label] = usage
 
 
 @lru_cache(maxsize=4096)
@@ -162,12 +177,15 @@ def adapter_label(adapter_id: str) -> str:
 class EngineMetrics:
     """Counts what the engine does. The engine thread writes, any thread reads the snapshots."""
 
-    def __init__(self, adapter_limit: int, max_lora: int) -> None:
-        """`adapter_limit` adapters have figures of their own; `max_lora` may run at once."""
+    def __init__(
+        self, adapter_limit: int, max_lora: int, usage_of: Callable[[str], AdapterUsage | None]
+    ) -> None:
+        """`adapter_limit` adapters have figures of their own, which `usage_of` finds; `max_lora`
+        may run at once."""
         self.snapshot = dict.fromkeys(METRICS, 0.0)
         self.figures = AdapterFigures({}, {}, (), (), max_lora)
         self._counts = dict(self.snapshot)
-        self._adapters = AdapterCounts(adapter_limit)
+        self._adapters = AdapterCounts(adapter_limit, usage_of)
         self._described_at = 0.0
 
     def request(self, adapter_id: str, prompt_tokens: int) -> None:

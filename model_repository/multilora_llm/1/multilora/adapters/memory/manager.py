@@ -95,7 +95,7 @@ class AdapterManager:
     def prefetch(self, source: AdapterSource) -> None:
         """A request for the adapter has arrived: read the files now, before its turn comes."""
         state = self.register(source)
-        state.requests, state.wanted = state.requests + 1, True
+        state.wanted = True
         if not self.in_memory(state) and not state.recent_failure:
             self._read(state)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from multilora.metrics import AdapterUsage
 from multilora.adapters.checkpoint.adapter import AdapterFacts
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode, RequestError
@@ -49,8 +50,7 @@ class AdapterState:
     wanted: bool = False  # a request waits for the adapter
     files_changed: bool = False  # while they were being read
     ticket: int = 0
-    requests: int = 0
-    tokens: int = 0  # generated
+    usage: AdapterUsage = field(default_factory=AdapterUsage)
     last_used: float | None = None  # seconds since 1970
     load_waiters: list[Done] = field(default_factory=list)
     unload_waiters: list[Done] = field(default_factory=list)
@@ -119,10 +119,10 @@ class AdapterStates(dict[str, AdapterState]):
         super().__init__()
         self._sweep_at = _MANY
 
-    def count_token(self, adapter_id: str) -> None:
-        """One generated token more; "" is the base model, which has no state."""
-        if state := self.get(adapter_id):
-            state.tokens += 1
+    def usage(self, adapter_id: str) -> AdapterUsage | None:
+        """The requests and tokens of an adapter that somebody has named."""
+        state = self.get(adapter_id)
+        return state.usage if state else None
 
     def forget(self, keep: Callable[[], Container[str]]) -> None:
         """Once there are many states, drop those that hold nothing but a history.
