@@ -204,7 +204,7 @@ def test_streams_go_on_while_a_slow_download_is_waited_for(make_engine: MakeEngi
     hub.faults["org/slow/adapter_model.safetensors"] = "slow"
     engine = make_engine(adapter_allow="org/*")
     engine.submit(request("cold", "org/slow", length=8))
-    hurried = Request("hurried", (5, 6, 7), "org/slow", SamplingParams(), adapter_timeout=0.3)
+    hurried = Request("hurried", (5, 6, 7), "org/slow", SamplingParams(), adapter_timeout=1)
     engine.submit(hurried)
     for number in range(3):
         assert len(alone(engine, [request(f"warm{number}", "a")])[f"warm{number}"]) == 12
@@ -214,6 +214,26 @@ def test_streams_go_on_while_a_slow_download_is_waited_for(make_engine: MakeEngi
     assert "adapter_timeout" in error.message
     assert len(tokens(outputs["cold"])) == 12  # who gave up did not stop the load
     assert hub.hits["org/slow/adapter_model.safetensors"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("adapter_config.json", "{", "adapter_config.json is not valid JSON"),
+        ("adapter_model.safetensors", "{", "adapter_model.safetensors is corrupt or cut short"),
+        ("", "", "there is no folder"),
+    ],
+)
+def test_the_error_of_a_load_names_its_adapter_once(
+    make_engine: MakeEngine, tmp_path: Path, name: str, content: str, reason: str
+):
+    engine = make_engine(adapter_allow=f"{tmp_path}/*")
+    if name:
+        write_adapter(tmp_path / "x", seed=4)
+        (tmp_path / "x" / name).write_text(content)
+    error = refusal(engine, "load", "mine", source=str(tmp_path / "x"))
+    assert error.message.startswith(f"adapter 'mine': {reason}"), error.message
+    assert error.message.count("adapter 'mine'") == 1
 
 
 def test_what_the_hub_lacks_is_told_to_its_requests_only(make_engine: MakeEngine, hub: HubServer):

@@ -20,7 +20,7 @@ from support.tiny.families import make_model
 
 
 def read(root: Path, name: str, max_rank: int = 64) -> dict[Target, Factors]:
-    return read_checkpoint(root / name, name, base_of(root), max_rank).factors
+    return read_checkpoint(root / name, base_of(root), max_rank).factors
 
 
 def base_of(root: Path) -> BaseConfig:

@@ -134,7 +134,8 @@ def test_a_broken_part_is_named_and_registers_nothing(make_engine: MakeEngine, t
     (root / "bad/adapter_model.safetensors").write_bytes(b"short")
     engine = make_engine(adapters_dir=str(root))
     error = error_of(engine, "a", "bad")
-    assert error.code is ErrorCode.INVALID_ARG and "'bad'" in error.message
+    assert error.code is ErrorCode.INVALID_ARG and error.message.startswith("adapter 'bad': ")
+    assert error.message.count("'bad'") == 1
     origins = {item["origin"] for item in ask(engine, "list")["adapters"]}
     assert "merged" not in origins
 

@@ -13,7 +13,7 @@ from multilora.adapters.merging.merger import AdapterMerger
 from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.flag import localise, parse_lora_adapters, sources_in
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.source import AdapterSource, Origin
+from multilora.adapters.naming.source import AdapterSource, Origin, about_adapter
 from multilora.base_model.config import BaseConfig
 from multilora.config import DEMO, EngineConfig
 from multilora.download.folder import adapter_folder
@@ -119,9 +119,10 @@ def _adapter_reader(
                 "name another"
             )
             raise RequestError(ErrorCode.NOT_FOUND, message)
-        folder = adapter_folder(source, limits)
-        return read_adapter(
-            folder, source.adapter_id, base.sites, dtype, config.max_lora_rank, tokenizer
-        )
+        with about_adapter(source.adapter_id):
+            folder = adapter_folder(source, limits)
+            return read_adapter(
+                folder, source.adapter_id, base.sites, dtype, config.max_lora_rank, tokenizer
+            )
 
     return read

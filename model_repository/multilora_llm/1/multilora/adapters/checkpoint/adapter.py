@@ -32,7 +32,6 @@ from multilora.adapters.files import (
     WEIGHTS_FILE,
     read_settled,
 )
-from multilora.adapters.naming.source import about_adapter
 from multilora.base_model.sites import LoRASite, short_names
 from multilora.errors import RequestError, invalid
 from multilora.lora.rank_pages import PageTensors, bytes_per_page
@@ -86,16 +85,13 @@ class Checkpoint(NamedTuple):
     factors: dict[str, Factors]  # by module path
 
 
-def read_checkpoint(
-    folder: Path, adapter_id: str, sites: Sequence[LoRASite], max_rank: int
-) -> Checkpoint:
+def read_checkpoint(folder: Path, sites: Sequence[LoRASite], max_rank: int) -> Checkpoint:
     """The checked and finite factors of the adapter in `folder`; errors as `read_adapter`."""
-    with about_adapter(adapter_id):
-        files = _snapshot(folder, NEEDED_FILES)
-        tensors = _parse(files[WEIGHTS_FILE])
-        factors = lora_factors(tensors, parse_config(files[CONFIG_FILE]), sites, max_rank)
-        check_finite(tensors)
-        return Checkpoint(_digest(files), factors)
+    files = _snapshot(folder, NEEDED_FILES)
+    tensors = _parse(files[WEIGHTS_FILE])
+    factors = lora_factors(tensors, parse_config(files[CONFIG_FILE]), sites, max_rank)
+    check_finite(tensors)
+    return Checkpoint(_digest(files), factors)
 
 
 def read_adapter(
@@ -109,38 +105,38 @@ def read_adapter(
     """Read the PEFT (0.5 to 0.21) adapter in `folder` → Adapter with pages of `dtype`.
 
     Weights and text are of one moment. Without the base model's `tokenizer` the text is not read.
-    RequestError(INVALID_ARG) with reason and remedy when the adapter cannot be served exactly.
+    RequestError(INVALID_ARG) with reason and remedy when the adapter cannot be served exactly; the
+    caller adds which adapter that is (see about_adapter).
     """
-    with about_adapter(adapter_id):
-        if not folder.is_dir():
-            raise invalid(f"folder {folder} does not exist; check the adapter's path")
-        if tokenizer:
-            check_text_sizes(folder)
-        files = _snapshot(folder, FILES if tokenizer else NEEDED_FILES)
-        with ThreadPoolExecutor(max_workers=1) as beside:  # a third of the work, without the GIL
-            digest = beside.submit(_digest, files)
-            tensors = _parse(files[WEIGHTS_FILE])
-            factors = lora_factors(tensors, parse_config(files[CONFIG_FILE]), sites, max_rank)
-            rank = max(pair.rank for pair in factors.values())
-            num_pages = -(-rank // PAGE_RANK)
-            pages = _pack(factors, sites, num_pages, dtype)
-            if not is_finite(pages.data):
-                check_finite(tensors)
-                raise invalid(
-                    f"{WEIGHTS_FILE} holds values beyond the range of {dtype} once scaled; "
-                    "serve with --dtype bfloat16"
-                )
-        touched = {module.rpartition(".")[2] for module in factors}
-        return Adapter(
-            adapter_id=adapter_id,
-            digest=digest.result(),
-            rank=rank,
-            num_pages=num_pages,
-            nbytes=num_pages * bytes_per_page(sites, dtype),
-            modules=tuple(name for name in short_names(sites) if name in touched),
-            weights=pages,
-            chat_template=adapter_template(files, tokenizer) if tokenizer else None,
-        )
+    if not folder.is_dir():
+        raise invalid(f"folder {folder} does not exist; check the adapter's path")
+    if tokenizer:
+        check_text_sizes(folder)
+    files = _snapshot(folder, FILES if tokenizer else NEEDED_FILES)
+    with ThreadPoolExecutor(max_workers=1) as beside:  # a third of the work, without the GIL
+        digest = beside.submit(_digest, files)
+        tensors = _parse(files[WEIGHTS_FILE])
+        factors = lora_factors(tensors, parse_config(files[CONFIG_FILE]), sites, max_rank)
+        rank = max(pair.rank for pair in factors.values())
+        num_pages = -(-rank // PAGE_RANK)
+        pages = _pack(factors, sites, num_pages, dtype)
+        if not is_finite(pages.data):
+            check_finite(tensors)
+            raise invalid(
+                f"{WEIGHTS_FILE} holds values beyond the range of {dtype} once scaled; "
+                "serve with --dtype bfloat16"
+            )
+    touched = {module.rpartition(".")[2] for module in factors}
+    return Adapter(
+        adapter_id=adapter_id,
+        digest=digest.result(),
+        rank=rank,
+        num_pages=num_pages,
+        nbytes=num_pages * bytes_per_page(sites, dtype),
+        modules=tuple(name for name in short_names(sites) if name in touched),
+        weights=pages,
+        chat_template=adapter_template(files, tokenizer) if tokenizer else None,
+    )
 
 
 def _snapshot(folder: Path, names: Sequence[str]) -> dict[str, bytes]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from multilora.metrics import AdapterUsage
 from multilora.adapters.checkpoint.adapter import AdapterFacts
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode, RequestError
+from multilora.metrics import AdapterUsage
 
 _LOG = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0  # until a request makes the server read a failed adapter again

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from multilora.adapters.background_thread import background_thread
-from multilora.adapters.checkpoint.adapter import read_checkpoint
+from multilora.adapters.checkpoint.adapter import Checkpoint, read_checkpoint
 from multilora.adapters.files import NEEDED_FILES, FileStamp, stamps
 from multilora.adapters.memory.state import AdapterStates
 from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
@@ -22,7 +22,7 @@ from multilora.adapters.merging.cache import MergeCache
 from multilora.adapters.merging.recipe import MergeRecipe
 from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.names import MERGED_PREFIX
-from multilora.adapters.naming.source import AdapterSource, Origin
+from multilora.adapters.naming.source import AdapterSource, Origin, about_adapter
 from multilora.base_model.sites import LoRASite
 from multilora.errors import ErrorCode, RequestError, internal
 
@@ -127,7 +127,7 @@ class AdapterMerger:
     def _compute(self, recipe: MergeRecipe, parts: Sequence[tuple[str, Path]]) -> str:
         """Merge the files as they are now → digest of the merge."""
         start = time.monotonic()
-        read = [read_checkpoint(path, name, self._sites, self._max_rank) for name, path in parts]
+        read = [self._read(*part) for part in parts]
         digest = recipe.digest([checkpoint.digest for checkpoint in read])
         merged = merge_factors([part.factors for part in read], recipe, int(digest[:15], 16))
         self._cache.add(digest, as_checkpoint(merged))
@@ -136,17 +136,26 @@ class AdapterMerger:
         _LOG.info("merged %s into %s in %.1f s", ", ".join(recipe.ids), _name(digest), seconds)
         return digest
 
+    def _read(self, adapter_id: str, folder: Path) -> Checkpoint:
+        with about_adapter(adapter_id):
+            return read_checkpoint(folder, self._sites, self._max_rank)
+
     def _folder(self, source: AdapterSource) -> Path:
+        """The local folder of a part, whose download is used again while it is fresh."""
         if source.is_folder:
-            return self._folder_of(source)
+            return self._bring(source)
         now = time.monotonic()
         with self._lock:
             folder, until = self._downloads.get(source, (Path(), 0.0))
         if now >= until or not folder.is_dir():
-            folder = self._folder_of(source)
+            folder = self._bring(source)
             with self._lock:
                 _keep(self._downloads, source, (folder, now + _FRESH_SECONDS), _KEPT_DOWNLOADS)
         return folder
+
+    def _bring(self, source: AdapterSource) -> Path:
+        with about_adapter(source.adapter_id):
+            return self._folder_of(source)
 
     def _digest(self, adapter_id: str, folder: Path) -> str:
         """The digest of the files in `folder`, which are read only when they have changed."""
@@ -154,7 +163,7 @@ class AdapterMerger:
         with self._lock:
             known = self._digests.get(version)
         if known is None:
-            known = read_checkpoint(folder, adapter_id, self._sites, self._max_rank).digest
+            known = self._read(adapter_id, folder).digest
             with self._lock:
                 _keep(self._digests, version, known, _KEPT_DIGESTS)
         return known
