@@ -21,7 +21,7 @@ from multilora.forward.runner import InFlight
 from multilora.metrics import AdapterFigures, EngineMetrics
 from multilora.request import Request, RequestLimits, TokenOutput
 from multilora.scheduling.batch import Batch
-from multilora.scheduling.token_matcher import TokenMatcher
+from multilora.scheduling.sequence import TokenMatcher
 from multilora.startup.build import EngineParts, load_parts
 from multilora_api.sampling import Grammar
 

@@ -20,8 +20,7 @@ from multilora.request import BASE_ONLY, FinishReason, Request, TokenOutput
 from multilora.scheduling.adapter_cache import AdapterCache, CacheMiss
 from multilora.scheduling.batch import Batch, BatchItem, SampledToken, make_batch
 from multilora.scheduling.kv_blocks import BlockAllocator, KVBlocks
-from multilora.scheduling.sequence import Sequence, SequenceStatus
-from multilora.scheduling.token_matcher import TokenMatcher
+from multilora.scheduling.sequence import Sequence, SequenceStatus, TokenMatcher
 from multilora.scheduling.waiting_queue import WaitingQueue
 
 

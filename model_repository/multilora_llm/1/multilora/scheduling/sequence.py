@@ -3,9 +3,29 @@
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Protocol
 
 from multilora.request import BASE_ONLY, AdapterSet, FinishReason, Request
-from multilora.scheduling.token_matcher import TokenMatcher
+
+
+class TokenMatcher(Protocol):
+    """Which tokens a sequence may go on with; engine thread only. GrammarCache makes them.
+
+    After an `error` (None: all is well) it says nothing of use; the sequence should end.
+    """
+
+    error: str | None
+
+    def allowed(self) -> bytes:
+        """One bit per token id, the lowest bit of the first byte first: 1 = may come next.
+
+        When the text is complete and cannot go on, only end-of-sequence may.
+        """
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """The sequence goes on with this token, which is no end-of-sequence."""
+        ...
 
 
 class SequenceStatus(Enum):
