@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
-from multilora.base_model.rope_config import RopeConfig
+from multilora.base_model.config import RopeConfig
 
 GROUPS = tuple(PROJECTION_GROUPS)
 MIXES = ("distinct", "uniform", "skewed", "identical")

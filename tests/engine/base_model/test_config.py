@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
-from multilora.base_model.rope_config import RopeConfig
+from multilora.base_model.config import RopeConfig
 from multilora.errors import StartupError
 
 LLAMA: dict[str, Any] = {

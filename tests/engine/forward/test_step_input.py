@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from multilora.base_model.config import BaseConfig
-from multilora.base_model.rope_config import RopeConfig
+from multilora.base_model.config import RopeConfig
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.step_input import ForwardInput, build_forward_input
 from multilora.request import Request

@@ -15,7 +15,7 @@ from multilora.forward.captured_pass import GraphLimits
 from multilora.lora.adapter_pages import AdapterPages
 
 from multilora.base_model.config import BaseConfig
-from multilora.base_model.rope_config import RopeConfig
+from multilora.base_model.config import RopeConfig
 from multilora.base_model.weights import LayerWeights, Weights
 from multilora.forward.decoder import Llama, load_llama
 from multilora.forward.graphs import DecodeGraphs

@@ -23,7 +23,7 @@ from multilora.forward.runner import ModelRunner
 from multilora.lora.adapter_pages import AdapterPages
 from multilora.startup import build as engine_parts
 from multilora.startup import memory_probe
-from multilora.startup.memory_meter import Reading
+from multilora.startup.memory_probe import Reading
 from multilora.startup.memory_probe import Profile, largest_batch, measure, pool_units
 
 CPU = torch.device("cpu")

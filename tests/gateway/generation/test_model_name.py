@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from multilora.adapters.naming.names import check_name
+from multilora.adapters.naming.source import check_name
 from multilora.errors import RequestError
 from multilora_gateway.backend.client import Backend
 from multilora_gateway.backend.served_model import BaseModel

@@ -2,8 +2,9 @@
 
 import pytest
 
-from multilora.adapters.naming.names import check_name, shown, split_revision
+from multilora.adapters.naming.source import check_name
 from multilora.errors import ErrorCode, RequestError
+from multilora_api.adapter_names import shown, split_revision
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,14 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from multilora.adapters.files import FILES, check_present
 from multilora.download.hub_cache import HubCache, is_commit, is_revision
-from multilora.download.partial_file import DISK_FULL, PartialFile, check_room, locked
-from multilora.download.remote_file import Incoming, RemoteFile
+from multilora.download.partial_file import (
+    DISK_FULL,
+    Incoming,
+    PartialFile,
+    RemoteFile,
+    check_room,
+    locked,
+)
 from multilora.download.transfer import Interrupted, Retries, Transfer
 from multilora.errors import ErrorCode, RequestError
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.core import url_to_fs
 
-from multilora.download.remote_file import Incoming, RemoteFile
+from multilora.download.partial_file import Incoming, RemoteFile
 from multilora.download.transfer import Interrupted, Transfer
 from multilora.errors import ErrorCode, RequestError, invalid
 

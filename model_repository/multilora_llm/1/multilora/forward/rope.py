@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from multilora.base_model.rope_config import RopeConfig
+from multilora.base_model.config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:

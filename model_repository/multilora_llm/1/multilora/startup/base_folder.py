@@ -8,10 +8,10 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from multilora.adapters.naming.names import is_folder_path
 from multilora.base_model.config import check_base_folder
 from multilora.download.hub import hub_error
 from multilora.errors import StartupError
+from multilora_api.adapter_names import is_folder_path
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
 

@@ -9,12 +9,19 @@ from typing import NamedTuple
 import torch
 
 from multilora.adapters.admin.admin import AdapterAdmin
+from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.adapters.memory.manager import AdapterManager
+from multilora.adapters.merging.merger import AdapterMerger
 from multilora.adapters.naming.catalog import AdapterCatalog
+from multilora.adapters.naming.flag import localise, parse_lora_adapters, sources_in
+from multilora.adapters.naming.folders import AdapterFolders
+from multilora.adapters.naming.source import AdapterSource, Origin, about_adapter
 from multilora.adapters.naming.watch import AdapterWatch
 from multilora.base_model.config import BaseConfig
 from multilora.config import DEMO, EngineConfig
-from multilora.errors import StartupError
+from multilora.download.folder import adapter_folder
+from multilora.download.transfer import DownloadLimits
+from multilora.errors import ErrorCode, RequestError, StartupError
 from multilora.forward.decoder import load_decoder
 from multilora.forward.graphs import DecodeGraphs
 from multilora.forward.kv_cache import KVCache
@@ -24,13 +31,11 @@ from multilora.grammar.compiler import GrammarCompiler
 from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.kv_blocks import BlockAllocator
 from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
-from multilora.startup.adapters import AdapterParts, make_adapters
 from multilora.startup.base_folder import base_folder, base_tokenizer
 from multilora.startup.device import choose_device
 from multilora.startup.kernel_warm_up import warm_up
-from multilora.startup.memory_meter import CudaMeter, Meter
 from multilora.startup.memory_plan import MemoryPlan, PoolSettings, plan_gpu, plan_host
-from multilora.startup.memory_probe import Profile, measure
+from multilora.startup.memory_probe import CudaMeter, Meter, Profile, measure
 from multilora_text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 Post = Callable[[Callable[[], None]], None]  # runs a function on the engine thread
@@ -88,6 +93,38 @@ class EngineParts:
             "multilora_adapter_pages": allocator.num_pages,
             "multilora_adapter_references": allocator.num_references,
         }
+
+
+@dataclass(frozen=True)
+class AdapterParts:
+    """`folders` is the adapters directory, if there is one."""
+
+    catalog: AdapterCatalog
+    folders: AdapterFolders | None
+    manager: AdapterManager
+    merger: AdapterMerger
+
+    def warm_up(self) -> None:
+        """Read and pin the registered adapters, and fill the pool while it has room.
+
+        Raises StartupError for the first one that cannot be used.
+        """
+        sources = self.catalog.registered
+        failures: list[RequestError] = []
+
+        def loaded(error: RequestError | None) -> None:
+            if error:
+                failures.append(error)
+            _LOG.info("loaded %d of %d adapters", len(sources) - self.manager.loading, len(sources))
+
+        for source in sources:
+            self.manager.pin(source, True)
+            self.manager.load(source, loaded)
+        while self.manager.loading and not failures:
+            self.manager.poll_loads(wait=True)
+        if failures:
+            raise StartupError(failures[0].message)
+        self.manager.copy(None)
 
 
 def load_parts(config: EngineConfig, post: Post) -> EngineParts:
@@ -230,3 +267,77 @@ def _too_large(device: torch.device, error: Exception) -> str:
     if device.type == "cuda":
         help_ = f"another process may have taken some: lower --gpu-memory-utilization, or {help_}"
     return f"KV cache and adapter pool do not fit on {device} ({reason}); {help_}"
+
+
+_LOG = logging.getLogger(__name__)
+
+
+def make_adapters(
+    config: EngineConfig,
+    base: BaseConfig,
+    dtype: torch.dtype,
+    pages: RankPagePool,
+    tokenizer: Tokenizer | None,
+    wake: Callable[[], None],
+) -> AdapterParts:
+    """Everything but the reading of the registered adapters; raises StartupError.
+
+    `pages` is the device pool; `wake` stirs the engine thread when an adapter has been read.
+    """
+    folders = AdapterFolders(Path(config.adapters_dir)) if config.adapters_dir else None
+    catalog = AdapterCatalog(_registered(config, folders), folders, config.adapter_allow)
+    manager = AdapterManager(
+        _adapter_reader(config, base, dtype, tokenizer, folders),
+        pages,
+        config.adapter_host_memory,
+        wake,
+        config.adapter_loads,
+    )
+    limits = _limits(config)
+    merger = AdapterMerger(
+        catalog,
+        manager.states,
+        base.sites,
+        config.max_lora_rank,
+        lambda source: adapter_folder(source, limits),
+    )
+    return AdapterParts(catalog, folders, manager, merger)
+
+
+def _limits(config: EngineConfig) -> DownloadLimits:
+    return DownloadLimits(config.adapter_max_size, config.adapter_download_timeout)
+
+
+def _registered(config: EngineConfig, folders: AdapterFolders | None) -> list[AdapterSource]:
+    """LORA_ADAPTERS, where a bare name may be a folder of the adapters directory or of the demo;
+    if the demo is served and nothing is named, all of its adapters."""
+    demo = AdapterFolders(DEMO / "adapters") if not config.model_id else None
+    directories = [directory for directory in (folders, demo) if directory]
+    named = localise(parse_lora_adapters(config.lora_adapters), *directories)
+    return named if named or not demo else sources_in(DEMO / "adapters")
+
+
+def _adapter_reader(
+    config: EngineConfig,
+    base: BaseConfig,
+    dtype: torch.dtype,
+    tokenizer: Tokenizer | None,
+    folders: AdapterFolders | None,
+) -> Callable[[AdapterSource], Adapter]:
+    """What a loader thread does with a source."""
+    limits = _limits(config)
+
+    def read(source: AdapterSource) -> Adapter:
+        if folders and source.origin is Origin.DIRECTORY and not folders.find(source.adapter_id):
+            message = (
+                f"the folder of adapter {source.adapter_id!r} has been removed; put it back or "
+                "name another"
+            )
+            raise RequestError(ErrorCode.NOT_FOUND, message)
+        with about_adapter(source.adapter_id):
+            folder = adapter_folder(source, limits)
+            return read_adapter(
+                folder, source.adapter_id, base.sites, dtype, config.max_lora_rank, tokenizer
+            )
+
+    return read

@@ -5,8 +5,9 @@ passes of the largest size are captured on these pools. Then everything is freed
 sized by the numbers alone (see memory_plan).
 """
 
+import gc
 from array import array
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -22,10 +23,58 @@ from multilora.lora.rank_pages import RankPagePool, bytes_per_page
 from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
-from multilora.startup.memory_meter import Meter, Reading
 from multilora.startup.memory_plan import GpuMemory, PoolUnits, size_text
 from multilora_api.sampling import MAX_LOGPROBS, SamplingParams
 from multilora_kernels.segments import PAGE_RANK
+
+
+class Reading(NamedTuple):
+    """Bytes of a GPU."""
+
+    total: int
+    free: int
+    reserved: int  # by torch
+    peak: int  # the most that torch has reserved since the last reset
+
+    @property
+    def elsewhere(self) -> int:
+        """What other processes and CUDA itself hold."""
+        return self.total - self.free - self.reserved
+
+
+class Meter(Protocol):
+    """How the memory of a GPU is read; tests put numbers of their own here."""
+
+    def settle(self) -> None:
+        """Wait until the GPU is idle, and free the memory that torch holds without using it."""
+        ...
+
+    def reset(self) -> None:
+        """Begin a new peak."""
+        ...
+
+    def read(self) -> Reading: ...
+
+
+class CudaMeter:
+    """The Meter of a real GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def settle(self) -> None:
+        torch.cuda.synchronize(self._device)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def reset(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def read(self) -> Reading:
+        free, total = torch.cuda.mem_get_info(self._device)
+        reserved = torch.cuda.memory_reserved(self._device)
+        return Reading(total, free, reserved, torch.cuda.max_memory_reserved(self._device))
+
 
 # All the parameters together that cost the sampler memory.
 _SAMPLING = SamplingParams(

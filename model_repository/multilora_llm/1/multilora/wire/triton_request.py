@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from multilora.adapters.admin.command import AdminCommand, parse_admin_command
-from multilora.adapters.naming.names import hub_token
+from multilora.adapters.naming.source import hub_token
 from multilora.errors import invalid
 from multilora.request import ADAPTER_TIMEOUT, Request
 from multilora.wire.chat import encode_chat, parse_messages

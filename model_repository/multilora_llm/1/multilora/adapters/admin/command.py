@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multilora.adapters.merging.recipe import MergeRecipe, parse_merge
-from multilora.adapters.naming.names import hub_token
+from multilora.adapters.naming.source import hub_token
 from multilora.errors import invalid
 from multilora_api.admin import ACTIONS, KEYS
 

@@ -9,8 +9,8 @@ import os
 import re
 from collections.abc import Iterable
 
-from multilora.adapters.naming.names import is_folder_path, is_hub_id, is_url
 from multilora.errors import StartupError
+from multilora_api.adapter_names import is_folder_path, is_hub_id, is_url
 
 _WILDCARD = re.compile(r"[*?[]")
 _FILE_SCHEMES = ("file:", "local:")  # URLs of folders, which only a pattern of a folder may allow

@@ -15,17 +15,16 @@ from dataclasses import replace
 
 from multilora.adapters.naming.allow import AllowList
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.names import (
+from multilora.adapters.naming.source import AdapterSource, Origin, check_name
+from multilora.errors import ErrorCode, RequestError, invalid
+from multilora_api.adapter_names import (
     MERGED_PREFIX,
-    check_name,
     is_folder_path,
     is_hub_id,
     is_url,
     shown,
     split_revision,
 )
-from multilora.adapters.naming.source import AdapterSource, Origin
-from multilora.errors import ErrorCode, RequestError, invalid
 
 _HINTS = 2  # similar names in a refusal, at most
 _NEIGHBOURS = 8  # names that are compared on each side, in alphabetical order

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from multilora.adapters.files import CONFIG_FILE, FILES, FileStamp
-from multilora.adapters.naming.names import check_name, shown
-from multilora.adapters.naming.source import AdapterSource, Origin
+from multilora.adapters.naming.source import AdapterSource, Origin, check_name
 from multilora.errors import RequestError, StartupError, invalid
+from multilora_api.adapter_names import shown
 
 Signature = tuple[FileStamp, ...]
 _MAX_DEPTH = 8

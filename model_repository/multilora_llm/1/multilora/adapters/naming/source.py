@@ -1,12 +1,28 @@
-"""AdapterSource: an adapter's id, where its files are, and why it may be served."""
+"""AdapterSource: an adapter's id, where its files are, and why it may be served; checked names."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from multilora.adapters.naming.names import is_folder_path, is_url
-from multilora.errors import RequestError
+from multilora.errors import RequestError, invalid
+from multilora_api.adapter_names import is_folder_path, is_url, name_problem
+
+_TOKEN = re.compile("[!-~]{1,1024}")
+
+
+def check_name(text: str, field: str = "adapter_id") -> None:
+    """RequestError(INVALID_ARG) unless `text` is a relative name, a Hub id or a plain URL."""
+    if problem := name_problem(text):
+        raise invalid(f"{field} {problem}")
+
+
+def hub_token(value: object) -> str:
+    """A Hub token, or ""; RequestError(INVALID_ARG), which does not show it."""
+    if isinstance(value, str) and (not value or _TOKEN.fullmatch(value)):
+        return value
+    raise invalid("adapter_token is no Hub token; send a string as the Hub shows it")
 
 
 class Origin(Enum):
