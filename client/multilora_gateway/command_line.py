@@ -6,7 +6,7 @@ HOSTNAME is not read: in a container it is the container's name.
 import argparse
 from collections.abc import Mapping, Sequence
 
-from multilora_gateway.http.api_keys import read_keys
+from multilora_gateway.api_keys import read_keys
 from multilora_gateway.settings import TOOL_PARSERS, Settings
 from multilora_gateway.variables import natural, port, read_variables
 

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 
 from fastapi import Request
 
+from multilora_gateway.api_keys import key_and_patterns
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.http.api_keys import key_and_patterns
 from multilora_gateway.settings import Settings
 
 _MERGED_PREFIX = "merged:"  # of the ids that the server gives to merges

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from multilora_gateway.backend.served_model import BaseModel
 from multilora_gateway.errors import invalid
+from multilora_gateway.generation.chat_messages import Message, template_messages
 from multilora_gateway.generation.job import Call
-from multilora_gateway.generation.messages import Message, template_messages
 from multilora_gateway.generation.model_name import Target, resolve
 from multilora_gateway.http.json_values import Items
 from multilora_gateway.openai.chat_choice import ChatChoice

@@ -11,8 +11,8 @@ from multilora_gateway.http.access import Caller, inference
 from multilora_gateway.openai.job import Place
 from multilora_gateway.routes.openai import chat_completions, completions
 from multilora_gateway.routes.tgi import compatible
+from multilora_gateway.tgi.bodies import ERRORS, explained, not_json
 from multilora_gateway.tgi.parameters import GenerateRequest
-from multilora_gateway.tgi.route import ERRORS, explained, not_json
 
 router = APIRouter(tags=["TGI"], responses=ERRORS)
 _SCHEMA = {"$ref": f"#/components/schemas/{GenerateRequest.__name__}"}

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from multilora_gateway.http.access import Caller, inference
 from multilora_gateway.openai.answer import respond
+from multilora_gateway.openai.bodies import parse, request_schema
 from multilora_gateway.openai.chat import ChatBody, chat_job
 from multilora_gateway.openai.completions import CompletionBody, completion_job
-from multilora_gateway.openai.fields import parse, request_schema
 from multilora_gateway.openai.job import Place
 from multilora_gateway.openai.models import model, models
 

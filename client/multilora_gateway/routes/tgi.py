@@ -14,10 +14,10 @@ from multilora_gateway.http.access import Caller, inference
 from multilora_gateway.http.streaming import EventStream, until_disconnected
 from multilora_gateway.settings import Settings
 from multilora_gateway.tgi.answer import end_headers, generated, generation_of, start_headers
+from multilora_gateway.tgi.bodies import ERRORS, TgiRoute
 from multilora_gateway.tgi.info import info
 from multilora_gateway.tgi.job import prepare
 from multilora_gateway.tgi.parameters import ChatTokenizeRequest, GenerateRequest, Parameters
-from multilora_gateway.tgi.route import ERRORS, TgiRoute
 from multilora_gateway.tgi.stream import events, failed
 from multilora_gateway.tgi.tokenize import chat_tokens, tokens_of
 

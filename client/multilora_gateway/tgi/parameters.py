@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from multilora_gateway.generation.adapter_selection import AdapterFields
-from multilora_gateway.generation.messages import Message
+from multilora_gateway.generation.chat_messages import Message
 from multilora_gateway.http.json_values import Fields, Items, OpenFields, Schema, Text
 
 

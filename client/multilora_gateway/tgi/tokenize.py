@@ -6,7 +6,7 @@ from typing import Any
 from multilora_gateway.backend.client import Backend
 from multilora_gateway.backend.served_model import BaseModel
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.generation.messages import template_messages
+from multilora_gateway.generation.chat_messages import template_messages
 from multilora_gateway.tgi.parameters import ChatTokenizeRequest
 from multilora_text.errors import TextError
 

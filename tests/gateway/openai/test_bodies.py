@@ -7,10 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.generation.messages import template_messages
+from multilora_gateway.generation.chat_messages import template_messages
+from multilora_gateway.openai.bodies import parse
 from multilora_gateway.openai.chat import ChatBody
 from multilora_gateway.openai.completions import CompletionBody
-from multilora_gateway.openai.fields import parse
 from multilora_gateway.openai.sampling import choices
 from multilora_gateway.settings import Settings
 from multilora_gateway.tgi.parameters import ChatTokenizeRequest

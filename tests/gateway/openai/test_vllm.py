@@ -10,9 +10,9 @@ from multilora.grammar.cache import GrammarCache
 from multilora.grammar.compiler import GrammarCompiler
 from multilora_api.sampling import Grammar
 from multilora_gateway.errors import GatewayError
+from multilora_gateway.openai.bodies import parse
 from multilora_gateway.openai.chat import ChatBody
 from multilora_gateway.openai.completions import CompletionBody
-from multilora_gateway.openai.fields import parse
 from multilora_gateway.settings import Settings
 from multilora_text.tokenizer import Tokenizer
 from support.e2e.triton import DEMO

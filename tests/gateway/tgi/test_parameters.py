@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from multilora_gateway.errors import GatewayError, tgi_body
 from multilora_gateway.settings import Settings
+from multilora_gateway.tgi.bodies import explained
 from multilora_gateway.tgi.parameters import GenerateRequest, Parameters
-from multilora_gateway.tgi.route import explained
 from multilora_gateway.tgi.validation import check_inputs, check_parameters, max_new_tokens
 from support.gateway.tgi import MAX_INPUT, MAX_TOTAL, base_model
 

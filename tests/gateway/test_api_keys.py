@@ -2,9 +2,9 @@
 
 import pytest
 
+from multilora_gateway.api_keys import read_keys
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.http.access import Access
-from multilora_gateway.http.api_keys import read_keys
 from multilora_gateway.settings import Settings
 
 
