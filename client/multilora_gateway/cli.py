@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 import uvicorn
 
 from multilora_gateway.app import create_app
-from multilora_gateway.command_line import parse
 from multilora_gateway.http.json_lines import JsonLines
 from multilora_gateway.http.listener import ListenError, listen, url_of
+from multilora_gateway.settings import parse_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM. Exit code 1 when it cannot listen."""
-    settings = parse(arguments, os.environ)
+    settings = parse_settings(arguments, os.environ)
     logging.basicConfig(format="%(levelname).1s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     if settings.json_output:

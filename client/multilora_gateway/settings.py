@@ -1,16 +1,35 @@
-"""What the gateway is told at its start."""
+"""The gateway's settings: flags and environment variables → Settings.
 
+A flag wins over its variable. Laws: HOSTNAME is not read, for in a container that variable holds
+the container's name. Only the standard library is imported, because the launcher reads the same
+flags without the packages that the gateway runs on.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from multilora_gateway.api_keys import read_keys
+
 TOOL_PARSERS = ("auto", "hermes", "llama3")
+_NUMBERS = ("max_best_of", "max_stop_sequences", "max_top_n_tokens", "payload_limit")
+_TEXTS = {
+    "hostname": "address to listen on (127.0.0.1)",
+    "triton_url": "gRPC address of the Triton server (localhost:8001)",
+    "triton_metrics_url": "where the Triton server shows its metrics",
+    "served_model_name": "name of the base model for clients; its id if not given",
+    "admin_key": "key for changing adapters; without it nobody may",
+}
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes are in bytes. Checked by the command line (see cli).
+    """What the gateway is told at its start, checked by `parse_settings`. Sizes are in bytes.
 
-    `api_keys` are KEY or KEY:pattern,pattern; none: everybody may generate. Without `admin_key`
-    nobody may change adapters. `triton_metrics_url` is where the Triton server shows its metrics.
+    Each of `api_keys` is KEY or KEY:pattern,pattern; without any key everybody may generate.
+    Without `admin_key` nobody may change adapters. The Triton server shows its metrics at
+    `triton_metrics_url`.
     """
 
     hostname: str = "127.0.0.1"
@@ -27,3 +46,120 @@ class Settings:
     cors_allow_origin: tuple[str, ...] = ()
     tool_call_parser: str = "auto"
     json_output: bool = False
+
+
+def parse_settings(
+    arguments: Sequence[str] | None, environ: Mapping[str, str], prog: str = "multilora-gateway"
+) -> Settings:
+    """The settings of a command line; `arguments` None is sys.argv. Exits with a message when
+    something is wrong."""
+    parser = argparse.ArgumentParser(
+        prog=prog, allow_abbrev=False, usage="%(prog)s [flags]; --help lists them",
+        description="The APIs of TGI, OpenAI and vLLM for a multi-LoRA Triton server.",
+        epilog="Each flag but --hostname has an environment variable: --max-best-of is "
+        "MAX_BEST_OF, and so on.",
+    )  # fmt: skip
+    actions = _add_flags(parser)
+    flags = parser.parse_args(arguments)
+    if flags.admin_key is not None and not flags.admin_key.strip():
+        parser.error("--admin-key is empty; give the key, or leave the flag out: then nobody "
+                     "may change adapters")  # fmt: skip
+    for name in _TEXTS:
+        setattr(flags, name, getattr(flags, name) or None)
+    read_variables(parser, flags, actions, environ)
+    try:
+        keys = read_keys(flags.api_key, environ.get("API_KEY", ""))
+    except ValueError as error:
+        parser.error(str(error))
+    origins = flags.cors_allow_origin or environ.get("CORS_ALLOW_ORIGIN", "").split(",")
+    given = {name: value for name, value in vars(flags).items() if value is not None}
+    given |= {
+        "admin_key": (flags.admin_key or "").strip(),
+        "cors_allow_origin": tuple(origin.strip() for origin in origins if origin.strip()),
+        "api_keys": keys,
+    }
+    given.pop("api_key", None)
+    return Settings(**given)
+
+
+def read_variables(
+    parser: argparse.ArgumentParser,
+    flags: argparse.Namespace,
+    actions: Iterable[argparse.Action],
+    environ: Mapping[str, str],
+) -> None:
+    """Set each flag of `actions` that is None from its environment variable: --max-best-of is
+    MAX_BEST_OF, and each name of a flag has a variable.
+
+    Two kinds of variables count as absent: empty ones, and those that Kubernetes makes of a
+    service's name (METRICS_PORT=tcp://…). Exits with a message that names the variable.
+    """
+    for action in actions:
+        if getattr(flags, action.dest) is not None:
+            continue
+        names = [_variable(option) for option in action.option_strings if option.startswith("--")]
+        values = {name: environ.get(name, "") for name in names}
+        if name := next((n for n in names if values[n] and not _is_service(values[n])), None):
+            try:
+                value = _value(action, environ[name])
+            except (argparse.ArgumentTypeError, ValueError) as error:
+                parser.error(f"variable {name}: {error}")
+            setattr(flags, action.dest, value)
+
+
+def natural(text: str) -> int:
+    """The type of a flag that takes a whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number; got {text!r}")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """The type of a flag that takes a port; 0 is any free port."""
+    if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a port number from 0 to 65535; got {text!r}")
+    return int(text)
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Adds every flag; returns the flags whose variable holds their value as it is."""
+    default = Settings()
+    texts = {name: parser.add_argument(_flag(name), help=help_) for name, help_ in _TEXTS.items()}
+    texts.pop("hostname")
+    actions = [*texts.values()]
+    for name in ("port", *_NUMBERS):
+        help_ = f"default {getattr(default, name)}"
+        kind = port if name == "port" else natural
+        actions.append(parser.add_argument(_flag(name), type=kind, help=help_))
+    actions.append(parser.add_argument("--tool-call-parser", choices=TOOL_PARSERS))
+    actions.append(parser.add_argument("--json-output", action="store_true", default=None))
+    parser.add_argument("--api-key", action="append", metavar="KEY[:PATTERN,PATTERN]")
+    parser.add_argument("--cors-allow-origin", action="append")
+    return actions
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable(option: str) -> str:
+    return option.removeprefix("--").upper().replace("-", "_")
+
+
+def _is_service(text: str) -> bool:
+    return text.startswith(("tcp://", "udp://", "sctp://"))
+
+
+def _value(action: argparse.Action, text: str) -> object:
+    if action.nargs == 0:
+        if text.lower() not in _BOOLEANS:
+            raise ValueError(f"must be true, 1, false or 0; got {text!r}")
+        return _BOOLEANS[text.lower()]
+    try:
+        value = action.type(text) if callable(action.type) else text
+    except ValueError:
+        kind = getattr(action.type, "__name__", "")
+        raise ValueError(f"invalid {kind} value: {text!r}") from None
+    if action.choices is not None and value not in action.choices:
+        raise ValueError(f"must be one of {', '.join(action.choices)}; got {text!r}")
+    return value

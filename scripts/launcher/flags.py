@@ -17,7 +17,7 @@ from launcher.gateway.flags import add_gateway_flags
 from launcher.hub_cache_folder import writable_hub_cache
 from launcher.repository import REPOSITORY
 from launcher.triton.server import Ports
-from multilora_gateway.variables import port, read_variables
+from multilora_gateway.settings import port, read_variables
 
 _SIZE = "bytes, or with a unit: 512MB, 2GiB"
 _ENGINE_FLAGS: dict[str, tuple[type, str]] = {

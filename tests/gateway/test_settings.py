@@ -1,15 +1,17 @@
 """The gateway's flags and their variables → Settings."""
 
+import subprocess
+import sys
+
 import pytest
 
-from multilora_gateway.command_line import parse
-from multilora_gateway.settings import Settings
+from multilora_gateway.settings import Settings, parse_settings
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *flags: str, **environ: str) -> str:
     """The last line, after the exit that it explains."""
     with pytest.raises(SystemExit) as caught:
-        parse(flags, environ)
+        parse_settings(flags, environ)
     assert caught.value.code == 2
     return capsys.readouterr().err.splitlines()[-1].removeprefix("multilora-gateway: error: ")
 
@@ -17,28 +19,28 @@ def complaint(capsys: pytest.CaptureFixture[str], *flags: str, **environ: str) -
 def test_nothing_given_is_the_default() -> None:
     names: list[str] = ["PORT", "API_KEY", "ADMIN_KEY", "JSON_OUTPUT", "MAX_BEST_OF"]
     empty = dict.fromkeys(names, "")
-    assert parse([], empty) == parse([], {}) == Settings()
-    assert parse([], {"HOSTNAME": "4f2a"}).hostname == "127.0.0.1"
-    assert parse(["--hostname="], {}).hostname == "127.0.0.1"
+    assert parse_settings([], empty) == parse_settings([], {}) == Settings()
+    assert parse_settings([], {"HOSTNAME": "4f2a"}).hostname == "127.0.0.1"
+    assert parse_settings(["--hostname="], {}).hostname == "127.0.0.1"
 
 
 def test_a_flag_wins_over_its_variable() -> None:
     environ = {"PORT": "81", "MAX_BEST_OF": "7", "ADMIN_KEY": "root\n", "API_KEY": "one\ntwo:a*"}
     environ |= {"TOOL_CALL_PARSER": "hermes", "CORS_ALLOW_ORIGIN": "https://a, https://b"}
-    settings = parse(["--port=0", "--api-key=three"], environ)
+    settings = parse_settings(["--port=0", "--api-key=three"], environ)
     assert (settings.port, settings.max_best_of, settings.admin_key) == (0, 7, "root")
     assert settings.tool_call_parser == "hermes"
     assert settings.cors_allow_origin == ("https://a", "https://b")
     assert settings.api_keys == ("three",)
-    assert parse([], environ).api_keys == ("one", "two:a*")
+    assert parse_settings([], environ).api_keys == ("one", "two:a*")
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("true", True), ("1", True), ("False", False), ("0", False)]
 )  # fmt: skip
 def test_a_variable_that_is_true_or_false(text: str, value: bool) -> None:
-    assert parse([], {"JSON_OUTPUT": text}).json_output is value
-    assert parse(["--json-output"], {"JSON_OUTPUT": text}).json_output
+    assert parse_settings([], {"JSON_OUTPUT": text}).json_output is value
+    assert parse_settings(["--json-output"], {"JSON_OUTPUT": text}).json_output
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,14 @@ def test_empty_keys_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert complaint(capsys, "--api-key", "", API_KEY="k").startswith("--api-key is empty")
     assert complaint(capsys, "--admin-key=").startswith("--admin-key is empty; give the key")
     assert complaint(capsys, API_KEY=":sql*").startswith("API key 1 is empty")
+
+
+def test_the_launcher_can_read_them_without_a_web_framework() -> None:
+    program = (
+        "import sys, multilora_gateway.settings, multilora_gateway.http.listener, "
+        "multilora_gateway.http.json_lines; print(*sys.modules)"
+    )
+    command = [sys.executable, "-c", program]
+    modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "multilora_gateway.settings" in modules
+    assert {"fastapi", "starlette", "uvicorn", "pydantic", "grpc"}.isdisjoint(modules)

@@ -4,8 +4,7 @@ import argparse
 import os
 from collections.abc import Mapping
 
-from multilora_gateway.command_line import parse
-from multilora_gateway.settings import Settings
+from multilora_gateway.settings import Settings, parse_settings
 
 # The launcher hands these flags on as they are; the gateway itself reads their variables.
 _PASSED = {
@@ -87,7 +86,7 @@ def gateway_settings(
     keys = [f"--api-key={key}" for key in flags.api_key or ()]
     if flags.admin_key is not None:
         keys.append(f"--admin-key={flags.admin_key}")
-    return parse([*gateway_flags(flags), *keys], environ, prog="serve.py")
+    return parse_settings([*gateway_flags(flags), *keys], environ, prog="serve.py")
 
 
 def gateway_flags(flags: argparse.Namespace) -> list[str]:

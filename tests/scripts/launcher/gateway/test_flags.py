@@ -8,8 +8,7 @@ from launcher.flags import engine_environment, parse_flags
 from launcher.gateway.flags import gateway_environment, gateway_flags, gateway_settings, useless
 from launcher.gateway.process import GatewayFailure, check_address
 from launcher.triton.server import Ports
-from multilora_gateway.command_line import parse
-from multilora_gateway.settings import Settings
+from multilora_gateway.settings import Settings, parse_settings
 
 
 def test_flags_reach_the_gateway_and_keys_only_its_environment() -> None:
@@ -20,7 +19,7 @@ def test_flags_reach_the_gateway_and_keys_only_its_environment() -> None:
     command = gateway_flags(flags)
     assert not any(secret in word for word in command for secret in ("one", "two", "root"))
     known = gateway_settings(flags, {})
-    settings = parse(command, gateway_environment(known))
+    settings = parse_settings(command, gateway_environment(known))
     assert settings == known
     assert (settings.port, settings.max_best_of, settings.max_stop_sequences) == (0, 3, 5)
     assert (settings.payload_limit, settings.json_output, settings.hostname) == (9, True, "0.0.0.0")
@@ -33,7 +32,7 @@ def test_variables_reach_the_gateway() -> None:
     environ = {"PORT": "81", "API_KEY": "one\ntwo:a*", "JSON_OUTPUT": "false", "HOSTNAME": "4f2a"}
     flags = parse_flags(["--max-best-of=3"], environ)
     known = gateway_settings(flags, environ)
-    assert parse(gateway_flags(flags), {**environ, **gateway_environment(known)}) == known
+    assert parse_settings(gateway_flags(flags), {**environ, **gateway_environment(known)}) == known
     assert known == Settings(port=81, max_best_of=3, api_keys=("one", "two:a*"))
 
 
