@@ -1,15 +1,14 @@
 """The Triton server behind the gateway: generations as gRPC streams, and the adapters model.
 
-Laws: one gRPC stream a generation, so that leaving one ends that request and no other; what the
-server is and holds is asked for when it is needed and forgotten when the server or its engine goes
-away, but not for what is wrong with an adapter.
+Laws: each generation has a gRPC stream of its own, so that leaving a stream ends one request and no
+other. What the server is and holds is asked when needed, and forgotten when the server or its
+engine goes away; an error about an adapter makes the gateway forget nothing.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -23,23 +22,23 @@ from multilora_client.tensors import Scalar
 from multilora_gateway.backend.messages import (
     ADAPTERS,
     ENGINE,
+    Delta,
+    GenerationRequest,
+    delta_of,
     engine_request,
     gateway_error,
     is_lost,
-    piece_of,
 )
-from multilora_gateway.backend.model_probe import ModelProbe
-from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.backend.stream import EngineStream
-from multilora_gateway.backend.watch import EngineWatch
+from multilora_gateway.backend.watch import EngineWatch, ModelProbe
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.generation.job import Answer, Call, Piece
 from multilora_text.chat_template import ChatTemplate
 
-_ON_DEMAND = "on demand"  # the origin of an adapter that a request may name, if there is one
-_TEMPLATE_SECONDS = 1.0  # how long a template is believed: files that change count within seconds
+_ON_DEMAND = "on demand"  # the origin of an adapter that exists only if loading it succeeds
+_TEMPLATE_SECONDS = 1.0  # a template is kept this long, so that changed files count within seconds
 _MOST_TEMPLATES = 1024
-_NAME_SECONDS = 2.0  # how long it is believed that a name is an adapter's, or none's
+_NAME_SECONDS = 2.0  # the answer whether a name is an adapter's is kept this long
 _READY_SECONDS = 2.0
 _DESCRIBE_SECONDS = 30.0
 _AGAIN_SECONDS = 2.0
@@ -49,7 +48,8 @@ _LOG = logging.getLogger("multilora.gateway")
 
 
 class Backend:
-    """Make it inside the running event loop. Every method raises GatewayError."""
+    """A connection to one Triton server. Make a Backend inside the running event loop. Every method
+    raises GatewayError."""
 
     def __init__(self, url: str) -> None:
         endpoint = Endpoint.parse(url)
@@ -57,7 +57,7 @@ class Backend:
         self._channel = endpoint.aio_channel()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._adapters = AsyncAdapters(self._stub, ADAPTERS, self.url, None)
-        self._base: asyncio.Task[BaseModel] | None = None  # one question for all who ask at once
+        self._base: asyncio.Task[ServedModel] | None = None  # shared by all callers
         self._templates: dict[str, tuple[float, ChatTemplate | None]] = {}
         self._names: dict[str, tuple[float, bool]] = {}
         self._probe = ModelProbe(self._stub, self.url)
@@ -74,29 +74,28 @@ class Backend:
             await asyncio.wait(self._leaving, timeout=_CLOSE_SECONDS)
         await self._channel.close()
 
-    async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
-        """The answer in pieces; closing the generator ends the request at once."""
-        request = engine_request(call)
+    async def generate(self, asked: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """The answer in deltas; closing the generator ends the request at once."""
+        request = engine_request(asked)
         stream = EngineStream(
             self._stub.ModelStreamInfer(iter([request])),
             lambda: self._probe.stop(request.id, _STOP_SECONDS),
         )
-        wanted = call.sampling.get("logprobs") is not None
-        complete = False
+        logprobs, complete = asked.with_logprobs, False
         try:
-            with self._watch.over(stream, ENGINE) as waiting:
+            with self._watch.over(stream, ENGINE) as watched:
                 async for message in stream:
-                    waiting.heard = time.monotonic()
-                    piece = piece_of(message, wanted)
-                    complete = complete or piece.finish_reason is not None
-                    yield piece
+                    watched.heard = time.monotonic()
+                    delta = delta_of(message, logprobs)
+                    complete = complete or delta.finish_reason is not None
+                    yield delta
             if not complete:
                 raise GatewayError(500, "incomplete_generation", "Incomplete generation")
         except grpc.aio.AioRpcError as error:
             lost = from_status(error.code(), error.details(), self.url)
             raise self._translated(lost, ENGINE) from None
         except MultiLoRAError as error:
-            complete = True  # that was the last word
+            complete = True  # the engine says nothing after an error
             raise self._translated(error, ENGINE) from None
         finally:
             if not stream.at_end:
@@ -104,15 +103,11 @@ class Backend:
                 self._leaving.add(leaving)
                 leaving.add_done_callback(self._leaving.discard)
 
-    async def collect(self, call: Call) -> Answer:
-        """The whole answer."""
-        async with aclosing(self.generate(call)) as pieces:
-            return Answer.joined([piece async for piece in pieces])
-
     async def adapters(
         self, action: str, timeout: float | None = None, **inputs: Scalar | None
     ) -> dict[str, Any]:
-        """What the Triton model `adapters` answers; `timeout` in seconds, None is the server's."""
+        """The answer of the Triton model `adapters` to an action. `timeout` is in seconds; None
+        leaves the choice to the server."""
         question = asyncio.ensure_future(self._adapters.ask(action, timeout, **inputs))
         try:
             with self._watch.over(question, ADAPTERS, ENGINE):
@@ -120,7 +115,7 @@ class Backend:
         except MultiLoRAError as error:
             raise self._translated(error, ADAPTERS) from None
 
-    async def base(self) -> BaseModel:
+    async def base(self) -> ServedModel:
         """The base model that is being served."""
         if self._base is None:
             self._base = asyncio.create_task(self._describe())
@@ -128,10 +123,10 @@ class Backend:
         return await asyncio.shield(self._base)
 
     async def template(self, adapter_id: str, token: str = "") -> ChatTemplate | None:
-        """An adapter's own chat template; None: it uses the base model's.
+        """The chat template of an adapter; None when the adapter uses the base model's.
 
-        `token` opens a private Hub repository that has to be downloaded first. Once the engine has
-        read one, it tells everybody who may use the adapter, and so does this.
+        `token` opens a private Hub repository that has to be downloaded first. A template that was
+        read is told to every caller who may use the adapter, as the engine does.
         """
         if not adapter_id:
             return None
@@ -148,8 +143,9 @@ class Backend:
         return template
 
     async def has_adapter(self, name: str) -> bool:
-        """Whether an adapter is called that; one that appears counts within seconds. A name that
-        only a pattern allows is none before it has been read. Ask for few names: all are kept."""
+        """Whether `name` is an adapter's; a new adapter counts within seconds. A name that only a
+        pattern allows counts once its adapter has been read. Every name asked for is kept, so
+        ask for few."""
         known = self._names.get(name)
         if known and time.monotonic() - known[0] < _NAME_SECONDS:
             return known[1]
@@ -157,14 +153,14 @@ class Backend:
             entry = await self.adapters("info", adapter_id=name)
             found = entry["origin"] != _ON_DEMAND or entry["digest"] is not None
         except GatewayError as error:
-            if error.status not in (404, 422):  # unknown, or what no adapter can be called
+            if error.status not in (404, 422):  # 422: no adapter can have such a name
                 raise
             found = False
         self._names[name] = (time.monotonic(), found)
         return found
 
     async def is_ready(self) -> bool:
-        """Whether requests would be taken now, with adapters and without."""
+        """Whether both Triton models, and so requests with and without adapters, answer now."""
         return all(await asyncio.gather(self._answers(ENGINE), self._answers(ADAPTERS)))
 
     async def _answers(self, model: str) -> bool:
@@ -175,24 +171,25 @@ class Backend:
             return False
         return True
 
-    async def _describe(self) -> BaseModel:
+    async def _describe(self) -> ServedModel:
         description = await self.adapters("describe", _DESCRIBE_SECONDS)
-        return await asyncio.to_thread(BaseModel.from_json, description)
+        return await asyncio.to_thread(ServedModel.from_json, description)
 
-    def _described(self, task: asyncio.Task[BaseModel]) -> None:
-        """A failure is told to those who wait for it, and to nobody after them."""
+    def _described(self, task: asyncio.Task[ServedModel]) -> None:
+        """Forgets a failure: later callers ask the server again."""
         if (task.cancelled() or task.exception()) and self._base is task:
             self._base = None
 
     async def _follow_connection(self) -> None:
-        """A server that goes may come back as another before anybody asks for anything."""
+        """Forgets the server at each new connection: the server may have come back as another one
+        before the next request."""
         while True:
             try:
                 return await self._forget_with_connection()
             except Exception:
                 _LOG.exception("the connection could not be followed; it is tried again")
                 await asyncio.sleep(_AGAIN_SECONDS)
-                self._forget()  # what happened meanwhile nobody saw
+                self._forget()  # a change meanwhile went unseen
 
     async def _forget_with_connection(self) -> None:
         state = self._channel.get_state(try_to_connect=True)
@@ -209,5 +206,5 @@ class Backend:
 
     def _translated(self, error: MultiLoRAError, model: str) -> GatewayError:
         if is_lost(error, model):
-            self._forget()  # it may come back with another base
+            self._forget()  # the server may come back with another base
         return gateway_error(error, model)

@@ -1,10 +1,12 @@
-"""Calls, pieces and errors as they travel between the gateway and the engine."""
+"""What the gateway and the engine say to each other: generation requests, deltas and errors."""
 
 # The generated KServe messages carry no types.
 # pyright: reportAttributeAccessIssue=false
 
 import json
 import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -20,49 +22,88 @@ from multilora_gateway.errors import (
     overloaded,
     unavailable,
 )
-from multilora_gateway.generation.job import Call, Piece, Token
 
 ENGINE = "multilora_llm"
 ADAPTERS = "adapters"
 _RUNNING = "None"  # finish_reason of a response that is not the last
-_NOT_SERVED = "Request for unknown model"  # in the Triton server's
-_TOO_MANY = "--max-concurrent-requests"  # in the engine's words for a full house
+_NOT_SERVED = "Request for unknown model"  # the Triton server's words
+_TOO_MANY = "--max-concurrent-requests"  # the engine says so when too many requests wait
 
 
-def engine_request(call: Call) -> service_pb2.ModelInferRequest:
-    """What is sent for a call."""
-    request = service_pb2.ModelInferRequest(model_name=ENGINE, id=uuid.uuid4().hex)
-    request.parameters["triton_enable_empty_final_response"].bool_param = True
-    add_input(request, "input_ids", "INT32", list(call.prompt_ids))
-    if call.adapter_id:
-        add_input(request, "adapter_id", "BYTES", call.adapter_id)
-    if call.adapter_timeout is not None:
-        add_input(request, "adapter_timeout", "FP32", call.adapter_timeout)
-    if call.adapter_token:
-        add_input(request, "adapter_token", "BYTES", call.adapter_token)
-    add_input(request, "sampling_parameters", "BYTES", json.dumps(dict(call.sampling)))
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One sequence to generate. `adapter_id` "" is the base model.
+
+    `sampling` holds values by the engine's names of `sampling_parameters`. `adapter_token` opens
+    private Hub repositories.
+    """
+
+    prompt_ids: Sequence[int]
+    adapter_id: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    adapter_token: str = field(default="", repr=False)
+
+    @property
+    def with_logprobs(self) -> bool:
+        return self.sampling.get("logprobs") is not None
+
+
+@dataclass(frozen=True)
+class Token:
+    """`logprob` is None unless the request asks for logprobs. `top` holds (token id, logprob) of
+    the likeliest tokens in this place, the most likely one first."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one response of the engine adds. `text` is cut at stop strings, `tokens` are not.
+
+    Only the last delta has a `finish_reason`, "stop" or "length". `queue_seconds` is how long the
+    request waited in the engine; None as long as the engine has not said so.
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: str | None = None
+    queue_seconds: float | None = None
+
+
+def engine_request(asked: GenerationRequest) -> service_pb2.ModelInferRequest:
+    """The gRPC message of a generation request, with a new request id."""
+    message = service_pb2.ModelInferRequest(model_name=ENGINE, id=uuid.uuid4().hex)
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    add_input(message, "input_ids", "INT32", list(asked.prompt_ids))
+    if asked.adapter_id:
+        add_input(message, "adapter_id", "BYTES", asked.adapter_id)
+    if asked.adapter_token:
+        add_input(message, "adapter_token", "BYTES", asked.adapter_token)
+    add_input(message, "sampling_parameters", "BYTES", json.dumps(dict(asked.sampling)))
     reports = ["stream", "return_finish_reason", "return_queue_time"]
-    if call.sampling.get("logprobs") is not None:
+    if asked.with_logprobs:
         reports.append("return_logprobs")
     for name in reports:
-        add_input(request, name, "BOOL", True)
-    return request
+        add_input(message, name, "BOOL", True)
+    return message
 
 
-def piece_of(message: service_pb2.ModelStreamInferResponse, logprobs: bool) -> Piece:
-    """What a response adds; raises the MultiLoRAError that it tells of."""
+def delta_of(message: service_pb2.ModelStreamInferResponse, logprobs: bool) -> Delta:
+    """What a response adds. Raises the MultiLoRAError that an error message stands for."""
     if message.error_message:
         raise from_message(message.error_message)
     values = outputs(message.infer_response)
     if not values:
-        return Piece("", ())
+        return Delta("", ())
     ids = [int(value) for value in values["output_ids"]]
     reason = str(values["finish_reason"][0])
     waited = values.get("queue_time")
     tokens = tuple(map(Token, ids))
     if logprobs:
         tokens = tuple(map(_token, ids, json.loads(str(values["logprobs"][0]))))
-    return Piece(
+    return Delta(
         str(values["text_output"][0]),
         tokens,
         None if reason == _RUNNING else reason,
@@ -71,7 +112,8 @@ def piece_of(message: service_pb2.ModelStreamInferResponse, logprobs: bool) -> P
 
 
 def _token(token_id: int, entries: dict[str, dict[str, Any]]) -> Token:
-    """From {token id: {logprob, rank}}; the rank is null beyond the most likely ones."""
+    """`entries` is {token id: {logprob, rank}} of the token's place; only the likeliest tokens have
+    a rank."""
     ranked = sorted(
         (entry["rank"], int(name), entry["logprob"])
         for name, entry in entries.items()
@@ -82,9 +124,9 @@ def _token(token_id: int, entries: dict[str, dict[str, Any]]) -> Token:
 
 
 def is_lost(error: MultiLoRAError, model: str) -> bool:
-    """Whether what a Triton model was asked ended so that another base may be served next. What
-    a living model has to say of an adapter does not; and the engine outlives the process of
-    `adapters`."""
+    """Whether an error of `model`, a Triton model, means that another base model may be served
+    next: the server is gone, or the engine is. What a living engine says of an adapter does not
+    count, nor does the end of the process of `adapters`, which the engine outlives."""
     if isinstance(error, ServerLost):
         return True
     gone = isinstance(error, ProcessDied) or error.message.startswith(_NOT_SERVED)
@@ -92,7 +134,7 @@ def is_lost(error: MultiLoRAError, model: str) -> bool:
 
 
 def gateway_error(error: MultiLoRAError, model: str) -> GatewayError:
-    """The client library's errors as the gateway's, of what a Triton model was asked."""
+    """The gateway's error for an error that the client library raised when `model` was asked."""
     code, message = error.code, error.message
     if code == grpc.StatusCode.INVALID_ARGUMENT.name:
         return invalid(message)

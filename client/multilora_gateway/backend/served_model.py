@@ -1,4 +1,4 @@
-"""What the gateway knows of the base model: facts the server tells once, tokenizer included."""
+"""The base model as the gateway knows it: what the server says once, tokenizer included."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from multilora_text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class ServedModel:
     """Lengths are in tokens. `model_sha` is the Hub's commit, None for a folder."""
 
     model_id: str
@@ -27,13 +27,13 @@ class BaseModel:
     tokenizer: Tokenizer
 
     @staticmethod
-    def from_json(values: Mapping[str, Any]) -> "BaseModel":
-        """From the answer to the action `describe`; GatewayError when it cannot be read. A big
-        vocabulary takes a good part of a second."""
+    def from_json(values: Mapping[str, Any]) -> "ServedModel":
+        """From the answer to the action `describe`; GatewayError when a field is missing or wrong.
+        Reading a big vocabulary takes a good part of a second."""
         try:
             files = values["tokenizer"]
             facts = {name: values[name] for name in _FACTS}
-            return BaseModel(
+            return ServedModel(
                 **facts,
                 eos_token_ids=frozenset(values["eos_token_ids"]),
                 tokenizer=Tokenizer.from_files(files, str(values["model_id"])),

@@ -1,8 +1,8 @@
-"""One generation's gRPC stream, read to its end whatever becomes of its client.
+"""The gRPC stream of one generation, read to its end also after its client has gone.
 
 Law: a stream is not cancelled while its server lives. The Triton server loses a request that is
-cancelled while its last word is being written, and cannot stop in order afterwards. Instead the
-engine is told to stop it, and what is still said is read.
+cancelled while the last response is being written, and cannot stop in order afterwards. Instead the
+engine is told to stop the request, and the remaining responses are read.
 """
 
 import asyncio
@@ -11,44 +11,45 @@ from typing import Any
 
 from multilora_client.errors import MultiLoRAError
 
-_STOP_SECONDS = 0.5  # until it is asked again: the request itself may not have arrived yet
+_STOP_SECONDS = 0.5  # between two stops, for the first may overtake the request itself
 _STOPS = 20
 
 
 class EngineStream:
-    """Make it inside the running event loop, iterate over its messages, then `leave` it.
+    """The messages of a stream. Make an EngineStream inside the running event loop, iterate over
+    its messages, then call `leave`.
 
-    `call` is grpc.aio's; `stop` asks the engine to end the request and raises MultiLoRAError when
-    nobody is there to be asked.
+    `call` is grpc.aio's. `stop` asks the engine to end the request, and raises MultiLoRAError when
+    no engine answers.
     """
 
     def __init__(self, call: Any, stop: Callable[[], Awaitable[None]]) -> None:
         self._call = call
         self._stop = stop
         self._messages: asyncio.Queue[Any] | None = asyncio.Queue()
-        self.at_end = False  # it was read to its end: there is nothing to leave
-        # of its own: to cancel who waits for a message of grpc.aio's is to cancel the stream
+        self.at_end = False  # once every message was read, there is nothing to leave
+        # A task of its own reads: cancelling a task that waits for grpc.aio cancels the stream.
         self._reader = asyncio.create_task(self._read())
 
     def __aiter__(self) -> "EngineStream":
         return self
 
     async def __anext__(self) -> Any:
-        assert self._messages is not None, "it has been left"
+        assert self._messages is not None, "the stream has been left"
         message = await self._messages.get()
         if message is None:
             self.at_end = True
-            self._reader.result()  # how it ended
+            self._reader.result()  # raises the error that ended the stream
             raise StopAsyncIteration
         return message
 
     def cancel(self) -> None:
-        """The server is gone: nothing can be lost any more."""
+        """For a server that is gone, which can lose nothing any more."""
         self._call.cancel()
 
     async def leave(self, ended: bool) -> None:
-        """Nobody listens any more; returns at the end of the stream. `ended`: the last word, or an
-        error, has been said."""
+        """Drop the remaining messages; returns at the end of the stream. `ended` says that the last
+        response, or an error, has come already."""
         self._messages = None
         for _ in range(_STOPS):
             if self._reader.done():

@@ -1,4 +1,4 @@
-"""Which adapter a request means: by name, by LoRAX's source, or several merged into one."""
+"""Which adapter a request selects: by its name, by LoRAX's source, or several merged into one."""
 
 import json
 from dataclasses import dataclass
@@ -6,16 +6,15 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from multilora_gateway.backend.client import Backend
 from multilora_gateway.errors import invalid
-from multilora_gateway.http.access import Caller
+from multilora_gateway.generation.context import RequestContext
 from multilora_gateway.http.json_values import Fields, Items, Name, Text
 
-BASE_MODEL = "__base_model__"  # LoRAX's name of no adapter
-AdapterSource = Literal["hub", "local", "s3", "pbase"]
+BASE_MODEL = "__base_model__"  # LoRAX's name of the base model, where an adapter's name stands
+LoraxSource = Literal["hub", "local", "s3", "pbase"]
 
 
-class MergedAdapters(Fields):
+class AdapterMerge(Fields):
     """Several adapters as one."""
 
     ids: Items[Name] = Field(min_length=1)
@@ -26,16 +25,16 @@ class MergedAdapters(Fields):
 
 
 @dataclass(frozen=True)
-class AdapterWish:
-    """What a request says of its adapter. `token` opens private Hub repositories."""
+class AdapterSelection:
+    """What a request says about its adapter. `token` opens private Hub repositories."""
 
     adapter_id: str = ""
-    source: AdapterSource | None = None
+    source: LoraxSource | None = None
     token: str = ""
-    merged: MergedAdapters | None = None
+    merged: AdapterMerge | None = None
 
     def check(self) -> None:
-        """Raises GatewayError for what cannot be."""
+        """Raises GatewayError for fields that contradict each other or are not supported."""
         merged = self.merged
         if merged is not None and self.adapter_id:
             raise invalid("you must specify at most one of `adapter_id` or `merged_adapters`")
@@ -49,48 +48,48 @@ class AdapterWish:
 
 
 class AdapterFields(BaseModel):
-    """What a body of either API may say of its adapter. None is as good as left out."""
+    """The fields about an adapter, of both APIs. None is the same as absent."""
 
     adapter_id: Name | None = None
-    adapter_source: AdapterSource | None = None
+    adapter_source: LoraxSource | None = None
     api_token: Text | None = Field(default=None, repr=False)
-    merged_adapters: MergedAdapters | None = None
+    merged_adapters: AdapterMerge | None = None
 
     @property
-    def wish(self) -> AdapterWish:
-        return AdapterWish(
+    def selection(self) -> AdapterSelection:
+        return AdapterSelection(
             self.adapter_id or "", self.adapter_source, self.api_token or "", self.merged_adapters
         )
 
 
-async def wanted_adapter(wish: AdapterWish, caller: Caller, backend: Backend) -> str:
-    """Its name at the server, "" for the base model. Raises GatewayError, 403 for an adapter that
-    is not the caller's."""
-    wish.check()
-    if wish.merged is not None:
-        return await _merged(wish, wish.merged, caller, backend)
-    adapter_id = _named(wish.adapter_id, wish.source)
-    caller.check(adapter_id)
+async def selected_adapter(selection: AdapterSelection, context: RequestContext) -> str:
+    """The adapter's name at the server, "" for the base model. Raises GatewayError, 403 for an
+    adapter that the caller may not use."""
+    selection.check()
+    if selection.merged is not None:
+        return await _merged(selection, selection.merged, context)
+    adapter_id = _named(selection.adapter_id, selection.source)
+    context.caller.check(adapter_id)
     return adapter_id
 
 
 async def _merged(
-    wish: AdapterWish, merged: MergedAdapters, caller: Caller, backend: Backend
+    selection: AdapterSelection, merged: AdapterMerge, context: RequestContext
 ) -> str:
-    ids = [_named(adapter_id, wish.source) for adapter_id in merged.ids]
+    ids = [_named(adapter_id, selection.source) for adapter_id in merged.ids]
     for adapter_id in ids:
         if not adapter_id:
             raise invalid("`ids` must not hold an empty adapter id")
-        caller.check(adapter_id)
+        context.caller.check(adapter_id)
     spec = {**merged.model_dump(exclude_none=True), "ids": ids}
-    token = wish.token or None
-    entry = await backend.adapters("merge", merge=json.dumps(spec), adapter_token=token)
+    token = selection.token or None
+    entry = await context.backend.adapters("merge", merge=json.dumps(spec), adapter_token=token)
     return str(entry["id"])
 
 
-def _named(adapter_id: str, source: AdapterSource | None) -> str:
-    """LoRAX's source and id → id, "" for the base model. The server tells folders, repositories and
-    buckets by their form, and a name that it knows comes before all of them."""
+def _named(adapter_id: str, source: LoraxSource | None) -> str:
+    """LoRAX's source and id → the server's name, "" for the base model. The server tells folders,
+    repositories and buckets apart by their form, and prefers an adapter that it knows by name."""
     if adapter_id == BASE_MODEL:
         return ""
     is_folder = adapter_id.startswith(("/", "./", "../", "~"))

@@ -18,7 +18,7 @@ class ContentPart(OpenFields):
 
 
 class CalledFunction(OpenFields):
-    """`arguments` is JSON text; TGI's clients send the object itself."""
+    """`arguments` is JSON text in OpenAI's API; TGI's clients send the object itself."""
 
     name: Text
     arguments: Text | Schema = "{}"
@@ -29,7 +29,7 @@ class ToolCallMessage(OpenFields):
     id: Text | None = None
 
 
-class Message(OpenFields):
+class ChatMessage(OpenFields):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Items[ContentPart] | None = None
     name: Text | None = None
@@ -37,17 +37,17 @@ class Message(OpenFields):
     tool_call_id: Text | None = None
 
 
-def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Raises GatewayError (validation)."""
+def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """The messages as a chat template takes them; raises GatewayError (validation)."""
     if not messages:
         raise invalid("messages is empty; send at least one message", "messages")
     return [_plain(number, message) for number, message in enumerate(messages)]
 
 
-def _plain(number: int, message: Message) -> dict[str, Any]:
+def _plain(number: int, message: ChatMessage) -> dict[str, Any]:
     where = f"messages.{number}"
     plain: dict[str, Any] = {
-        # templates know no developer; it is the newer name of system
+        # Templates know no role developer, which is the newer name of system.
         "role": "system" if message.role == "developer" else message.role,
         "content": _text(where, message),
     }
@@ -60,10 +60,10 @@ def _plain(number: int, message: Message) -> dict[str, Any]:
     return plain
 
 
-def _text(where: str, message: Message) -> str:
+def _text(where: str, message: ChatMessage) -> str:
     content = message.content
     if content is None:
-        if message.role == "assistant":  # one that only calls tools
+        if message.role == "assistant":  # a message that only calls tools
             return ""
         raise invalid(f"{where}.content is missing; it is required", "messages")
     if isinstance(content, str):

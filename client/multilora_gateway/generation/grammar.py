@@ -1,6 +1,7 @@
-"""JSON schemas as TGI reads them: what has `properties` and says no other kind is an object.
+"""The engine's `grammar`: a JSON schema, any JSON object, or a regular expression.
 
-JSON Schema itself lets such a schema take any string or number too.
+TGI reads a schema that has `properties`, and states no other kind, as the schema of an object; JSON
+Schema itself lets such a schema accept any string or number too.
 """
 
 from typing import Any
@@ -11,6 +12,20 @@ _DECIDES = frozenset(("type", "$ref", "anyOf", "oneOf", "enum", "const"))
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties")
+
+
+def json_grammar(schema: dict[str, Any] | str) -> dict[str, Any]:
+    """JSON that fits a schema, which is an object or the text of one."""
+    return {"type": "json", "value": schema}
+
+
+def json_object_grammar() -> dict[str, Any]:
+    """Any JSON object."""
+    return {"type": "json_object"}
+
+
+def regex_grammar(pattern: str) -> dict[str, Any]:
+    return {"type": "regex", "value": pattern}
 
 
 def with_object_types(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,63 +1,62 @@
-"""One generation as the gateway sees it: what is asked of the engine, and what comes back."""
+"""The job that a checked request becomes, whichever API it came by.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+Every API takes the same steps: context → adapter (adapter_selection, model_name) → prompt (prompt)
+→ limit (budget) → sampling and grammar → one generation request for each answer → deltas or whole
+results (parallel). An API adds its names, messages and shapes to the steps, and no step of its own.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from multilora_gateway.backend.messages import GenerationRequest
+from multilora_gateway.backend.served_model import ServedModel
+from multilora_gateway.generation.budget import TokenBudget
+from multilora_gateway.generation.context import RequestContext
+from multilora_gateway.generation.parallel import (
+    GenerationResult,
+    NumberedDelta,
+    interleaved,
+    results,
+)
 
-@dataclass(frozen=True)
-class Call:
-    """One sequence. `adapter_id` "" is the base model.
 
-    `sampling` holds values by the engine's names of `sampling_parameters`. `adapter_timeout` is in
-    seconds; None leaves it to the server. `adapter_token` opens private Hub repositories.
+@dataclass(frozen=True, kw_only=True)
+class GenerationJob:
+    """What the engine is asked for: one of `requests` for each answer."""
+
+    context: RequestContext
+    base: ServedModel
+    requests: Sequence[GenerationRequest]
+
+    def deltas(self) -> AsyncGenerator[NumberedDelta, None]:
+        """The answers while they grow. Closing the generator ends them."""
+        return interleaved(self.context.backend, self.requests)
+
+    async def results(self) -> list[GenerationResult]:
+        """The whole answers, in the order of `requests`."""
+        return await results(self.context.backend, self.requests)
+
+
+def generation_requests(
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int | None],
+    sampling: Callable[[TokenBudget], Mapping[str, Any]],
+    base: ServedModel,
+    *,
+    adapter_id: str,
+    adapter_token: str,
+) -> list[GenerationRequest]:
+    """The answers to the first prompt, one for each seed, then those to the next prompt.
+
+    A seed of None leaves the draw to the engine. `sampling` maps the budget of a prompt to the
+    engine's sampling parameters, `max_tokens` included, and raises GatewayError when the prompt or
+    the answer does not fit.
     """
-
-    prompt_ids: Sequence[int]
-    adapter_id: str = ""
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    adapter_timeout: float | None = None
-    adapter_token: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True)
-class Token:
-    """`logprob` is None unless Call.sampling asks for logprobs; `top` is most likely first."""
-
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What one response adds. `text` is cut at stop strings, `tokens` are not.
-
-    `finish_reason` ("stop" or "length") is in the last one only; `queue_seconds` is how long the
-    request waited in the engine, None as long as the server does not say.
-    """
-
-    text: str
-    tokens: tuple[Token, ...]
-    finish_reason: str | None = None
-    queue_seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """All pieces of a generation together."""
-
-    text: str
-    tokens: tuple[Token, ...]
-    finish_reason: str
-    queue_seconds: float | None = None
-
-    @staticmethod
-    def joined(pieces: Sequence[Piece]) -> "Answer":
-        """Of a whole stream, at least one piece."""
-        return Answer(
-            "".join(piece.text for piece in pieces),
-            tuple(token for piece in pieces for token in piece.tokens),
-            pieces[-1].finish_reason or "stop",
-            next((p.queue_seconds for p in pieces if p.queue_seconds is not None), None),
-        )
+    requests: list[GenerationRequest] = []
+    for ids in prompts:
+        shared = sampling(TokenBudget(len(ids), base))
+        for seed in seeds:
+            own = shared if seed is None else {**shared, "seed": seed}
+            requests.append(GenerationRequest(ids, adapter_id, own, adapter_token))
+    return requests

@@ -1,31 +1,52 @@
-"""Several generations at once, as one stream of pieces."""
+"""Several generations at once: as one stream of deltas, or as results in order."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 
 from multilora_gateway.backend.client import Backend
-from multilora_gateway.generation.job import Answer, Call, Piece
+from multilora_gateway.backend.messages import Delta, GenerationRequest, Token
 
-NumberedPiece = tuple[int, Piece]
+NumberedDelta = tuple[int, Delta]
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """All deltas of a generation together."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: str
+    queue_seconds: float | None = None
+
+    @staticmethod
+    def joined(deltas: Sequence[Delta]) -> "GenerationResult":
+        """The result of a whole stream, which has at least one delta."""
+        return GenerationResult(
+            "".join(delta.text for delta in deltas),
+            tuple(token for delta in deltas for token in delta.tokens),
+            deltas[-1].finish_reason or "stop",
+            next((d.queue_seconds for d in deltas if d.queue_seconds is not None), None),
+        )
 
 
 async def interleaved(
-    backend: Backend, calls: Sequence[Call]
-) -> AsyncGenerator[NumberedPiece, None]:
-    """Pieces as they come, each with the number of its call.
+    backend: Backend, requests: Sequence[GenerationRequest]
+) -> AsyncGenerator[NumberedDelta, None]:
+    """Deltas as they come, each with the number of its request.
 
-    Raises what the first call to fail raises. Then, and when this is closed, all calls are closed.
+    Raises the first error of any request. Then, and when the generator is closed, all requests end.
     """
-    if len(calls) == 1:
-        async with contextlib.aclosing(backend.generate(calls[0])) as pieces:
-            async for piece in pieces:
-                yield 0, piece
+    if len(requests) == 1:
+        async with contextlib.aclosing(backend.generate(requests[0])) as deltas:
+            async for delta in deltas:
+                yield 0, delta
         return
-    arrived: asyncio.Queue[NumberedPiece | BaseException | None] = asyncio.Queue()
+    arrived: asyncio.Queue[NumberedDelta | BaseException | None] = asyncio.Queue()
     tasks = [
-        asyncio.create_task(_read(backend, number, call, arrived))
-        for number, call in enumerate(calls)
+        asyncio.create_task(_read(backend, number, request, arrived))
+        for number, request in enumerate(requests)
     ]
     running = len(tasks)
     try:
@@ -43,25 +64,27 @@ async def interleaved(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def answers(pieces: AsyncGenerator[NumberedPiece, None], count: int) -> list[Answer]:
-    """The whole answers of `count` calls, in their order."""
-    found: list[list[Piece]] = [[] for _ in range(count)]
-    async with contextlib.aclosing(pieces):
-        async for number, piece in pieces:
-            found[number].append(piece)
-    return [Answer.joined(each) for each in found]
+async def results(
+    backend: Backend, requests: Sequence[GenerationRequest]
+) -> list[GenerationResult]:
+    """The whole answers to `requests`, in their order. Raises the first error of any request."""
+    found: list[list[Delta]] = [[] for _ in requests]
+    async with contextlib.aclosing(interleaved(backend, requests)) as deltas:
+        async for number, delta in deltas:
+            found[number].append(delta)
+    return [GenerationResult.joined(each) for each in found]
 
 
 async def _read(
     backend: Backend,
     number: int,
-    call: Call,
-    arrived: asyncio.Queue[NumberedPiece | BaseException | None],
+    request: GenerationRequest,
+    arrived: asyncio.Queue[NumberedDelta | BaseException | None],
 ) -> None:
     try:
-        async with contextlib.aclosing(backend.generate(call)) as pieces:
-            async for piece in pieces:
-                arrived.put_nowait((number, piece))
+        async with contextlib.aclosing(backend.generate(request)) as deltas:
+            async for delta in deltas:
+                arrived.put_nowait((number, delta))
         arrived.put_nowait(None)
     except Exception as error:
         arrived.put_nowait(error)

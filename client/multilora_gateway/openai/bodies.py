@@ -1,4 +1,4 @@
-"""JSON bodies of the OpenAI API, read strictly: a wrong or unknown field is an error naming it."""
+"""JSON bodies of the OpenAI API, read strictly: an error names the wrong or unknown field."""
 
 import difflib
 import re
@@ -26,7 +26,7 @@ def parse(kind: type[_F], body: bytes) -> _F:
 
 
 def request_schema(kind: type[Fields], path: str) -> dict[str, Any]:
-    """What a POST route at `path` tells OpenAPI of its body."""
+    """The body of a POST route at `path`, for the API's description."""
     place = path.replace("/", "~1")
     where = f"#/paths/{place}/post/requestBody/content/application~1json/schema/$defs/"
     schema = kind.model_json_schema(ref_template=where + "{model}")
@@ -58,5 +58,5 @@ def _hint(kind: type[Fields], loc: Sequence[int | str]) -> str:
 
 
 def _is_tag(part: int | str) -> bool:
-    """Pydantic names the alternatives of a union in the place of an error."""
+    """Whether pydantic means an alternative of a union, not a field, by a part of a place."""
     return isinstance(part, str) and bool(_UNION_TAG.fullmatch(part))

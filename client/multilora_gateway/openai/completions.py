@@ -1,29 +1,38 @@
-"""/v1/completions: the body, and the job it makes."""
+"""/v1/completions: the body, its job, and the JSON of its choices."""
 
-import asyncio
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.backend.messages import Delta
+from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import invalid
-from multilora_gateway.generation.job import Answer, Call, Piece
+from multilora_gateway.generation.budget import TokenBudget
+from multilora_gateway.generation.context import RequestContext
+from multilora_gateway.generation.job import generation_requests
 from multilora_gateway.generation.model_name import resolve
+from multilora_gateway.generation.parallel import GenerationResult
+from multilora_gateway.generation.prompt import encode_text
 from multilora_gateway.http.json_values import Items
-from multilora_gateway.openai.job import Job, Place
+from multilora_gateway.openai.job import CompletionJob
 from multilora_gateway.openai.logprobs import TextOffsets, text_logprobs
-from multilora_gateway.openai.sampling import Common, check_count, choices, room
+from multilora_gateway.openai.sampling import (
+    CompletionFields,
+    check_count,
+    choice_seeds,
+    max_tokens,
+)
 from multilora_gateway.openai.vllm import True_
 from multilora_text.tokenizer import Tokenizer
 
 MAX_LOGPROBS = 20
 _DEFAULT_TOKENS = 16  # OpenAI's
-_LONG = 8192  # characters; longer prompts are tokenised beside the event loop
 
 Prompt = str | list[int]
 
 
-class CompletionBody(Common):
+class CompletionBody(CompletionFields):
     prompt: str | Items[str] | Items[int] | Items[Items[int]]
     best_of: Annotated[int, Field(ge=1)] | None = None
     echo: bool | None = None
@@ -32,7 +41,7 @@ class CompletionBody(Common):
     add_special_tokens: True_ = None
 
     def check(self) -> None:
-        """What fits no engine; raises GatewayError."""
+        """Raises GatewayError for fields that are not supported here."""
         if self.suffix:
             raise invalid("suffix is not supported; leave it out", "suffix")
         if self.best_of not in (None, self.n or 1):
@@ -41,33 +50,39 @@ class CompletionBody(Common):
             raise invalid("echo with logprobs is not supported; leave one of them out", "echo")
 
 
-async def completion_job(body: CompletionBody, place: Place) -> Job:
+async def completion_job(body: CompletionBody, context: RequestContext) -> CompletionJob:
     """Raises GatewayError."""
-    base = await place.backend.base()
+    base = await context.backend.base()
     body.check()
-    sampling = body.sampling(base, place.settings)
+    sampling = body.sampling(base, context.settings)
     if body.logprobs is not None:
         sampling["logprobs"] = body.logprobs
     prompts, n = _prompts(body.prompt), body.n or 1
     check_count(len(prompts) * n, base)
-    target = await resolve(place.backend, place.settings, place.caller, body.model, body.wish)
+    model = await resolve(context, body.model, body.selection)
     encoded = [await _encode(prompt, base) for prompt in prompts]
-    calls: list[Call] = []
-    for ids in encoded:
-        most = room(len(ids), body.max_tokens, _DEFAULT_TOKENS, base)
-        calls += [
-            Call(ids, target.adapter_id, each, adapter_token=body.wish.token)
-            for each in choices({**sampling, "max_tokens": most}, n, body.seed)
-        ]
+
+    def limited(budget: TokenBudget) -> Mapping[str, Any]:
+        return {**sampling, "max_tokens": max_tokens(budget, body.max_tokens, _DEFAULT_TOKENS)}
+
+    requests = generation_requests(
+        encoded,
+        choice_seeds(body.seed, n),
+        limited,
+        base,
+        adapter_id=model.adapter_id,
+        adapter_token=body.selection.token,
+    )
     echoes = [_text(prompt, base.tokenizer) if body.echo else "" for prompt in prompts]
     wants_logprobs = body.logprobs is not None
-    return Job(
-        kind="cmpl",
+    return CompletionJob(
+        context=context,
+        base=base,
+        requests=requests,
+        id_prefix="cmpl",
         object="text_completion",
         chunk_object="text_completion",
-        target=target,
-        base=base,
-        calls=calls,
+        model=model,
         choice=lambda number: TextChoice(base.tokenizer, echoes[number // n], wants_logprobs),
         prompt_tokens=sum(map(len, encoded)),
         with_usage=body.with_usage,
@@ -75,7 +90,7 @@ async def completion_job(body: CompletionBody, place: Place) -> Job:
 
 
 class TextChoice:
-    """See Choice of openai_job. `echo` is put before the text."""
+    """A Choice (see openai.job). `echo` is put before the text."""
 
     def __init__(self, tokenizer: Tokenizer, echo: str, logprobs: bool) -> None:
         self._tokenizer = tokenizer
@@ -85,15 +100,15 @@ class TextChoice:
     def opening(self) -> list[dict[str, Any]]:
         return [_chunk(self._echo, None)] if self._echo else []
 
-    def chunks(self, piece: Piece) -> list[dict[str, Any]]:
-        if not (piece.text or piece.finish_reason or (self._offsets and piece.tokens)):
+    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
+        if not (delta.text or delta.finish_reason or (self._offsets and delta.tokens)):
             return []
-        return [_chunk(piece.text, self._logprobs(piece), piece.finish_reason)]
+        return [_chunk(delta.text, self._logprobs(delta), delta.finish_reason)]
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        return _chunk(self._echo + answer.text, self._logprobs(answer), answer.finish_reason)
+    def whole(self, result: GenerationResult) -> dict[str, Any]:
+        return _chunk(self._echo + result.text, self._logprobs(result), result.finish_reason)
 
-    def _logprobs(self, part: Piece | Answer) -> dict[str, Any] | None:
+    def _logprobs(self, part: Delta | GenerationResult) -> dict[str, Any] | None:
         if self._offsets is None:
             return None
         return text_logprobs(part.tokens, self._tokenizer, self._offsets)
@@ -113,10 +128,9 @@ def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[Promp
     return list(given)  # pyright: ignore[reportReturnType] - texts, or lists of token ids
 
 
-async def _encode(prompt: Prompt, base: BaseModel) -> list[int]:
+async def _encode(prompt: Prompt, base: ServedModel) -> list[int]:
     if isinstance(prompt, str):
-        encode = base.tokenizer.encode
-        ids = encode(prompt) if len(prompt) < _LONG else await asyncio.to_thread(encode, prompt)
+        ids = await encode_text(base.tokenizer, prompt)
     else:
         ids = prompt
     if not ids:

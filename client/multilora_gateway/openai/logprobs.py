@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from multilora_gateway.generation.job import Token
+from multilora_gateway.backend.messages import Token
 from multilora_text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -27,9 +27,9 @@ def chat_logprobs(tokens: Sequence[Token], tokenizer: Tokenizer) -> dict[str, An
 
 
 class TextOffsets:
-    """Where the tokens of one answer begin in its text, in characters. Told of every token once.
+    """Where the tokens of one answer begin in its text, in characters. Takes every token once.
 
-    All tokens of a character begin where it stands.
+    All tokens of one character begin where the character stands.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -39,14 +39,14 @@ class TextOffsets:
         self._decoded: int | None = None  # characters; None before the first token of the text
 
     def of(self, token_id: int) -> int:
-        """Of the next token."""
+        """The offset of the next token."""
         offset = self._decoded or 0
         if token_id not in self._unseen:
             self._decoded = offset + len(self._decoder.decode(self._seen(token_id)))
         return offset
 
     def _seen(self, token_id: int) -> bytes:
-        """Decoders drop a space before the first token."""
+        """The token's bytes in the text; decoders drop a space before the first token."""
         raw = _bytes(self._tokenizer, token_id)
         if self._decoded is None and raw.startswith(b" "):
             return self._tokenizer.decode([token_id]).encode()
@@ -66,7 +66,7 @@ def text_logprobs(
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    r"""The text of a token; half a character is shown by its bytes, such as bytes:\xe2\x98."""
+    r"""The text of a token; part of a character is shown as its bytes, such as bytes:\xe2\x98."""
     raw = _bytes(tokenizer, token_id)
     try:
         return raw.decode("utf-8")
@@ -91,7 +91,8 @@ def _top(token: Token, tokenizer: Tokenizer) -> dict[str, float | None]:
 
 @lru_cache(maxsize=_KEPT)
 def _bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
-    """Decoders drop a space before the first token, so the token is decoded after itself."""
+    """The bytes of a token. Decoders drop a space before the first token, so the token is decoded
+    after itself."""
     first = tokenizer.decode([token_id], skip_special_tokens=False)
     text = tokenizer.decode([token_id, token_id], skip_special_tokens=False)[len(first) :]
     if _REPLACEMENT not in text:
@@ -107,7 +108,7 @@ def _bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
 
 @lru_cache(maxsize=1)
 def _byte_alphabet() -> dict[str, int]:
-    """The characters by which byte-level BPE writes bytes: printable ones stand for themselves."""
+    """The characters by which byte-level BPE writes bytes: a printable one stands for itself."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     alphabet = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(256) if byte not in printable)

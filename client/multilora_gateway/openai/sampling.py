@@ -1,14 +1,20 @@
-"""The fields that chat and text completions share, and what they mean for the engine."""
+"""The fields that chat and text completions share → the engine's sampling parameters."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import GatewayError, invalid
 from multilora_gateway.generation.adapter_selection import AdapterFields
-from multilora_gateway.generation.grammar import with_object_types
+from multilora_gateway.generation.budget import TokenBudget
+from multilora_gateway.generation.grammar import (
+    json_grammar,
+    json_object_grammar,
+    regex_grammar,
+    with_object_types,
+)
 from multilora_gateway.http.json_values import Fields, Items, OpenFields
 from multilora_gateway.openai.vllm import VllmFields
 from multilora_gateway.settings import Settings
@@ -42,14 +48,14 @@ class ResponseFormat(Fields):
         if self.type == "regex":
             if not isinstance(self.value, str):
                 raise invalid("response_format.value must be a pattern", "response_format")
-            return {"type": "regex", "value": self.value}
+            return regex_grammar(self.value)
         schema = self.value
         if self.json_schema is not None:
             schema = self.json_schema.get("schema", {})
         elif self.type == "json_schema" and isinstance(schema, dict):
-            schema = schema.get("schema", schema)  # TGI's may have a name around it
+            schema = schema.get("schema", schema)  # TGI's schema may come with a name around it
         if schema is None and self.type == "json_object":
-            return {"type": "json_object"}
+            return json_object_grammar()
         if not isinstance(schema, dict):
             raise invalid(
                 'response_format needs a schema: {"type": "json_schema", "json_schema": '
@@ -57,12 +63,12 @@ class ResponseFormat(Fields):
                 "response_format",
             )
         if not schema:
-            return {"type": "json_object"}
-        return {"type": "json", "value": with_object_types(schema)}
+            return json_object_grammar()
+        return json_grammar(with_object_types(schema))
 
 
-class Common(AdapterFields, VllmFields, Fields):
-    """What both kinds of completion take. None is as good as left out."""
+class CompletionFields(AdapterFields, VllmFields, Fields):
+    """The fields of both kinds of completion. None is the same as absent."""
 
     model: str | None = None
     frequency_penalty: _Penalty | None = None
@@ -83,7 +89,7 @@ class Common(AdapterFields, VllmFields, Fields):
     stop: str | Items[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # Taken without effect.
+    # Accepted without effect.
     metadata: Any = None
     moderation: Any = None
     prompt_cache_key: Any = None
@@ -98,12 +104,12 @@ class Common(AdapterFields, VllmFields, Fields):
     def with_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self, base: BaseModel, settings: Settings) -> dict[str, Any]:
-        """By the engine's names, but for max_tokens, logprobs and seed; raises GatewayError."""
+    def sampling(self, base: ServedModel, settings: Settings) -> dict[str, Any]:
+        """By the engine's names, without max_tokens, logprobs and seed; raises GatewayError."""
         values: dict[str, Any] = {
             name: value for name in _SAME_NAMES if (value := getattr(self, name)) is not None
         }
-        # OpenAI samples unless told otherwise; the engine alone would be greedy.
+        # OpenAI samples by default; the engine's default is greedy.
         values["temperature"] = 1.0 if self.temperature is None else self.temperature
         if stop := self._stop(settings.max_stop_sequences):
             values["stop"] = stop
@@ -123,15 +129,13 @@ class Common(AdapterFields, VllmFields, Fields):
         return stop
 
 
-def choices(sampling: Mapping[str, Any], n: int, seed: int | None) -> list[dict[str, Any]]:
-    """The sampling of each of `n` choices: with a seed, each has its own."""
-    if seed is None:
-        return [dict(sampling)] * n
-    return [{**sampling, "seed": (seed + number) % _UINT64} for number in range(n)]
+def choice_seeds(seed: int | None, n: int) -> list[int | None]:
+    """The seed of each of `n` choices: one seed for all would make all of them alike."""
+    return [None if seed is None else (seed + number) % _UINT64 for number in range(n)]
 
 
-def check_count(answers: int, base: BaseModel) -> None:
-    """GatewayError for more answers than ever run at once: no retry would help."""
+def check_count(answers: int, base: ServedModel) -> None:
+    """GatewayError for more answers than ever run at once, which no retry could give."""
     most = base.max_concurrent_requests
     if answers > most:
         raise invalid(
@@ -141,20 +145,19 @@ def check_count(answers: int, base: BaseModel) -> None:
         )
 
 
-def room(prompt_tokens: int, asked: int | None, default: int | None, base: BaseModel) -> int:
-    """max_tokens of a prompt of that length: as asked, else `default`, else all that is left."""
-    left = base.max_total_tokens - prompt_tokens
-    if prompt_tokens > base.max_input_tokens or left < 1:
+def max_tokens(budget: TokenBudget, asked: int | None, default: int | None = None) -> int:
+    """As asked, else `default`, else all that is left; raises GatewayError when the prompt or what
+    is asked for does not fit."""
+    base, length = budget.base, budget.prompt_tokens
+    if budget.prompt_is_too_long or budget.left < 1:
         limit = min(base.max_input_tokens, base.max_total_tokens - 1)
-        raise _too_long(f"the prompt has {prompt_tokens} tokens, more than {limit}; shorten it")
-    if asked is None:
-        return left if default is None else min(default, left)
-    if asked > left:
+        raise _too_long(f"the prompt has {length} tokens, more than {limit}; shorten it")
+    if asked is not None and asked > budget.left:
         raise _too_long(
-            f"the prompt's {prompt_tokens} tokens and max_tokens {asked} are more than "
-            f"{base.max_total_tokens} together; ask for at most {left}"
+            f"the prompt's {length} tokens and max_tokens {asked} are more than "
+            f"{base.max_total_tokens} together; ask for at most {budget.left}"
         )
-    return asked
+    return budget.granted(asked, default)
 
 
 def _too_long(message: str) -> GatewayError:

@@ -1,4 +1,4 @@
-"""Fields that vLLM adds to the OpenAI API: constraints of the answer, and settings of its own."""
+"""Fields that vLLM adds to the OpenAI API: constraints of the answer, and vLLM's own settings."""
 
 import json
 import re
@@ -8,14 +8,19 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field
 
 from multilora_gateway.errors import invalid
+from multilora_gateway.generation.grammar import (
+    json_grammar,
+    json_object_grammar,
+    regex_grammar,
+)
 from multilora_gateway.http.json_values import Fields, Items, Schema
 
-# re.escape escapes more than the engine's syntax knows
+# re.escape would escape more than the engine's syntax allows.
 _SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
 
 
 def only(value: Any) -> AfterValidator:
-    """Of a setting that has this one value here, and may as well be left out."""
+    """The validator of a setting that has one value here: `value`, or absent."""
 
     def check(given: Any) -> Any:
         if given is None or (given == value and isinstance(given, bool) == isinstance(value, bool)):
@@ -48,7 +53,7 @@ class StructuredOutputs(Fields):
 
 
 class VllmFields(BaseModel):
-    """Common to both kinds of completion. None is as good as left out."""
+    """Of both kinds of completion. None is the same as absent."""
 
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | str | None = None
@@ -69,18 +74,18 @@ class VllmFields(BaseModel):
     spaces_between_special_tokens: True_ = None
     truncate_prompt_tokens: Absent = None
     use_beam_search: False_ = None
-    # Taken without effect.
+    # Accepted without effect.
     guided_decoding_backend: Any = None
     request_id: Any = None
 
     def constraint(self, other: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The engine's `grammar`, or the `other` that the request asks for; GatewayError for two
-        of them."""
+        """The engine's `grammar`: of these fields, or `other`, which response_format asks for.
+        GatewayError for more than one."""
         outputs = self.structured_outputs or StructuredOutputs()
         found = [
             *([] if other is None else [other]),
             *_grammars(outputs.json_, outputs.regex, outputs.choice),
-            *([{"type": "json_object"}] if outputs.json_object else []),
+            *([json_object_grammar()] if outputs.json_object else []),
             *_grammars(self.guided_json, self.guided_regex, self.guided_choice),
         ]
         if len(found) > 1:
@@ -97,11 +102,11 @@ def _grammars(
     schema: dict[str, Any] | str | None, regex: str | None, choice: Sequence[str] | None
 ) -> Iterator[dict[str, Any]]:
     if schema is not None:
-        yield {"type": "json", "value": schema}
+        yield json_grammar(schema)
     if regex is not None:
-        yield {"type": "regex", "value": regex}
+        yield regex_grammar(regex)
     if choice is not None:
         if not any(choice):
             raise invalid("choice holds no text; send at least one", "structured_outputs")
         texts = (_SPECIAL.sub(r"\\\g<0>", text) for text in choice)
-        yield {"type": "regex", "value": "|".join(texts)}
+        yield regex_grammar("|".join(texts))

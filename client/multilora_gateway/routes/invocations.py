@@ -1,14 +1,16 @@
-"""POST /invocations, SageMaker's route: whatever POST /, the chats or the completions take."""
+"""POST /invocations, SageMaker's route: whatever POST /, the chats or the completions take.
+
+Only this route reads a body before it knows which API the body belongs to.
+"""
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from multilora_gateway.http.access import Caller, inference
-from multilora_gateway.openai.job import Place
+from multilora_gateway.generation.context import Context
 from multilora_gateway.routes.openai import chat_completions, completions
 from multilora_gateway.routes.tgi import compatible
 from multilora_gateway.tgi.bodies import ERRORS, explained, not_json
@@ -20,17 +22,15 @@ _BODY = {"requestBody": {"required": True, "content": {"application/json": {"sch
 
 
 @router.post("/invocations", openapi_extra=_BODY, response_model=None)
-async def invocations(request: Request, caller: Annotated[Caller, Depends(inference)]) -> Response:
+async def invocations(request: Request, context: Context) -> Response:
     """As POST /; with `messages` as /v1/chat/completions, with `prompt` as /v1/completions."""
-    gateway = request.app.state.gateway
-    place = Place(gateway.backend, gateway.settings, caller)
     body = _json(await request.body())
     if isinstance(body, dict) and "inputs" not in body:
         if "messages" in body:
-            return await chat_completions(request, place)
+            return await chat_completions(request, context)
         if "prompt" in body:
-            return await completions(request, place)
-    return await compatible(request, _generate_request(body), caller)
+            return await completions(request, context)
+    return await compatible(request, _generate_request(body), context)
 
 
 def _json(raw: bytes) -> Any:

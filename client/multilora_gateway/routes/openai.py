@@ -1,37 +1,34 @@
-"""The routes of the OpenAI API."""
+"""The OpenAI API: chats, completions, and the models as OpenAI and vLLM list them."""
 
-from typing import Annotated, Any
+import time
+from collections.abc import Mapping
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
-from multilora_gateway.http.access import Caller, inference
-from multilora_gateway.openai.answer import respond
+from multilora_gateway.backend.served_model import ServedModel
+from multilora_gateway.generation.context import Context
+from multilora_gateway.generation.model_name import base_names, resolve, served_name
 from multilora_gateway.openai.bodies import parse, request_schema
 from multilora_gateway.openai.chat import ChatBody, chat_job
 from multilora_gateway.openai.completions import CompletionBody, completion_job
-from multilora_gateway.openai.job import Place
-from multilora_gateway.openai.models import model, models
+from multilora_gateway.openai.job import respond
+from multilora_gateway.settings import Settings
 
 router = APIRouter(tags=["OpenAI"])
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-
-
-async def _place(request: Request, caller: Annotated[Caller, Depends(inference)]) -> Place:
-    gateway = request.app.state.gateway
-    return Place(gateway.backend, gateway.settings, caller)
-
-
-_Here = Annotated[Place, Depends(_place)]
+_OWNER = "multilora"
+_CREATED = int(time.time())  # stands for every model, as no other time is known
 
 
 @router.post(_CHAT, openapi_extra=request_schema(ChatBody, _CHAT), response_model=None)
 async def chat_completions(
     request: Request,
-    place: _Here,
+    context: Context,
 ) -> Response:
     """The assistant's next turn in a conversation."""
     body = parse(ChatBody, await request.body())
-    return await respond(request, place.backend, await chat_job(body, place), bool(body.stream))
+    return await respond(request, await chat_job(body, context), bool(body.stream))
 
 
 @router.post(
@@ -39,21 +36,55 @@ async def chat_completions(
 )
 async def completions(
     request: Request,
-    place: _Here,
+    context: Context,
 ) -> Response:
     """What follows a prompt, or several."""
     body = parse(CompletionBody, await request.body())
-    job = await completion_job(body, place)
-    return await respond(request, place.backend, job, bool(body.stream))
+    return await respond(request, await completion_job(body, context), bool(body.stream))
 
 
 @router.get("/v1/models")
-async def list_models(place: _Here) -> dict[str, Any]:
+async def list_models(context: Context) -> dict[str, Any]:
     """The base model and the adapters."""
-    return await models(place.backend, place.settings, place.caller)
+    base = await context.backend.base()
+    entries = (await context.backend.adapters("list"))["adapters"]
+    adapters = [
+        _adapter(entry, base, context.settings)
+        for entry in entries
+        if context.caller.may_use(entry["id"])
+    ]
+    return {"object": "list", "data": [_base(base, context.settings), *adapters]}
 
 
 @router.get("/v1/models/{name:path}")
-async def get_model(name: str, place: _Here) -> dict[str, Any]:
+async def get_model(name: str, context: Context) -> dict[str, Any]:
     """One of them."""
-    return await model(place.backend, place.settings, place.caller, name)
+    base = await context.backend.base()
+    model = await resolve(context, name)
+    if not model.adapter_id:
+        return _base(base, context.settings)
+    entry = await context.backend.adapters("info", adapter_id=model.adapter_id)
+    return _adapter(entry, base, context.settings)
+
+
+def _base(base: ServedModel, settings: Settings) -> dict[str, Any]:
+    return _model(served_name(settings, base), base.model_id, None, base)
+
+
+def _adapter(entry: Mapping[str, Any], base: ServedModel, settings: Settings) -> dict[str, Any]:
+    """An adapter that shares a name with the base is listed by the name that clients must send."""
+    name = entry["id"]
+    shown = f"{name}:{name}" if name in base_names(settings, base) else name
+    return _model(shown, entry.get("source") or name, served_name(settings, base), base)
+
+
+def _model(name: str, root: str, parent: str | None, base: ServedModel) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": _CREATED,
+        "owned_by": _OWNER,
+        "root": root,
+        "parent": parent,
+        "max_model_len": base.max_total_tokens,
+    }

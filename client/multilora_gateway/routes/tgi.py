@@ -1,59 +1,53 @@
 """TGI's HTTP API: /generate, /generate_stream, POST /, /info, /tokenize, /chat_tokenize."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
-from multilora_gateway.backend.client import Backend
 from multilora_gateway.errors import GatewayError, invalid
-from multilora_gateway.generation.model_name import resolve
-from multilora_gateway.http.access import Caller, inference
+from multilora_gateway.generation.context import Context, RequestContext
+from multilora_gateway.generation.model_name import resolve, served_name
+from multilora_gateway.http.access import inference
 from multilora_gateway.http.streaming import EventStream, until_disconnected
-from multilora_gateway.settings import Settings
-from multilora_gateway.tgi.answer import end_headers, generated, generation_of, start_headers
+from multilora_gateway.tgi.answer import events, refused, start_headers, whole_answer
 from multilora_gateway.tgi.bodies import ERRORS, TgiRoute
-from multilora_gateway.tgi.info import info
 from multilora_gateway.tgi.job import prepare
 from multilora_gateway.tgi.parameters import ChatTokenizeRequest, GenerateRequest, Parameters
-from multilora_gateway.tgi.stream import events, failed
-from multilora_gateway.tgi.tokenize import chat_tokens, tokens_of
+from multilora_gateway.tgi.tokens import chat_tokens, text_tokens
 
 router = APIRouter(route_class=TgiRoute, tags=["TGI"], responses=ERRORS)
-_Caller = Annotated[Caller, Depends(inference)]
-_T = TypeVar("_T")
+_VERSION = "3.3.6"  # of TGI, which clients of this API look at
 
 
 @router.post("/generate")
-async def generate(request: Request, body: GenerateRequest, caller: _Caller) -> Response:
+async def generate(request: Request, body: GenerateRequest, context: Context) -> Response:
     """The whole answer."""
-    answer, headers = await until_disconnected(request, _generate(request, body, caller))
+    answer, headers = await until_disconnected(request, _generate(body, context))
     return JSONResponse(answer, headers=headers)
 
 
 @router.post("/generate_stream")
-async def generate_stream(request: Request, body: GenerateRequest, caller: _Caller) -> Response:
+async def generate_stream(request: Request, body: GenerateRequest, context: Context) -> Response:
     """The answer as server-sent events. What is wrong with the request is an event, too."""
-    backend, settings = _parts(request)
     try:
-        job = await prepare(body, caller, backend, settings, stream=True)
+        job = await prepare(body, context, stream=True)
     except GatewayError as error:
         if error.status == 503:  # no answer of TGI's: let clients and proxies try again
             raise
-        return EventStream(failed(error), {})
-    return EventStream(events(job, backend), start_headers(job))
+        return EventStream(refused(error), {})
+    return EventStream(events(job), start_headers(job))
 
 
 @router.post("/")
-async def compatible(request: Request, body: GenerateRequest, caller: _Caller) -> Response:
+async def compatible(request: Request, body: GenerateRequest, context: Context) -> Response:
     """`stream` decides; what is not streamed comes in a list. Unless told otherwise the text begins
     with the prompt."""
     body = _with_full_text(body)
     if body.stream:
-        return await generate_stream(request, body, caller)
-    answer, headers = await until_disconnected(request, _generate(request, body, caller))
+        return await generate_stream(request, body, context)
+    answer, headers = await until_disconnected(request, _generate(body, context))
     return JSONResponse([answer], headers=headers)
 
 
@@ -61,28 +55,40 @@ async def compatible(request: Request, body: GenerateRequest, caller: _Caller) -
 @router.get("/info")
 async def get_info(request: Request) -> dict[str, Any]:
     """What this server is."""
-    backend, settings = _parts(request)
-    return info(await backend.base(), settings)
+    gateway: Any = request.app.state.gateway
+    settings, base = gateway.settings, await gateway.backend.base()
+    return {
+        "model_id": served_name(settings, base),
+        "model_sha": base.model_sha,
+        "model_pipeline_tag": "text-generation",
+        "max_concurrent_requests": base.max_concurrent_requests,
+        "max_best_of": settings.max_best_of,
+        "max_stop_sequences": settings.max_stop_sequences,
+        "max_input_tokens": base.max_input_tokens,
+        "max_total_tokens": base.max_total_tokens,
+        "validation_workers": 1,
+        "max_client_batch_size": base.max_concurrent_requests,
+        "router": "multilora-gateway",
+        "version": _VERSION,
+        "sha": None,
+        "docker_label": None,
+    }
 
 
 @router.post("/tokenize", dependencies=[Depends(inference)])
 async def tokenize(request: Request, body: GenerateRequest) -> list[dict[str, Any]]:
     """The prompt as tokens."""
-    base = await _parts(request)[0].base()
+    base = await request.app.state.gateway.backend.base()
     if not body.inputs:
         raise invalid("`inputs` cannot be empty")
-    return await asyncio.to_thread(tokens_of, base, body.inputs)
+    return await asyncio.to_thread(text_tokens, base, body.inputs)
 
 
 @router.post("/chat_tokenize")
-async def chat_tokenize(
-    request: Request, body: ChatTokenizeRequest, caller: _Caller
-) -> dict[str, Any]:
+async def chat_tokenize(body: ChatTokenizeRequest, context: Context) -> dict[str, Any]:
     """The prompt that a chat becomes, as text and tokens."""
-    backend, settings = _parts(request)
-    base = await backend.base()
-    target = await resolve(backend, settings, caller, body.model)
-    return await chat_tokens(body, target.adapter_id, base, backend)
+    model = await resolve(context, body.model)
+    return await chat_tokens(body, model.adapter_id, context)
 
 
 def _with_full_text(body: GenerateRequest) -> GenerateRequest:
@@ -95,29 +101,7 @@ def _with_full_text(body: GenerateRequest) -> GenerateRequest:
 
 
 async def _generate(
-    request: Request, body: GenerateRequest, caller: Caller
+    body: GenerateRequest, context: RequestContext
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The JSON and the headers of an answer."""
-    backend, settings = _parts(request)
-    job = await prepare(body, caller, backend, settings, stream=False)
-    jobs = [job, *(job.again() for _ in range(1, job.parameters.best_of or 1))]
-    answers = await _together([backend.collect(each.call) for each in jobs])
-    generations = [generation_of(each, answer) for each, answer in zip(jobs, answers, strict=True)]
-    answer, best = generated(job, generations)
-    return answer, dict(end_headers(job, best))
-
-
-async def _together(runs: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """All results; when one fails, or nobody waits any more, the others end too."""
-    tasks: list[asyncio.Task[_T]] = [asyncio.create_task(run) for run in runs]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _parts(request: Request) -> tuple[Backend, Settings]:
-    gateway: Any = request.app.state.gateway
-    return gateway.backend, gateway.settings
+    answer, headers = await whole_answer(await prepare(body, context, stream=False))
+    return answer, dict(headers)

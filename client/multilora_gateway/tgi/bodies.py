@@ -1,4 +1,4 @@
-"""How bad bodies are told: the field by its name, and the closest known one, or where it goes."""
+"""Bodies that cannot be read: errors that name the field, and the closest known name or place."""
 
 import difflib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -68,7 +68,7 @@ def explained(complaint: Mapping[str, Any]) -> GatewayError:
 
 
 def _hint(place: Sequence[str]) -> str:
-    """What to do about the unknown field there."""
+    """What to do about the unknown field at `place`."""
     outside, name = place[:-1], place[-1]
     if outside not in ([], ["parameters"]):
         return "leave it out"
@@ -91,5 +91,5 @@ def not_json(reason: object) -> GatewayError:
 
 
 def _printable(part: object) -> str:
-    """A client's own words: short, and without the half characters that JSON can name."""
+    """A client's own words, cut short and without the lone surrogates that JSON can name."""
     return str(part)[:_LONGEST].encode(errors="replace").decode()

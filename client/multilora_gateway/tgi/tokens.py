@@ -1,18 +1,26 @@
-"""The tokens of one answer as TGI shows them: id, text, logprob, special.
+"""Tokens as TGI shows them: those of an answer, and those of a text in /tokenize.
 
-Law: the texts of all tokens that are not special, put together, are the generated text. Unlike the
-engine's text it is not cut before a stop string. A token that ends in half a character has the
-empty text; the token that completes the character brings it. Text continues the prompt, so a
-tokenizer that writes spaces as part of a word (Llama 2's) shows the first one.
+Laws of answers: the texts of all tokens that are not special, put together, are the generated text.
+Unlike the engine's text, the generated text is not cut before a stop string. A token that ends in
+half a character has the empty text; the token that completes the character brings the character.
+The text continues the prompt, so the first space is shown also where a tokenizer writes spaces as
+part of a word (Llama 2's).
 """
 
+import asyncio
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from multilora_gateway.generation.job import Token
+from multilora_gateway.backend.messages import Token
+from multilora_gateway.backend.served_model import ServedModel
+from multilora_gateway.errors import GatewayError
+from multilora_gateway.generation.chat_messages import template_messages
+from multilora_gateway.generation.context import RequestContext
+from multilora_gateway.tgi.parameters import ChatTokenizeRequest
 from multilora_text.detokenizer import Detokenizer
+from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
 
 _CONTEXT = 5  # as many tokens of the prompt as TGI looks at
@@ -20,7 +28,7 @@ _UNLIKELY = -9999.0  # JSON has no infinity
 
 
 class TokenTexts:
-    """Give it every token of an answer, in order, and say which one is the last."""
+    """The texts of one answer's tokens, which the caller pushes in order, naming the last one."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
         self.text = ""  # what was generated so far
@@ -29,7 +37,7 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._special = special_ids(tokenizer)
         self._last = prompt_ids[-1] if prompt_ids else None
-        self._before = self._last  # the one before the token pushed last
+        self._before = self._last  # the token before the one pushed last
         self._detokenizer = Detokenizer(tokenizer)
         for token_id in _context(tokenizer, prompt_ids):
             self._detokenizer.push(token_id)
@@ -48,14 +56,14 @@ class TokenTexts:
         return _json(token.id, text, token.logprob, special)
 
     def rest(self) -> str:
-        """What is left of the text when there is no last token to show it in."""
+        """The rest of the text, for an answer without a last token to show it in."""
         delta = self._detokenizer.flush()
         self.text += delta
         return delta
 
     def top(self, token: Token, shown: dict[str, Any], count: int) -> list[dict[str, Any]]:
-        """The JSON of the `count` most likely tokens in the place of the one pushed last, which
-        `push` has `shown` as."""
+        """The JSON of the `count` likeliest tokens in the place of `token`, the token pushed last,
+        whose own JSON is `shown`."""
         return [
             shown if token_id == token.id else self._candidate(token_id, logprob)
             for token_id, logprob in token.top[:count]
@@ -69,14 +77,43 @@ class TokenTexts:
         return _json(token_id, text[len(skipped) :], logprob, special)
 
 
+def text_tokens(base: ServedModel, text: str, special: bool = True) -> list[dict[str, Any]]:
+    """The list of /tokenize. `start` and `stop` count characters; a token that the tokenizer puts
+    around a prompt stands for none. `special`: with such tokens.
+    """
+    return [
+        {"id": token_id, "text": text[start:stop], "start": start, "stop": stop}
+        for token_id, start, stop in base.tokenizer.spans(text, special)
+    ]
+
+
+async def chat_tokens(
+    request: ChatTokenizeRequest, adapter_id: str, context: RequestContext
+) -> dict[str, Any]:
+    """The object of /chat_tokenize; GatewayError when the template refuses the messages."""
+    base = await context.backend.base()
+    template = await context.backend.template(adapter_id)
+    messages = template_messages(request.messages)
+    variables = {"tools": request.tools} if request.tools else {}
+
+    def answer() -> dict[str, Any]:
+        text = base.tokenizer.chat(messages, template, **variables)
+        return {"tokenize_response": text_tokens(base, text, False), "templated_text": text}
+
+    try:
+        return await asyncio.to_thread(answer)
+    except TextError as error:
+        raise GatewayError(422, "template_error", f"Template error: {error}") from None
+
+
 @lru_cache(maxsize=4)
 def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokenizer.special_ids builds its set on every call."""
+    """A cache, because Tokenizer.special_ids builds its set on every call."""
     return tokenizer.special_ids
 
 
 def _context(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> Sequence[int]:
-    """The end of the prompt; nothing when it cannot be told where its last character ends."""
+    """The end of the prompt; nothing when the prompt ends inside a character."""
     tail = prompt_ids[-_CONTEXT:]
     return () if tokenizer.decode(tail).endswith("\N{REPLACEMENT CHARACTER}") else tail
 

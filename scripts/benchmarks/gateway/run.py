@@ -21,8 +21,7 @@ from tritonclient.grpc import service_pb2_grpc
 from launcher.triton.server import TritonServer
 from multilora_client.connection import Endpoint
 from multilora_gateway.backend.client import Backend
-from multilora_gateway.backend.messages import engine_request, piece_of
-from multilora_gateway.generation.job import Call
+from multilora_gateway.backend.messages import GenerationRequest, delta_of, engine_request
 
 TGI = "/generate_stream"  # every event holds a logprob
 OPENAI = "/v1/completions"
@@ -118,10 +117,10 @@ async def _pairs(load: StreamLoad, count: int) -> list[tuple[RoundTimes, RoundTi
         sampling["logprobs"] = 0  # the same tensors as the gateway asks for
 
     async def direct(index: int, began: float) -> float:
-        call = Call(ids, ADAPTERS[index % len(ADAPTERS)], sampling)
+        call = GenerationRequest(ids, ADAPTERS[index % len(ADAPTERS)], sampling)
         first = 0.0
         async for message in stub.ModelStreamInfer(iter([engine_request(call)])):
-            piece_of(message, "logprobs" in sampling)  # a client reads its tokens
+            delta_of(message, "logprobs" in sampling)  # a client reads its tokens
             first = first or time.perf_counter() - began
         return first
 

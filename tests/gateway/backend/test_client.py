@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from multilora_gateway.backend import client as backend_module
-from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.backend.messages import GenerationRequest
+from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.generation.job import Call
+from multilora_gateway.generation.parallel import results
 from support.fake.adapters import FakeAdapters
 from support.gateway.backend import connected, description, run
 
@@ -118,7 +119,7 @@ def test_a_server_whose_engine_died_is_not_ready(server: FakeAdapters) -> None:
             server.dead = True
             assert not await backend.is_ready()
             with pytest.raises(GatewayError, match="restart the Triton server") as caught:
-                await backend.collect(Call([1]))
+                await results(backend, [GenerationRequest([1])])
             assert caught.value.status == 503 and caught.value.headers["Retry-After"]
             await backend.base()
             assert descriptions(server) == 2
@@ -146,7 +147,7 @@ def test_what_is_wrong_with_an_adapter_leaves_the_base_known(server: FakeAdapter
             await backend.base()
             await backend.template("a")
             for failing in (
-                backend.collect(Call([1], "UNAVAILABLE")),
+                results(backend, [GenerationRequest([1], "UNAVAILABLE")]),
                 backend.adapters("load", adapter_id="UNAVAILABLE"),
             ):
                 with pytest.raises(GatewayError, match="no luck") as caught:
@@ -163,13 +164,13 @@ def test_what_is_wrong_with_an_adapter_leaves_the_base_known(server: FakeAdapter
 def test_a_big_vocabulary_holds_up_nobody(
     server: FakeAdapters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, threads = BaseModel.from_json, list[threading.Thread]()
+    read, threads = ServedModel.from_json, list[threading.Thread]()
 
-    def noted(values: Any) -> BaseModel:
+    def noted(values: Any) -> ServedModel:
         threads.append(threading.current_thread())
         return read(values)
 
-    monkeypatch.setattr(BaseModel, "from_json", noted)
+    monkeypatch.setattr(ServedModel, "from_json", noted)
 
     async def base() -> None:
         async with connected(server) as backend:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from multilora_gateway.backend import watch as engine_watch
-from multilora_gateway.backend.model_probe import ModelProbe
+from multilora_gateway.backend.messages import GenerationRequest
+from multilora_gateway.backend.watch import ModelProbe
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.generation.job import Call
+from multilora_gateway.generation.parallel import results
 from support.fake.adapters import FakeAdapters
 from support.gateway.backend import connected, run
 
@@ -32,7 +33,7 @@ def test_whoever_waits_for_a_dead_engine_is_told(server: FakeAdapters, question:
     async def errors() -> None:
         async with connected(server) as backend:
             if question == "generate":
-                call = backend.collect(Call([1], "silent"))
+                call = results(backend, [GenerationRequest([1], "silent")])
             else:
                 call = backend.adapters("load", adapter_id="silent")
             waiting = asyncio.ensure_future(call)
@@ -53,7 +54,7 @@ def test_whoever_waits_for_a_dead_engine_is_told(server: FakeAdapters, question:
 def test_whoever_asks_a_dead_process_of_adapters_is_told(server: FakeAdapters) -> None:
     async def errors() -> None:
         async with connected(server) as backend:
-            running = asyncio.ensure_future(backend.collect(Call([1], "silent")))
+            running = asyncio.ensure_future(results(backend, [GenerationRequest([1], "silent")]))
             loading = asyncio.ensure_future(backend.adapters("load", adapter_id="silent"))
             await asyncio.sleep(0.5)
             assert not loading.done()  # it answers when it is asked, whatever it loads
@@ -83,7 +84,7 @@ def test_the_watch_outlives_its_own_failures(
 
     async def errors() -> None:
         async with connected(server) as backend:
-            waiting = asyncio.ensure_future(backend.collect(Call([1], "silent")))
+            waiting = asyncio.ensure_future(results(backend, [GenerationRequest([1], "silent")]))
             await asyncio.sleep(0.1)
             server.dead = True
             with pytest.raises(GatewayError, match="does not answer any more"):
@@ -96,7 +97,7 @@ def test_the_watch_outlives_its_own_failures(
 def test_leaving_a_silent_answer_is_no_error(server: FakeAdapters) -> None:
     async def leave() -> None:
         async with connected(server) as backend:
-            waiting = asyncio.ensure_future(backend.collect(Call([1], "silent")))
+            waiting = asyncio.ensure_future(results(backend, [GenerationRequest([1], "silent")]))
             await asyncio.sleep(0.2)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):

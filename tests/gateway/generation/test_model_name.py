@@ -10,13 +10,19 @@ import pytest
 from multilora.adapters.naming.source import check_name
 from multilora.errors import RequestError
 from multilora_gateway.backend.client import Backend
-from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import GatewayError, openai_status
-from multilora_gateway.generation.adapter_selection import AdapterWish, wanted_adapter
-from multilora_gateway.generation.model_name import Target, named_adapter, resolve, served_name
+from multilora_gateway.generation.adapter_selection import AdapterSelection, selected_adapter
+from multilora_gateway.generation.context import RequestContext
+from multilora_gateway.generation.model_name import (
+    ResolvedModel,
+    named_adapter,
+    resolve,
+    served_name,
+)
 from multilora_gateway.http.access import Caller
 from multilora_gateway.openai.completions import CompletionBody
-from multilora_gateway.openai.models import models
+from multilora_gateway.routes.openai import list_models
 from multilora_gateway.settings import Settings
 from multilora_text.tokenizer import Tokenizer
 from support.e2e.triton import DEMO
@@ -25,8 +31,8 @@ NAMED = Settings(served_model_name="short")
 
 
 @pytest.fixture(scope="module")
-def base() -> BaseModel:
-    return BaseModel(
+def base() -> ServedModel:
+    return ServedModel(
         model_id="org/base:v1",
         model_sha=None,
         dtype="float32",
@@ -57,11 +63,11 @@ def base() -> BaseModel:
         ("SHORT", "SHORT"),
     ],
 )
-def test_a_name_is_the_base_or_an_adapter(base: BaseModel, model: str, adapter: str) -> None:
+def test_a_name_is_the_base_or_an_adapter(base: ServedModel, model: str, adapter: str) -> None:
     assert named_adapter(model, NAMED, base) == adapter
 
 
-def test_the_base_is_called_as_it_was_named(base: BaseModel) -> None:
+def test_the_base_is_called_as_it_was_named(base: ServedModel) -> None:
     assert served_name(NAMED, base) == "short"
     assert served_name(dataclasses.replace(NAMED, served_model_name=""), base) == "org/base:v1"
 
@@ -69,12 +75,12 @@ def test_the_base_is_called_as_it_was_named(base: BaseModel) -> None:
 class Server:
     """Knows its base and some adapters, and merges whatever it is told to."""
 
-    def __init__(self, base: BaseModel, *known: str) -> None:
+    def __init__(self, base: ServedModel, *known: str) -> None:
         self._base = base
         self._known = known
         self.merges: list[dict[str, Any]] = []
 
-    async def base(self) -> BaseModel:
+    async def base(self) -> ServedModel:
         return self._base
 
     async def has_adapter(self, name: str) -> bool:
@@ -88,38 +94,41 @@ class Server:
         return {"id": "merged:01"}
 
 
-def resolved(server: Server, caller: Caller, **fields: Any) -> Target:
+def context(server: Server | None, caller: Caller) -> RequestContext:
+    return RequestContext(cast(Backend, server), NAMED, caller)
+
+
+def resolved(server: Server, caller: Caller, **fields: Any) -> ResolvedModel:
     body = CompletionBody.model_validate({"prompt": "hello", **fields})
-    backend = cast(Backend, server)
-    return asyncio.run(resolve(backend, NAMED, caller, body.model, body.wish))
+    return asyncio.run(resolve(context(server, caller), body.model, body.selection))
 
 
-def test_loraxs_fields_name_adapters(base: BaseModel) -> None:
+def test_loraxs_fields_name_adapters(base: ServedModel) -> None:
     server, team = Server(base), Caller(("team/*", "s3://team/*"))
     assert resolved(server, team, model="team/a", adapter_source="hub").adapter_id == "team/a"
     assert resolved(server, team, adapter_id="team/a", adapter_source="s3").name == "s3://team/a"
     merge = {"ids": ["team/a", "team/b"], "weights": [1.0, 0.5]}
     for model in ("short", "gpt-4", None):  # OpenAI's client always sends one
         target = resolved(server, team, model=model, merged_adapters=merge, api_token="hf_x")
-        assert target == Target("merged:01", "merged:01")
+        assert target == ResolvedModel("merged:01", "merged:01")
     assert server.merges == [{**merge, "token": "hf_x"}] * 3
 
 
 @pytest.mark.parametrize("name", ["short", "org/base:v1", "__base_model__"])
-def test_an_adapter_id_may_name_the_base(base: BaseModel, name: str) -> None:
+def test_an_adapter_id_may_name_the_base(base: ServedModel, name: str) -> None:
     named = resolved(Server(base), Caller(()), adapter_id=name, model="sql")
-    assert named == Target("short", "")
+    assert named == ResolvedModel("short", "")
 
 
 def test_loraxs_name_of_the_base_is_known_to_both_apis() -> None:
-    nobody = cast(Backend, None)
+    nobody = context(None, Caller(()))
     for source in (None, "hub", "s3"):
-        wish = AdapterWish("__base_model__", source)
-        assert asyncio.run(wanted_adapter(wish, Caller(()), nobody)) == ""
+        selection = AdapterSelection("__base_model__", source)
+        assert asyncio.run(selected_adapter(selection, nobody)) == ""
 
 
 @pytest.mark.parametrize("name", ["short", "org/base:v1"])
-def test_a_name_of_both_is_nobodys(base: BaseModel, name: str) -> None:
+def test_a_name_of_both_is_nobodys(base: ServedModel, name: str) -> None:
     server = Server(base, name)
     for fields in ({"model": name}, {"adapter_id": name, "model": "other"}):
         with pytest.raises(GatewayError, match=f"send '{name}:{name}'.*--served-model-name") as no:
@@ -127,17 +136,17 @@ def test_a_name_of_both_is_nobodys(base: BaseModel, name: str) -> None:
         assert openai_status(no.value) == 400
     assert resolved(server, Caller(), model=f"{name}:{name}").adapter_id == name
     assert resolved(server, Caller(), adapter_id="__base_model__").adapter_id == ""
-    listed = asyncio.run(models(cast(Backend, server), NAMED, Caller()))["data"]
+    listed = asyncio.run(list_models(context(server, Caller())))["data"]
     assert [model["id"] for model in listed] == ["short", f"{name}:{name}"]
 
 
 @pytest.mark.parametrize("model", ["tgi", "dummy"])
-def test_who_knows_no_name_means_the_base(base: BaseModel, model: str) -> None:
-    assert resolved(Server(base), Caller(), model=model) == Target("short", "")
-    assert resolved(Server(base, model), Caller(), model=model) == Target(model, model)
+def test_who_knows_no_name_means_the_base(base: ServedModel, model: str) -> None:
+    assert resolved(Server(base), Caller(), model=model) == ResolvedModel("short", "")
+    assert resolved(Server(base, model), Caller(), model=model) == ResolvedModel(model, model)
 
 
-def test_an_adapter_id_may_begin_with_the_base(base: BaseModel) -> None:
+def test_an_adapter_id_may_begin_with_the_base(base: ServedModel) -> None:
     assert resolved(Server(base), Caller(), adapter_id="short:sql").adapter_id == "sql"
 
 
@@ -148,7 +157,7 @@ def test_an_adapter_id_may_begin_with_the_base(base: BaseModel) -> None:
         "short:/etc",
     ],
 )  # fmt: skip
-def test_what_no_adapter_can_be_called_is_an_unknown_model(base: BaseModel, model: str) -> None:
+def test_what_no_adapter_can_be_called_is_an_unknown_model(base: ServedModel, model: str) -> None:
     with pytest.raises(GatewayError, match="there is no model") as caught:
         resolved(Server(base), Caller(), model=model)
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
@@ -172,7 +181,7 @@ def test_what_no_adapter_can_be_called_is_an_unknown_model(base: BaseModel, mode
     ],
 )
 def test_what_lorax_fields_must_not_name(
-    base: BaseModel, fields: dict[str, Any], status: int, message: str
+    base: ServedModel, fields: dict[str, Any], status: int, message: str
 ) -> None:
     server = Server(base)
     with pytest.raises(GatewayError, match=message) as caught:

@@ -11,7 +11,7 @@ from multilora_gateway.generation.chat_messages import template_messages
 from multilora_gateway.openai.bodies import parse
 from multilora_gateway.openai.chat import ChatBody
 from multilora_gateway.openai.completions import CompletionBody
-from multilora_gateway.openai.sampling import choices
+from multilora_gateway.openai.sampling import choice_seeds
 from multilora_gateway.settings import Settings
 from multilora_gateway.tgi.parameters import ChatTokenizeRequest
 from support.gateway.tgi import base_model
@@ -75,8 +75,8 @@ def test_fields_without_effect_and_nulls_are_taken() -> None:
 
 
 def test_each_choice_has_a_seed_of_its_own() -> None:
-    assert [each["seed"] for each in choices({}, 3, 2**64 - 2)] == [2**64 - 2, 2**64 - 1, 0]
-    assert choices({"top_k": 1}, 2, None) == [{"top_k": 1}] * 2
+    assert choice_seeds(2**64 - 2, 3) == [2**64 - 2, 2**64 - 1, 0]
+    assert choice_seeds(None, 2) == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from typing import Any, cast
 import pytest
 
 from multilora_gateway.backend.client import Backend
-from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import GatewayError
+from multilora_gateway.generation.context import RequestContext
 from multilora_gateway.http.access import Caller
 from multilora_gateway.openai.chat import ChatBody, chat_job
-from multilora_gateway.openai.job import Job, Place
+from multilora_gateway.openai.job import CompletionJob
 from multilora_gateway.settings import Settings
 from multilora_text.chat_template import ChatTemplate
 from support.gateway.tgi import MAX_TOTAL, base_model
@@ -26,11 +27,11 @@ LISTS_TOOLS = (
 class Server:
     """Knows its base, and has one chat template for every adapter."""
 
-    def __init__(self, base: BaseModel | None = None) -> None:
+    def __init__(self, base: ServedModel | None = None) -> None:
         self._base = base or base_model()
         self.templates: list[tuple[str, str]] = []
 
-    async def base(self) -> BaseModel:
+    async def base(self) -> ServedModel:
         return self._base
 
     async def has_adapter(self, name: str) -> bool:
@@ -41,22 +42,22 @@ class Server:
         return ChatTemplate(LISTS_TOOLS, {})
 
 
-def prepared(server: Server | None = None, **fields: Any) -> Job:
+def prepared(server: Server | None = None, **fields: Any) -> CompletionJob:
     body = ChatBody.model_validate({"model": "base", "messages": HELLO, **fields})
-    place = Place(cast(Backend, server or Server()), Settings(), Caller())
-    return asyncio.run(chat_job(body, place))
+    context = RequestContext(cast(Backend, server or Server()), Settings(), Caller())
+    return asyncio.run(chat_job(body, context))
 
 
 def prompt_of(**fields: Any) -> str:
-    (call,) = prepared(**fields).calls
-    return base_model().tokenizer.decode(call.prompt_ids)
+    (request,) = prepared(**fields).requests
+    return base_model().tokenizer.decode(request.prompt_ids)
 
 
 def test_a_private_adapter_and_its_template_are_asked_for_with_the_token() -> None:
     server = Server()
-    (call,) = prepared(server, model="org/a", api_token="hf_x").calls
+    (request,) = prepared(server, model="org/a", api_token="hf_x").requests
     assert server.templates == [("org/a", "hf_x")]
-    assert (call.adapter_id, call.adapter_token) == ("org/a", "hf_x")
+    assert (request.adapter_id, request.adapter_token) == ("org/a", "hf_x")
 
 
 def test_the_template_is_told_the_tools_that_may_be_called() -> None:
@@ -65,8 +66,8 @@ def test_the_template_is_told_the_tools_that_may_be_called() -> None:
 
 
 def test_only_a_forced_call_has_a_grammar() -> None:
-    (free,) = prepared(tools=[ADD]).calls
-    (forced,) = prepared(tools=[ADD], tool_choice="required").calls
+    (free,) = prepared(tools=[ADD]).requests
+    (forced,) = prepared(tools=[ADD], tool_choice="required").requests
     assert "grammar" not in free.sampling
     assert forced.sampling["grammar"]["type"] == "json"
 
@@ -83,22 +84,22 @@ def test_only_a_forced_call_has_a_grammar() -> None:
 def test_a_forced_call_leaves_room_for_no_other_constraint(constraint: Any, choice: Any) -> None:
     with pytest.raises(GatewayError, match="leave out either tool_choice or response_format"):
         prepared(tools=[ADD], tool_choice=choice, **constraint)
-    assert prepared(tools=[ADD], tool_choice=choice, response_format={"type": "text"}).calls
-    assert prepared(tools=[ADD], **constraint).calls
+    assert prepared(tools=[ADD], tool_choice=choice, response_format={"type": "text"}).requests
+    assert prepared(tools=[ADD], **constraint).requests
 
 
 def test_choices_are_calls_of_the_same_prompt() -> None:
     job = prepared(n=3, seed=7, max_completion_tokens=5, max_tokens=9)
-    assert [call.sampling["seed"] for call in job.calls] == [7, 8, 9]
-    assert {call.sampling["max_tokens"] for call in job.calls} == {5}
-    assert {tuple(call.prompt_ids) for call in job.calls} == {tuple(job.calls[0].prompt_ids)}
-    (whole,) = prepared().calls
+    assert [request.sampling["seed"] for request in job.requests] == [7, 8, 9]
+    assert {request.sampling["max_tokens"] for request in job.requests} == {5}
+    assert len({tuple(request.prompt_ids) for request in job.requests}) == 1
+    (whole,) = prepared().requests
     assert whole.sampling["max_tokens"] == MAX_TOTAL - len(whole.prompt_ids)
 
 
 def test_more_choices_than_ever_run_at_once_are_refused() -> None:
     small = dataclasses.replace(base_model(), max_concurrent_requests=2)
-    assert len(prepared(Server(small), n=2).calls) == 2
+    assert len(prepared(Server(small), n=2).requests) == 2
     with pytest.raises(GatewayError, match=r"at most 2 .*smaller n"):
         prepared(Server(small), n=3)
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from multilora_gateway.generation.job import Answer, Piece, Token
-from multilora_gateway.openai.chat_choice import ChatChoice
+from multilora_gateway.backend.messages import Delta, Token
+from multilora_gateway.generation.parallel import GenerationResult
+from multilora_gateway.openai.chat import ChatChoice
 from multilora_gateway.openai.completions import TextChoice
 from multilora_gateway.openai.logprobs import chat_logprobs, token_text
 from multilora_gateway.openai.tools.parser import HermesParser
@@ -26,20 +27,20 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
     return [each for each in tokenizer.encode(text) if each not in tokenizer.special_ids]
 
 
-def pieces_of(tokenizer: Tokenizer, text: str, reason: str) -> list[Piece]:
+def deltas_of(tokenizer: Tokenizer, text: str, reason: str) -> list[Delta]:
     """One per character."""
-    pieces = [
-        Piece(each, tuple(Token(token_id, -0.5) for token_id in ids_of(tokenizer, each)))
+    deltas = [
+        Delta(each, tuple(Token(token_id, -0.5) for token_id in ids_of(tokenizer, each)))
         for each in text
     ]
-    return [*pieces, Piece("", (Token(257, -0.25),), reason)]
+    return [*deltas, Delta("", (Token(257, -0.25),), reason)]
 
 
 def test_chat_chunks_begin_with_the_role_and_end_with_the_reason(tokenizer: Tokenizer) -> None:
     choice = ChatChoice(tokenizer, False, None)
     chunks = choice.opening()
-    for piece in (Piece("he", (Token(1),)), Piece("", (Token(2),)), Piece("y", (), "length")):
-        chunks += choice.chunks(piece)
+    for delta in (Delta("he", (Token(1),)), Delta("", (Token(2),)), Delta("y", (), "length")):
+        chunks += choice.chunks(delta)
     assert [(chunk["delta"], chunk["finish_reason"]) for chunk in chunks] == [
         ({"role": "assistant", "content": ""}, None),
         ({"content": "he"}, None),
@@ -50,11 +51,11 @@ def test_chat_chunks_begin_with_the_role_and_end_with_the_reason(tokenizer: Toke
 
 def test_streamed_tool_calls_are_numbered(tokenizer: Tokenizer) -> None:
     choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
-    pieces = pieces_of(tokenizer, f"Well. {CALL}\n{CALL}", "stop")
-    chunks = [chunk for piece in pieces for chunk in choice.chunks(piece)]
+    deltas = deltas_of(tokenizer, f"Well. {CALL}\n{CALL}", "stop")
+    chunks = [chunk for delta in deltas for chunk in choice.chunks(delta)]
     calls = [call for chunk in chunks for call in chunk["delta"].get("tool_calls", [])]
     assert [call["index"] for call in calls] == sorted(call["index"] for call in calls)
-    assert len(calls) > 4  # the arguments come in pieces
+    assert len(calls) > 4  # the arguments come in deltas
     for number in (0, 1):
         first, *more = [call for call in calls if call["index"] == number]
         assert first["id"] and first["function"]["name"] == "add"
@@ -68,7 +69,7 @@ def test_streamed_tool_calls_are_numbered(tokenizer: Tokenizer) -> None:
 
 def test_a_whole_answer_of_tool_calls_has_no_content(tokenizer: Tokenizer) -> None:
     choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
-    whole = choice.whole(Answer(CALL, (), "stop"))
+    whole = choice.whole(GenerationResult(CALL, (), "stop"))
     assert whole["finish_reason"] == "tool_calls"
     assert whole["message"]["content"] is None
     (call,) = whole["message"]["tool_calls"]
@@ -77,7 +78,7 @@ def test_a_whole_answer_of_tool_calls_has_no_content(tokenizer: Tokenizer) -> No
 
 def test_a_call_cut_off_is_a_call_cut_off(tokenizer: Tokenizer) -> None:
     choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
-    whole = choice.whole(Answer(CALL[:-14], (), "length"))
+    whole = choice.whole(GenerationResult(CALL[:-14], (), "length"))
     (call,) = whole["message"]["tool_calls"]
     assert call["function"]["arguments"] == '{"a": 1'
     assert whole["finish_reason"] == "length"
@@ -87,24 +88,26 @@ def test_arguments_with_a_tag_in_a_string_stay_whole(tokenizer: Tokenizer) -> No
     for text in ("</tool_call> x <", "x </tool"):
         choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
         cut = f'<tool_call>{{"name": "add", "arguments": {{"a": "{text}'
-        (call,) = choice.whole(Answer(cut, (), "length"))["message"]["tool_calls"]
+        (call,) = choice.whole(GenerationResult(cut, (), "length"))["message"]["tool_calls"]
         assert call["function"]["arguments"] == f'{{"a": "{text}'
 
 
 def test_an_answer_without_calls_stays_as_it_is(tokenizer: Tokenizer) -> None:
-    whole = ChatChoice(tokenizer, False, HermesParser({"add"})).whole(Answer("hi \n", (), "stop"))
+    whole = ChatChoice(tokenizer, False, HermesParser({"add"})).whole(
+        GenerationResult("hi \n", (), "stop")
+    )
     assert whole["message"] == {"role": "assistant", "content": "hi \n", "refusal": None}
     assert (whole["logprobs"], whole["finish_reason"]) == (None, "stop")
 
 
 @pytest.mark.parametrize("tools", [False, True])
 def test_every_token_has_its_logprob_once(tokenizer: Tokenizer, tools: bool) -> None:
-    pieces = pieces_of(tokenizer, f"é {CALL}", "stop")
+    deltas = deltas_of(tokenizer, f"é {CALL}", "stop")
     choice = ChatChoice(tokenizer, True, HermesParser({"add"}) if tools else None)
-    chunks = [chunk for piece in pieces for chunk in choice.chunks(piece)]
+    chunks = [chunk for delta in deltas for chunk in choice.chunks(delta)]
     told = [entry for chunk in chunks for entry in (chunk["logprobs"] or {}).get("content", [])]
-    tokens = tuple(token for piece in pieces for token in piece.tokens)
-    whole = ChatChoice(tokenizer, True, None).whole(Answer("", tokens, "stop"))
+    tokens = tuple(token for delta in deltas for token in delta.tokens)
+    whole = ChatChoice(tokenizer, True, None).whole(GenerationResult("", tokens, "stop"))
     assert told == whole["logprobs"]["content"]
     text = bytes(byte for entry in told for byte in entry["bytes"]).decode()
     assert text == f"é {CALL}<|eos|>"
@@ -123,9 +126,11 @@ def test_a_leading_space_belongs_to_its_token(tokenizer: Tokenizer) -> None:
 
 def test_text_chunks_put_together_are_the_whole(tokenizer: Tokenizer) -> None:
     choice = TextChoice(tokenizer, "say ", False)
-    pieces = pieces_of(tokenizer, "hello", "length")
-    chunks = choice.opening() + [chunk for piece in pieces for chunk in choice.chunks(piece)]
-    whole: dict[str, Any] = TextChoice(tokenizer, "say ", False).whole(Answer.joined(pieces))
+    deltas = deltas_of(tokenizer, "hello", "length")
+    chunks = choice.opening() + [chunk for delta in deltas for chunk in choice.chunks(delta)]
+    whole: dict[str, Any] = TextChoice(tokenizer, "say ", False).whole(
+        GenerationResult.joined(deltas)
+    )
     assert "".join(chunk["text"] for chunk in chunks) == whole["text"] == "say hello"
     assert chunks[-1]["finish_reason"] == whole["finish_reason"] == "length"
     assert json.dumps(whole)

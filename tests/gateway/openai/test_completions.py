@@ -6,11 +6,12 @@ from typing import Any, cast
 import pytest
 
 from multilora_gateway.backend.client import Backend
-from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import GatewayError
+from multilora_gateway.generation.context import RequestContext
 from multilora_gateway.http.access import Caller
 from multilora_gateway.openai.completions import CompletionBody, completion_job
-from multilora_gateway.openai.job import Job, Place
+from multilora_gateway.openai.job import CompletionJob
 from multilora_gateway.settings import Settings
 from support.gateway.tgi import base_model
 
@@ -18,23 +19,23 @@ from support.gateway.tgi import base_model
 class Server:
     """Knows its base, and takes any other name for an adapter's."""
 
-    async def base(self) -> BaseModel:
+    async def base(self) -> ServedModel:
         return base_model()
 
     async def has_adapter(self, name: str) -> bool:
         return name != "base"
 
 
-def prepared(**fields: Any) -> Job:
+def prepared(**fields: Any) -> CompletionJob:
     body = CompletionBody.model_validate({"model": "base", "prompt": "hello", **fields})
-    place = Place(cast(Backend, Server()), Settings(), Caller())
-    return asyncio.run(completion_job(body, place))
+    context = RequestContext(cast(Backend, Server()), Settings(), Caller())
+    return asyncio.run(completion_job(body, context))
 
 
 def test_a_request_holds_as_many_answers_as_ever_run_at_once() -> None:
     most = base_model().max_concurrent_requests
     job = prepared(prompt=["a", "bc"] * (most // 4), n=2)
-    assert len(job.calls) == most
+    assert len(job.requests) == most
     assert job.prompt_tokens == 3 * (most // 4)
     for fields in ({"prompt": ["a"] * (most + 1)}, {"prompt": ["a"] * 4, "n": most}):
         with pytest.raises(GatewayError, match=f"at most {most} .*fewer prompts") as caught:

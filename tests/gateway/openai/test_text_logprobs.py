@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from multilora_gateway.generation.job import Answer, Piece, Token
+from multilora_gateway.backend.messages import Delta, Token
+from multilora_gateway.generation.parallel import GenerationResult
 from multilora_gateway.openai.completions import TextChoice
 from multilora_gateway.openai.logprobs import TextOffsets, text_logprobs
 from multilora_text.detokenizer import Detokenizer
@@ -39,11 +40,11 @@ def test_offsets_are_the_same_streamed_and_whole(kind: str, stop: tuple[str, ...
     text = tokenizer(kind)
     ids = text.encode(TEXT)
     detokenizer = Detokenizer(text, stop)
-    pieces = [Piece(detokenizer.push(each), (Token(each, -1.0),)) for each in ids]
-    pieces.append(Piece(detokenizer.flush(), (), "stop"))
+    deltas = [Delta(detokenizer.push(each), (Token(each, -1.0),)) for each in ids]
+    deltas.append(Delta(detokenizer.flush(), (), "stop"))
     choice = TextChoice(text, "", True)
-    chunks = [chunk for piece in pieces for chunk in choice.chunks(piece)]
-    whole = TextChoice(text, "", True).whole(Answer.joined(pieces))
+    chunks = [chunk for delta in deltas for chunk in choice.chunks(delta)]
+    whole = TextChoice(text, "", True).whole(GenerationResult.joined(deltas))
     assert offsets_of(chunks) == offsets_of([whole])
     assert whole["text"] == TEXT.removesuffix("hello" if "hello" in stop else "")
     begun = [text.decode(ids[:count]).rstrip(_REPLACEMENT) for count in range(len(ids))]

@@ -1,6 +1,7 @@
 """The bytes of TGI's events, and the objects of whole answers. The engine is a script here."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncGenerator
 from typing import Any, cast
@@ -8,11 +9,17 @@ from typing import Any, cast
 import pytest
 
 from multilora_gateway.backend.client import Backend
+from multilora_gateway.backend.messages import Delta, GenerationRequest, Token
 from multilora_gateway.errors import GatewayError, overloaded
-from multilora_gateway.generation.job import Answer, Call, Piece, Token
-from multilora_gateway.tgi.answer import end_headers, generated, generation_of
-from multilora_gateway.tgi.job import Job
-from multilora_gateway.tgi.stream import events
+from multilora_gateway.generation.parallel import GenerationResult
+from multilora_gateway.tgi.answer import (
+    FinishedSequence,
+    end_headers,
+    events,
+    finished_sequence,
+    generated,
+)
+from multilora_gateway.tgi.job import TgiJob
 from support.gateway.tgi import job, tokenizer
 
 A, B = (tokenizer().encode(letter)[0] for letter in "ab")
@@ -20,31 +27,40 @@ END = tokenizer().token_id("</s>") or 0
 
 
 class Script:
-    """Says its pieces, or raises them."""
+    """Says its deltas, or raises them."""
 
-    def __init__(self, *pieces: Piece | GatewayError) -> None:
-        self.pieces = pieces
+    def __init__(self, *deltas: Delta | GatewayError) -> None:
+        self.deltas = deltas
         self.closed = False
 
-    async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
+    async def generate(self, asked: GenerationRequest) -> AsyncGenerator[Delta, None]:
         try:
-            for piece in self.pieces:
-                if isinstance(piece, GatewayError):
-                    raise piece
-                yield piece
+            for delta in self.deltas:
+                if isinstance(delta, GatewayError):
+                    raise delta
+                yield delta
         finally:
             self.closed = True
 
 
-def chunks(script: Script, job: Job) -> list[bytes]:
+def scripted(script: Script, job: TgiJob) -> TgiJob:
+    context = dataclasses.replace(job.context, backend=cast(Backend, script))
+    return dataclasses.replace(job, context=context)
+
+
+def finished(job: TgiJob, result: GenerationResult) -> FinishedSequence:
+    return finished_sequence(job, job.requests[0], result)
+
+
+def chunks(script: Script, job: TgiJob) -> list[bytes]:
     async def run() -> list[bytes]:
-        return [chunk async for chunk in events(job, cast(Backend, script))]
+        return [chunk async for chunk in events(scripted(script, job))]
 
     return asyncio.run(run())
 
 
-def piece(*ids: int, reason: str | None = None) -> Piece:
-    return Piece("", tuple(Token(token_id, -0.25) for token_id in ids), reason)
+def delta(*ids: int, reason: str | None = None) -> Delta:
+    return Delta("", tuple(Token(token_id, -0.25) for token_id in ids), reason)
 
 
 def token(token_id: int, text: str, special: str = "false") -> str:
@@ -52,7 +68,7 @@ def token(token_id: int, text: str, special: str = "false") -> str:
 
 
 def test_events_are_word_for_word() -> None:
-    found = chunks(Script(piece(A), piece(B, reason="length")), job(details=True))
+    found = chunks(Script(delta(A), delta(B, reason="length")), job(details=True))
     middle = f'data:{{"index":1,"token":{token(A, "a")},"generated_text":null,"details":null}}\n\n'
     details = '{"finish_reason":"length","generated_tokens":2,"seed":null,"input_length":3}'
     last = f'data:{{"index":2,"token":{token(B, "b")},"generated_text":"ab","details":{details}}}'
@@ -60,7 +76,7 @@ def test_events_are_word_for_word() -> None:
 
 
 def test_a_piece_of_several_tokens_is_several_events() -> None:
-    found = chunks(Script(piece(A, B), piece(A, END, reason="stop")), job())
+    found = chunks(Script(delta(A, B), delta(A, END, reason="stop")), job())
     parsed = [json.loads(line[5:]) for line in b"".join(found).decode().split("\n\n") if line]
     assert len(found) == 2
     assert [each["index"] for each in parsed] == [1, 2, 3, 4]
@@ -71,13 +87,13 @@ def test_a_piece_of_several_tokens_is_several_events() -> None:
 
 
 def test_a_reason_without_a_token_ends_the_stream() -> None:
-    found = chunks(Script(piece(A), piece(reason="length")), job(return_full_text=True))
+    found = chunks(Script(delta(A), delta(reason="length")), job(return_full_text=True))
     last = json.loads(found[-1][5:])
     assert (last["index"], last["generated_text"]) == (1, "helloa")
 
 
-@pytest.mark.parametrize("before", [(), (piece(A),)])
-def test_errors_are_events(before: tuple[Piece, ...]) -> None:
+@pytest.mark.parametrize("before", [(), (delta(A),)])
+def test_errors_are_events(before: tuple[Delta, ...]) -> None:
     script = Script(*before, overloaded())
     found = chunks(script, job())
     assert found[-1] == b'data:{"error":"Model is overloaded","error_type":"overloaded"}\n\n'
@@ -87,7 +103,7 @@ def test_errors_are_events(before: tuple[Piece, ...]) -> None:
 
 def test_a_stream_that_breaks_off_is_an_error() -> None:
     broken = GatewayError(500, "incomplete_generation", "Incomplete generation")
-    last = json.loads(chunks(Script(piece(A), broken), job())[-1][5:])
+    last = json.loads(chunks(Script(delta(A), broken), job())[-1][5:])
     assert last == {
         "error": "Incomplete generation stream",
         "error_type": "incomplete_generation_stream",
@@ -95,10 +111,10 @@ def test_a_stream_that_breaks_off_is_an_error() -> None:
 
 
 def test_closing_the_events_closes_the_engine() -> None:
-    script = Script(piece(A), piece(B, reason="length"))
+    script = Script(delta(A), delta(B, reason="length"))
 
     async def run() -> None:
-        stream = events(job(), cast(Backend, script))
+        stream = events(scripted(script, job()))
         await anext(stream)
         await stream.aclose()
 
@@ -106,14 +122,14 @@ def test_closing_the_events_closes_the_engine() -> None:
     assert script.closed
 
 
-def answer(*tokens: tuple[int, float], reason: str = "length") -> Answer:
-    return Answer("", tuple(Token(*each) for each in tokens), reason, 0.5)
+def answer(*tokens: tuple[int, float], reason: str = "length") -> GenerationResult:
+    return GenerationResult("", tuple(Token(*each) for each in tokens), reason, 0.5)
 
 
 def test_the_likeliest_is_the_answer() -> None:
     wanted = job(details=True, best_of=2, do_sample=True, seed=7)
-    unlikely = generation_of(wanted, answer((A, -3.0), (A, -1.0)))
-    likely = generation_of(wanted, answer((B, -1.0), (END, -1.5), reason="stop"))
+    unlikely = finished(wanted, answer((A, -3.0), (A, -1.0)))
+    likely = finished(wanted, answer((B, -1.0), (END, -1.5), reason="stop"))
     body, best = generated(wanted, [unlikely, likely])
     assert body["generated_text"] == "b"
     details: dict[str, Any] = body["details"]
@@ -127,7 +143,7 @@ def test_the_likeliest_is_the_answer() -> None:
 
 
 def test_details_only_when_asked() -> None:
-    body, best = generated(job(), [generation_of(job(), answer((A, -1.0), reason="stop"))])
+    body, best = generated(job(), [finished(job(), answer((A, -1.0), reason="stop"))])
     assert body == {"generated_text": "a"}
     assert best.body["finish_reason"] == "stop_sequence"
 
@@ -135,7 +151,7 @@ def test_details_only_when_asked() -> None:
 def test_lorax_finds_its_fields() -> None:
     wanted = job(details=True, return_k_alternatives=1, api_token=None)
     token = Token(A, -1.0, ((B, -0.5), (A, -1.0)))
-    generation = generation_of(wanted, Answer("", (token,), "length"))
+    generation = finished(wanted, GenerationResult("", (token,), "length"))
     details = generated(wanted, [generation])[0]["details"]
     assert details["prompt_tokens"] == wanted.input_length
     assert details["tokens"][0]["alternative_tokens"] == [{"id": B, "text": "b", "logprob": -0.5}]
@@ -145,7 +161,7 @@ def test_lorax_finds_its_fields() -> None:
 def test_likely_tokens_are_lists_for_tgi() -> None:
     wanted = job(details=True, top_n_tokens=2)
     token = Token(A, -1.0, ((B, -0.5), (A, -1.0)))
-    details = generated(wanted, [generation_of(wanted, Answer("", (token,), "length"))])[0][
+    details = generated(wanted, [finished(wanted, GenerationResult("", (token,), "length"))])[0][
         "details"
     ]
     assert [[each["text"] for each in place] for place in details["top_tokens"]] == [["b", "a"]]

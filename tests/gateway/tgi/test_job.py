@@ -7,11 +7,13 @@ from typing import Any, cast
 import pytest
 
 from multilora_gateway.backend.client import Backend
-from multilora_gateway.backend.served_model import BaseModel
+from multilora_gateway.backend.messages import GenerationRequest
+from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import GatewayError
+from multilora_gateway.generation.context import RequestContext
 from multilora_gateway.http.access import Caller
 from multilora_gateway.settings import Settings
-from multilora_gateway.tgi.job import Job, prepare
+from multilora_gateway.tgi.job import TgiJob, prepare
 from multilora_gateway.tgi.parameters import GenerateRequest
 from multilora_text.chat_template import ChatTemplate
 from support.gateway.tgi import MAX_TOTAL, base_model
@@ -26,7 +28,7 @@ class Server:
         self.merges: list[dict[str, Any]] = []
         self.templates: list[tuple[str, str]] = []
 
-    async def base(self) -> BaseModel:
+    async def base(self) -> ServedModel:
         return base_model()
 
     async def template(self, adapter_id: str, token: str) -> ChatTemplate:
@@ -46,20 +48,27 @@ def prepared(
     server: Server | None = None,
     stream: bool = False,
     **parameters: Any,
-) -> Job:
+) -> TgiJob:
     request = GenerateRequest.model_validate({"inputs": inputs, "parameters": parameters})
     backend = cast(Backend, server or Server())
-    return asyncio.run(prepare(request, caller or Caller(), backend, Settings(), stream))
+    context = RequestContext(backend, Settings(), caller or Caller())
+    return asyncio.run(prepare(request, context, stream))
+
+
+def asked(**given: Any) -> GenerationRequest:
+    (request,) = prepared(**given).requests
+    return request
 
 
 def sampling(**parameters: Any) -> dict[str, Any]:
-    return dict(prepared(**parameters).call.sampling)
+    return dict(asked(**parameters).sampling)
 
 
 def test_nothing_asked_is_greedy_and_as_long_as_possible() -> None:
     job = prepared()
-    assert job.call.sampling == {"max_tokens": MAX_TOTAL - job.input_length}
-    assert (job.call.adapter_id, job.call.adapter_token, job.seed) == ("", "", None)
+    (request,) = job.requests
+    assert request.sampling == {"max_tokens": MAX_TOTAL - job.input_length}
+    assert (request.adapter_id, request.adapter_token, job.seed) == ("", "", None)
     assert sampling(stream=True)["logprobs"] == 0
     assert sampling(details=True, top_n_tokens=3)["logprobs"] == 3
     assert "seed" not in sampling(seed=3)  # there is nothing to draw
@@ -78,8 +87,8 @@ def test_sampling_draws_a_seed_and_a_temperature() -> None:
     found = sampling(do_sample=True)
     assert found["temperature"] == 1.0
     assert 0 <= found["seed"] < 2**53
-    job = prepared(best_of=2, do_sample=True)
-    assert job.again().seed != job.seed
+    first, second = prepared(best_of=2, do_sample=True).requests
+    assert first.sampling["seed"] != second.sampling["seed"]
 
 
 @pytest.mark.parametrize(
@@ -116,8 +125,8 @@ def test_a_schema_must_be_an_object(value: str) -> None:
 
 
 def test_truncate_keeps_the_end() -> None:
-    whole = prepared("hello world").call.prompt_ids
-    assert prepared("hello world", truncate=2).call.prompt_ids == whole[-2:]
+    whole = asked(inputs="hello world").prompt_ids
+    assert asked(inputs="hello world", truncate=2).prompt_ids == whole[-2:]
 
 
 def test_a_prompt_that_is_too_long() -> None:
@@ -146,8 +155,8 @@ def test_sources(adapter_id: str, source: str, expected: str | None) -> None:
         with pytest.raises(GatewayError, match="`adapter_source`"):
             prepared(**given)
     else:
-        call = prepared(**given).call
-        assert (call.adapter_id, call.adapter_token) == (expected, "secret")
+        request = asked(**given)
+        assert (request.adapter_id, request.adapter_token) == (expected, "secret")
 
 
 def test_a_private_template_is_asked_for_with_the_token() -> None:
@@ -158,7 +167,7 @@ def test_a_private_template_is_asked_for_with_the_token() -> None:
 
 def test_merging() -> None:
     server = Server()
-    assert prepared(server=server, merged_adapters=MERGED).call.adapter_id == "merged"
+    assert asked(server=server, merged_adapters=MERGED).adapter_id == "merged"
     assert server.merges == [MERGED]
 
 
@@ -176,5 +185,5 @@ def test_adapters_of_others(given: dict[str, Any]) -> None:
         prepared(caller=caller, server=server, **given)
     assert caught.value.status == 403
     assert not server.merges
-    assert prepared(caller=caller, adapter_id="mine/a").call.adapter_id == "mine/a"
-    assert prepared(caller=caller).call.adapter_id == ""
+    assert asked(caller=caller, adapter_id="mine/a").adapter_id == "mine/a"
+    assert asked(caller=caller).adapter_id == ""

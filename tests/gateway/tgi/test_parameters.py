@@ -7,10 +7,16 @@ import pytest
 from pydantic import ValidationError
 
 from multilora_gateway.errors import GatewayError, tgi_body
+from multilora_gateway.generation.budget import TokenBudget
 from multilora_gateway.settings import Settings
 from multilora_gateway.tgi.bodies import explained
-from multilora_gateway.tgi.parameters import GenerateRequest, Parameters
-from multilora_gateway.tgi.validation import check_inputs, check_parameters, max_new_tokens
+from multilora_gateway.tgi.parameters import (
+    GenerateRequest,
+    Parameters,
+    check_inputs,
+    check_parameters,
+    max_new_tokens,
+)
 from support.gateway.tgi import MAX_INPUT, MAX_TOTAL, base_model
 
 POSITIVE = "must be strictly positive"
@@ -114,16 +120,17 @@ def test_best_of_fits_the_server() -> None:
 
 def test_lengths() -> None:
     base = base_model()
-    assert max_new_tokens(Parameters(), 10, base) == MAX_TOTAL - 10
-    assert max_new_tokens(Parameters(max_new_tokens=MAX_TOTAL - 10), 10, base) == MAX_TOTAL - 10
+    budget = TokenBudget(10, base)
+    assert max_new_tokens(Parameters(), budget) == MAX_TOTAL - 10
+    assert max_new_tokens(Parameters(max_new_tokens=MAX_TOTAL - 10), budget) == MAX_TOTAL - 10
     with pytest.raises(GatewayError) as caught:
-        max_new_tokens(Parameters(max_new_tokens=MAX_TOTAL), 10, base)
+        max_new_tokens(Parameters(max_new_tokens=MAX_TOTAL), budget)
     assert caught.value.message == (
         f"`inputs` tokens + `max_new_tokens` must be <= {MAX_TOTAL}. "
         f"Given: 10 `inputs` tokens and {MAX_TOTAL} `max_new_tokens`"
     )
     with pytest.raises(GatewayError) as caught:
-        max_new_tokens(Parameters(), MAX_INPUT + 1, base)
+        max_new_tokens(Parameters(), TokenBudget(MAX_INPUT + 1, base))
     assert caught.value.message == (
         f"`inputs` must have less than {MAX_INPUT} tokens. Given: {MAX_INPUT + 1}"
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from multilora_gateway.generation.job import Token
+from multilora_gateway.backend.messages import Token
 from multilora_gateway.tgi.tokens import TokenTexts
 from support.gateway.tgi import tokenizer
 from support.tiny import tokenizers as tiny_tokenizers

@@ -1,10 +1,14 @@
 """A base model and a job of the TGI API, without a server."""
 
-from typing import Any
+from typing import Any, cast
 
-from multilora_gateway.backend.served_model import BaseModel
-from multilora_gateway.generation.job import Call
-from multilora_gateway.tgi.job import Job
+from multilora_gateway.backend.client import Backend
+from multilora_gateway.backend.messages import GenerationRequest
+from multilora_gateway.backend.served_model import ServedModel
+from multilora_gateway.generation.context import RequestContext
+from multilora_gateway.http.access import Caller
+from multilora_gateway.settings import Settings
+from multilora_gateway.tgi.job import TgiJob
 from multilora_gateway.tgi.parameters import GenerateRequest
 from multilora_text.tokenizer import Tokenizer
 from support.tiny import tokenizers as tiny_tokenizers
@@ -17,11 +21,11 @@ def tokenizer(kind: str = "byte_level") -> Tokenizer:
     return Tokenizer(tiny_tokenizers.KINDS[kind]())
 
 
-def base_model(kind: str = "byte_level") -> BaseModel:
+def base_model(kind: str = "byte_level") -> ServedModel:
     text = tokenizer(kind)
     end = text.token_id("</s>")
     assert end is not None
-    return BaseModel(
+    return ServedModel(
         model_id="base",
         model_sha=None,
         dtype="float32",
@@ -37,11 +41,17 @@ def base_model(kind: str = "byte_level") -> BaseModel:
     )
 
 
-def job(prompt: str = "hello", *, seed: int | None = None, **parameters: Any) -> Job:
+def job(prompt: str = "hello", *, seed: int | None = None, **parameters: Any) -> TgiJob:
     """A job that asks for `parameters`; times are zero."""
     base = base_model()
     request = GenerateRequest.model_validate({"inputs": prompt, "parameters": parameters})
     assert request.parameters is not None
     sampling = {} if seed is None else {"seed": seed}
-    call = Call(base.tokenizer.encode(prompt), sampling=sampling)
-    return Job(request, request.parameters, base, call, 0.0, 0.0)
+    return TgiJob(
+        context=RequestContext(cast(Backend, None), Settings(), Caller(), arrived=0.0),
+        base=base,
+        requests=[GenerationRequest(base.tokenizer.encode(prompt), sampling=sampling)],
+        request=request,
+        parameters=request.parameters,
+        checked=0.0,
+    )

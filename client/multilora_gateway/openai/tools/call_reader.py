@@ -1,8 +1,9 @@
-"""One tool call, {"name": …, "arguments": {…}}, read while it is being written.
+"""One tool call, {"name": …, "arguments": {…}}, read while the model writes it.
 
-Laws: however the text is split, what comes out put together is the same. A call is certain once its
-name is known and its arguments begin; from there on they come as they are written, also when they
-are never finished. A call written in another order comes when it is complete.
+Laws: the parts put together do not depend on how the text is split. A call is certain once its name
+is known and its arguments begin; from then on the arguments are passed on as the model writes them,
+even if the model never finishes them. A call whose keys come in another order is passed on when it
+is complete.
 """
 
 import json
@@ -25,7 +26,7 @@ _ESCAPED = re.compile(r"\\.", re.DOTALL)
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call begins. `arguments` is the beginning of the text of a JSON object."""
+    """The beginning of a call. `arguments` is the beginning of the text of a JSON object."""
 
     name: str
     arguments: str
@@ -33,7 +34,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class MoreArguments:
-    """What follows in the arguments of the call that began last."""
+    """More text of the arguments of the call that began last."""
 
     text: str
 
@@ -42,27 +43,28 @@ CallPart = ToolCall | MoreArguments
 
 
 class CallReader:
-    """`is_call` is None while that is open. `rest` is what follows the object, once it ended."""
+    """Reads one JSON object. `is_call` is None until the text decides. `rest` is None until the
+    object ends; then it is the text behind the object."""
 
     def __init__(self, names: Collection[str]) -> None:
         self.is_call: bool | None = None
         self.rest: str | None = None
         self._names = names
         self._held = ""  # while is_call is None
-        self._depth = 1  # of brackets; the arguments are at 2 and deeper
+        self._depth = 1  # open brackets; inside the arguments 2 or more
         self._in_arguments = True
         self._in_string = False
         self._escaped = False
 
     @property
     def in_string(self) -> bool:
-        """Whether what was read ends inside a string."""
+        """Whether the text so far ends inside a JSON string."""
         if self.is_call is None:
             return _ESCAPED.sub("", self._held).count('"') % 2 == 1
         return self._in_string
 
     def push(self, text: str) -> list[CallPart]:
-        """What became certain with this text."""
+        """The parts that this text makes certain."""
         if self.is_call is None:
             self._held += text
             return self._decide()
@@ -86,14 +88,14 @@ class CallReader:
         try:
             value, end = json.JSONDecoder().raw_decode(self._held.lstrip())
         except (ValueError, RecursionError):
-            return []  # not complete, or never: the end will tell
+            return []  # the object is not complete yet, or never will be
         call = _whole(value, self._names)
         self.is_call = call is not None
         self.rest = self._held.lstrip()[end:]
         return [call] if call else []
 
     def _read(self, text: str) -> str:
-        """What of `text` belongs to the arguments."""
+        """The beginning of `text` that belongs to the arguments."""
         end = len(text) if self._in_arguments else 0
         for place, char in enumerate(text):
             if self._in_string:
@@ -129,7 +131,7 @@ def _whole(value: Any, names: Collection[str]) -> ToolCall | None:
     if not isinstance(name, str) or name not in names:
         return None
     arguments = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):  # encoded once more
+    if isinstance(arguments, str):  # some models encode them twice
         arguments = _json(arguments or "{}")
     if arguments is None:
         arguments = {}

@@ -1,10 +1,11 @@
-"""Tool calls in the text of an answer, found while it grows.
+"""Tool calls in the text of an answer, found while the text grows.
 
-Laws: however the text is split, the parts put together are the same; what may still become a call
-is held back; what looks like a call but is none, or names no known tool, stays text.
+Laws: the parts put together do not depend on how the text is split. Text that may still become a
+call is held back. Text that looks like a call but is none, or names no known tool, stays text.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Protocol
 
 from multilora_gateway.openai.tools.call_reader import CallPart, CallReader
@@ -17,10 +18,10 @@ Part = str | CallPart
 
 
 class ToolParser(Protocol):
-    """Of one answer."""
+    """Parses the text of one answer."""
 
     def push(self, text: str) -> list[Part]:
-        """What became certain with this text."""
+        """The parts that this text makes certain."""
         ...
 
     def finish(self) -> list[Part]:
@@ -28,8 +29,8 @@ class ToolParser(Protocol):
         ...
 
 
-class _Parts:
-    """Parts in order, without the white space around calls."""
+class _PartList:
+    """The parts in order; white space around calls is dropped."""
 
     def __init__(self) -> None:
         self._parts: list[Part] = []
@@ -60,14 +61,14 @@ class _Parts:
 
 
 class HermesParser:
-    """<tool_call>{"name": …, "arguments": …}</tool_call>, of Hermes and Qwen."""
+    """Reads <tool_call>{"name": …, "arguments": …}</tool_call>, as Hermes and Qwen write."""
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
-        self._parts = _Parts()
+        self._parts = _PartList()
         self._held = ""
         self._reader: CallReader | None = None
-        self._raw = ""  # what the reader read, with the tag
+        self._raw = ""  # the text that the reader has read, with the tag
 
     def push(self, text: str) -> list[Part]:
         self._held += text
@@ -78,7 +79,7 @@ class HermesParser:
     def finish(self) -> list[Part]:
         if self._reader is None:
             self._parts.text(self._held)
-        else:  # the model may end without closing it
+        else:  # the model may end without closing the tag
             self._read(len(self._held))
             self._end_call()
         self._held = ""
@@ -86,7 +87,7 @@ class HermesParser:
         return self._parts.take()
 
     def _step(self) -> bool:
-        """Whether there may be more to find."""
+        """Reads up to the next tag; whether a tag was found, and so more may follow."""
         if self._reader is None:
             return self._seek()
         end = self._held.find(_CLOSE)
@@ -125,17 +126,17 @@ class HermesParser:
 
 
 class JsonParser:
-    """{"name": …, "parameters": …} as the whole answer, of Llama 3 and of forced calls.
+    """Reads {"name": …, "parameters": …} as the whole answer, as Llama 3 and forced calls write.
 
-    Several may follow each other, after semicolons or white space.
+    Several calls may follow each other, after semicolons or white space.
     """
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
-        self._parts = _Parts()
-        self._held = ""  # with what the reader read, as long as that may be text
+        self._parts = _PartList()
+        self._held = ""  # includes what the reader has read, as long as that may be text
         self._reader: CallReader | None = None
-        self._plain = False  # it is text to the end
+        self._plain = False  # the rest of the answer is text
 
     def push(self, text: str) -> list[Part]:
         self._held += text
@@ -153,7 +154,7 @@ class JsonParser:
         return self._parts.take()
 
     def _step(self, text: str) -> str:
-        """Reads what is new in `_held`; returns what may hold one more call."""
+        """Reads `text`, the new end of `_held`; returns the text that may hold one more call."""
         if self._reader is None:
             text = self._held.lstrip(_SEPARATORS).removeprefix(_PYTHON_TAG).lstrip()
             if not text.startswith("{"):
@@ -173,8 +174,32 @@ class JsonParser:
 
 
 def _overlap(text: str, tag: str) -> int:
-    """Length of the longest end of `text` that begins `tag`."""
+    """The length of the longest end of `text` that is a beginning of `tag`."""
     for length in range(min(len(text), len(tag) - 1), 0, -1):
         if text.endswith(tag[:length]):
             return length
     return 0
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """How a model writes its calls. `arguments` is the key of the arguments in a call."""
+
+    arguments: str
+    parser: Callable[[Collection[str]], ToolParser]
+
+
+HERMES = ToolFormat("arguments", HermesParser)
+LLAMA3 = ToolFormat("parameters", JsonParser)
+_BY_NAME = {"hermes": HERMES, "llama3": LLAMA3}
+_LLAMA3_MARKS = ("<|python_tag|>", '"parameters": dictionary of argument name')
+
+
+def tool_format(setting: str, template: str) -> ToolFormat:
+    """The format by `setting`, which is Settings.tool_call_parser, or by the marks in the source of
+    the chat template."""
+    if setting in _BY_NAME:
+        return _BY_NAME[setting]
+    if "<tool_call>" not in template and any(mark in template for mark in _LLAMA3_MARKS):
+        return LLAMA3
+    return HERMES

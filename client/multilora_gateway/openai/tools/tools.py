@@ -1,4 +1,4 @@
-"""Tools of a chat: what may be called, and the grammar that forces a call."""
+"""The tools of a chat: which may be called, and the grammar that forces a call."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from multilora_gateway.errors import invalid
+from multilora_gateway.generation.grammar import json_grammar
 from multilora_gateway.http.json_values import Fields, Items, OpenFields
 
 _ANYTHING = {"type": "object"}
@@ -23,7 +24,7 @@ class Tool(OpenFields):
     function: Function
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates show it to the model."""
+        """The tool as chat templates show it to the model."""
         function: dict[str, Any] = {"name": self.function.name}
         if self.function.description is not None:
             function["description"] = self.function.description
@@ -93,7 +94,7 @@ def call_grammar(tools: Sequence[Tool], arguments: str) -> dict[str, Any]:
         for number, tool in enumerate(tools)
     }
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return {"type": "json", "value": {**schema, "$defs": definitions}}
+    return json_grammar({**schema, "$defs": definitions})
 
 
 def _call(number: int, tool: Tool, arguments: str) -> dict[str, Any]:
@@ -113,7 +114,8 @@ def _definition(number: int) -> str:
 
 
 def _moved(schema: Any, number: int) -> Any:
-    """A schema that is no longer the whole document: its references start at its new place."""
+    """A schema that moves from the root of a document to definition `number`, and its references
+    with it."""
     if isinstance(schema, list):
         return [_moved(item, number) for item in schema]
     if not isinstance(schema, dict):

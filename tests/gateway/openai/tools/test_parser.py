@@ -6,8 +6,14 @@ import random
 import pytest
 
 from multilora_gateway.openai.tools.call_reader import MoreArguments, ToolCall
-from multilora_gateway.openai.tools.format import HERMES, LLAMA3, tool_format
-from multilora_gateway.openai.tools.parser import HermesParser, JsonParser, Part
+from multilora_gateway.openai.tools.parser import (
+    HERMES,
+    LLAMA3,
+    HermesParser,
+    JsonParser,
+    Part,
+    tool_format,
+)
 
 NAMES = {"weather", "add"}
 WEATHER = '{"name": "weather", "arguments": {"city": "Zürich 🌧"}}'

@@ -1,0 +1,35 @@
+"""What a request for generation is served with."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from multilora_gateway.backend.client import Backend
+from multilora_gateway.http.access import Caller, inference
+from multilora_gateway.settings import Settings
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """Where a request arrived, and who sent it.
+
+    `arrived` is of time.perf_counter() and taken once, when the body has been read: the times that
+    answers report leave out how long a client takes to send its request.
+    """
+
+    backend: Backend
+    settings: Settings
+    caller: Caller
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+async def _request_context(
+    request: Request, caller: Annotated[Caller, Depends(inference)]
+) -> RequestContext:
+    gateway: Any = request.app.state.gateway
+    return RequestContext(gateway.backend, gateway.settings, caller)
+
+
+Context = Annotated[RequestContext, Depends(_request_context)]
