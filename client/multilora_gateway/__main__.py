@@ -1,6 +1,7 @@
 """The command `multilora-gateway`, and `python -m multilora_gateway`.
 
-`pip install .` brings this command to those who only want the client, without what it runs on.
+`pip install .` installs this command also for users of the client alone, without the packages that
+the gateway runs on.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """API keys as operators write them, one a line: KEY, or KEY:pattern,pattern for some adapters.
 
-Law: what could be half of something else is refused, so that no pattern ever becomes a key.
+Law: an entry that may be a torn-off part of another entry is refused, so that a pattern never
+becomes a key. Only the standard library is imported: the launcher reads keys, too.
 """
 
 import re
@@ -10,8 +11,8 @@ _FORM = "write KEY, or KEY:sql*,org/* to limit it to adapters"
 
 
 def read_keys(flags: Sequence[str] | None, variable: str) -> tuple[str, ...]:
-    """Those of the --api-key flags, else of API_KEY, without blanks. ValueError says what to write;
-    it never shows a key."""
+    """The keys of the --api-key flags, else of API_KEY, without blanks. ValueError says what to
+    write, and never shows a key."""
     if flags is None:
         return _checked(_lines(variable))
     entries: list[str] = []
@@ -26,7 +27,8 @@ def read_keys(flags: Sequence[str] | None, variable: str) -> tuple[str, ...]:
 
 
 def key_and_patterns(entry: str) -> tuple[str, tuple[str, ...] | None]:
-    """Without a colon the patterns are None: any adapter. Behind one they may be none: the base."""
+    """A key and its patterns: None without a colon, for any adapter; empty when nothing follows the
+    colon, for the base model alone."""
     key, colon, patterns = entry.partition(":")
     return key, tuple(filter(None, patterns.split(","))) if colon else None
 

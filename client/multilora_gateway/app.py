@@ -1,4 +1,4 @@
-"""The ASGI application: routes, error answers, and what they share."""
+"""The ASGI application: routes, middleware, error answers, and the state that routes share."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ from multilora_gateway.backend.client import Backend
 from multilora_gateway.http.access import Access
 from multilora_gateway.http.body_limit import BodyLimit
 from multilora_gateway.http.error_answers import add_handlers
-from multilora_gateway.http.metrics import GatewayMetrics, Measured
+from multilora_gateway.http.metrics import GatewayMetrics, MetricsMiddleware
 from multilora_gateway.routes.adapters import router as adapter_routes
 from multilora_gateway.routes.health import page_files
 from multilora_gateway.routes.health import router as health_routes
@@ -21,7 +21,7 @@ from multilora_gateway.settings import Settings
 
 
 class Gateway:
-    """What every route may use, at `request.app.state.gateway`. Made in the running event loop."""
+    """What routes share, at `request.app.state.gateway`. Make a Gateway inside the event loop."""
 
     def __init__(self, settings: Settings, access: Access, metrics: GatewayMetrics) -> None:
         self.settings = settings
@@ -31,7 +31,7 @@ class Gateway:
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application; it connects to the Triton server when it is started."""
+    """The application, which connects to the Triton server when it starts."""
     access = Access(settings)
     metrics = GatewayMetrics(settings.triton_metrics_url)
 
@@ -52,5 +52,5 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
-    app.add_middleware(Measured, metrics=metrics)
+    app.add_middleware(MetricsMiddleware, metrics=metrics)
     return app

@@ -1,4 +1,4 @@
-"""The gateway as a program: reads its command line, listens and serves."""
+"""The gateway as a program: it reads its command line, listens and serves."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ from multilora_gateway.settings import parse_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM. Exit code 1 when it cannot listen."""
+    """Serve until SIGINT or SIGTERM. The exit code is 1 when the address cannot be used."""
     settings = parse_settings(arguments, os.environ)
     logging.basicConfig(format="%(levelname).1s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Says when it listens, for whoever started it, and ends a signal's request with code 0."""
+    """Prints a line when it listens, which the launcher waits for, and exits with code 0 after a
+    signal."""
 
     def __init__(self, config: uvicorn.Config, ready: str) -> None:
         super().__init__(config)
@@ -53,7 +54,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own raises the signal again at the end."""
+        """Replaces uvicorn's method, which raises the signal again at the end."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle_exit)
         yield

@@ -1,4 +1,4 @@
-"""A request that cannot be served, as an HTTP status and as the error objects of the two APIs."""
+"""Errors of requests, with their HTTP status and the error objects of the two APIs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,15 @@ _OPENAI_TYPES = {
     "forbidden": "permission_error",
     "overloaded": "rate_limit_error",
 }
-_GUESS = re.compile(r"; did you mean (.*)\?(?=;)", re.DOTALL)  # from the first to the last of them
+_GUESS = re.compile(r"; did you mean (.*)\?(?=;)", re.DOTALL)  # the names up to the last "?"
 
 
 class GatewayError(Exception):
-    """`kind` is TGI's error_type; `code` and `param` are OpenAI's. The message says what to do.
+    """A request that cannot be served; the message says what to do. `kind` is TGI's error_type;
+    `code` and `param` are OpenAI's.
 
-    `similar` names adapters, maybe of others: for a message only of whom they may be told.
+    `similar` holds adapter names that may have been meant. Only callers who may use an adapter may
+    read its name, so the names are not in the message yet (see `guessing`).
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class GatewayError(Exception):
         self.similar = tuple(similar)
 
     def guessing(self, names: Sequence[str]) -> "GatewayError":
-        """The same, with what may have been meant."""
+        """The same error, with `names` as guesses in its message."""
         if not names:
             return self
         guess = f"; did you mean {' or '.join(map(repr, names))}?"
@@ -51,12 +53,12 @@ class GatewayError(Exception):
 
 
 def invalid(message: str, param: str | None = None) -> GatewayError:
-    """The request can never work as it stands. `message` goes without "Input validation error"."""
+    """The request can never work as it stands. TGI's "Input validation error" is added later."""
     return GatewayError(422, "validation", message, param=param)
 
 
 def not_found(message: str) -> GatewayError:
-    """The adapter is not known. What the server guesses becomes `similar`."""
+    """The adapter is unknown. The server's guesses move from the message to `similar`."""
     guess = _GUESS.search(message)
     return GatewayError(
         404, "not_found", _GUESS.sub("", message), code="model_not_found", param="model",
@@ -65,17 +67,17 @@ def not_found(message: str) -> GatewayError:
 
 
 def overloaded(message: str = "Model is overloaded") -> GatewayError:
-    """Too many requests run or wait."""
+    """Too many requests are running or waiting."""
     return GatewayError(429, "overloaded", message, headers=_retry())
 
 
 def unavailable(message: str) -> GatewayError:
-    """The Triton server, or where an adapter comes from, is away: it may be back soon."""
+    """The Triton server, or the source of an adapter, is away and may be back soon."""
     return GatewayError(503, "unavailable", message, headers=_retry())
 
 
 def failed(message: str) -> GatewayError:
-    """The engine gave up on a request that it had accepted."""
+    """The engine gave up a request that it had accepted."""
     return GatewayError(424, "generation", message)
 
 

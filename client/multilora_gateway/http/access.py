@@ -1,7 +1,7 @@
 """Who may do what: API keys for inference, some limited to adapters, and the admin's key.
 
-Keys are compared in constant time; an empty one is nobody's. The base model is open to every valid
-key.
+Laws: keys are compared in constant time, an empty key is never valid, and every valid key may use
+the base model.
 """
 
 import hmac
@@ -15,13 +15,13 @@ from multilora_gateway.api_keys import key_and_patterns
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.settings import Settings
 
-_MERGED_PREFIX = "merged:"  # of the ids that the server gives to merges
+_MERGED_PREFIX = "merged:"  # begins the names that the server gives to merged adapters
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request. `patterns` None: any adapter."""
+    """Who sent a request. With `patterns` None the caller may use any adapter."""
 
     patterns: tuple[str, ...] | None = None
 
@@ -29,14 +29,14 @@ class Caller:
         if self.patterns is None or not adapter_id:
             return True
         patterns = self.patterns
-        if _is_merge(adapter_id):  # "m*" does not mean what others merged
+        if _is_merge(adapter_id):  # the pattern "m*" does not cover merges of other callers
             patterns = tuple(each for each in patterns if _is_merge(each))
-        if ".." in adapter_id.replace("\\", "/").split("/"):  # would match one folder, name another
+        if ".." in adapter_id.replace("\\", "/").split("/"):  # may match one folder, name another
             return False
         return any(fnmatchcase(adapter_id, pattern) for pattern in patterns)
 
     def check(self, adapter_id: str) -> None:
-        """GatewayError 403 for somebody else's adapter."""
+        """GatewayError 403 for an adapter that the caller may not use."""
         if not self.may_use(adapter_id):
             limits = ", ".join(self.patterns or ()) or "the base model"
             hint = "; send merged_adapters instead" if _is_merge(adapter_id) else ""
@@ -48,7 +48,7 @@ class Caller:
 
 
 class Access:
-    """The keys of Settings."""
+    """Checks the keys of requests against those of the settings."""
 
     def __init__(self, settings: Settings) -> None:
         self._admin_key = settings.admin_key.encode(errors="surrogateescape")
@@ -59,12 +59,13 @@ class Access:
         return bool(self._admin_key)
 
     def caller(self, authorization: str | None) -> Caller:
-        """Whose header this is; GatewayError 401 when it names no valid key but must."""
+        """The caller by an Authorization header; GatewayError 401 when a key is needed and the
+        header has no valid one."""
         if not self._keys:
             return Caller()
         given = _bearer(authorization)
         found: Caller | None = None
-        for key, caller in self._keys:  # all of them: the time must not tell which one fits
+        for key, caller in self._keys:  # compares all keys: the time must not tell which one fits
             if hmac.compare_digest(key, given) and found is None:
                 found = caller
         if hmac.compare_digest(self._admin_key, given):
@@ -78,7 +79,7 @@ class Access:
         return found
 
     def check_admin(self, authorization: str | None) -> None:
-        """GatewayError 401 or 403 unless this is the admin's header."""
+        """GatewayError 401 or 403 unless the Authorization header has the admin's key."""
         if not self._admin_key:
             raise GatewayError(
                 403, "forbidden",
@@ -108,7 +109,7 @@ async def admin(request: Request) -> None:
 
 
 def guessed_for(request: Request, names: Sequence[str]) -> list[str]:
-    """Those of the adapters' names that whoever sent this may know."""
+    """The adapter names of `names` that the sender of the request may know."""
     caller: Caller | None = getattr(request.state, "caller", None)
     return [name for name in names if caller and caller.may_use(name)]
 

@@ -1,4 +1,4 @@
-"""Reads request bodies before anything else does: of bounded size, within bounded time."""
+"""Request bodies, read before any route runs: of bounded size, within bounded time."""
 
 import asyncio
 
@@ -8,14 +8,14 @@ from multilora_gateway.errors import GatewayError
 from multilora_gateway.http.error_answers import error_answer
 
 BODY_SECONDS = 30.0
-_DISCARDED = 64_000_000  # bytes beyond the limit that are read and dropped
+_DISCARDED = 64_000_000  # bytes beyond the limit that are still read, and dropped
 
 
 class BodyLimit:
     """ASGI middleware: 413 for more than `most` bytes, 408 for a body that dribbles in.
 
-    A connection that is closed with something unread in it is reset, and then many clients never
-    see the 413: so what is too much is read, too, within bounds.
+    A connection that is closed with unread bytes is reset, and many clients then never see the 413.
+    So excess bytes are read, too, within bounds.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
@@ -29,7 +29,7 @@ class BodyLimit:
             body = await self._read(scope, receive)
         except GatewayError as error:
             return await error_answer(scope["path"], error)(scope, receive, send)
-        if body is None:  # it left in the middle of it
+        if body is None:  # the client left in the middle of the body
             return
         message: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
@@ -46,7 +46,7 @@ class BodyLimit:
         declared = headers.get(b"content-length", b"")
         size = int(declared) if declared.isdigit() else 0
         if b"expect" in headers or size > self._most + _DISCARDED:
-            self._check(size)  # it waits for an answer before it sends, or there is no end to it
+            self._check(size)  # the client waits before it sends, or would send for too long
         parts: list[bytes] = []
         seen, more = 0, True
         try:

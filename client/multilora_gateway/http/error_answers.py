@@ -26,7 +26,7 @@ def error_answer(path: str, error: GatewayError) -> Response:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Let whatever a route raises become an answer."""
+    """Make an answer of every exception that a route raises."""
     app.add_exception_handler(GatewayError, _gateway)
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_exception_handler(HTTPException, _http)
@@ -35,7 +35,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def unknown_field(name: str, known: Sequence[str]) -> str:
-    """What to say of a field that nobody knows: ignored, it would change the answer silently."""
+    """The message about an unknown field. An ignored field could change the answer silently."""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean `{close[0]}`?" if close else "leave it out"
     return f"unknown field `{name}`; {hint}"
@@ -68,7 +68,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; what proxies log for this
+    return Response(status_code=499)  # no client reads the answer; proxies log this status
 
 
 async def _defect(request: Request, error: Exception) -> Response:

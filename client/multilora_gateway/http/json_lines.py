@@ -10,7 +10,7 @@ _LEVELS = {"WARNING": "WARN", "CRITICAL": "ERROR"}  # where TGI's names differ
 def json_line(
     level: str, target: str, message: str, created: float | None = None, **fields: str
 ) -> str:
-    """`level` is a name of logging's, `created` seconds since 1970, now if None."""
+    """`level` is one of logging's names; `created` is in seconds since 1970, None for now."""
     seconds, micros = divmod(round((time.time() if created is None else created) * 1e6), 10**6)
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     line = {

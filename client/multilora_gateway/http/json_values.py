@@ -1,7 +1,7 @@
-"""Values of JSON bodies that every part behind the gateway can take.
+"""Types of JSON bodies whose values every part behind the gateway can take.
 
-Law: a body is refused for the first thing that is wrong with a list, or with the names in an
-object. To tell all of them would cost seconds and gigabytes for a body of two megabytes.
+Law: an error names only the first wrong item of a list and the first unknown name of an object. A
+report of all of them would cost seconds and gigabytes for a body of two megabytes.
 """
 
 import json
@@ -13,7 +13,8 @@ _LONGEST_NAME = 4096  # characters, as of a path
 
 
 def _unicode(text: str) -> str:
-    """JSON can name half a character ("\\ud800"), which no tokenizer and no other JSON takes."""
+    """Refuses a lone surrogate, which JSON can name ("\\ud800") but no tokenizer and no other JSON
+    accepts."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -22,7 +23,7 @@ def _unicode(text: str) -> str:
 
 
 def _sendable(schema: dict[str, Any]) -> dict[str, Any]:
-    """Such strings, numbers that JSON has not, and endless nesting are refused anywhere in it."""
+    """Refuses lone surrogates, numbers that JSON does not have, and endless nesting."""
     try:
         _unicode(json.dumps(schema, ensure_ascii=False, allow_nan=False))
     except RecursionError:
@@ -41,7 +42,7 @@ class Fields(BaseModel):
     """A JSON object without unknown names. Types are not converted: "5" is not a number."""
 
     model_config = ConfigDict(
-        extra="allow",  # gathered at little cost, and refused below
+        extra="allow",  # unknown names are collected at little cost, and refused below
         strict=True,
         allow_inf_nan=False,
         protected_namespaces=(),
@@ -59,6 +60,6 @@ class Fields(BaseModel):
 
 
 class OpenFields(Fields):
-    """An object that clients send back as they got it, with more than is read here."""
+    """An object that clients send back as they received it: other names are ignored."""
 
     model_config = ConfigDict(extra="ignore", json_schema_extra=None)

@@ -11,8 +11,8 @@ class ListenError(Exception):
 
 
 def listen(hostname: str, port: int) -> socket.socket:
-    """By IPv4 where the name has such an address, else by IPv6, with IPv4 beside it for `::`.
-    Port 0 is any free one. Raises ListenError."""
+    """Listens by IPv4 when the name has such an address, else by IPv6; `::` means both. Port 0 is
+    any free port. Raises ListenError."""
     host = hostname.strip("[]")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -41,6 +41,6 @@ def _remedy(error: OSError | UnicodeError) -> str:
 
 
 def url_of(hostname: str, port: int) -> str:
-    """IPv6 addresses stand in brackets."""
+    """The URL of an address, with brackets around IPv6."""
     host = hostname.strip("[]")
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

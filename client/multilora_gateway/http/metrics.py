@@ -1,4 +1,4 @@
-"""The gateway's own figures, beside those of the Triton server, on one /metrics."""
+"""One /metrics with the gateway's own metrics beside those of the Triton server."""
 
 import asyncio
 import time
@@ -10,12 +10,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _SECONDS = 5.0
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy to ourselves
-_OTHER = "other"  # label of paths that are no route: they must not become series
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy
+_OTHER = "other"  # label of unknown paths, which must not become series
 
 
 class GatewayMetrics:
-    """Counts requests by route and status; merges what the Triton server tells at `triton_url`."""
+    """Counts requests by route and status, and adds the metrics of the Triton server, which are at
+    `triton_url`."""
 
     def __init__(self, triton_url: str) -> None:
         self._triton_url = triton_url
@@ -42,13 +43,13 @@ class GatewayMetrics:
         self._seconds.labels(route).observe(time.perf_counter() - began)
 
     async def text(self) -> bytes:
-        """In Prometheus' text format; without the Triton server's part while that is away."""
+        """In Prometheus' text format; without the Triton server's part while the server is away."""
         own = generate_latest(self._registry)
         if not self._triton_url:
             return own
         try:
             return await asyncio.to_thread(self._fetch) + own
-        except (OSError, HTTPException):  # it may go in the middle of its answer
+        except (OSError, HTTPException):  # the server may go in the middle of its answer
             return own
 
     def _fetch(self) -> bytes:
@@ -56,8 +57,8 @@ class GatewayMetrics:
             return answer.read()
 
 
-class Measured:
-    """ASGI middleware that counts every request."""
+class MetricsMiddleware:
+    """ASGI middleware that counts every request, and times it, the reading of its body included."""
 
     def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
         self._app = app
@@ -66,7 +67,7 @@ class Measured:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        status = 499  # if nothing is ever sent, the client went away
+        status = 499  # stays when nothing is sent, because the client went away
 
         async def watch(message: Message) -> None:
             nonlocal status

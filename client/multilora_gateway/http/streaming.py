@@ -1,7 +1,7 @@
-"""Server-sent events, and answers that end when their client does.
+"""Server-sent events, and answers that end when their client goes.
 
-Laws: a client that goes away is noticed at once, also before the first token; what it asked for is
-then closed. A client that does not read is given up after a while.
+Laws: a client that goes away is noticed at once, also before the first token, and then its request
+ends. A client that does not read is given up after a while.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ _T = TypeVar("_T")
 
 
 class ClientGone(Exception):
-    """Nobody is there to be answered."""
+    """The client went away before its answer began."""
 
 
 class EventStream(Response):
-    """Sends every chunk of `events` as it comes; closes `events` in any case."""
+    """Sends every chunk of `events` as it comes, and closes `events` at the end in any case."""
 
     media_type = "text/event-stream"
 
@@ -63,12 +63,13 @@ class EventStream(Response):
 
 
 class _Writer:
-    """Writes events, and watches from the side: a timer for each event would cost more than it."""
+    """Writes events. A task beside the writing watches the times: a timer for each event would cost
+    more than the event."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._writing = False
-        self._since = time.monotonic()  # the last event was begun, or done
+        self._since = time.monotonic()  # when the last event began
 
     async def write(self, chunk: bytes) -> None:
         self._writing = True
@@ -77,7 +78,7 @@ class _Writer:
         self._writing = False
 
     async def watch(self) -> None:
-        """Keep the connection alive; return when the client has not read for too long."""
+        """Keeps the connection alive; returns when the client has not read for too long."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             silent = time.monotonic() - self._since
@@ -88,7 +89,7 @@ class _Writer:
 
 
 async def until_disconnected(request: Request, answer: Awaitable[_T]) -> _T:
-    """The answer, unless its client goes first: then it is cancelled, and ClientGone raised."""
+    """The answer. When the client goes first, cancels the answer and raises ClientGone."""
     task = asyncio.ensure_future(answer)
     gone = asyncio.create_task(_disconnected(request.receive))
     try:

@@ -1,4 +1,4 @@
-"""Whether it works, its figures, and the page."""
+"""The routes of an operator: health, metrics, and the page."""
 
 import asyncio
 from pathlib import Path
@@ -27,7 +27,7 @@ class _PageFiles(StaticFiles):
 
 
 def page_files() -> StaticFiles:
-    """What the page consists of."""
+    """The files of the page."""
     return _PageFiles(directory=PAGE, check_dir=False)
 
 
@@ -55,6 +55,6 @@ async def health(request: Request) -> Response:
 @router.head("/metrics", include_in_schema=False)
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Those of the Triton server and the gateway's own, for Prometheus."""
+    """The metrics of the Triton server and the gateway's own, for Prometheus."""
     text = await asyncio.shield(request.app.state.gateway.metrics.text())
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -58,7 +58,7 @@ async def list_models(context: Context) -> dict[str, Any]:
 
 @router.get("/v1/models/{name:path}")
 async def get_model(name: str, context: Context) -> dict[str, Any]:
-    """One of them."""
+    """One of the models."""
     base = await context.backend.base()
     model = await resolve(context, name)
     if not model.adapter_id:
