@@ -1,8 +1,6 @@
 """Errors as HTTP answers: OpenAI's object below /v1, TGI's everywhere else."""
 
-import difflib
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -32,13 +30,6 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(Exception, _defect)
-
-
-def unknown_field(name: str, known: Sequence[str]) -> str:
-    """The message about an unknown field. An ignored field could change the answer silently."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean `{close[0]}`?" if close else "leave it out"
-    return f"unknown field `{name}`; {hint}"
 
 
 async def _gateway(request: Request, error: Exception) -> Response:
