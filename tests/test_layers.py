@@ -86,9 +86,9 @@ HTTP = "fastapi starlette pydantic"
 API = f"{HTTP} multilora_api multilora_text"
 GATEWAY = {
     "errors": Room(""),
-    "settings": Room("api_keys"),
     "api_keys": Room(""),
-    "http": Room("errors settings api_keys", f"{HTTP} prometheus_client uvicorn"),
+    "settings": Room("api_keys"),
+    "http": Room("errors settings api_keys", f"{HTTP} prometheus_client uvicorn multilora_api"),
     "backend": Room("errors", "grpc tritonclient multilora_client multilora_api multilora_text"),
     "generation": Room("errors settings http backend", API),
     "openai": Room(

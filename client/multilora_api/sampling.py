@@ -15,6 +15,7 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 128
 MAX_LOGIT_BIAS = 100.0
+NUM_SEEDS = 2**64
 
 Kind = Literal["integer", "number", "boolean", "strings", "token_ids", "logit_bias", "grammar"]
 _METADATA = "parameter"
@@ -79,7 +80,7 @@ _TOP_K = Range("0 (off) or positive", 0)
 _MIN_P = Range("between 0 and 1", 0, 1)
 _REPETITION = Range("0.01 to 100 (1 is off)", 0.01, 100)
 _PENALTY = Range("between -2 and 2", -2, 2)
-_SEED = Range("between 0 and 2**64 - 1", 0, 2**64 - 1)
+_SEED = Range("between 0 and 2**64 - 1", 0, NUM_SEEDS - 1)
 _LOGPROBS = Range(f"0 to {MAX_LOGPROBS}", 0, MAX_LOGPROBS)
 _STOP = _row("strings", "BYTES", tensor="stop_words")
 _BIAS = Range("between -100 and 100", -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)

@@ -17,6 +17,7 @@ from launcher.gateway.flags import add_gateway_flags
 from launcher.hub_cache_folder import writable_hub_cache
 from launcher.repository import REPOSITORY
 from launcher.triton.server import Ports
+from multilora_api.adapter_names import is_folder_path
 from multilora_gateway.settings import port, read_variables
 
 _SIZE = "bytes, or with a unit: 512MB, 2GiB"
@@ -175,14 +176,10 @@ def _variable(name: str) -> str:
 def _absolute(location: str) -> str:
     """A folder as an absolute path; anything else, such as a Hub id, as it is."""
     path = Path(location).expanduser()
-    return str(path.resolve()) if _is_path(location) or path.is_dir() else location
+    return str(path.resolve()) if is_folder_path(location) or path.is_dir() else location
 
 
 def _absolute_item(item: str) -> str:
     """The LORA_ADAPTERS item with its folder, if it has one, made absolute."""
     name, equals, location = item.partition("=")
-    return f"{name}={_absolute(location)}" if equals and _is_path(location) else item
-
-
-def _is_path(location: str) -> bool:
-    return location.startswith(("/", "./", "../", "~"))
+    return f"{name}={_absolute(location)}" if equals and is_folder_path(location) else item

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
+from multilora_api.tensors import RUNNING
 from multilora_client.errors import MultiLoRAError, ProcessDied, ServerLost, from_message
 from multilora_client.tensors import add_input, outputs
 from multilora_gateway.errors import (
@@ -25,7 +26,6 @@ from multilora_gateway.errors import (
 
 ENGINE = "multilora_llm"
 ADAPTERS = "adapters"
-_RUNNING = "None"  # finish_reason of a response that is not the last
 _NOT_SERVED = "Request for unknown model"  # the Triton server's words
 _TOO_MANY = "--max-concurrent-requests"  # the engine says so when too many requests wait
 
@@ -106,7 +106,7 @@ def delta_of(message: service_pb2.ModelStreamInferResponse, logprobs: bool) -> D
     return Delta(
         str(values["text_output"][0]),
         tokens,
-        None if reason == _RUNNING else reason,
+        None if reason == RUNNING else reason,
         float(waited[0]) if waited else None,
     )
 

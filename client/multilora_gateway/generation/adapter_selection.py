@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from multilora_api.adapter_names import is_folder_path, is_url
 from multilora_gateway.errors import invalid
 from multilora_gateway.generation.context import RequestContext
 from multilora_gateway.http.json_values import Fields, Items, Name, Text
@@ -92,13 +93,12 @@ def _named(adapter_id: str, source: LoraxSource | None) -> str:
     repositories and buckets apart by their form, and prefers an adapter that it knows by name."""
     if adapter_id == BASE_MODEL:
         return ""
-    is_folder = adapter_id.startswith(("/", "./", "../", "~"))
-    is_url = "://" in adapter_id
-    if source == "s3" and "/" in adapter_id and not is_url and not is_folder:
+    folder, url = is_folder_path(adapter_id), is_url(adapter_id)
+    if source == "s3" and "/" in adapter_id and not url and not folder:
         return f"s3://{adapter_id}"
-    if (source == "hub" and (is_folder or is_url)) or (source == "local" and is_url):
+    if (source == "hub" and (folder or url)) or (source == "local" and url):
         raise invalid(
             f"`adapter_source` is {source} but `adapter_id` {adapter_id!r} is a "
-            f"{'folder' if is_folder else 'URL'}; leave `adapter_source` out"
+            f"{'folder' if folder else 'URL'}; leave `adapter_source` out"
         )
     return adapter_id

@@ -4,10 +4,9 @@ Law: an unknown name never means the base.
 """
 
 import dataclasses
-import re
-import unicodedata
 from dataclasses import dataclass
 
+from multilora_api.adapter_names import name_problem
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import invalid, not_found
 from multilora_gateway.generation.adapter_selection import AdapterSelection, selected_adapter
@@ -17,10 +16,7 @@ from multilora_gateway.settings import Settings
 # Sent by clients that know no name: TGI's documentation, and huggingface_hub with a base_url.
 BASE_ALIASES = ("tgi", "dummy")
 BY_MODEL = AdapterSelection()
-_LONGEST = 256  # characters of an adapter's name
 _SHOWN = 100  # characters of a name in a message
-_PATHS = ("/", "./", "../", "~")
-_UNPRINTABLE = ("Cc", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
@@ -86,22 +82,12 @@ async def _known(name: str, context: RequestContext) -> str:
     """The adapter that a model's name stands for, when no other field names an adapter."""
     if name in BASE_ALIASES and not await context.backend.has_adapter(name):
         return ""
-    if name and _is_no_name(name):
+    if name and name_problem(name):
+        # The engine calls such an adapter_id invalid; an OpenAI client that sends the name as its
+        # model learns instead that there is no such model.
         context.caller.check(name)
         raise not_found(
             f"there is no model {name[:_SHOWN]!r}; send the base model's name or an adapter's, "
             "as GET /v1/models lists them"
         )
     return name
-
-
-def _is_no_name(name: str) -> bool:
-    """Whether no adapter can have this name. The engine calls such an adapter_id invalid; an OpenAI
-    client that sends the name as its model learns instead that there is no such model."""
-    parts = () if "://" in name else re.split("[/@]", name)
-    return (
-        len(name) > _LONGEST
-        or name.startswith(_PATHS)
-        or any(part in ("", ".", "..") for part in parts)
-        or any(char == "\\" or unicodedata.category(char) in _UNPRINTABLE for char in name)
-    )

@@ -11,11 +11,11 @@ from fnmatch import fnmatchcase
 
 from fastapi import Request
 
+from multilora_api.adapter_names import MERGED_PREFIX
 from multilora_gateway.api_keys import key_and_patterns
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.settings import Settings
 
-_MERGED_PREFIX = "merged:"  # begins the names that the server gives to merged adapters
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
@@ -115,7 +115,7 @@ def guessed_for(request: Request, names: Sequence[str]) -> list[str]:
 
 
 def _is_merge(adapter_id: str) -> bool:
-    return adapter_id.startswith(_MERGED_PREFIX)
+    return adapter_id.startswith(MERGED_PREFIX)
 
 
 def _bearer(authorization: str | None) -> bytes:

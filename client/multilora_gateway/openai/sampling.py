@@ -1,10 +1,12 @@
 """The fields that chat and text completions share → the engine's sampling parameters."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
+from multilora_api.sampling import MAX_LOGIT_BIAS, NUM_SEEDS, PARAMETERS
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import GatewayError, invalid
 from multilora_gateway.generation.adapter_selection import AdapterFields
@@ -21,13 +23,21 @@ from multilora_gateway.settings import Settings
 
 MAX_CHOICES = 128  # OpenAI's limit of n
 _LORAX_EOS = AliasChoices("ignore_eos", "ignore_eos_token")
-_UINT64 = 2**64
 _SAME_NAMES = (
     "min_tokens", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty",
     "presence_penalty", "frequency_penalty", "ignore_eos", "stop_token_ids",
 )  # fmt: skip
 
-_Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+def _within(name: str) -> Any:
+    """The bounds of a sampling parameter, for pydantic."""
+    allowed = PARAMETERS[name].range
+    assert allowed is not None
+    return Field(
+        gt=allowed.low if allowed.excludes_low else None,
+        ge=None if allowed.excludes_low else allowed.low,
+        le=allowed.high if math.isfinite(allowed.high) else None,
+    )
 
 
 class StreamOptions(OpenFields):
@@ -71,16 +81,16 @@ class CompletionFields(AdapterFields, VllmFields, Fields):
     """The fields of both kinds of completion. None is the same as absent."""
 
     model: str | None = None
-    frequency_penalty: _Penalty | None = None
-    presence_penalty: _Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, _within("frequency_penalty")] | None = None
+    presence_penalty: Annotated[float, _within("presence_penalty")] | None = None
+    repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
+    temperature: Annotated[float, _within("temperature")] | None = None
+    top_p: Annotated[float, _within("top_p")] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, _within("min_p")] | None = None
+    typical_p: Annotated[float, _within("typical_p")] | None = None
+    max_tokens: Annotated[int, _within("max_tokens")] | None = None
+    min_tokens: Annotated[int, _within("min_tokens")] | None = None
     ignore_eos: Annotated[bool | None, Field(validation_alias=_LORAX_EOS)] = None
     logit_bias: dict[str, Any] | None = None  # see _logit_bias
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -131,7 +141,7 @@ class CompletionFields(AdapterFields, VllmFields, Fields):
 
 def choice_seeds(seed: int | None, n: int) -> list[int | None]:
     """The seed of each of `n` choices: one seed for all would make all of them alike."""
-    return [None if seed is None else (seed + number) % _UINT64 for number in range(n)]
+    return [None if seed is None else (seed + number) % NUM_SEEDS for number in range(n)]
 
 
 def check_count(answers: int, base: ServedModel) -> None:
@@ -170,6 +180,6 @@ def _logit_bias(given: Mapping[str, Any], vocab_size: int) -> dict[str, float]:
             raise invalid(
                 f"logit_bias: {key[:20]!r} is no token id below {vocab_size}", "logit_bias"
             )
-        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+        if type(bias) not in (int, float) or not abs(bias) <= MAX_LOGIT_BIAS:
             raise invalid(f"logit_bias: {key} must have a number from -100 to 100", "logit_bias")
     return dict(given)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from multilora_api.sampling import NUM_SEEDS
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import invalid
 from multilora_gateway.generation.adapter_selection import AdapterFields
@@ -15,8 +16,6 @@ from multilora_gateway.generation.budget import TokenBudget
 from multilora_gateway.generation.chat_messages import ChatMessage
 from multilora_gateway.http.json_values import Fields, Items, OpenFields, Schema, Text
 from multilora_gateway.settings import Settings
-
-_SEEDS = 1 << 64  # the engine's seeds are below
 
 
 class JsonGrammar(Fields):
@@ -217,7 +216,7 @@ def _check_ranges(given: Parameters) -> None:
     penalty = given.frequency_penalty
     if penalty is not None and not -2 <= penalty <= 2:
         raise invalid("`frequency_penalty` must be >= -2.0 and <= 2.0")
-    if given.seed is not None and not 0 <= given.seed < _SEEDS:
+    if given.seed is not None and not 0 <= given.seed < NUM_SEEDS:
         raise invalid("`seed` must be >= 0 and < 2**64")
 
 

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
-from multilora.base_model.config import RopeConfig
+from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig, RopeConfig
 
 GROUPS = tuple(PROJECTION_GROUPS)
 MIXES = ("distinct", "uniform", "skewed", "identical")
