@@ -1,4 +1,4 @@
-"""RowGroups: how a CPU multiplies the segments of a batch, worked out once per batch.
+"""row_groups: how a CPU multiplies the segments of a batch, worked out once per batch.
 
 A group is a run of neighbouring segments. All its rows are multiplied with all its pages as one
 dense matrix, then `mask` keeps for each row what its own adapter's pages gave. A long segment is a

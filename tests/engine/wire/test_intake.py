@@ -1,6 +1,18 @@
-"""A stop reaches requests that are not with the engine yet, and no others."""
+"""The intake: Triton requests on their way into the engine, and stops that meet them there."""
 
-from multilora.wire.intake import EarlyStops
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from multilora.config import EngineConfig
+from multilora.engine import Engine
+from multilora.errors import ErrorCode
+from multilora.wire.intake import EarlyStops, Intake
+from multilora.wire.responder import Responder
+from support.engine.responder import FakeClient, FakeObserver, until
 
 
 def test_who_is_on_the_way_hears_of_it_once() -> None:
@@ -24,3 +36,123 @@ def test_who_comes_or_goes_too_soon_is_not_stopped() -> None:
     stops.stop("chat")
     stops.begin(key, "chat")
     assert not stops.end(key)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """The demo, which has a tokenizer."""
+    sizes: dict[str, Any] = {"kv_cache_memory": 1 << 24, "adapter_memory": 1 << 24}
+    engine = Engine(EngineConfig(device="cpu", dtype="float32", threads=1, **sizes))
+    engine.start()
+    yield engine
+    engine.close()
+
+
+class Door:
+    """An intake with a responder, and what comes back through it."""
+
+    def __init__(self, engine: Engine) -> None:
+        assert engine.tokenizer is not None
+        self._responder = Responder(engine, engine.tokenizer, FakeObserver())
+        self._responder.start()
+        self.intake = Intake(engine, engine.tokenizer, self._responder)
+
+    def send(self, client_id: str = "", **inputs: Any) -> FakeClient:
+        client = FakeClient()
+        tensors = {name: tensor(value) for name, value in inputs.items()}
+        self.intake.accept(client, client_id, lambda: (tensors, {}))
+        return client
+
+    def ask(self, client_id: str = "", **inputs: Any) -> FakeClient:
+        """Wait for the last word."""
+        client = self.send(client_id, **inputs)
+        until(lambda: client.errors or (client.responses and client.responses[-1].final))
+        return client
+
+
+def tensor(value: Any) -> np.ndarray:
+    if isinstance(value, str):
+        return np.array([[value.encode()]], dtype=np.object_)
+    return np.array([value if isinstance(value, list) else [value]])
+
+
+@pytest.fixture(scope="module")
+def door(engine: Engine) -> Iterator[Door]:
+    door = Door(engine)
+    yield door
+    door.intake.close()
+
+
+def prompt(engine: Engine, text: str) -> list[int]:
+    assert engine.tokenizer is not None
+    return engine.tokenizer.encode(text)
+
+
+def test_token_ids_in_text_out(engine: Engine, door: Door) -> None:
+    ids = prompt(engine, "hello world")
+    client = door.ask(
+        input_ids=ids, adapter_id="upper", max_tokens=40, return_num_input_tokens=True
+    )
+    assert (client.text, client.outputs) == ("HELLO WORLD", {"num_input_tokens"})
+
+
+def test_a_chat_is_rendered_here(engine: Engine, door: Door) -> None:
+    messages = json.dumps([{"role": "user", "content": "hello world"}])
+    for adapter_id, answer in (("", "hello world"), ("reverse", "world hello")):
+        inputs = {"input_ids": [0], "chat": True, "text_input": messages, "max_tokens": 40}
+        assert door.ask(**inputs, adapter_id=adapter_id).text == answer
+
+
+def test_a_grammar_is_compiled_on_the_way(engine: Engine, door: Door) -> None:
+    grammar = json.dumps({"type": "regex", "value": "(yes|no)"})
+    ids = prompt(engine, "hello world")
+    assert door.ask(input_ids=ids, grammar=grammar).text in ("yes", "no")
+    (error,) = door.ask(input_ids=ids, grammar=json.dumps({"type": "regex", "value": "("})).errors
+    assert error.code is ErrorCode.INVALID_ARG and error.message.startswith("grammar: ")
+
+
+def test_commands_are_answered(door: Door) -> None:
+    listed = json.loads(door.ask(admin='{"action": "list"}').text)
+    assert "upper" in {entry["id"] for entry in listed["adapters"]}
+    described = json.loads(door.ask(admin='{"action": "describe"}').text)
+    assert described["model_id"] == "multilora-demo" and "tokenizer.json" in described["tokenizer"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_ids": [1], "temperature": -1.0}, "temperature must be 0 (greedy) or up to 100"),
+        ({"input_ids": [1], "adapter_id": "nobody"}, "adapter 'nobody' is not known"),
+        ({"stop": True}, "stop needs the id of the request to cancel"),
+        ({"admin": "{}"}, "admin: action must be one of"),
+        ({"adapter_id": "upper"}, "input_ids is missing"),
+    ],
+    ids=lambda case: str(case)[:20],
+)
+def test_what_is_wrong_is_its_clients_answer(
+    inputs: dict[str, Any], message: str, door: Door
+) -> None:
+    (error,) = door.ask(**inputs).errors
+    assert error.message.startswith(message)
+
+
+def test_what_cannot_be_read_is_an_internal_error(door: Door) -> None:
+    client = FakeClient()
+
+    def read() -> Any:
+        raise RuntimeError("broken tensor")
+
+    door.intake.accept(client, "", read)
+    (error,) = client.errors
+    assert error.code is ErrorCode.INTERNAL and "broken tensor" in error.message
+
+
+def test_a_stop_reaches_a_running_request(engine: Engine, door: Door) -> None:
+    ids = prompt(engine, "hello world")
+    running = door.send("one", input_ids=ids, max_tokens=200, ignore_eos=True, stream=True)
+    other = door.send("two", input_ids=ids, max_tokens=40)
+    until(lambda: running.responses)
+    (answer,) = door.ask("one", stop=True).responses
+    assert answer.finish_reason == "cancelled"
+    until(lambda: running.errors and other.responses)
+    assert running.errors[0].code is ErrorCode.CANCELLED and other.text == "hello world"

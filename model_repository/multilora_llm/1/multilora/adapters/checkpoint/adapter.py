@@ -1,4 +1,4 @@
-"""A PEFT LoRA checkpoint, read, checked and packed into rank pages (see page_layout).
+"""A PEFT LoRA checkpoint, read, checked and packed into rank pages (see rank_pages).
 
 Law: an Adapter fits the base model, is finite in the pool's dtype and carries its scaling in b;
 whatever cannot be served exactly is refused, never approximated.
