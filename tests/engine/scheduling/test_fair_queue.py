@@ -5,9 +5,12 @@ from collections import Counter
 
 import pytest
 
+from multilora.request import AdapterSet
 from multilora.scheduling.fair_queue import FairQueue
 from multilora.scheduling.sequence import Sequence
 from support.engine.scheduler import request
+
+of = AdapterSet.of
 
 
 def waiting(name: str, adapter: str, prompt: int = 4, output: int = 4, arrival: int = 0):
@@ -23,7 +26,7 @@ def filled(quantum: int, *sequences: Sequence) -> FairQueue:
 
 def take(queue: FairQueue, count: int = 1000) -> list[str]:
     taken: list[str] = []
-    for sequence in queue.turns():
+    for sequence in queue.candidates():
         if len(taken) == count:
             break
         queue.take(sequence)
@@ -52,7 +55,7 @@ def test_tokens_are_shared_evenly_whatever_the_sizes(quantum: int):
             queue.push(sequence)
             tokens += sequence.cost
     served: Counter[str] = Counter()
-    for sequence in queue.turns():
+    for sequence in queue.candidates():
         queue.take(sequence)
         served[sequence.request.adapter_id] += sequence.cost
         if served.total() > 60_000:
@@ -63,7 +66,7 @@ def test_tokens_are_shared_evenly_whatever_the_sizes(quantum: int):
 def test_an_adapter_that_is_left_has_no_turn_until_the_next_pass_and_keeps_its_place():
     queue = filled(8, *(waiting(f"{name}{i}", name) for name in "abc" for i in range(2)))
     seen = []
-    for sequence in queue.turns():
+    for sequence in queue.candidates():
         seen.append(sequence.request.request_id)
         if sequence.request.adapter_id != "a":
             queue.take(sequence)
@@ -74,13 +77,15 @@ def test_an_adapter_that_is_left_has_no_turn_until_the_next_pass_and_keeps_its_p
 
 def test_adapters_can_be_left_out_of_a_pass():
     queue = filled(8, *(waiting(name, name) for name in "abc"))
-    assert [sequence.request.request_id for sequence in queue.turns(without="ac")] == ["b"]
+    assert [
+        sequence.request.request_id for sequence in queue.candidates(without=[of("a"), of("c")])
+    ] == ["b"]
 
 
 def test_a_sequence_that_ends_at_its_turn_makes_way_for_the_next_of_its_adapter():
     queue = filled(100, *(waiting(f"a{i}", "a") for i in range(3)))
     seen = []
-    for sequence in queue.turns():
+    for sequence in queue.candidates():
         seen.append(sequence.request.request_id)
         queue.remove(sequence)
     assert seen == ["a0", "a1", "a2"]
@@ -94,7 +99,7 @@ def test_a_preempted_sequence_comes_first_oldest_first_and_does_not_pay_again():
     queue.push(sequences[1])
     queue.push(sequences[0])
     assert [s.request.request_id for s in queue][:2] == ["a0", "a1"]
-    assert "a" in queue and queue.counts() == {"a": 4, "b": 1}
+    assert of("a") in queue and queue.counts() == {of("a"): 4, of("b"): 1}
     assert take(queue) == ["a0", "a1", "b1", "a2", "a3"]
 
 
@@ -103,10 +108,10 @@ def test_an_adapter_whose_preempted_sequence_is_left_starts_nothing_new():
     queue = filled(8, *sequences, waiting("b", "b", arrival=9))
     take(queue, 1)
     queue.push(sequences[0])
-    assert [sequence.request.request_id for sequence in queue.turns()] == ["a0", "b"]
-    assert "a" in queue
+    assert [sequence.request.request_id for sequence in queue.candidates()] == ["a0", "b"]
+    assert of("a") in queue
     queue.remove(sequences[0])
-    assert queue.counts() == {"a": 2, "b": 1}
+    assert queue.counts() == {of("a"): 2, of("b"): 1}
 
 
 def test_an_adapter_that_was_idle_has_saved_nothing():

@@ -1,112 +1,115 @@
-"""AdapterClaims: starved adapters get pages in turn, at the least cost to those that run."""
+"""PageReservations: starved adapters get pages in turn, at the least cost to those that run."""
 
-from multilora.scheduling.reservations import AdapterClaims
+from multilora.request import AdapterSet
+from multilora.scheduling.reservations import PageReservations
 from multilora.scheduling.sequence import Sequence
-from support.engine.scheduler import Gate, request
+from support.engine.scheduler import FakeCache, request
+
+of = AdapterSet.of
 
 
-def in_use(gate: Gate, names: str, version: str = "") -> list[Sequence]:
+def in_use(cache: FakeCache, names: str, version: str = "") -> list[Sequence]:
     """Running sequences, one on each adapter."""
     for name in names:
-        gate.slots.reserve(name + version, 1)
-        gate.slots.mark_ready(name + version)
-        gate.slots.acquire(name + version)
-    return [Sequence(request(name, adapter=name), adapter_key=name + version) for name in names]
+        cache.slots.reserve(name + version, 1)
+        cache.slots.mark_ready(name + version)
+        cache.slots.acquire(name + version)
+    return [Sequence(request(name, adapter=name), adapters=of(name + version)) for name in names]
 
 
 def test_a_preempted_sequence_of_a_closed_adapter_goes_on():
-    gate = Gate(1)
-    gate.acquire("a")
-    claims = AdapterClaims(gate, patience=0)
-    claims.refuse("x")
-    claims.begin([Sequence(request("runs", adapter="a"), adapter_key="a")])
-    assert claims.open == ["x"]
-    assert not claims.admits(Sequence(request("new", adapter="a")))
-    assert claims.admits(Sequence(request("begun", adapter="a"), admitted=True))
+    cache = FakeCache(1)
+    cache.acquire(of("a"))
+    reservations = PageReservations(cache, patience=0)
+    reservations.refuse(of("x"))
+    reservations.begin([Sequence(request("runs", adapter="a"), adapters=of("a"))])
+    assert reservations.open == [of("x")]
+    assert not reservations.admits(Sequence(request("new", adapter="a")))
+    assert reservations.admits(Sequence(request("begun", adapter="a"), admitted=True))
 
 
-def test_a_younger_claim_takes_nothing_from_an_older_one():
-    gate = Gate(8, {"big": 2}, copy_passes=2)
-    running = in_use(gate, "abcdefgh")
-    claims = AdapterClaims(gate, patience=0)
-    claims.refuse("big")
-    claims.refuse("small")
+def test_a_younger_reservation_takes_nothing_from_an_older_one():
+    cache = FakeCache(8, {"big": 2}, copy_passes=2)
+    running = in_use(cache, "abcdefgh")
+    reservations = PageReservations(cache, patience=0)
+    reservations.refuse(of("big"))
+    reservations.refuse(of("small"))
     for resident in [(False, False), (False, False), (True, False), (True, True)]:
-        gate.tick()
-        claims.begin(running)
-        assert claims.open == ["big", "small"]
-        assert (gate.is_resident("big"), gate.is_resident("small")) == resident
-        gate.release(running.pop().adapter_key)
+        cache.tick()
+        reservations.begin(running)
+        assert reservations.open == [of("big"), of("small")]
+        assert (cache.is_resident(of("big")), cache.is_resident(of("small"))) == resident
+        cache.release(running.pop().adapters)
 
 
-def test_a_claim_stays_open_until_its_pages_are_used():
-    gate = Gate(1)
-    running = in_use(gate, "a")
-    claims = AdapterClaims(gate, patience=0)
-    claims.refuse("x")
-    claims.begin(running)
-    gate.release("a")
+def test_a_reservation_stays_open_until_its_pages_are_used():
+    cache = FakeCache(1)
+    running = in_use(cache, "a")
+    reservations = PageReservations(cache, patience=0)
+    reservations.refuse(of("x"))
+    reservations.begin(running)
+    cache.release(of("a"))
     for _ in range(3):
-        claims.begin([])
-        assert gate.is_resident("x") and claims.open == ["x"]
-        assert not claims.admits(Sequence(request("other", adapter="y")))
-    claims.settle("x")
-    assert claims.admits(Sequence(request("other", adapter="y")))
+        reservations.begin([])
+        assert cache.is_resident(of("x")) and reservations.open == [of("x")]
+        assert not reservations.admits(Sequence(request("other", adapter="y")))
+    reservations.settle(of("x"))
+    assert reservations.admits(Sequence(request("other", adapter="y")))
 
 
-def test_a_claim_waits_for_the_old_version_of_its_own_adapter_too():
-    gate = Gate(4, copy_passes=2)  # of the four, adapter 0 comes first
-    running = in_use(gate, "0", version="@old") + in_use(gate, "abc")
-    claims = AdapterClaims(gate, patience=0)
-    claims.refuse("0")
-    claims.refuse("y")
-    claims.begin(running)
-    gate.release("0@old")
-    claims.begin(running[1:])
-    assert gate.is_resident("0") and not gate.is_resident("y")
-    assert claims.admits(Sequence(request("new", adapter="0")))
+def test_a_reservation_waits_for_the_old_version_of_its_own_adapter_too():
+    cache = FakeCache(4, copy_passes=2)  # of the four, adapter 0 comes first
+    running = in_use(cache, "0", version="@old") + in_use(cache, "abc")
+    reservations = PageReservations(cache, patience=0)
+    reservations.refuse(of("0"))
+    reservations.refuse(of("y"))
+    reservations.begin(running)
+    cache.release(of("0@old"))
+    reservations.begin(running[1:])
+    assert cache.is_resident(of("0")) and not cache.is_resident(of("y"))
+    assert reservations.admits(Sequence(request("new", adapter="0")))
 
 
 def test_an_adapter_that_is_read_again_begins_to_wait_for_room_anew():
-    gate = Gate(1)
-    gate.acquire("a")
-    running = [Sequence(request("runs", adapter="a"), adapter_key="a")]
-    claims = AdapterClaims(gate, patience=5)
+    cache = FakeCache(1)
+    cache.acquire(of("a"))
+    running = [Sequence(request("runs", adapter="a"), adapters=of("a"))]
+    reservations = PageReservations(cache, patience=5)
     for step in range(20):
-        claims.begin(running)
-        if claims.open:
+        reservations.begin(running)
+        if reservations.open:
             break
         if step == 4:
-            claims.wait_for_load("x")
+            reservations.wait_for_load(of("x"))
         else:
-            claims.refuse("x")
-    assert claims._pass == 6 + 5  # first refused in pass 6, as in pass 5 it was being read
+            reservations.refuse(of("x"))
+    assert reservations._pass == 6 + 5  # first refused in pass 6, as in pass 5 it was being read
 
 
-def test_a_second_round_of_claims_closes_only_what_it_needs_itself():
-    gate = Gate(2)
-    short, long = in_use(gate, "ab")
-    claims = AdapterClaims(gate, patience=0)
-    claims.refuse("x")
-    claims.begin([short, long])
-    assert not claims.admits(Sequence(request("new", adapter="a")))
-    claims.settle("x")  # who waited for x has left
+def test_a_second_round_of_reservations_closes_only_what_it_needs_itself():
+    cache = FakeCache(2)
+    short, long = in_use(cache, "ab")
+    reservations = PageReservations(cache, patience=0)
+    reservations.refuse(of("x"))
+    reservations.begin([short, long])
+    assert not reservations.admits(Sequence(request("new", adapter="a")))
+    reservations.settle(of("x"))  # who waited for x has left
     short.request = request("a", adapter="a", max_tokens=50)
-    claims.refuse("y")
-    claims.begin([short, long])
-    assert claims.admits(Sequence(request("new", adapter="a")))
-    assert not claims.admits(Sequence(request("new", adapter="b")))
+    reservations.refuse(of("y"))
+    reservations.begin([short, long])
+    assert reservations.admits(Sequence(request("new", adapter="a")))
+    assert not reservations.admits(Sequence(request("new", adapter="b")))
 
 
-def test_what_was_closed_is_opened_once_the_claims_have_their_pages():
-    gate = Gate(3, {"c": 1, "x": 1}, copy_passes=2)
-    running = in_use(gate, "ac")
-    claims = AdapterClaims(gate, patience=0)
-    in_use(gate, "d")  # on a page of its own, and soon idle
-    claims.refuse("x")
-    claims.begin(running)
-    assert not claims.admits(Sequence(request("new", adapter="a")))
-    gate.release("d")
-    claims.begin(running)
-    assert gate.is_resident("x")
-    assert claims.admits(Sequence(request("new", adapter="a")))
+def test_what_was_closed_is_opened_once_the_reservations_have_their_pages():
+    cache = FakeCache(3, {"c": 1, "x": 1}, copy_passes=2)
+    running = in_use(cache, "ac")
+    reservations = PageReservations(cache, patience=0)
+    in_use(cache, "d")  # on a page of its own, and soon idle
+    reservations.refuse(of("x"))
+    reservations.begin(running)
+    assert not reservations.admits(Sequence(request("new", adapter="a")))
+    cache.release(of("d"))
+    reservations.begin(running)
+    assert cache.is_resident(of("x"))
+    assert reservations.admits(Sequence(request("new", adapter="a")))

@@ -10,7 +10,7 @@ from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, Request
 from multilora.scheduling.scheduler import Scheduler
 from multilora_api.sampling import SamplingParams
-from support.engine.scheduler import EOS, Clock, Gate, make, names, request, run
+from support.engine.scheduler import EOS, Clock, FakeCache, make, names, request, run
 
 GONE = RequestError(ErrorCode.UNAVAILABLE, "the adapter was unloaded")
 
@@ -21,7 +21,7 @@ def test_batch_is_ordered_by_adapter_pages_with_base_rows_last():
         scheduler.add(request(name, 3, adapter))
     batch, _ = run(scheduler)
     assert names(batch) == [("r0", 3), ("r3", 3), ("r2", 3), ("r1", 3)]
-    spans = [(span.adapter_key, span.row_start, span.row_count) for span in batch.spans]
+    spans = [(span.adapters.only, span.row_start, span.row_count) for span in batch.spans]
     assert spans == [("b", 0, 6), ("a", 6, 3)]
     assert batch.num_tokens == 12
 
@@ -136,8 +136,8 @@ def test_a_flood_on_one_adapter_delays_the_others_by_a_turn():
 
 
 def test_counts_and_the_end_of_an_adapter():
-    gate = Gate(4)
-    scheduler = make(gate, max_running=3)
+    cache = FakeCache(4)
+    scheduler = make(cache, max_running=3)
     for name, adapter in [("r0", "a"), ("r1", "b"), ("r2", ""), ("r3", "a"), ("r4", "c")]:
         scheduler.add(request(name, 4, adapter, max_tokens=50))
     run(scheduler)
@@ -153,20 +153,20 @@ def test_counts_and_the_end_of_an_adapter():
     assert [output.request_id for output in outputs] == ["r0", "r3"]
     assert all(output.error is GONE for output in outputs)
     assert scheduler.counts() == {"b": (1, 0), "c": (0, 1)}
-    assert gate.slots.num_references == 1
+    assert cache.slots.num_references == 1
 
 
-def assert_consistent(scheduler: Scheduler, gate: Gate) -> None:
+def assert_consistent(scheduler: Scheduler, cache: FakeCache) -> None:
     """What is counted is what is held."""
     held = {block for sequence in scheduler.running for block in sequence.block_table}
     assert scheduler.blocks.num_free == 20 - len(held)
     sequences = scheduler.running + scheduler.waiting  # preempted ones keep their adapter
-    busy = sum(bool(sequence.adapter_key) for sequence in sequences)
-    assert gate.slots.num_references == busy
+    busy = sum(bool(sequence.adapters) for sequence in sequences)
+    assert cache.slots.num_references == busy
     assert len(scheduler) == len(scheduler.running) + len(scheduler.waiting)
     counts = scheduler.counts().values()
     assert sum(running for running, _ in counts) == sum(
-        bool(sequence.adapter_key) for sequence in scheduler.running
+        bool(sequence.adapters) for sequence in scheduler.running
     )
     base = sum(not sequence.request.adapter_id for sequence in scheduler.waiting)
     assert sum(waiting for _, waiting in counts) == scheduler.num_waiting - base
@@ -177,9 +177,9 @@ def test_random_traces_end_every_request_once_and_leak_nothing(seed: int):
     rng = random.Random(seed)
     adapters = [f"a{i}" for i in range(8)]
     clock = Clock()
-    gate = Gate(5, {name: rng.randint(1, 4) for name in adapters}, rng.choice([0, 0, 2]))
+    cache = FakeCache(5, {name: rng.randint(1, 4) for name in adapters}, rng.choice([0, 0, 2]))
     scheduler = make(
-        gate, 20, clock, max_batch_prefill_tokens=rng.choice([8, 24, 64]), patience=4,
+        cache, 20, clock, max_batch_prefill_tokens=rng.choice([8, 24, 64]), patience=4,
         quantum=rng.choice([4, 32, 256]),
     )  # fmt: skip
     ended: Counter[str] = Counter()
@@ -195,13 +195,13 @@ def test_random_traces_end_every_request_once_and_leak_nothing(seed: int):
             scheduler.abort(rng.choice(live))
         if rng.random() < 0.01:
             scheduler.abort_adapter(rng.choice(adapters), GONE, rng.random() < 0.5)
-        gate.loading = set(rng.sample(adapters, 2)) if step < 250 else set()
-        gate.broken = {"a7"} if 100 < step < 120 else set()
+        cache.loading = set(rng.sample(adapters, 2)) if step < 250 else set()
+        cache.broken = {"a7"} if 100 < step < 120 else set()
         clock.now += rng.random()
-        gate.tick()
+        cache.tick()
         _, outputs = run(scheduler, token=EOS if rng.random() < 0.1 else 7)
         ended.update(output.request_id for output in outputs if output.finish_reason)
-        assert_consistent(scheduler, gate)
+        assert_consistent(scheduler, cache)
     assert ended == Counter(live)
     assert len(scheduler) == 0
     assert scheduler.blocks.num_free == 20

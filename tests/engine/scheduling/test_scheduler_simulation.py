@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from multilora.request import Request
+from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import SampledToken
 from multilora.scheduling.fair_queue import FairQueue
 from multilora.scheduling.sequence import Sequence, SequenceStatus
 from multilora_api.sampling import SamplingParams
-from support.engine.scheduler import Gate, make, run
+from support.engine.scheduler import FakeCache, make, run
 
 ADAPTERS = [f"a{i}" for i in range(16)]
 PAGES = 8
@@ -35,14 +35,14 @@ NEVER = 10**9
 class FirstCome(FairQueue):
     """What fairness is measured against: by arrival, whatever can start starts."""
 
-    def turns(self, without: Iterable[str] = ()) -> Iterator[Sequence]:
+    def candidates(self, without: Iterable[AdapterSet] = ()) -> Iterator[Sequence]:
         left = set(without)
         for sequence in sorted(self, key=lambda sequence: sequence.arrival):
-            if sequence.request.adapter_id in left:
+            if sequence.request.adapters in left:
                 continue
             yield sequence
             if sequence.status is SequenceStatus.WAITING:
-                left.add(sequence.request.adapter_id)
+                left.add(sequence.request.adapters)
 
 
 @dataclass
@@ -94,24 +94,24 @@ def simulate(
     max_running: int = MAX_RUNNING,
     prefill: int = PREFILL,
 ) -> Report:
-    gate = Gate(PAGES, copy_passes=COPY)
-    gate.loading = {request.adapter_id for _, request in trace if "cold" in request.adapter_id}
+    cache = FakeCache(PAGES, copy_passes=COPY)
+    cache.loading = {request.adapter_id for _, request in trace if "cold" in request.adapter_id}
     scheduler = make(
-        gate, num_blocks=4096, max_running=max_running, max_batch_prefill_tokens=prefill,
+        cache, num_blocks=4096, max_running=max_running, max_batch_prefill_tokens=prefill,
         patience=patience, quantum=QUANTUM,
     )  # fmt: skip
     if queue is not None:
-        scheduler.admission.queue = queue
+        scheduler._waiting._queue = queue
     report = Report()
     arrivals: dict[str, int] = {}
     pending = iter(trace)
     coming = next(pending, None)
-    while coming or len(scheduler) > len(gate.loading):
+    while coming or len(scheduler) > len(cache.loading):
         while coming and coming[0] <= report.passes:
             scheduler.add(coming[1])
             arrivals[coming[1].request_id] = coming[0]
             coming = next(pending, None)
-        gate.tick()
+        cache.tick()
         batch, _ = run(scheduler)
         report.rows += batch.num_tokens
         for item in batch.items:
@@ -123,11 +123,11 @@ def simulate(
     return report
 
 
-# A claim is open until the sequences of the closed adapters have ended and the copy is made. Claims
-# are opened for half of the pages together; those of all other adapters may be before ours, and one
-# lot is open already.
-CLAIM = LONGEST + 2 + COPY + 1
-CLAIM_BOUND = PATIENCE + CLAIM * (1 + -(-(len(ADAPTERS) - 1) // (PAGES // 2)))
+# A reservation is open until the sequences of the closed adapters have ended and the copy is made.
+# Reservations are opened for half of the pages together; those of all other adapters may be before
+# ours, and one lot is open already.
+RESERVATION = LONGEST + 2 + COPY + 1
+RESERVATION_BOUND = PATIENCE + RESERVATION * (1 + -(-(len(ADAPTERS) - 1) // (PAGES // 2)))
 # Every row that runs costs one token a pass at least, and in a round every other queue (base and
 # all other adapters) starts one turn and the largest request's worth of tokens. What waits
 # before us on our own adapter is one round's worth more.
@@ -140,7 +140,7 @@ def test_a_flood_and_cold_adapters_starve_nobody(seed: int):
     trace = zipf_trace(seed, passes=1200, rate=0.7, flood=1000, cold=300)
     fair = simulate(trace)
     worst = fair.worst(*ADAPTERS[1:])
-    assert worst <= CLAIM_BOUND + TURN_BOUND
+    assert worst <= RESERVATION_BOUND + TURN_BOUND
     assert fair.worst("") <= TURN_BOUND
     first_come = simulate(trace, FirstCome(QUANTUM), NEVER)
     assert min(first_come.worst(*ADAPTERS[1:]), first_come.worst("")) > 4 * worst
@@ -152,11 +152,11 @@ def test_adapters_that_are_always_busy_make_room_and_base_requests_start_at_once
     """Enough rows for everybody: only pages are scarce, and nobody's adapter falls idle."""
     trace = even_trace(seed, passes=1000, rate=0.15)
     fair = simulate(trace, max_running=256, prefill=4096)
-    assert fair.worst(*ADAPTERS) <= CLAIM_BOUND
+    assert fair.worst(*ADAPTERS) <= RESERVATION_BOUND
     assert fair.worst("") == 0
-    without_claims = simulate(trace, None, NEVER, max_running=256, prefill=4096)
-    assert without_claims.worst(*ADAPTERS) > CLAIM_BOUND
-    assert fair.passes <= 1.05 * without_claims.passes
+    without_reservations = simulate(trace, None, NEVER, max_running=256, prefill=4096)
+    assert without_reservations.worst(*ADAPTERS) > RESERVATION_BOUND
+    assert fair.passes <= 1.05 * without_reservations.passes
 
 
 @pytest.mark.parametrize(("seed", "rate"), [(0, 0.6), (1, 0.9), (2, 1.1), (3, 1.5)])
@@ -169,24 +169,24 @@ def test_fairness_costs_at_most_a_twentieth_of_the_throughput(seed: int, rate: f
 
 
 def test_a_thousand_adapters_that_load_cost_a_pass_little():
-    gate = Gate(PAGES)
-    scheduler = make(gate, num_blocks=1024, max_running=MAX_RUNNING)
-    gate.loading = {f"cold{i}" for i in range(1000)}
+    cache = FakeCache(PAGES)
+    scheduler = make(cache, num_blocks=1024, max_running=MAX_RUNNING)
+    cache.loading = {f"cold{i}" for i in range(1000)}
     scheduler.add(Request("base", (10, 11), "", SamplingParams(max_tokens=100)))
     for number in range(5000):
         adapter = f"cold{number % 1000}"
         scheduler.add(Request(f"r{number}", (10, 11), adapter, SamplingParams()))
     run(scheduler)
-    assert gate.asked == 1000  # once for each adapter: this starts the loads
+    assert cache.asked == 1000  # once for each adapter: this starts the loads
     seconds: list[float] = []
     for _ in range(16):
-        gate.asked, start = 0, time.thread_time()
+        cache.asked, start = 0, time.thread_time()
         batch = scheduler.schedule()
         seconds.append(time.thread_time() - start)
         scheduler.postprocess(batch, [SampledToken(7)])
-        assert gate.asked <= 64
+        assert cache.asked <= 64
     assert min(seconds) < 2e-3
-    gate.loading.remove("cold777")
+    cache.loading.remove("cold777")
     for _ in range(16):  # each is asked for again within 1000 / 64 passes
         batch, _ = run(scheduler)
         if batch.num_adapters:

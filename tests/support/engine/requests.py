@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from multilora.lora.adapter_pages import AdapterPages
 
 from multilora.adapters.admin.command import AdminCommand
 from multilora.base_model.config import BaseConfig
 from multilora.engine import Engine
 from multilora.errors import RequestError
+from multilora.lora.rank_pages import bytes_per_page
 from multilora.request import Request, TokenOutput
 from multilora_api.sampling import SamplingParams
 
@@ -64,7 +64,7 @@ def alone(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
 
 
 def page_bytes(folder: Path) -> int:
-    return AdapterPages.bytes_per_page(BaseConfig.from_folder(folder / "base"), torch.float32)
+    return bytes_per_page(BaseConfig.from_folder(folder / "base").sites, torch.float32)
 
 
 def ask(engine: Engine, action: str, adapter_id: str = "", timeout: float = 30, **more: Any) -> Any:

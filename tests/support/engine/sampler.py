@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from multilora.forward.sampler import Sampled, sample
-from multilora.forward.sampling_input import SamplingInput, add_sampling_input
-from multilora.forward.staging import Upload
+from multilora.forward.sampling_input import SamplingTensors, add_sampling_tensors
+from multilora.forward.staging import StagingBuffer
 from multilora.request import Request
 from multilora.scheduling.batch import BatchItem
 from multilora.scheduling.sequence import Sequence
@@ -23,13 +23,13 @@ def item(
 ) -> BatchItem:
     sequence = Sequence(Request("r", prompt, sampling=params))
     sequence.token_ids.extend(output)
-    return BatchItem(sequence, len(sequence.token_ids))
+    return BatchItem.next(sequence, len(sequence.token_ids))
 
 
-def inputs_of(items: Rows[BatchItem], vocab_size: int, device: str = "cpu") -> SamplingInput:
-    upload = Upload(torch.device(device))
-    inputs = add_sampling_input(items, upload, vocab_size, EOS)
-    upload.send()
+def inputs_of(items: Rows[BatchItem], vocab_size: int, device: str = "cpu") -> SamplingTensors:
+    staging = StagingBuffer(torch.device(device))
+    inputs = add_sampling_tensors(items, staging, vocab_size, EOS)
+    staging.send()
     return inputs()
 
 
@@ -58,9 +58,8 @@ class Allow:
 
 
 def bound(row: BatchItem, tokens: set[int], num_bits: int) -> BatchItem:
-    return BatchItem(
-        dataclasses.replace(row.sequence, matcher=Allow(tokens, num_bits)), row.num_new_tokens
-    )
+    matcher = Allow(tokens, num_bits)
+    return row._replace(sequence=dataclasses.replace(row.sequence, matcher=matcher))
 
 
 def every_kind(count: int) -> list[BatchItem]:

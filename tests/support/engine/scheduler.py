@@ -5,8 +5,8 @@ from typing import Any
 
 from multilora.adapters.memory.page_allocator import RankPageAllocator
 from multilora.errors import invalid
-from multilora.request import Request, TokenOutput
-from multilora.scheduling.adapter_cache import NotReady
+from multilora.request import AdapterSet, Request, TokenOutput
+from multilora.scheduling.adapter_cache import CacheMiss
 from multilora.scheduling.batch import Batch, SampledToken
 from multilora.scheduling.kv_blocks import BlockAllocator
 from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
@@ -24,8 +24,11 @@ class Clock:
         return self.now
 
 
-class Gate:
-    """Real RankPageAllocator; reading and failing as told, copying takes `copy_passes` passes."""
+class FakeCache:
+    """An AdapterCache over a real RankPageAllocator, where an id is its own key.
+
+    Reading and failing as told; copying takes `copy_passes` passes.
+    """
 
     def __init__(
         self, num_pages: int, sizes: dict[str, int] | None = None, copy_passes: int = 0
@@ -46,43 +49,45 @@ class Gate:
                 del self._copies[name]
                 self.slots.mark_ready(name)
 
-    def acquire(self, adapter_id: str) -> str | NotReady:
+    def acquire(self, adapters: AdapterSet) -> AdapterSet | CacheMiss:
         self.asked += 1
+        adapter_id = adapters.only
         if adapter_id in self.broken:
             raise invalid(f"{adapter_id} is broken")
         if adapter_id in self.loading or adapter_id in self._copies:
-            return NotReady.LOADING
+            return CacheMiss.LOADING
         if adapter_id not in self.slots:
             if self.slots.reserve(adapter_id, self.sizes.get(adapter_id, 1), True) is None:
-                return NotReady.NO_ROOM
+                return CacheMiss.NO_ROOM
             if self.copy_passes:
                 self._copies[adapter_id] = self.copy_passes
-                return NotReady.LOADING
+                return CacheMiss.LOADING
             self.slots.mark_ready(adapter_id)
         self.slots.acquire(adapter_id)
-        return adapter_id
+        return adapters
 
-    def release(self, adapter_key: str) -> None:
-        self.slots.release(adapter_key)
+    def release(self, key: AdapterSet) -> None:
+        self.slots.release(key.only)
 
-    def pages(self, adapter_key: str) -> tuple[int, ...]:
-        return self.slots.pages(adapter_key)
+    def pages(self, key: AdapterSet) -> tuple[int, ...]:
+        return self.slots.pages(key.only)
 
-    def unwanted(self, adapter_id: str) -> None:
-        if adapter_id in self.slots:
-            self.slots.want(adapter_id, False)
+    def unwanted(self, adapters: AdapterSet) -> None:
+        if adapters.only in self.slots:
+            self.slots.want(adapters.only, False)
 
-    def is_resident(self, adapter_id: str) -> bool:
-        return adapter_id in self.slots
+    def is_resident(self, adapters: AdapterSet) -> bool:
+        return adapters.only in self.slots
 
-    def shortage(self, adapter_id: str) -> int:
+    def shortage(self, adapters: AdapterSet) -> int:
+        adapter_id = adapters.only
         if adapter_id in self.slots or adapter_id in self.loading:
             return 0
         return self.slots.shortage(self.sizes.get(adapter_id, 1))
 
 
 def make(
-    gate: Gate | None = None,
+    cache: FakeCache | None = None,
     num_blocks: int = 64,
     clock: Callable[[], float] = lambda: 0.0,
     **limits: int,
@@ -91,7 +96,7 @@ def make(
     return Scheduler(
         SchedulerLimits(eos_token_ids=frozenset({EOS}), **values),
         BlockAllocator(num_blocks, BLOCK),
-        gate or Gate(8),
+        cache or FakeCache(8),
         clock,
     )
 

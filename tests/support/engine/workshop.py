@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from multilora.lora.adapter_pages import AdapterPages
 
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.naming.source import AdapterSource
 from multilora.base_model.config import BaseConfig
-from multilora.scheduling.adapter_cache import NotReady
+from multilora.lora.rank_pages import RankPagePool
+from multilora.request import AdapterSet
+from multilora.scheduling.adapter_cache import CacheMiss
 from support.tiny.base import write_adapter
 
 
@@ -25,7 +26,7 @@ class Workshop:
         self.gate = threading.Event()
         self.gate.set()
         self.num_reads = 0
-        tensors = AdapterPages(self.base, num_pages, torch.float32, "cpu")
+        tensors = RankPagePool(self.base.sites, num_pages, torch.float32, "cpu")
         self.page_bytes = tensors.nbytes // num_pages
         self.wake = threading.Event()
         self.manager = AdapterManager(
@@ -36,7 +37,7 @@ class Workshop:
         self.num_reads += 1
         assert self.gate.wait(10)
         folder = Path(source.location)
-        return read_adapter(folder, source.adapter_id, self.base, torch.float32, 64)
+        return read_adapter(folder, source.adapter_id, self.base.sites, torch.float32, 64)
 
     def source(self, name: str) -> AdapterSource:
         return AdapterSource(name, str(self.root / name))
@@ -54,14 +55,18 @@ class Workshop:
             self.manager.poll_loads()
             self.manager.copy(None)
 
-    def acquire(self, name: str) -> str:
+    def ask(self, name: str) -> AdapterSet | CacheMiss:
+        """As the scheduler, in one pass."""
+        return self.manager.acquire(AdapterSet.of(name))
+
+    def acquire(self, name: str) -> AdapterSet:
         """As the scheduler: ask in every pass until the adapter is there."""
         self.manager.register(self.source(name))
         for _ in range(5):
-            ready = self.manager.acquire(name)
-            if isinstance(ready, str):
-                return ready
-            assert ready is NotReady.LOADING
+            found = self.ask(name)
+            if isinstance(found, AdapterSet):
+                return found
+            assert found is CacheMiss.LOADING
             self.settle()
         raise AssertionError(f"{name} does not come")
 
