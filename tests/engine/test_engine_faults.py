@@ -76,14 +76,14 @@ def test_a_failed_forward_pass_ends_its_requests_and_the_engine_goes_on(
 ):
     engine = make_engine()
     runner = engine._parts.runner
-    real, failures = runner.run, iter([RuntimeError("out of memory")])
+    real, failures = runner.launch, iter([RuntimeError("out of memory")])
 
-    def run_once_broken(batch: object) -> object:
+    def launch_once_broken(batch: object) -> object:
         for failure in failures:
             raise failure
         return real(batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runner, "run", run_once_broken)
+    monkeypatch.setattr(runner, "launch", launch_once_broken)
     engine.submit(request("r1", "a"))
     error = drain(engine, 1)["r1"][-1].error
     assert error is not None and error.code is ErrorCode.INTERNAL and "out of memory" in str(error)

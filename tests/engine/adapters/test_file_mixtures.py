@@ -134,7 +134,7 @@ def test_an_adapter_is_whole_while_its_folder_is_rewritten(tmp_path: Path) -> No
         time.sleep(0.15)
 
     def load(where: Path) -> Adapter:
-        return read_adapter(where, "mine", base, torch.float32, max_rank=16)
+        return read_adapter(where, "mine", base.sites, torch.float32, max_rank=16)
 
     change()
     want = {load(tmp_path / f"r{rank}").digest: rank for rank in (4, 8)}

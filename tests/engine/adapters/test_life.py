@@ -11,7 +11,7 @@ import pytest
 from multilora.adapters.admin.command import AdminCommand
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
-from multilora.request import FinishReason, TokenOutput
+from multilora.request import AdapterSet, FinishReason, TokenOutput
 from support.engine.requests import (
     MakeEngine,
     alone,
@@ -29,13 +29,13 @@ from support.tiny.base import write_adapter
 
 def slow_down(engine: Engine, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     runner = engine._parts.runner
-    real = runner.run
+    real = runner.launch
 
-    def run(batch: Any) -> Any:
+    def launch(batch: Any) -> Any:
         time.sleep(seconds)
         return real(batch)
 
-    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(runner, "launch", launch)
 
 
 @pytest.mark.parametrize("how", ["replace", "unload"])
@@ -212,7 +212,7 @@ def test_a_defect_that_only_waiting_requests_meet_ends_them(
 ):
     engine = make_engine()
 
-    def acquire(adapter_id: str) -> str:
+    def acquire(adapters: AdapterSet) -> AdapterSet:
         raise ZeroDivisionError
 
     monkeypatch.setattr(engine._parts.adapters, "acquire", acquire)

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from multilora.lora.adapter_pages import AdapterPages
 
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.base_model.config import BaseConfig
-from multilora.forward.decoder import Llama, load_llama
+from multilora.forward.decoder import Decoder, load_decoder
 from multilora.forward.kv_cache import KVCache
-from multilora.forward.step_input import build_forward_input
-from multilora.request import Request
+from multilora.forward.step_input import build_step_input
+from multilora.lora.rank_pages import RankPagePool
+from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
 from support.tiny.adapters import ALL, ATTENTION, MLP, make_adapter
@@ -76,11 +76,11 @@ def make_stream(index: int, adapter: str) -> Stream:
 
 
 class Mix(NamedTuple):
-    model: Llama
+    model: Decoder
     dtype: torch.dtype
     device: torch.device
-    pool: AdapterPages
-    pages: dict[str, tuple[int, ...]]
+    pool: RankPagePool
+    pages: dict[AdapterSet, tuple[int, ...]]
     streams: list[Stream]
     expected: list[torch.Tensor]  # per stream: logits after every token
 
@@ -104,27 +104,28 @@ def make_mix(root: Path, name: str, dtype: torch.dtype, device: torch.device) ->
         model.to(dtype).float()
     with torch.no_grad():
         expected = [models[s.adapter](torch.tensor([s.tokens])).logits[0] for s in streams]
-    adapters = [read_adapter(root / name, name, base, dtype, 128) for name in configs]
+    adapters = [read_adapter(root / name, name, base.sites, dtype, 128) for name in configs]
     pool, pages = fill_pool(adapters, base, dtype, device)
-    model = load_llama(folder, base, dtype, device)
+    model = load_decoder(folder, base, dtype, device)
     return Mix(model, dtype, device, pool, pages, streams, expected)
 
 
 def fill_pool(
     adapters: list[Adapter], base: BaseConfig, dtype: torch.dtype, device: torch.device
-) -> tuple[AdapterPages, dict[str, tuple[int, ...]]]:
+) -> tuple[RankPagePool, dict[AdapterSet, tuple[int, ...]]]:
     """A pool full of stale numbers, with the adapters on pages in no order."""
     num_pages = 3 + sum(adapter.num_pages for adapter in adapters)
-    pool = AdapterPages(base, num_pages, dtype, device)
+    pool = RankPagePool(base.sites, num_pages, dtype, device)
     noise = torch.Generator().manual_seed(0)
-    for tensors in (*pool.a, *pool.b):
-        for tensor in tensors.values():
-            tensor.copy_(torch.randn(tensor.shape, generator=noise))
+    for tensor in (*pool.a.values(), *pool.b.values()):
+        tensor.copy_(torch.randn(tensor.shape, generator=noise))
     free = torch.randperm(num_pages, generator=noise).tolist()
     pages = {}
     for adapter in adapters:
-        pages[adapter.adapter_id] = tuple(free.pop() for _ in range(adapter.num_pages))
-        pool.write(pages[adapter.adapter_id], adapter)
+        own = pages[AdapterSet.of(adapter.adapter_id)] = tuple(
+            free.pop() for _ in range(adapter.num_pages)
+        )
+        pool.write(own, adapter.weights)
     return pool, pages
 
 
@@ -139,21 +140,21 @@ def run(mix: Mix, only: set[str] | None = None) -> Iterator[tuple[int, int, torc
             if count := mix.streams[i].counts[step]:
                 done = sequence.num_computed_tokens + count
                 sequence.token_ids = mix.streams[i].tokens[:done]
-                items.append(BatchItem(sequence, count))
+                items.append(BatchItem.next(sequence, count))
         if not items:
             continue
         batch = make_batch(items, mix.pages)
-        inputs = build_forward_input(batch, BLOCK_SIZE, mix.device, mix.dtype)
+        inputs = build_step_input(batch, BLOCK_SIZE, mix.device, mix.dtype)
         logits = mix.model.forward(inputs, kv, mix.pool).cpu()
-        for row, (sequence, count) in zip(logits, batch.items, strict=True):
-            sequence.num_computed_tokens += count
-            yield int(sequence.request.request_id), sequence.num_computed_tokens - 1, row
+        for row, item in zip(logits, batch.items, strict=True):
+            item.sequence.num_computed_tokens = item.end
+            yield int(item.sequence.request.request_id), item.end - 1, row
 
 
 def start(index: int, stream: Stream) -> Sequence:
     table = [index * BLOCKS_PER_SEQUENCE + i for i in range(BLOCKS_PER_SEQUENCE)]
     sequence = Sequence(Request(str(index), tuple(stream.tokens)), arrival=index)
-    sequence.adapter_key = stream.adapter
+    sequence.adapters = AdapterSet.of(stream.adapter)
     sequence.block_table = array("i", table)
     return sequence
 

@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from multilora.base_model.config import BaseConfig
-from multilora.forward.decoder import Llama, load_llama
+from multilora.forward.decoder import Decoder, load_decoder
 from multilora.forward.kv_cache import KVCache
-from multilora.forward.step_input import build_forward_input
+from multilora.forward.step_input import build_step_input
 from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem
 from multilora.scheduling.sequence import Sequence
@@ -53,20 +53,19 @@ def sequences(prompts: dict[str, int]) -> dict[str, Sequence]:
     return made
 
 
-def run_steps(model: Llama, kv: KVCache) -> dict[str, list[torch.Tensor]]:
+def run_steps(model: Decoder, kv: KVCache) -> dict[str, list[torch.Tensor]]:
     """Each sequence's logits at its sampled positions; the next token is then a given one."""
     logits: dict[str, list[torch.Tensor]] = {name: [] for name in PROMPTS}
     live = sequences(PROMPTS)
     for step in STEPS:
-        items = tuple(BatchItem(live[name], count) for name, count in step.items())
-        inputs = build_forward_input(Batch(items, ()), BLOCK_SIZE, kv.k.device, kv.k.dtype)
+        items = tuple(BatchItem.next(live[name], count) for name, count in step.items())
+        inputs = build_step_input(Batch(items, ()), BLOCK_SIZE, kv.k.device, kv.k.dtype)
         rows = iter(model.forward(inputs, kv, None))
         for name, item in zip(step, items, strict=True):
-            samples, sequence = item.samples, item.sequence
-            sequence.num_computed_tokens += item.num_new_tokens
-            if samples:
+            item.sequence.num_computed_tokens = item.end
+            if item.samples:
                 logits[name].append(next(rows))
-                sequence.token_ids = tokens_of(name, len(sequence.token_ids) + 1)
+                item.sequence.token_ids = tokens_of(name, item.end + 1)
         assert next(rows, None) is None
     return logits
 
@@ -80,7 +79,7 @@ def assert_same_logits(
 ) -> None:
     """`tolerance` is relative to the largest logit of a sequence."""
     base = BaseConfig.from_folder(folder)
-    model = load_llama(folder, base, dtype, device)
+    model = load_decoder(folder, base, dtype, device)
     kv = KVCache(base, NUM_BLOCKS, BLOCK_SIZE, dtype, device)
     for name, rows in run_steps(model, kv).items():
         first = PROMPTS[name] - 1

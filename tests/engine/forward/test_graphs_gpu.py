@@ -10,18 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from multilora.forward.captured_pass import CapturedPass, GraphLimits
-from multilora.lora.adapter_pages import AdapterPages
-from multilora.lora.plan import PLANS, LoRAPlan
 
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.base_model.config import BaseConfig
-from multilora.forward.decoder import load_llama
-from multilora.forward.graphs import DecodeGraphs
+from multilora.forward.decoder import load_decoder
+from multilora.forward.graphs import DecodeGraph, DecodeGraphs, GraphLimits
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
-from multilora.forward.step_input import build_forward_input, forward_arrays
-from multilora.request import Request
+from multilora.forward.step_input import build_step_input, step_arrays
+from multilora.lora.linear import PLANS, LoRAPlan
+from multilora.lora.rank_pages import RankPagePool
+from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
 from multilora_api.sampling import SamplingParams
@@ -42,14 +41,14 @@ class Bench:
     folder: Path
     plan: LoRAPlan = PLANS[0]
     sizes: tuple[int, ...] | None = None
-    placed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    placed: dict[AdapterSet, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.base = BaseConfig.from_folder(write_base(self.folder / "base"))
         self.device = torch.device(DEVICE)
-        model = load_llama(self.folder / "base", self.base, DTYPE, self.device)
+        model = load_decoder(self.folder / "base", self.base, DTYPE, self.device)
         kv = KVCache(self.base, ROWS * CONTEXT // BLOCK, BLOCK, DTYPE, self.device)
-        pages = AdapterPages(self.base, PAGES, DTYPE, self.device)
+        pages = RankPagePool(self.base.sites, PAGES, DTYPE, self.device)
         graphs = DecodeGraphs(model, kv, pages, GraphLimits(ROWS, CONTEXT, 3), self.device)
         graphs.capture(self.sizes, plan=self.plan)
         self.runner = ModelRunner(model, kv, pages, (), self.device, DTYPE, graphs)
@@ -59,13 +58,13 @@ class Bench:
         folder = self.folder / f"adapter{index}"
         if not folder.exists():
             write_adapter(folder, seed=index, rank=RANKS[index % len(RANKS)])
-        return read_adapter(folder, f"adapter{index}", self.base, DTYPE, 48)
+        return read_adapter(folder, f"adapter{index}", self.base.sites, DTYPE, 48)
 
     def place(self, index: int, *pages: int) -> str:
         """Write an adapter into the pool, over whatever stood there."""
         adapter = self.adapter(index)
-        self.runner.adapters.write(pages, adapter)
-        self.placed[adapter.adapter_id] = pages
+        self.runner.adapters.write(pages, adapter.weights)
+        self.placed[AdapterSet.of(adapter.adapter_id)] = pages
         return adapter.adapter_id
 
     def start(self, adapter_id: str, length: int) -> Sequence:
@@ -73,33 +72,33 @@ class Bench:
         number = len(self.sequences)
         prompt = tuple((number * 31 + 7 * i) % VOCAB for i in range(length))
         sequence = Sequence(Request(str(number), prompt, adapter_id, SamplingParams()))
-        sequence.adapter_key = adapter_id
+        sequence.adapters = AdapterSet.of(adapter_id)
         count = CONTEXT // BLOCK
         sequence.block_table = array("i", range(number * count, (number + 1) * count))
         self.sequences.append(sequence)
         if length > 1:
-            self.eager(make_batch([BatchItem(sequence, length - 1)], self.placed))
+            self.eager(make_batch([BatchItem.next(sequence, length - 1)], self.placed))
             sequence.num_computed_tokens = length - 1
         return sequence
 
     def eager(self, batch: Batch) -> torch.Tensor:
         runner = self.runner
-        inputs = build_forward_input(batch, BLOCK, self.device, DTYPE)
+        inputs = build_step_input(batch, BLOCK, self.device, DTYPE)
         return runner.model.forward(inputs, runner.kv, runner.adapters).cpu()
 
     @torch.inference_mode()
     def replayed(self, batch: Batch) -> torch.Tensor:
-        arrays = forward_arrays(batch, BLOCK)
+        arrays = step_arrays(batch, BLOCK)
         assert self.runner.graphs is not None
         captured = self.runner.graphs.find(arrays)
         assert captured is not None, "decode was not replayed"
-        upload, run = captured.prepare(arrays)
-        upload.send()
+        staging, run = captured.prepare(arrays)
+        staging.send()
         return run().clone().cpu()  # the next replay overwrites it
 
     def check(self, sequences: list[Sequence]) -> torch.Tensor:
         """One more token of each, eager and replayed; they then advance by a token."""
-        batch = make_batch([BatchItem(sequence, 1) for sequence in sequences], self.placed)
+        batch = make_batch([BatchItem.next(sequence, 1) for sequence in sequences], self.placed)
         before = self.runner.kv.k.clone(), self.runner.kv.v.clone()
         eager = self.eager(batch)
         after = self.runner.kv.k.clone(), self.runner.kv.v.clone()
@@ -142,20 +141,20 @@ def test_pages_that_change_owners_between_replays(tmp_path: Path) -> None:
         sequence.num_computed_tokens -= 1
         del sequence.token_ids[-1]
     bench.place(7, 3)  # evicted, its page given to another
-    bench.placed[first] = (11,)
-    bench.runner.adapters.write((11,), bench.adapter(0))
+    bench.placed[AdapterSet.of(first)] = (11,)
+    bench.runner.adapters.write((11,), bench.adapter(0).weights)
     moved = bench.check(sequences)
     assert (before - moved).abs().max() < TOLERANCE
     sequences[0].num_computed_tokens -= 1
     del sequences[0].token_ids[-1]
-    bench.runner.adapters.write((11,), bench.adapter(3))  # replaced where it stands
+    bench.runner.adapters.write((11,), bench.adapter(3).weights)  # replaced where it stands
     assert (bench.check(sequences[:1])[0] - before[0]).abs().max() > 0.01
 
 
 def test_a_pool_full_of_adapters_and_many_rows_of_one(tmp_path: Path) -> None:
     bench = Bench(tmp_path, sizes=(ROWS,))
     names = [bench.place(2, 3 * i, 3 * i + 1, 3 * i + 2) for i in range(4)]
-    bench.placed = {name: bench.placed[name] for name in names}
+    bench.placed = {key: bench.placed[key] for key in map(AdapterSet.of, names)}
     single = [bench.place(index, 12 + index) for index in (0, 1)]
     crowd = [bench.start(names[0], 2 + i) for i in range(8)]
     others = [bench.start(name, 6) for name in single]
@@ -169,19 +168,19 @@ def test_the_runner_replays_decode_and_nothing_else(tmp_path: Path) -> None:
     name = bench.place(0, 0)
     rows = [bench.start(name if i % 2 else "", 4 + i) for i in range(5)]
     found = [
-        graphs.find(forward_arrays(make_batch(items, bench.placed), BLOCK))
+        graphs.find(step_arrays(make_batch(items, bench.placed), BLOCK))
         for items in (
-            [BatchItem(rows[0], 1)],
-            [BatchItem(row, 1) for row in rows[:3]],
-            [BatchItem(row, 1) for row in rows],  # more than was captured
+            [BatchItem.next(rows[0], 1)],
+            [BatchItem.next(row, 1) for row in rows[:3]],
+            [BatchItem.next(row, 1) for row in rows],  # more than was captured
         )
     ]
     assert [one and (one.rows, one.with_lora) for one in found] == [(2, False), (4, True), None]
     rows[0].num_computed_tokens = 0
-    prefill = [BatchItem(rows[0], 4), BatchItem(rows[1], 1)]
-    unfinished = [BatchItem(rows[0], 1), BatchItem(rows[1], 1)]
+    prefill = [BatchItem.next(rows[0], 4), BatchItem.next(rows[1], 1)]
+    unfinished = [BatchItem.next(rows[0], 1), BatchItem.next(rows[1], 1)]
     for items in (prefill, unfinished):
-        assert graphs.find(forward_arrays(make_batch(items, bench.placed), BLOCK)) is None
+        assert graphs.find(step_arrays(make_batch(items, bench.placed), BLOCK)) is None
 
 
 @pytest.mark.parametrize("rows", [1, 5, 12])
@@ -190,8 +189,8 @@ def test_what_plans_are_measured_on_runs_and_writes_nothing(tmp_path: Path, rows
     bench = Bench(tmp_path, sizes=(1,))
     graphs = bench.runner.graphs
     assert graphs is not None
-    small = AdapterPages(bench.base, 5, DTYPE, bench.device)
-    trial = CapturedPass(graphs.state._replace(adapters=small), rows, with_lora=True)
+    small = RankPagePool(bench.base.sites, 5, DTYPE, bench.device)
+    trial = DecodeGraph(graphs.state._replace(adapters=small), rows, with_lora=True)
     replay = trial.capture(lambda run: run)
     trial.load_trial()
     replay()
@@ -203,6 +202,6 @@ def test_the_runner_gives_the_tokens_of_the_logits(tmp_path: Path) -> None:
     bench = Bench(tmp_path, sizes=(4,))
     name = bench.place(4, 2, 0, 1)
     rows = [bench.start(name, 9), bench.start("", 4), bench.start("", 1)]
-    batch = make_batch([BatchItem(row, 1) for row in rows], bench.placed)
+    batch = make_batch([BatchItem.next(row, 1) for row in rows], bench.placed)
     want = bench.eager(batch).argmax(-1).tolist()
-    assert [token.token_id for token in bench.runner.run(batch)] == want
+    assert [token.token_id for token in bench.runner.launch(batch).tokens()] == want

@@ -211,7 +211,9 @@ def test_a_seed_gives_the_same_token_in_any_batch() -> None:
 def test_a_preempted_sequence_draws_the_same_token() -> None:
     params = SamplingParams(temperature=1.0, seed=4)
     logits = torch.zeros(1, 1000)
-    decoding = BatchItem(item(params, output=(8, 9)).sequence, 1)
+    sequence = item(params, output=(8, 9)).sequence
+    sequence.num_computed_tokens = 3
+    decoding = BatchItem.next(sequence, 1)
     recomputed = item(params, output=(8, 9))
     first = run(logits, decoding).token_ids
     assert torch.equal(first, run(logits, recomputed).token_ids)

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from multilora.forward.sampling_input import add_sampling_input, noise_keys
-from multilora.forward.staging import Upload
+from multilora.forward.sampling_input import add_sampling_tensors, noise_keys
+from multilora.forward.staging import StagingBuffer
 from multilora_api.sampling import SamplingParams
 from support.engine.sampler import EOS, drawn, every_kind, inputs_of, item
 
@@ -28,11 +28,11 @@ def test_noise_keys_are_splitmix64() -> None:
         assert (low & 0xFFFFFFFF) | (high & 0xFFFFFFFF) << 32 == mixed
 
 
-def test_greedy_rows_upload_nothing() -> None:
-    upload = Upload(torch.device("cpu"))
-    inputs = add_sampling_input([item(SamplingParams())] * 9, upload, 50, EOS)
-    upload.send()
-    assert inputs().draws is None and not upload._arrays
+def test_greedy_rows_stage_nothing() -> None:
+    staging = StagingBuffer(torch.device("cpu"))
+    inputs = add_sampling_tensors([item(SamplingParams())] * 9, staging, 50, EOS)
+    staging.send()
+    assert inputs().draws is None and not staging._arrays
 
 
 def test_no_rows_are_no_defect() -> None:

@@ -9,8 +9,8 @@ import torch
 from multilora.base_model.config import BaseConfig
 from multilora.base_model.config import RopeConfig
 from multilora.forward.kv_cache import KVCache
-from multilora.forward.step_input import ForwardInput, build_forward_input
-from multilora.request import Request
+from multilora.forward.step_input import StepInput, build_step_input
+from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
 from multilora_kernels.segments import Segment
@@ -20,14 +20,14 @@ CPU = torch.device("cpu")
 
 def item(prompt: int, computed: int, new: int, blocks: list[int], adapter: str = "") -> BatchItem:
     sequence = Sequence(Request("r", tuple(range(100, 100 + prompt)), adapter))
-    sequence.adapter_key = adapter
+    sequence.adapters = AdapterSet.of(adapter)
     sequence.num_computed_tokens = computed
     sequence.block_table = array("i", blocks)
-    return BatchItem(sequence, new)
+    return BatchItem.next(sequence, new)
 
 
-def build(batch: Batch) -> ForwardInput:
-    return build_forward_input(batch, 4, CPU, torch.float32)
+def build(batch: Batch) -> StepInput:
+    return build_step_input(batch, 4, CPU, torch.float32)
 
 
 def test_prefill_chunk_and_decode_in_one_batch() -> None:
@@ -66,7 +66,7 @@ def test_adapter_rows_become_segments() -> None:
         item(2, 1, 1, [3], "a"),
         item(3, 0, 3, [4], "a"),
     ]
-    inp = build(make_batch(items, {"a": (1, 5), "b": (6,)}))
+    inp = build(make_batch(items, {AdapterSet.of("a"): (1, 5), AdapterSet.of("b"): (6,)}))
     assert inp.positions.tolist() == [1, 0, 1, 2, 0, 1, 2, 3, 2]
     assert inp.segments is not None
     assert inp.segments.segments == (Segment(0, 4, (1, 5)), Segment(4, 4, (6,)))
@@ -77,9 +77,9 @@ def test_adapter_rows_become_segments() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_device_gets_what_the_host_has() -> None:
     items = [item(6, 0, 6, [7, 2], "a"), item(9, 3, 4, [5, 0, 9]), item(5, 4, 1, [1, 3])]
-    batch = make_batch(items, {"a": (5, 1)})
-    there = build_forward_input(batch, 4, torch.device("cuda"), torch.float32)
-    for field in dataclasses.fields(ForwardInput):
+    batch = make_batch(items, {AdapterSet.of("a"): (5, 1)})
+    there = build_step_input(batch, 4, torch.device("cuda"), torch.float32)
+    for field in dataclasses.fields(StepInput):
         ours, theirs = getattr(build(batch), field.name), getattr(there, field.name)
         if isinstance(ours, torch.Tensor):
             assert theirs.is_cuda and theirs.dtype == ours.dtype and theirs.data_ptr() % 16 == 0

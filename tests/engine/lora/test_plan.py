@@ -1,9 +1,9 @@
 """The plan whose passes take least time is kept."""
 
 import pytest
+from multilora.lora.plan import PLANS, LoRAPlan, fastest_plan
 
 from multilora.lora import plan as lora_plan
-from multilora.lora.plan import PLANS, LoRAPlan, fastest_plan
 
 
 @pytest.mark.parametrize("best", PLANS, ids=str)

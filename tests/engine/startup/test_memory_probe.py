@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from multilora.lora.adapter_pages import AdapterPages
 
 from multilora.base_model.config import BaseConfig
 from multilora.config import EngineConfig
@@ -20,7 +21,6 @@ from multilora.forward.decoder import load_llama
 from multilora.forward.graphs import DecodeGraphs, graph_sizes
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
-from multilora.lora.adapter_pages import AdapterPages
 from multilora.startup import build as engine_parts
 from multilora.startup import memory_probe
 from multilora.startup.memory_probe import Reading

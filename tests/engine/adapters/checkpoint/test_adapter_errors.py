@@ -46,7 +46,7 @@ def copy_of_good(good: Path, tmp_path: Path) -> Path:
 
 
 def read(folder: Path, base: BaseConfig, dtype: torch.dtype = torch.float32) -> Adapter:
-    return read_adapter(folder, "mine", base, dtype, max_rank=64)
+    return read_adapter(folder, "mine", base.sites, dtype, max_rank=64)
 
 
 def refused(folder: Path, base: BaseConfig, dtype: torch.dtype = torch.float32) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from multilora.adapters.checkpoint.text import read_adapter_text
+from multilora.adapters.checkpoint.text import adapter_template, check_text_sizes
+from multilora.adapters.files import OPTIONAL_FILES, read_settled
 from multilora.errors import ErrorCode, RequestError
-from multilora_text.chat_template import _compile
+from multilora_text.chat_template import ChatTemplate, _compile
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
 from support.tiny.tokenizers import byte_level
@@ -54,20 +55,25 @@ def write(folder: Path, name: str, value: Any) -> None:
     (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
 
 
+def read_text(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    check_text_sizes(folder)
+    return adapter_template(read_settled(folder, OPTIONAL_FILES), tokenizer)
+
+
 def refused(reason: str, folder: Path, base: Tokenizer) -> RequestError:
     with pytest.raises(RequestError, match=reason) as caught:
-        read_adapter_text(folder, base)
+        read_text(folder, base)
     assert caught.value.code is ErrorCode.INVALID_ARG
     assert len(caught.value.message) < 500
     return caught.value
 
 
 def test_a_folder_without_text_brings_nothing(adapter: Path, base: Tokenizer) -> None:
-    assert read_adapter_text(adapter, base) is None
+    assert read_text(adapter, base) is None
     write(adapter, "tokenizer_config.json", {"chat_template": None, "bos_token": None})
-    assert read_adapter_text(adapter, base) is None
+    assert read_text(adapter, base) is None
     write(adapter, "tokenizer_config.json", {"chat_template": [{"name": "rag", "template": "x"}]})
-    assert read_adapter_text(adapter, base) is None
+    assert read_text(adapter, base) is None
 
 
 @pytest.mark.parametrize("place", ["config", "list", "jinja"])
@@ -82,7 +88,7 @@ def test_its_template_renders_chats(adapter: Path, base: Tokenizer, place: str) 
         config["chat_template"] = "loses"
         write(adapter, "chat_template.jinja", OWN_TEMPLATE)
     write(adapter, "tokenizer_config.json", config)
-    template = read_adapter_text(adapter, base)
+    template = read_text(adapter, base)
     assert base.chat(MESSAGES, template) == "<s>own:hé</s>"  # the base model's special tokens
     assert base.chat(MESSAGES) == "<s>base:hé"
     ids = base.encode_chat(MESSAGES, template)
@@ -93,21 +99,21 @@ def test_its_special_tokens_are_its_own(adapter: Path, base: Tokenizer) -> None:
     config = {"chat_template": OWN_TEMPLATE, "eos_token": {"content": "<s>"}, "pad_token": "</s>"}
     write(adapter, "tokenizer_config.json", config)
     write(adapter, "special_tokens_map.json", {"bos_token": "</s>", "eos_token": "</s>"})
-    assert base.chat(MESSAGES, read_adapter_text(adapter, base)) == "</s>own:hé<s>"
+    assert base.chat(MESSAGES, read_text(adapter, base)) == "</s>own:hé<s>"
 
 
 def test_copies_of_the_tokenizer_of_the_base_pass(adapter: Path, base: Tokenizer) -> None:
     saved(OWN_TEMPLATE, pad_token="</s>").save_pretrained(str(adapter))
     write(adapter, "added_tokens.json", {"<s>": byte_level().token_to_id("<s>")})
     write(adapter, "special_tokens_map.json", {"bos_token": {"content": "<s>"}})
-    assert base.chat(MESSAGES, read_adapter_text(adapter, base)) == "<s>own:hé</s>"
+    assert base.chat(MESSAGES, read_text(adapter, base)) == "<s>own:hé</s>"
 
 
 def test_a_special_token_that_the_base_only_names_passes(adapter: Path, base_folder: Path) -> None:
     config = json.loads((base_folder / "tokenizer_config.json").read_text())
     write(base_folder, "tokenizer_config.json", {**config, "pad_token": "<nowhere>"})
     write(adapter, "tokenizer_config.json", {"pad_token": "<nowhere>"})
-    assert read_adapter_text(adapter, Tokenizer.from_folder(base_folder)) is None
+    assert read_text(adapter, Tokenizer.from_folder(base_folder)) is None
 
 
 def test_a_tokenizer_with_added_tokens_as_transformers_saves_it(
@@ -197,7 +203,7 @@ def test_files_that_are_no_text(adapter: Path, base: Tokenizer) -> None:
 
 def test_its_template_runs_in_the_sandbox(adapter: Path, base: Tokenizer) -> None:
     write(adapter, "chat_template.jinja", "{{ ''.__class__.__mro__[1].__subclasses__() }}")
-    template = read_adapter_text(adapter, base)
+    template = read_text(adapter, base)
     with pytest.raises(TextError, match="unsafe"):
         base.chat(MESSAGES, template)
 
@@ -208,6 +214,6 @@ def test_equal_templates_are_compiled_once(tmp_path: Path, base: Tokenizer) -> N
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write(tmp_path / name, "chat_template.jinja", source)
-        template = read_adapter_text(tmp_path / name, base)
+        template = read_text(tmp_path / name, base)
         assert template and template.render(MESSAGES)
     assert _compile.cache_info().misses == before + 1

@@ -5,7 +5,8 @@ import torch
 
 from multilora.adapters.checkpoint.adapter import read_adapter
 from multilora.errors import ErrorCode, RequestError
-from multilora.scheduling.adapter_cache import NotReady
+from multilora.request import AdapterSet
+from multilora.scheduling.adapter_cache import CacheMiss
 from support.engine.workshop import MakeShop
 
 
@@ -14,7 +15,7 @@ def test_one_read_serves_all_who_wait(make_shop: MakeShop):
     shop.gate.clear()
     shop.manager.register(shop.source("a"))
     answers: list[RequestError | None] = []
-    assert [shop.manager.acquire("a") for _ in range(3)] == [NotReady.LOADING] * 3
+    assert [shop.ask("a") for _ in range(3)] == [CacheMiss.LOADING] * 3
     shop.manager.ensure_loaded(shop.source("a"), answers.append)
     assert (shop.num_reads <= 1, answers) == (True, [])
     shop.gate.set()
@@ -38,8 +39,8 @@ def test_two_loads_at_once_share_the_reads_and_see_the_newest_files(make_shop: M
     shop.settle()
     assert answers == [None] * 3
     assert shop.num_reads == 2  # the one in progress, and one that began after the last call
-    fresh = read_adapter(shop.root / "a", "a", shop.base, torch.float32, 64)
-    assert shop.acquire("a") == fresh.key
+    fresh = read_adapter(shop.root / "a", "a", shop.base.sites, torch.float32, 64)
+    assert shop.acquire("a") == AdapterSet.of(fresh.key)
 
 
 def test_copies_are_bounded_and_an_adapter_is_not_used_before_it_is_whole(
@@ -47,36 +48,40 @@ def test_copies_are_bounded_and_an_adapter_is_not_used_before_it_is_whole(
 ):
     shop = make_shop()
     shop.manager.register(shop.source("a"))
-    assert shop.manager.acquire("a") is NotReady.LOADING
+    assert shop.ask("a") is CacheMiss.LOADING
     while shop.manager.loading:
         shop.wake.wait(1)
         shop.manager.poll_loads()
     assert shop.manager.device.is_copying
     shop.manager.copy(1)  # one layer of two
     assert shop.manager.device.is_copying
-    assert shop.manager.acquire("a") is NotReady.LOADING
+    assert shop.ask("a") is CacheMiss.LOADING
     assert shop.manager.tier(shop.manager.states["a"]) == "host"
     shop.manager.copy(1)
-    key = shop.manager.acquire("a")
-    assert isinstance(key, str)
+    key = shop.ask("a")
+    assert isinstance(key, AdapterSet)
     pages = shop.manager.pages(key)
-    expected = read_adapter(shop.root / "a", "a", shop.base, torch.float32, 64).weights
-    for layer in range(shop.base.num_layers):
-        for group, a in expected.a[layer].items():
-            assert torch.equal(shop.manager.device.tensors.a[layer][group][list(pages)], a)
+    expected = read_adapter(shop.root / "a", "a", shop.base.sites, torch.float32, 64).weights
+    tensors = shop.manager.device.tensors
+    for name in expected.a:
+        assert torch.equal(tensors.a[name][list(pages)], expected.a[name])
+        assert torch.equal(tensors.b[name][list(pages)], expected.b[name])
 
 
 def test_a_full_pool_refuses_until_a_reference_is_given_back(make_shop: MakeShop):
     shop = make_shop(num_pages=1)
     key = shop.acquire("a")
     shop.manager.register(shop.source("b"))
-    shop.manager.acquire("b")
+    shop.ask("b")
     shop.settle()
-    assert shop.manager.acquire("b") is NotReady.NO_ROOM
-    assert (shop.manager.shortage("b"), shop.manager.is_resident("b")) == (1, False)
+    assert shop.ask("b") is CacheMiss.NO_ROOM
+    assert (
+        shop.manager.shortage(AdapterSet.of("b")),
+        shop.manager.is_resident(AdapterSet.of("b")),
+    ) == (1, False)
     shop.manager.release(key)
-    assert shop.manager.shortage("b") == 0
-    assert shop.acquire("b").startswith("b@")
+    assert shop.manager.shortage(AdapterSet.of("b")) == 0
+    assert shop.acquire("b").only.startswith("b@")
     assert shop.manager.device.allocator.evictions == 1
 
 
@@ -84,11 +89,11 @@ def test_what_never_fits_is_refused_and_not_read_again_at_once(make_shop: MakeSh
     shop = make_shop(num_pages=1)
     shop.write("big", seed=3, rank=40)
     shop.manager.register(shop.source("big"))
-    shop.manager.acquire("big")
+    shop.ask("big")
     shop.settle()
     for _ in range(3):
         with pytest.raises(RequestError, match="raise --adapter-memory") as caught:
-            shop.manager.acquire("big")
+            shop.ask("big")
         assert caught.value.code is ErrorCode.INVALID_ARG
     assert shop.num_reads == 1
 
@@ -105,10 +110,10 @@ def test_a_replaced_adapter_serves_new_sequences_while_old_ones_keep_theirs(
     assert new != old
     assert set(shop.manager.pages(new)).isdisjoint(shop.manager.pages(old))
     shop.manager.release(old)
-    assert old not in shop.manager.device
+    assert old.only not in shop.manager.device
     assert shop.manager.device.num_pages("a") == 1
     shop.manager.release(new)
-    assert new in shop.manager.device  # the version in use stays for the next request
+    assert new.only in shop.manager.device  # the version in use stays for the next request
 
 
 def test_broken_new_files_leave_the_version_in_memory_in_use(make_shop: MakeShop):
@@ -131,15 +136,15 @@ def test_a_failed_adapter_can_be_retried_once_its_files_changed(make_shop: MakeS
     shop = make_shop()
     (shop.root / "a" / "adapter_config.json").write_text("{}")
     shop.manager.register(shop.source("a"))
-    shop.manager.acquire("a")
+    shop.ask("a")
     shop.settle()
     for _ in range(3):
         with pytest.raises(RequestError, match="peft_type"):
-            shop.manager.acquire("a")
+            shop.ask("a")
     assert (shop.num_reads, shop.manager.failures) == (1, 1)
     shop.write("a", seed=1)
     shop.manager.refresh("a")
-    assert shop.acquire("a").startswith("a@")
+    assert shop.acquire("a").only.startswith("a@")
 
 
 def test_withdraw_frees_the_host_at_once_and_pages_with_the_last_reference(
@@ -180,7 +185,7 @@ def test_an_unload_that_requests_undo_says_so(make_shop: MakeShop):
     shop.manager.when_unloaded("a", gone.append)
     again = shop.acquire("a")
     assert gone[0] is not None and "load it again" in gone[0].message
-    assert again in shop.manager.device
+    assert again.only in shop.manager.device
 
 
 def test_the_host_tier_drops_the_least_recently_used_and_reads_it_again(

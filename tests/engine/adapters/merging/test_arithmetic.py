@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.utils import merge_utils
 
 from multilora.adapters.checkpoint.adapter import read_checkpoint
-from multilora.adapters.checkpoint.peft_tensors import Factors, Target
+from multilora.adapters.checkpoint.peft_tensors import Factors
 from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
 from multilora.adapters.merging.recipe import MergeRecipe, parse_merge
 from multilora.base_model.config import BaseConfig
@@ -19,8 +19,12 @@ from support.tiny.adapters import ATTENTION, make_adapter
 from support.tiny.families import make_model
 
 
-def read(root: Path, name: str, max_rank: int = 64) -> dict[Target, Factors]:
-    return read_checkpoint(root / name, base_of(root), max_rank).factors
+def read(root: Path, name: str, max_rank: int = 64) -> dict[str, Factors]:
+    return read_checkpoint(root / name, base_of(root).sites, max_rank).factors
+
+
+def path(layer: int, module: str) -> str:
+    return f"model.layers.{layer}.{module}"
 
 
 def base_of(root: Path) -> BaseConfig:
@@ -42,7 +46,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def by_peft(root: Path, merge: MergeRecipe) -> dict[Target, Factors]:
+def by_peft(root: Path, merge: MergeRecipe) -> dict[str, Factors]:
     model = PeftModel.from_pretrained(make_model("llama"), str(root / "a"), adapter_name="a")
     for name in sorted({"b", "c"} & set(merge.ids)):
         model.load_adapter(str(root / name), adapter_name=name)
@@ -61,11 +65,11 @@ def by_peft(root: Path, merge: MergeRecipe) -> dict[Target, Factors]:
     return read(root, "peft/merged")
 
 
-def assert_same(ours: Mapping[Target, Factors], theirs: Mapping[Target, Factors]) -> None:
+def assert_same(ours: Mapping[str, Factors], theirs: Mapping[str, Factors]) -> None:
     assert ours.keys() == theirs.keys()
-    for target, pair in theirs.items():
-        assert ours[target].scaling == pair.scaling == 1
-        assert torch.equal(ours[target].a, pair.a) and torch.equal(ours[target].b, pair.b)
+    for module, pair in theirs.items():
+        assert ours[module].scaling == pair.scaling == 1
+        assert torch.equal(ours[module].a, pair.a) and torch.equal(ours[module].b, pair.b)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,7 @@ def test_linear_and_ties_are_pefts(root: Path, ids: str, fields: dict[str, Any])
 @pytest.mark.parametrize("strategy", ["dare_linear", "dare_ties"])
 def test_dare_is_pefts_with_its_seed(root: Path, strategy: str, method: str) -> None:
     merge = recipe("ab", merge_strategy=strategy, density=0.4, majority_sign_method=method)
-    target = Target(0, "q_proj")
+    target = path(0, "self_attn.q_proj")
     parts = [{target: read(root, name)[target]} for name in "ab"]
     ours = merge_factors(parts, merge, seed=5)[target]
     roots = torch.tensor([part[target].scaling for part in parts]).sqrt()
@@ -106,7 +110,7 @@ def test_dare_is_pefts_with_its_seed(root: Path, strategy: str, method: str) -> 
 def test_dare_keeps_the_expectation_and_the_density(root: Path) -> None:
     merge = recipe("ac", merge_strategy="dare_linear", density=0.4)
     parts = [read(root, name) for name in "ac"]
-    target = Target(1, "up_proj")
+    target = path(1, "mlp.up_proj")
     draws = torch.stack([merge_factors(parts, merge, seed)[target].a for seed in range(300)])
     whole = merge_factors(parts, recipe("ac"), seed=0)[target].a
     assert (draws.mean(dim=0) - whole).abs().max() < 0.35 * whole.abs().max()
@@ -121,19 +125,19 @@ def test_lower_ranks_are_filled_with_zeros(root: Path, strategy: str) -> None:
     merge = recipe("ad", merge_strategy=strategy, density=1)
     low, high = parts = [read(root, name) for name in "ad"]
     merged = merge_factors(parts, merge, seed=0)
-    q, up = merged[Target(0, "q_proj")], merged[Target(0, "up_proj")]
+    q, up = merged[path(0, "self_attn.q_proj")], merged[path(0, "mlp.up_proj")]
     assert q.rank == up.rank == 20
-    scale = high[Target(0, "q_proj")].scaling ** 0.5
-    assert torch.allclose(q.a[8:], high[Target(0, "q_proj")].a[8:] * scale)
-    own = low[Target(0, "up_proj")]
+    scale = high[path(0, "self_attn.q_proj")].scaling ** 0.5
+    assert torch.allclose(q.a[8:], high[path(0, "self_attn.q_proj")].a[8:] * scale)
+    own = low[path(0, "mlp.up_proj")]
     assert torch.allclose(up.b @ up.a, own.scaling * own.b @ own.a, atol=1e-6)
 
 
 def test_one_adapter_merges_into_itself_scaled(root: Path) -> None:
     own = read(root, "c")
     merged = merge_factors([own], recipe("c", weights=[0.5], merge_strategy="ties"), seed=0)
-    for target, pair in merged.items():
-        expected = 0.5 * own[target].scaling * own[target].b @ own[target].a
+    for module, pair in merged.items():
+        expected = 0.5 * own[module].scaling * own[module].b @ own[module].a
         assert torch.allclose(pair.b @ pair.a, expected, atol=1e-6)
 
 
