@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
-from multilora.base_model.config import RopeConfig
+from multilora.base_model.config import BaseConfig, RopeConfig
 from multilora.errors import StartupError
 
 LLAMA: dict[str, Any] = {
@@ -42,9 +41,14 @@ def architecture(name: str) -> dict[str, Any]:
     return {"architectures": [f"{name}ForCausalLM"], "model_type": name.lower()}
 
 
-def test_projections_and_groups(tmp_path: Path) -> None:
+def test_modules_and_sites(tmp_path: Path) -> None:
     base = read(tmp_path, head_dim=32)
-    assert base.projections == {
+    of_layer = base.sites[:4]
+    assert {
+        part.short_name: (site.in_features, part.out_features)
+        for site in of_layer
+        for part in site.slices
+    } == {
         "q_proj": (64, 128),
         "k_proj": (64, 64),
         "v_proj": (64, 64),
@@ -53,10 +57,8 @@ def test_projections_and_groups(tmp_path: Path) -> None:
         "up_proj": (64, 96),
         "down_proj": (96, 64),
     }
-    assert [base.group_in(group) for group in PROJECTION_GROUPS] == [64, 128, 64, 96]
-    assert base.slice_sizes("qkv") == (128, 64, 64)
-    assert base.slice_sizes("gate_up") == (96, 96)
-    assert base.slice_sizes("down") == (64,)
+    assert [site.in_features for site in of_layer] == [64, 128, 64, 96]
+    assert [site.slice_sizes for site in of_layer] == [(128, 64, 64), (64,), (96, 96), (64,)]
 
 
 def test_absent_fields_take_the_defaults_of_the_architecture(tmp_path: Path) -> None:
@@ -75,7 +77,9 @@ def test_absent_fields_take_the_defaults_of_the_architecture(tmp_path: Path) -> 
 def test_biases_and_norms(tmp_path: Path) -> None:
     def biased(name: str, **changes: Any) -> tuple[bool, ...]:
         base = read(tmp_path, **architecture(name) | changes)
-        return tuple(base.group_bias(group) for group in PROJECTION_GROUPS)
+        layers = [tuple(site.has_bias for site in base.sites[i : i + 4]) for i in (0, 4, 8)]
+        assert layers == [layers[0]] * 3
+        return layers[0]
 
     assert biased("Llama") == (False, False, False, False)
     assert biased("Llama", attention_bias=True, mlp_bias=True) == (True, True, True, True)

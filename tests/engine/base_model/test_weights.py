@@ -44,14 +44,14 @@ def shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def test_projections_with_one_input_are_fused(tmp_path: Path) -> None:
+def test_modules_with_one_input_are_fused(tmp_path: Path) -> None:
     weights = load(write_base(tmp_path))
     files = load_file(tmp_path / "model.safetensors")
     parts = [files[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"]
-    assert torch.equal(weights.layers[1].qkv, torch.cat(parts))
+    assert torch.equal(weights.sites["layers.1.qkv"].matrix, torch.cat(parts))
     parts = [files[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up")]
-    assert torch.equal(weights.layers[0].gate_up, torch.cat(parts))
-    assert weights.layers[0].qkv_bias is None
+    assert torch.equal(weights.sites["layers.0.gate_up"].matrix, torch.cat(parts))
+    assert weights.sites["layers.0.qkv"].bias is None
 
 
 def test_shards_hold_the_same_model(tmp_path: Path) -> None:
@@ -59,9 +59,11 @@ def test_shards_hold_the_same_model(tmp_path: Path) -> None:
     shard(tmp_path)
     parts = load(tmp_path)
     assert torch.equal(whole.embed, parts.embed)
-    for one, other in zip(whole.layers, parts.layers, strict=True):
-        assert torch.equal(one.qkv, other.qkv)
-        assert torch.equal(one.down, other.down)
+    assert whole.sites.keys() == parts.sites.keys() and len(whole.sites) == 8
+    for name, weight in whole.sites.items():
+        assert torch.equal(weight.matrix, parts.sites[name].matrix)
+    for one, other in zip(whole.norms, parts.norms, strict=True):
+        assert torch.equal(one.attention, other.attention) and torch.equal(one.mlp, other.mlp)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
@@ -71,7 +73,7 @@ def test_dtypes(tmp_path: Path, stored: torch.dtype, wanted: torch.dtype) -> Non
     edit(tmp_path, lambda t: t.update({name: value.to(stored) for name, value in t.items()}))
     expected = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"].to(wanted)
     weights = load(tmp_path, wanted)
-    assert weights.embed.dtype == weights.layers[0].down.dtype == wanted
+    assert weights.embed.dtype == weights.sites["layers.0.down"].matrix.dtype == wanted
     assert torch.equal(weights.embed, expected)
 
 

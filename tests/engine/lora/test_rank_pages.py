@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from multilora.lora.adapter_pages import AdapterPages
 from safetensors.torch import load_file, save_file
 
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
-from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig
-from support.tiny.adapters import ALL, ATTENTION, make_adapter
+from multilora.base_model.config import BaseConfig
+from multilora.base_model.sites import modules
+from multilora.lora.rank_pages import PageTensors, RankPagePool, bytes_per_page
+from support.tiny.adapters import ALL, make_adapter
 from support.tiny.families import make_model
 
 PATTERNS: dict[str, Any] = {
@@ -28,36 +29,30 @@ def base_config(tmp_path_factory: pytest.TempPathFactory) -> BaseConfig:
 
 
 def read(folder: Path, base: BaseConfig, dtype: torch.dtype = torch.float32) -> Adapter:
-    return read_adapter(folder, "x", base, dtype, max_rank=128)
+    return read_adapter(folder, "x", base.sites, dtype, max_rank=128)
 
 
 def deltas(
-    a: tuple[dict[str, torch.Tensor], ...],
-    b: tuple[dict[str, torch.Tensor], ...],
-    pages: list[int],
-    base: BaseConfig,
+    tensors: PageTensors | RankPagePool, pages: list[int], base: BaseConfig
 ) -> dict[str, torch.Tensor]:
     """ΔW of every module from `pages`, by the definition of the layout."""
     found = {}
-    for layer in range(base.num_layers):
-        for group, projections in PROJECTION_GROUPS.items():
-            columns = b[layer][group][pages].flatten(0, 1).split(base.slice_sizes(group), dim=-1)
-            for slot, name in enumerate(projections):
-                rows = a[layer][group][pages, slot].flatten(0, 1)
-                found[f"layers.{layer}.{name}"] = columns[slot].T @ rows
+    for site in base.sites:
+        a, b = tensors.a[site.name][pages], tensors.b[site.name][pages]
+        columns = b.flatten(0, 1).split(site.slice_sizes, dim=-1)
+        for slot, part in enumerate(site.slices):
+            found[part.module] = columns[slot].T @ a[:, slot].flatten(0, 1)
     return found
 
 
 def peft_deltas(model: Any, base: BaseConfig) -> dict[str, torch.Tensor]:
     found = {}
-    for layer in range(base.num_layers):
-        block = model.base_model.model.model.layers[layer]
-        for name, (in_features, out_features) in base.projections.items():
-            module = getattr(block.self_attn if name in ATTENTION else block.mlp, name)
-            has = hasattr(module, "get_delta_weight")
-            delta = module.get_delta_weight("default") if has else None
-            zeros = torch.zeros(out_features, in_features)
-            found[f"layers.{layer}.{name}"] = zeros if delta is None else delta.detach()
+    for path, (site, part) in modules(base.sites).items():
+        module = model.base_model.model.get_submodule(path)
+        has = hasattr(module, "get_delta_weight")
+        delta = module.get_delta_weight("default") if has else None
+        zeros = torch.zeros(part.out_features, site.in_features)
+        found[path] = zeros if delta is None else delta.detach()
     return found
 
 
@@ -86,7 +81,7 @@ def test_pages_hold_pefts_delta_weights(
     updated = [key for key, delta in expected.items() if delta.any()]
     assert adapter.modules == tuple(n for n in ALL if any(key.endswith(n) for key in updated))
     weights = adapter.weights
-    found = deltas(weights.a, weights.b, list(range(adapter.num_pages)), base)
+    found = deltas(weights, list(range(adapter.num_pages)), base)
     assert updated
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -104,29 +99,28 @@ def test_write_fills_the_given_pages_only(
     for name, seed, rank in (("first", 1, 40), ("second", 2, 16)):
         make_adapter(tmp_path / name, seed=seed, r=rank)
     first, second = (read(tmp_path / name, base, dtype) for name in ("first", "second"))
-    pool = AdapterPages(base, 6, dtype, "cpu")
-    assert pool.nbytes == 6 * AdapterPages.bytes_per_page(base, dtype)
-    assert first.nbytes == 3 * AdapterPages.bytes_per_page(base, dtype)
-    pool.write((5, 0, 2), first)
-    pool.write([3], second)
-    own = deltas(first.weights.a, first.weights.b, [0, 1, 2], base)
-    assert all(torch.equal(v, own[k]) for k, v in deltas(pool.a, pool.b, [5, 0, 2], base).items())
-    own = deltas(second.weights.a, second.weights.b, [0], base)
-    assert all(torch.equal(v, own[k]) for k, v in deltas(pool.a, pool.b, [3], base).items())
-    assert not any(delta.any() for delta in deltas(pool.a, pool.b, [1, 4], base).values())
-    pool.write((1, 4, 3), first)  # what stood in page 3 is gone, zero tail included
-    stored = deltas(pool.a, pool.b, [1, 4, 3], base)
-    own = deltas(first.weights.a, first.weights.b, [0, 1, 2], base)
+    pool = RankPagePool(base.sites, 6, dtype, "cpu")
+    assert pool.nbytes == 6 * bytes_per_page(base.sites, dtype)
+    assert first.nbytes == 3 * bytes_per_page(base.sites, dtype)
+    pool.write((5, 0, 2), first.weights)
+    pool.write([3], second.weights)
+    own = deltas(first.weights, [0, 1, 2], base)
+    assert all(torch.equal(v, own[k]) for k, v in deltas(pool, [5, 0, 2], base).items())
+    own = deltas(second.weights, [0], base)
+    assert all(torch.equal(v, own[k]) for k, v in deltas(pool, [3], base).items())
+    assert not any(delta.any() for delta in deltas(pool, [1, 4], base).values())
+    pool.write((1, 4, 3), first.weights)  # what stood in page 3 is gone, zero tail included
+    stored = deltas(pool, [1, 4, 3], base)
+    own = deltas(first.weights, [0, 1, 2], base)
     assert all(torch.equal(v, own[k]) for k, v in stored.items())
     with pytest.raises(ValueError, match="3 pages"):
-        pool.write((0, 1), first)
+        pool.write((0, 1), first.weights)
 
 
 def test_views_start_where_the_gpu_kernels_need_them(base: BaseConfig) -> None:
-    pool = AdapterPages(base, 3, torch.bfloat16, "cpu")
-    for tensors in (*pool.a, *pool.b):
-        for tensor in tensors.values():
-            assert tensor.is_contiguous() and tensor.storage_offset() * 2 % 16 == 0
+    pool = RankPagePool(base.sites, 3, torch.bfloat16, "cpu")
+    for tensor in (*pool.a.values(), *pool.b.values()):
+        assert tensor.is_contiguous() and tensor.storage_offset() * 2 % 16 == 0
 
 
 def test_tensor_names_of_other_writers_are_understood(tmp_path: Path, base: BaseConfig) -> None:

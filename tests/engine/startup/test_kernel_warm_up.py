@@ -11,19 +11,17 @@ from types import ModuleType
 
 import pytest
 import torch
-from multilora.forward.captured_pass import GraphLimits
-from multilora.lora.adapter_pages import AdapterPages
 
 from multilora.base_model.config import BaseConfig
-from multilora.base_model.config import RopeConfig
-from multilora.base_model.weights import LayerWeights, Weights
-from multilora.forward.decoder import Llama, load_llama
-from multilora.forward.graphs import DecodeGraphs
+from multilora.base_model.weights import DenseWeight, LayerNorms, Weights
+from multilora.forward.decoder import Decoder, load_decoder
+from multilora.forward.graphs import DecodeGraphs, GraphLimits
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
-from multilora.forward.step_input import build_forward_input
+from multilora.forward.step_input import build_step_input
 from multilora.lora import linear as lora_linear
-from multilora.request import Request
+from multilora.lora.rank_pages import RankPagePool
+from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
 from multilora.startup.kernel_warm_up import warm_up, warm_up_batches
@@ -61,25 +59,25 @@ def base(hidden: int, intermediate: int, heads: int, kv_heads: int, window: int 
     )  # fmt: skip
 
 
-def llama(config: BaseConfig) -> Llama:
+def decoder(config: BaseConfig) -> Decoder:
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=DTYPE, device=META)
 
-    matrices = {
-        group: empty(sum(config.slice_sizes(group)), config.group_in(group))
-        for group in ("qkv", "o", "gate_up", "down")
+    hidden = config.hidden_size
+    sites = {
+        site.name: DenseWeight(empty(site.out_features, site.in_features), bias=None)
+        for site in config.sites
     }
-    biases = {f"{group}_bias": None for group in matrices}
-    norms = {"input_norm": empty(config.hidden_size), "post_norm": empty(config.hidden_size)}
-    layer = LayerWeights(**matrices, **biases, **norms, qk_norm=None)
-    embed = empty(config.vocab_size, config.hidden_size)
-    return Llama(config, Weights(embed, (layer,), empty(config.hidden_size), embed), META)
+    norms = LayerNorms(attention=empty(hidden), mlp=empty(hidden), qk=None)
+    embed = empty(config.vocab_size, hidden)
+    weights = Weights(embed, sites, (norms,) * config.num_layers, empty(hidden), embed)
+    return Decoder(config, weights, META)
 
 
 def random_batch(noise: random.Random) -> Batch:
     """Decode and prefill, base rows and adapters of any number of pages, within the limits."""
     items: list[BatchItem] = []
-    pages: dict[str, tuple[int, ...]] = {}
+    pages: dict[AdapterSet, tuple[int, ...]] = {}
     budget = noise.choice([1, 5, 40, 300, PREFILL])
     for index in range(noise.randint(1, noise.choice([1, 4, LIMITS.rows]))):
         new = min(budget, noise.choice([1, 1, noise.randint(1, 20), noise.randint(1, PREFILL)]))
@@ -90,9 +88,9 @@ def random_batch(noise: random.Random) -> Batch:
         sequence.num_computed_tokens = computed
         sequence.block_table = array("i", [0]) * -(-(computed + new) // BLOCK)
         if noise.random() < 0.7:
-            sequence.adapter_key = key = str(noise.randint(0, index))
+            sequence.adapters = key = AdapterSet.of(str(noise.randint(0, index)))
             pages.setdefault(key, tuple(range(noise.randint(1, LIMITS.pages_per_adapter))))
-        items.append(BatchItem(sequence, new))
+        items.append(BatchItem.next(sequence, new))
     return make_batch(items, pages)
 
 
@@ -109,14 +107,14 @@ def test_warm_up_covers_every_batch(
         monkeypatch.setattr(module, "uses_kernels", lambda _: True)
     for module in (expand, paged_decode, paged_prefill, shrink, swiglu):
         monkeypatch.setattr(module, "num_programs", lambda _, count: multiprocessors * count)
-    model = llama(config)
+    model = decoder(config)
     kv = KVCache(config, 300, BLOCK, DTYPE, META)
-    adapters = AdapterPages(config, 64, DTYPE, META)
+    adapters = RankPagePool(config.sites, 64, DTYPE, META)
 
     def variants(batches: Iterable[Batch]) -> dict[str, Batch]:
         found: dict[str, Batch] = {}
         for batch in batches:
-            inputs = build_forward_input(batch, BLOCK, META, DTYPE)
+            inputs = build_step_input(batch, BLOCK, META, DTYPE)
             launches = record(lambda inputs=inputs: model.forward(inputs, kv, adapters), KERNELS,
                               monkeypatch)  # fmt: skip
             found |= {f"{launch.kernel.__name__} {variant(launch)}": batch for launch in launches}
@@ -147,9 +145,9 @@ def test_no_batch_is_larger_than_one_that_is_served(limits: GraphLimits, prefill
 def test_warm_up_beside_captured_passes_and_a_pool_smaller_than_an_adapter(folder: Path):
     """On a CPU, which says where an index is out of range."""
     config, cpu = BaseConfig.from_folder(folder / "base"), torch.device("cpu")
-    model = load_llama(folder / "base", config, torch.float32, cpu)
+    model = load_decoder(folder / "base", config, torch.float32, cpu)
     kv = KVCache(config, 2, BLOCK, torch.float32, cpu)
-    adapters = AdapterPages(config, 2, torch.float32, cpu)
+    adapters = RankPagePool(config.sites, 2, torch.float32, cpu)
     limits = GraphLimits(12, config.max_position_embeddings, 3)
     graphs = DecodeGraphs(model, kv, adapters, limits, cpu)
     graphs.capture()

@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from multilora.lora.adapter_pages import AdapterPages
 
 from multilora.base_model.config import BaseConfig
 from multilora.config import EngineConfig
 from multilora.engine import Engine
 from multilora.errors import StartupError
-from multilora.forward.decoder import load_llama
+from multilora.forward.decoder import load_decoder
 from multilora.forward.graphs import DecodeGraphs, graph_sizes
 from multilora.forward.kv_cache import KVCache
-from multilora.forward.runner import ModelRunner
+from multilora.forward.runner import InFlight, ModelRunner
+from multilora.lora.rank_pages import RankPagePool
+from multilora.scheduling.batch import Batch
 from multilora.startup import build as engine_parts
 from multilora.startup import memory_probe
 from multilora.startup.memory_probe import Reading
@@ -42,11 +43,11 @@ class FakeMeter:
         self.passes = 0
         self.peaks = [10**8]  # while the weights were loaded
         self.settled = False
-        for kind in (KVCache, AdapterPages, DecodeGraphs):
+        for kind in (KVCache, RankPagePool, DecodeGraphs):
             self._watch(monkeypatch, kind)
-        real, capture = ModelRunner.run, DecodeGraphs.capture
+        real, capture = ModelRunner.launch, DecodeGraphs.capture
 
-        def run(runner: ModelRunner, batch: Any) -> Any:
+        def launch(runner: ModelRunner, batch: Batch) -> InFlight:
             self.passes, self.settled = self.passes + 1, False
             self.peaks.append(self._reserved() + PEAK)
             return real(runner, batch)
@@ -58,7 +59,7 @@ class FakeMeter:
             self.settled = False
             capture(graphs, sizes, plan=plan)
 
-        monkeypatch.setattr(ModelRunner, "run", run)
+        monkeypatch.setattr(ModelRunner, "launch", launch)
         monkeypatch.setattr(DecodeGraphs, "capture", noted)
 
     def settle(self) -> None:
@@ -99,7 +100,7 @@ def make_profile(folder: Path, **settings: Any) -> Profile:
         **settings,
     }
     base = BaseConfig.from_folder(folder / "base")
-    model = load_llama(folder / "base", base, torch.float32, CPU)
+    model = load_decoder(folder / "base", base, torch.float32, CPU)
     return Profile(model, EngineConfig(**values), 24, torch.float32, CPU)
 
 
@@ -109,8 +110,9 @@ def test_the_largest_batch_is_the_most_that_a_pass_may_hold(folder: Path):
     assert len(batch.items) == batch.num_adapters == 6
     assert batch.num_tokens == 6 + 40
     assert [item.num_new_tokens for item in batch.items] == [24, 18, 1, 1, 1, 1]
-    for sequence, count in batch.items:
-        assert sequence.num_computed_tokens + count == len(sequence.token_ids) == 24
+    for item in batch.items:
+        assert item.start == item.sequence.num_computed_tokens
+        assert item.end == len(item.sequence.token_ids) == 24
     assert all(item.samples for item in batch.items)
     assert {span.pages for span in batch.spans} == {(0, 1, 2)}
 
@@ -159,7 +161,7 @@ def test_units_are_those_of_the_pools(folder: Path):
     assert (units.block_tokens, units.least_blocks, units.pages_of_largest) == (16, 2, 3)
     kv = KVCache(profile.model.base, 5, 16, torch.bfloat16, CPU)
     assert units.block_bytes * 5 == kv.k.nbytes + kv.v.nbytes
-    pages = AdapterPages(profile.model.base, 3, torch.bfloat16, CPU)
+    pages = RankPagePool(profile.model.base.sites, 3, torch.bfloat16, CPU)
     assert units.page_bytes * 3 == pages.nbytes
 
 
@@ -170,7 +172,7 @@ def test_a_gpu_too_small_for_the_trial(broken: type, folder: Path, monkeypatch: 
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
 
-    monkeypatch.setattr(broken, "run" if broken is ModelRunner else "capture", fail)
+    monkeypatch.setattr(broken, "launch" if broken is ModelRunner else "capture", fail)
     with pytest.raises(StartupError, match="do not hold one forward pass") as caught:
         measure(make_profile(folder), meter)
     assert "Tried to allocate 2.00 GiB" in str(caught.value)
@@ -225,7 +227,7 @@ def test_pools_that_cannot_be_made(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(engine_parts, "AdapterPages", fail)
+    monkeypatch.setattr(engine_parts, "RankPagePool", fail)
     with pytest.raises(StartupError, match="KV cache and adapter pool do not fit on cpu") as caught:
         Engine(EngineConfig(model_id=str(folder / "base"), device="cpu"))
     assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -130,8 +130,9 @@ class RankPagePool:
         ValueError when the number of pages differs.
         """
         run, sites = source.layers[layer], self._layers[layer]
-        if run.numel() != len(pages) * _numbers(sites):
-            raise ValueError(f"{len(pages)} pages do not hold a layer of {run.numel()} numbers")
+        num_pages, rest = divmod(run.numel(), _numbers(sites))
+        if num_pages != len(pages) or rest:
+            raise ValueError(f"the weights have {num_pages} pages, got {len(pages)}")
         a, b = split_layer(run.to(self._device), sites, len(pages))
         for name in a:
             _copy_pages(self.a[name], pages, a[name])
