@@ -154,7 +154,7 @@ def engine_config(
     base: Path, adapters: Path, dtype: str, *, room: int, host_room: int
 ) -> EngineConfig:
     """`room` and `host_room`: how many adapters of one page the device pool and the host hold."""
-    page = bytes_per_page(BaseConfig.from_folder(base), getattr(torch, dtype))
+    page = bytes_per_page(BaseConfig.from_folder(base).sites, getattr(torch, dtype))
     return EngineConfig(
         model_id=str(base),
         adapters_dir=str(adapters),

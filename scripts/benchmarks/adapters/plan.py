@@ -60,7 +60,7 @@ class BenchmarkPlan:
         files = self.checkpoints
         base = BaseConfig.from_folder(files.base())
         weights = sorted(files.adapters(8).glob("*/adapter_model.safetensors"))
-        return measure_floor(weights, bytes_per_page(base, getattr(torch, self.dtype)))
+        return measure_floor(weights, bytes_per_page(base.sites, getattr(torch, self.dtype)))
 
 
 FULL = BenchmarkPlan(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.gpu.shapes import GROUPS, MOST_DECODE_ROWS, Mix
+from benchmarks.gpu.shapes import GROUPS, MOST_DECODE_ROWS, Mix, layer_sites
 from multilora.base_model.config import BaseConfig
+from multilora.base_model.sites import LoRASite
 from multilora_kernels.segments import PAGE_RANK, LaunchBounds, LoRASegments
 
 _MOST_LAYERS = 80
@@ -19,7 +20,7 @@ _POOL_PAGES = 512  # so many a captured decode pass must expect; prefill is not 
 
 @dataclass(frozen=True, eq=False)
 class LoRAGroup:
-    """One fused projection of one layer; R is the largest rank of the mix."""
+    """One site of one layer; R is the largest rank of the mix."""
 
     x: torch.Tensor  # [T, in]
     y: torch.Tensor  # [T, out_total]
@@ -53,7 +54,10 @@ def make_lora_data(
     torch.manual_seed(0)
     pages = _page_numbers(mix)
     layers = [
-        {group: _group(base, group, mix, pages, dtype, device) for group in GROUPS}
+        {
+            group: _group(site, mix, pages, dtype, device)
+            for group, site in layer_sites(base).items()
+        }
         for _ in range(num_layers)
     ]
     starts = [sum(mix.counts[:i]) for i in range(mix.num_adapters)]
@@ -78,14 +82,13 @@ def _page_numbers(mix: Mix) -> list[list[int]]:
 
 
 def _group(
-    base: BaseConfig,
-    group: str,
+    site: LoRASite,
     mix: Mix,
     pages: list[list[int]],
     dtype: torch.dtype,
     device: torch.device,
 ) -> LoRAGroup:
-    n_in, sizes = base.group_in(group), base.slice_sizes(group)
+    n_in, sizes = site.in_features, site.slice_sizes
     ranks = torch.tensor(mix.ranks, device=device)
     beyond = torch.arange(max(mix.ranks), device=device) >= ranks[:, None]
     shape = (mix.num_adapters, max(mix.ranks))
@@ -99,7 +102,7 @@ def _group(
         for size in sizes
     ]
     a, b = _pack(A, B, pages)
-    y = noise(mix.num_rows, sum(sizes)).div_(4)
+    y = noise(mix.num_rows, site.out_features).div_(4)
     return LoRAGroup(noise(mix.num_rows, n_in), y, A, B, a, b, sizes)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from multilora.forward.captured_pass import GraphLimits
 
 from benchmarks.common.statistics import median
 from benchmarks.gpu.layer import plan_name
@@ -18,11 +17,11 @@ from benchmarks.gpu.model import random_pages, random_weights
 from benchmarks.gpu.setting import Record, Row, Setting
 from benchmarks.gpu.shapes import decode_bytes
 from benchmarks.gpu.traffic import PREFILL_TOKENS, Traffic
-from multilora.forward.decoder import Llama
-from multilora.forward.graphs import DecodeGraphs
+from multilora.forward.decoder import Decoder
+from multilora.forward.graphs import DecodeGraphs, GraphLimits
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
-from multilora.forward.step_input import build_forward_input, forward_arrays
+from multilora.forward.step_input import build_step_input, step_arrays
 
 TOLERANCE = 0.1  # graphs against plain launches, of the largest logit; both round to the dtype
 _RANK = 16
@@ -84,7 +83,7 @@ def measure(setting: Setting, record: Record) -> None:
 
 def _serve(setting: Setting, load: EngineLoad, bandwidth: float) -> Served:
     base, dtype, device = setting.base, setting.dtype, setting.device
-    model = Llama(base, random_weights(base, dtype, device), device)
+    model = Decoder(base, random_weights(base, dtype, device), device)
     steps = (load.steps + 1) * load.rounds + 8
     blocks = max(load.batches) * -(-(load.prompt + steps) // _BLOCK_SIZE)
     kv = KVCache(base, blocks, _BLOCK_SIZE, dtype, device)
@@ -125,7 +124,7 @@ def _probe(served: Served, batch: int, traffic: Traffic) -> Row:
     """Floor, and for one pass: what the host takes to build it and the device to replay it."""
     setting, runner = served.setting, served.runner
     items = traffic.decode_batch()
-    contexts = [item.sequence.num_computed_tokens + 1 for item in items.items]
+    contexts = [item.end for item in items.items]
     ranks = [_RANK] * items.num_adapters
     num_bytes = decode_bytes(setting.base, contexts, ranks, setting.dtype.itemsize)
     build: list[float] = []
@@ -134,12 +133,12 @@ def _probe(served: Served, batch: int, traffic: Traffic) -> Row:
     with torch.inference_mode():
         for _ in range(1 if setting.tiny else 5):
             start = time.perf_counter()
-            arrays = forward_arrays(items, runner.kv.block_size)
+            arrays = step_arrays(items, runner.kv.block_size)
             captured = served.graphs.find(arrays)
             if captured is None:
                 raise RuntimeError(f"no graph for {batch} rows")
-            upload, forward = captured.prepare(arrays)
-            upload.send()
+            staging, forward = captured.prepare(arrays)
+            staging.send()
             build.append(time.perf_counter() - start)
             setting.synchronize()
             start = time.perf_counter()
@@ -147,7 +146,7 @@ def _probe(served: Served, batch: int, traffic: Traffic) -> Row:
             setting.synchronize()
             replay.append(time.perf_counter() - start)
         kv, dtype, device = runner.kv, setting.dtype, setting.device
-        inputs = build_forward_input(items, kv.block_size, device, dtype)
+        inputs = build_step_input(items, kv.block_size, device, dtype)
         plain = runner.model.forward(inputs, kv, runner.adapters)
     error = ((logits - plain).abs().max() / plain.abs().max()).item()
     traffic.drop(items)

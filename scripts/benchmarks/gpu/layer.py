@@ -8,18 +8,20 @@ the plain consumers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from multilora.lora.plan import PLANS, LoRAPlan
 
 from benchmarks.gpu.contenders import Own
 from benchmarks.gpu.data import LoRAData
+from benchmarks.gpu.shapes import layer_sites
 from multilora.base_model.config import BaseConfig
-from multilora.lora.linear import BatchLoRA, add_lora_linear, lora_linear
+from multilora.base_model.sites import LoRASite
+from multilora.base_model.weights import DenseWeight
+from multilora.lora.linear import PLANS, BatchLoRA, Linear, LoRAPlan
 from multilora_kernels.lora import LoRAUpdate
 from multilora_kernels.rope_kv_write import rope_kv_write
 from multilora_kernels.swiglu import swiglu
@@ -43,14 +45,12 @@ class BaseLayers:
 def random_matrices(
     base: BaseConfig, num_layers: int, dtype: torch.dtype, device: torch.device
 ) -> list[dict[str, torch.Tensor]]:
-    def matrix(group: str) -> torch.Tensor:
-        shape = (sum(base.slice_sizes(group)), base.group_in(group))
+    def matrix(site: LoRASite) -> torch.Tensor:
+        shape = (site.out_features, site.in_features)
         return torch.randn(shape, dtype=dtype, device=device).div_(shape[1] ** 0.5)
 
-    return [
-        {group: matrix(group) for group in ("qkv", "o", "gate_up", "down")}
-        for _ in range(num_layers)
-    ]
+    sites = layer_sites(base)
+    return [{group: matrix(site) for group, site in sites.items()} for _ in range(num_layers)]
 
 
 def base_layers(
@@ -76,45 +76,62 @@ def plan_name(plan: LoRAPlan) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Pages:
-    """What BatchLoRA asks of AdapterPages."""
+    """What BatchLoRA asks of a RankPagePool."""
 
-    a: list[dict[str, torch.Tensor]]
-    b: list[dict[str, torch.Tensor]]
-    slice_sizes: dict[str, tuple[int, ...]]
+    a: dict[str, torch.Tensor]
+    b: dict[str, torch.Tensor]
+
+
+_Linears = list[dict[str, Linear]]  # of each layer of the data, by group
 
 
 def layer_runs(layers: BaseLayers, data: LoRAData, others: dict[str, Own]) -> dict[str, Any]:
     """Name → a function that runs all layers of `data`."""
-    first = data.layers[0]
+    linears = _linears(layers, data)
     pages: Any = _Pages(
-        [{group: own.a for group, own in layer.items()} for layer in data.layers],
-        [{group: own.b for group, own in layer.items()} for layer in data.layers],
-        {group: own.slice_sizes for group, own in first.items()},
+        {_site_name(*key): data.layers[key[0]][key[1]].a for key in data.groups},
+        {_site_name(*key): data.layers[key[0]][key[1]].b for key in data.groups},
     )
-    runs: dict[str, Callable[[], None]] = {BASE: lambda: _run(layers, data, None, {})}
+    run = partial(_run, layers, data, linears)
+    runs: dict[str, Callable[[], None]] = {BASE: partial(run, None, {})}
     for plan in PLANS:
-        lora = BatchLoRA(pages, data.segments, plan)
-        runs[f"ours {plan_name(plan)}"] = lambda lora=lora: _run(layers, data, lora, {})
+        runs[f"ours {plan_name(plan)}"] = partial(run, BatchLoRA(pages, data.segments, plan), {})
     for name, own in others.items():
-        runs[name] = lambda own=own: _run(layers, data, None, own)
+        runs[name] = partial(run, None, own)
     return runs
 
 
-def _run(layers: BaseLayers, data: LoRAData, lora: BatchLoRA | None, own: Own) -> None:
-    for index, groups in enumerate(data.layers):
-        matrices = layers.matrices[index % len(layers.matrices)]
+def _site_name(layer: int, group: str) -> str:
+    return f"layers.{layer}.{group}"
+
+
+def _linears(layers: BaseLayers, data: LoRAData) -> _Linears:
+    """The data may have more layers than the base model, whose sites are repeated then."""
+    sites, count = layer_sites(layers.base), len(layers.matrices)
+
+    def linear(layer: int, group: str) -> Linear:
+        site = replace(sites[group], name=_site_name(layer, group), layer=layer)
+        return Linear(site, DenseWeight(layers.matrices[layer % count][group], bias=None))
+
+    return [{group: linear(layer, group) for group in sites} for layer in range(len(data.layers))]
+
+
+def _run(
+    layers: BaseLayers, data: LoRAData, linears: _Linears, lora: BatchLoRA | None, own: Own
+) -> None:
+    for index, (groups, linear) in enumerate(zip(data.layers, linears, strict=True)):
         residual = groups["o"].y
         x = groups["qkv"].x
-        qkv = lora_linear(x, matrices["qkv"], None, lora, index, "qkv")
+        qkv = linear["qkv"].project(x, lora)
         _add(own, index, "qkv", x, qkv.y)
         _consume_qkv(layers, qkv.y, qkv.update)
-        add_lora_linear(residual, groups["o"].x, matrices["o"], None, lora, index, "o")
+        linear["o"].add_to(residual, groups["o"].x, lora)
         _add(own, index, "o", groups["o"].x, residual)
         x = groups["gate_up"].x
-        fused = lora_linear(x, matrices["gate_up"], None, lora, index, "gate_up")
+        fused = linear["gate_up"].project(x, lora)
         _add(own, index, "gate_up", x, fused.y)
         inner = swiglu(fused.y, fused.update)
-        add_lora_linear(residual, inner, matrices["down"], None, lora, index, "down")
+        linear["down"].add_to(residual, inner, lora)
         _add(own, index, "down", inner, residual)
 
 

@@ -7,10 +7,10 @@ import gc
 
 import torch
 
-from benchmarks.gpu.model import random_adapter, random_weights, weights_bytes
+from benchmarks.gpu.model import one_page, random_weights, weights_bytes
 from benchmarks.gpu.setting import Record, Row, Setting
 from benchmarks.gpu.shapes import adapter_elements
-from multilora.lora.adapter_pages import AdapterPages
+from multilora.lora.rank_pages import RankPagePool
 
 _RANK = 16
 _COUNTS = (10, 30)
@@ -29,8 +29,8 @@ def _cells(setting: Setting) -> list[Row]:
     rows: list[Row] = []
     for count in _COUNTS:
         start, lent = used_bytes(device), lent_bytes(device)
-        pages = AdapterPages(base, count, dtype, device)
-        adapter = random_adapter(base, dtype)
+        pages = RankPagePool(base.sites, count, dtype, device)
+        adapter = one_page(base, dtype)
         for page in range(count):
             pages.write([page], adapter)
         setting.synchronize()

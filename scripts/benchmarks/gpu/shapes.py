@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from multilora.base_model.config import PROJECTION_GROUPS, BaseConfig, RopeConfig
+from multilora.base_model.config import BaseConfig, RopeConfig
+from multilora.base_model.sites import LoRASite
 
-GROUPS = tuple(PROJECTION_GROUPS)
 MIXES = ("distinct", "uniform", "skewed", "identical")
 RANKS = {"8": (8,), "16": (16,), "64": (64,), "mixed": (8, 16, 32, 64)}
 MOST_DECODE_ROWS = 256  # with more a batch is a prefill
@@ -43,6 +43,14 @@ def llama(
 
 LLAMA_8B = llama(32, 4096, 14336, 32, 8, 128256, 8192)
 TINY = llama(1, 64, 96, 4, 2, 128, 256)
+
+
+def layer_sites(base: BaseConfig) -> dict[str, LoRASite]:
+    """The sites of the first layer by their names within it: "qkv", … All layers are alike."""
+    return {site.name.rpartition(".")[2]: site for site in base.sites if site.layer == 0}
+
+
+GROUPS = tuple(layer_sites(TINY))
 
 
 def requests_per_adapter(mix: str, requests: int) -> list[int]:
@@ -90,17 +98,18 @@ class Mix:
 
 
 def adapter_elements(base: BaseConfig, rank: int) -> int:
-    """Numbers in one layer of an adapter on all seven projections."""
-    return rank * sum(n_in + n_out for n_in, n_out in base.projections.values())
+    """Numbers in one layer of an adapter on all seven modules."""
+    return rank * sum(site.numbers_per_rank for site in layer_sites(base).values())
 
 
 def lora_bytes(base: BaseConfig, mix: Mix, itemsize: int) -> int:
     """What the LoRA of one layer must move: A and B of each adapter once, x once, y read and
     written, h (fp32) written and read."""
     weights = sum(adapter_elements(base, rank) for rank in mix.ranks) * itemsize
-    inputs = sum(base.group_in(group) for group in GROUPS)
-    outputs = sum(sum(base.slice_sizes(group)) for group in GROUPS)
-    slices = sum(len(names) for names in PROJECTION_GROUPS.values())
+    sites = layer_sites(base).values()
+    inputs = sum(site.in_features for site in sites)
+    outputs = sum(site.out_features for site in sites)
+    slices = sum(len(site.slices) for site in sites)
     hidden = sum(c * r for c, r in zip(mix.counts, mix.ranks, strict=True)) * slices * 8
     return weights + mix.num_rows * (inputs + 2 * outputs) * itemsize + hidden
 
@@ -108,13 +117,14 @@ def lora_bytes(base: BaseConfig, mix: Mix, itemsize: int) -> int:
 def lora_footprint(base: BaseConfig, mix: Mix, itemsize: int) -> int:
     """What lies in memory for the LoRA of one layer: A, B, x and y, each once."""
     weights = sum(adapter_elements(base, rank) for rank in mix.ranks)
-    rows = sum(base.group_in(group) + sum(base.slice_sizes(group)) for group in GROUPS)
+    rows = sum(site.in_features + site.out_features for site in layer_sites(base).values())
     return (weights + mix.num_rows * rows) * itemsize
 
 
 def layer_bytes(base: BaseConfig, itemsize: int) -> int:
     """The matrices of one layer of the base model."""
-    return sum(n_in * n_out for n_in, n_out in base.projections.values()) * itemsize
+    sites = layer_sites(base).values()
+    return sum(site.in_features * site.out_features for site in sites) * itemsize
 
 
 def kv_bytes(base: BaseConfig, tokens: int, itemsize: int) -> int:

@@ -7,7 +7,7 @@ import torch
 
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
-from multilora.request import Request
+from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import Batch, SampledToken
 from multilora.scheduling.kv_blocks import BlockAllocator
 from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
@@ -20,20 +20,20 @@ _FIRST_TOKEN = 2  # 0 and 1 are special in some vocabularies
 class EveryAdapter:
     """An AdapterCache: adapter "7" stands in page 7."""
 
-    def acquire(self, adapter_id: str) -> str:
-        return adapter_id
+    def acquire(self, adapters: AdapterSet) -> AdapterSet:
+        return adapters
 
-    def release(self, adapter_key: str) -> None: ...
+    def release(self, key: AdapterSet) -> None: ...
 
-    def pages(self, adapter_key: str) -> tuple[int, ...]:
-        return (int(adapter_key),)
+    def pages(self, key: AdapterSet) -> tuple[int, ...]:
+        return (int(key.only),)
 
-    def unwanted(self, adapter_id: str) -> None: ...
+    def unwanted(self, adapters: AdapterSet) -> None: ...
 
-    def is_resident(self, adapter_id: str) -> bool:
+    def is_resident(self, adapters: AdapterSet) -> bool:
         return True
 
-    def shortage(self, adapter_id: str) -> int:
+    def shortage(self, adapters: AdapterSet) -> int:
         return 0
 
 
@@ -96,7 +96,7 @@ class Traffic:
         start = time.perf_counter()
         batch = self.scheduler.schedule()
         scheduled = time.perf_counter()
-        sampled = runner.run(batch)
+        sampled = runner.launch(batch).tokens()
         ran = time.perf_counter()
         self._finish(batch, sampled)
         end = time.perf_counter()

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import BaseConfig, RopeConfig
 from multilora.base_model.weights import DenseWeight, LayerNorms, Weights
 from multilora.forward.decoder import Decoder, load_decoder
 from multilora.forward.graphs import DecodeGraphs, GraphLimits
