@@ -12,12 +12,16 @@ import pytest
 import torch
 
 from multilora.adapters import files as adapter_files
+from multilora.adapters.checkpoint import adapter as adapter_module
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.base_model.config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
+from multilora_text.tokenizer import Tokenizer
 from support.engine.files import CONFIG, WEIGHTS, read, settle, write
 from support.tiny.adapters import make_adapter
+from support.tiny.base import write_adapter, write_base
 from support.tiny.families import make_model
+from support.tiny.tokenizers import byte_level
 
 
 @contextmanager
@@ -146,3 +150,66 @@ def test_an_adapter_is_whole_while_its_folder_is_rewritten(tmp_path: Path) -> No
             adapter = load(folder)
             assert want[adapter.digest] == adapter.rank
             seen[adapter.rank] += 1
+
+
+NEW_TEMPLATE = "new:{{ messages[0]['content'] }}"
+AFTER = ("chat_template.jinja", CONFIG, WEIGHTS, "parsing")
+
+
+def write_version(folder: Path, rank: int, template: str) -> None:
+    write_adapter(folder, seed=rank, rank=rank)
+    (folder / "chat_template.jinja").write_text(template)
+
+
+@pytest.mark.parametrize("changed", ["everything", "the template alone"])
+@pytest.mark.parametrize("after", AFTER)
+def test_weights_and_template_are_of_one_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str, changed: str
+) -> None:
+    """Files are replaced once, after one of them was read, or while the weights are unpacked."""
+    base_folder, folder = write_base(tmp_path / "base"), tmp_path / "adapter"
+    byte_level().save(str(base_folder / "tokenizer.json"))
+    base, tokenizer = BaseConfig.from_folder(base_folder), Tokenizer.from_folder(base_folder)
+    write_version(folder, 4, NEW_TEMPLATE.replace("new", "old"))
+    settle()
+    replaced: list[bool] = []
+
+    def replace() -> None:
+        if not replaced:
+            replaced.append(True)
+            (folder / "chat_template.jinja").write_text(NEW_TEMPLATE)
+            if changed == "everything":
+                write_adapter(folder, seed=8, rank=8)
+
+    really_read, really_parse = adapter_files._read, adapter_module._parse
+
+    def and_then_replace(path: Path, size: int) -> bytes | None:
+        content = really_read(path, size)
+        if path.name == after:
+            replace()
+        return content
+
+    def replace_and_parse(content: bytes) -> dict[str, torch.Tensor]:
+        if after == "parsing":
+            replace()
+        return really_parse(content)
+
+    monkeypatch.setattr(adapter_files, "_read", and_then_replace)
+    monkeypatch.setattr(adapter_module, "_parse", replace_and_parse)
+    adapter = read_adapter(folder, "mine", base.sites, torch.float32, 16, tokenizer)
+    assert adapter.chat_template and replaced
+    text = adapter.chat_template.render([{"role": "user", "content": "hi"}])
+    if after == "parsing":
+        assert (adapter.rank, text) == (4, "old:hi"), "all that was read is of before"
+    else:
+        assert (adapter.rank, text) == (8 if changed == "everything" else 4, "new:hi")
+
+
+def test_text_is_no_part_of_the_digest_and_is_not_read_without_a_tokenizer(tmp_path: Path) -> None:
+    base = BaseConfig.from_folder(write_base(tmp_path / "base"))
+    folder = tmp_path / "adapter"
+    write_version(folder, 4, NEW_TEMPLATE)
+    first = read_adapter(folder, "mine", base.sites, torch.float32, 16)
+    (folder / "chat_template.jinja").write_text("{% if %}")  # which would be refused
+    again = read_adapter(folder, "mine", base.sites, torch.float32, 16)
+    assert first.key == again.key and again.chat_template is None

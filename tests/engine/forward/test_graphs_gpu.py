@@ -205,3 +205,18 @@ def test_the_runner_gives_the_tokens_of_the_logits(tmp_path: Path) -> None:
     batch = make_batch([BatchItem.next(row, 1) for row in rows], bench.placed)
     want = bench.eager(batch).argmax(-1).tolist()
     assert [token.token_id for token in bench.runner.launch(batch).tokens()] == want
+
+
+def test_the_tokens_of_a_replay_outlive_the_next_one(tmp_path: Path) -> None:
+    """Both replays use the same buffers, and the second is launched before the first is read."""
+    bench = Bench(tmp_path, sizes=(4,))
+    name = bench.place(4, 2, 0, 1)
+    rows = [bench.start(name, 9), bench.start("", 4), bench.start(name, 5), bench.start("", 8)]
+    batches = [
+        make_batch([BatchItem.next(row, 1) for row in pair], bench.placed)
+        for pair in (rows[:2], rows[2:])
+    ]
+    want = [bench.eager(batch).argmax(-1).tolist() for batch in batches]
+    assert want[0] != want[1]
+    in_flight = [bench.runner.launch(batch) for batch in batches]
+    assert [[token.token_id for token in one.tokens()] for one in in_flight] == want
