@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from multilora.errors import ErrorCode, RequestError, StartupError
+from multilora.forward.runner import InFlight
 from multilora.request import FinishReason, Request, TokenOutput
+from multilora.scheduling.batch import SampledToken
 from support.engine.requests import (
     MakeEngine,
     alone,
@@ -87,6 +89,27 @@ def test_a_failed_forward_pass_ends_its_requests_and_the_engine_goes_on(
     engine.submit(request("r1", "a"))
     error = drain(engine, 1)["r1"][-1].error
     assert error is not None and error.code is ErrorCode.INTERNAL and "out of memory" in str(error)
+    assert len(alone(engine, [request("r2", "a")])["r2"]) == 12
+    assert_all_free(engine)
+
+
+def test_a_pass_that_fails_while_its_tokens_are_awaited_ends_its_requests_too(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+):
+    """As on a GPU, which may not have begun a pass when its launch returns."""
+    engine = make_engine()
+    real, failures = InFlight.tokens, iter([RuntimeError("an illegal memory access")])
+
+    def tokens_once_broken(in_flight: InFlight) -> list[SampledToken]:
+        for failure in failures:
+            raise failure
+        return real(in_flight)
+
+    monkeypatch.setattr(InFlight, "tokens", tokens_once_broken)
+    engine.submit(request("r1", "a"))
+    error = drain(engine, 1)["r1"][-1].error
+    assert error is not None and error.code is ErrorCode.INTERNAL and "illegal" in str(error)
+    assert not engine._in_flight
     assert len(alone(engine, [request("r2", "a")])["r2"]) == 12
     assert_all_free(engine)
 

@@ -1,16 +1,27 @@
-"""Requests and tokens of adapters: bounded in number, complete in sum."""
+"""What the engine counts: in all, and by adapter, bounded in number and complete in sum."""
 
 import random
 from collections import Counter, defaultdict
 
 import pytest
 
-from multilora.metrics import AdapterCounts, AdapterUsage, adapter_label
+from multilora import metrics as engine_metrics
+from multilora.metrics import (
+    METRICS,
+    AdapterCounts,
+    AdapterUsage,
+    EngineMetrics,
+    adapter_label,
+)
 
 
 def counts_of(limit: int, usages: dict[str, AdapterUsage] | None = None) -> AdapterCounts:
     usages = defaultdict(AdapterUsage) if usages is None else usages
     return AdapterCounts(limit, usages.__getitem__)
+
+
+def engine_metrics_of(adapter_limit: int) -> EngineMetrics:
+    return EngineMetrics(adapter_limit, 3, defaultdict(AdapterUsage).__getitem__)
 
 
 def test_the_base_model_and_few_adapters() -> None:
@@ -117,3 +128,62 @@ def test_labels_that_cannot_be_the_id_still_differ() -> None:
     counts = counts_of(2)
     counts.request("_base")
     assert "_base" not in counts.figures().requests
+
+
+def test_engine_metrics_begin_with_every_figure_at_zero() -> None:
+    metrics = engine_metrics_of(adapter_limit=4)
+    assert metrics.snapshot == dict.fromkeys(METRICS, 0.0)
+    figures = metrics.figures
+    assert (figures.requests, figures.tokens, figures.running, figures.waiting) == ({}, {}, (), ())
+    assert figures.max_lora == 3 and metrics.is_description_old
+
+
+def test_engine_metrics_count_what_they_are_told() -> None:
+    metrics = engine_metrics_of(adapter_limit=4)
+    metrics.request("a", prompt_tokens=5)
+    metrics.request("", prompt_tokens=7)
+    for num_adapters, ran in [(2, True), (3, True), (1, True), (0, False)]:
+        metrics.step(num_adapters, ran)
+    for adapter_id in ("a", "a", ""):
+        metrics.token(adapter_id)
+    assert not any(metrics.snapshot.values()), "nothing is to be seen before it is published"
+    metrics.publish({"multilora_kv_blocks": 9.0})
+    changed = {name: value for name, value in metrics.snapshot.items() if value}
+    assert changed == {
+        "multilora_requests_total": 2,
+        "multilora_prompt_tokens_total": 12,
+        "multilora_generated_tokens_total": 3,
+        "multilora_steps_total": 3,
+        "multilora_max_adapters_in_batch": 3,
+        "multilora_kv_blocks": 9,
+    }
+    metrics.describe({})
+    assert metrics.figures.requests == {"_base": 1, "a": 1}
+    assert metrics.figures.tokens == {"_base": 1, "a": 2}
+
+
+def test_a_snapshot_does_not_change_any_more() -> None:
+    metrics = engine_metrics_of(adapter_limit=4)
+    metrics.step(2, True)
+    metrics.publish({})
+    snapshot = metrics.snapshot
+    metrics.step(5, True)
+    metrics.publish({"multilora_kv_blocks": 1.0})
+    assert (snapshot["multilora_steps_total"], snapshot["multilora_adapters_in_batch"]) == (1, 2)
+    assert metrics.snapshot["multilora_adapters_in_batch"] == 5
+    assert snapshot["multilora_kv_blocks"] == 0
+
+
+def test_descriptions_grow_old_and_say_who_runs_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(engine_metrics.time, "monotonic", lambda: now)
+    metrics = engine_metrics_of(adapter_limit=4)
+    metrics.describe({"a": (2, 0), "b": (1, 3), "c": (0, 1)})
+    figures = metrics.figures
+    assert (figures.running, figures.waiting, figures.max_lora) == (("a", "b"), ("b", "c"), 3)
+    now += 0.2
+    assert not metrics.is_description_old
+    now += 0.1
+    assert metrics.is_description_old
+    metrics.describe({})
+    assert metrics.figures.running == () and not metrics.is_description_old

@@ -66,3 +66,20 @@ def test_penalties_hold_prompt_and_output_apart() -> None:
     assert penalties is not None
     assert penalties.token_ids.tolist() == [[5, 6, 7, 50], [8, 9, 9, 9]]
     assert penalties.output_ids.tolist() == [[50, 50, 7, 50], [50, 9, 9, 9]]
+
+
+def test_items_are_sampled_as_they_were_scheduled() -> None:
+    """Tokens that a sequence got since then are of no concern."""
+    params = SamplingParams(presence_penalty=1.0, temperature=1.0, seed=5, min_tokens=2)
+    row = item(params, (5, 6), (7,))
+    before = inputs_of([row], 50)
+    row.sequence.token_ids += [8, 9]
+    row.sequence.num_computed_tokens = 4
+    after = inputs_of([row], 50)
+    assert before.penalties and after.penalties and before.draws and after.draws
+    assert after.penalties.token_ids.tolist() == [[5, 6, 7]] == before.penalties.token_ids.tolist()
+    assert after.penalties.output_ids.tolist() == before.penalties.output_ids.tolist()
+    assert torch.equal(after.draws.keys, before.draws.keys)
+    assert before.suppressed is not None and after.suppressed is not None
+    assert after.suppressed.tolist() == before.suppressed.tolist()
+    assert inputs_of([item(params, (5, 6), (7, 8, 9))], 50).suppressed is None

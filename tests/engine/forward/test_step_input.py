@@ -6,8 +6,7 @@ from array import array
 import pytest
 import torch
 
-from multilora.base_model.config import BaseConfig
-from multilora.base_model.config import RopeConfig
+from multilora.base_model.config import BaseConfig, RopeConfig
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.step_input import StepInput, build_step_input
 from multilora.request import AdapterSet, Request
@@ -71,6 +70,23 @@ def test_adapter_rows_become_segments() -> None:
     assert inp.segments is not None
     assert inp.segments.segments == (Segment(0, 4, (1, 5)), Segment(4, 4, (6,)))
     assert inp.segments.num_rows == 9
+
+
+def test_rows_are_those_that_were_scheduled() -> None:
+    """The sequences have gone on: a token was appended, all of the prompt is computed."""
+    items = (item(prompt=6, computed=0, new=6, blocks=[7, 2]), item(5, 4, 1, [1, 3]))
+    before = build(Batch(items, ()))
+    for one in items:
+        one.sequence.num_computed_tokens = one.end
+        one.sequence.token_ids.append(99)
+    after = build(Batch(items, ()))
+    for field in dataclasses.fields(StepInput):
+        ours, theirs = getattr(before, field.name), getattr(after, field.name)
+        if isinstance(ours, torch.Tensor):
+            assert ours.tolist() == theirs.tolist(), field.name
+        else:
+            assert ours == theirs, field.name
+    assert after.last_token_indices.tolist() == [5, 6]
 
 
 @pytest.mark.gpu

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from multilora.request import AdapterSet
+from multilora.request import AdapterSet, AdapterWeight
 from multilora.scheduling.kv_blocks import BlockAllocator, prefix_digests
 
 SIZE = 8
@@ -24,6 +24,10 @@ def test_a_published_prefix_is_found_by_the_same_adapter_only():
     assert blocks.num_free == 8
     assert blocks.take_prefix(prefix_digests(of("sql@2"), tokens, SIZE)) == []
     assert blocks.take_prefix(prefix_digests(of(""), tokens, SIZE)) == []
+    half = AdapterSet((AdapterWeight("sql@1", 0.5),))
+    both = AdapterSet((AdapterWeight("sql@1"), AdapterWeight("chat@1")))
+    for others in (half, both):
+        assert blocks.take_prefix(prefix_digests(others, tokens, SIZE)) == []
     other = [*tokens[:SIZE], 99, *tokens[SIZE + 1 :]]
     assert blocks.take_prefix(prefix_digests(of("sql@1"), other, SIZE)) == held[:1]
     assert blocks.take_prefix(digests) == held[:3]

@@ -24,8 +24,7 @@ from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.batch import Batch
 from multilora.startup import build as engine_parts
 from multilora.startup import memory_probe
-from multilora.startup.memory_probe import Reading
-from multilora.startup.memory_probe import Profile, largest_batch, measure, pool_units
+from multilora.startup.memory_probe import Profile, Reading, largest_batch, measure, pool_units
 
 CPU = torch.device("cpu")
 TOTAL, ELSEWHERE, WEIGHTS, POOLS, PEAK, WORKSPACE = 10**9, 7000, 50_000, 900, 300_000, 300

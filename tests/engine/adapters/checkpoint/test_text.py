@@ -201,6 +201,33 @@ def test_files_that_are_no_text(adapter: Path, base: Tokenizer) -> None:
     refused("tokenizer_config.json .* not a regular file", adapter, base)
 
 
+def test_every_text_file_that_is_read_has_a_limit(adapter: Path) -> None:
+    for name in OPTIONAL_FILES:
+        with open(adapter / name, "wb") as file:
+            file.truncate(100 << 20)  # takes no room on the disk
+        with pytest.raises(RequestError, match=f"{name} is larger than"):
+            check_text_sizes(adapter)
+        (adapter / name).unlink()
+    check_text_sizes(adapter)
+
+
+def test_a_file_that_vanishes_meanwhile_is_no_defect(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder may be replaced at any time, so between any two looks at a file."""
+    write(adapter, "tokenizer_config.json", {})
+    real = os.stat
+
+    def and_then_gone(path: Any, *arguments: Any, **more: Any) -> os.stat_result:
+        status = real(path, *arguments, **more)
+        if Path(path).name == "tokenizer_config.json":
+            Path(path).unlink()
+        return status
+
+    monkeypatch.setattr(os, "stat", and_then_gone)
+    check_text_sizes(adapter)
+
+
 def test_its_template_runs_in_the_sandbox(adapter: Path, base: Tokenizer) -> None:
     write(adapter, "chat_template.jinja", "{{ ''.__class__.__mro__[1].__subclasses__() }}")
     template = read_text(adapter, base)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from multilora.adapters.files import stamps
 from multilora.errors import RequestError, invalid
 from multilora_text.chat_template import (
     SPECIAL_TOKENS,
@@ -57,10 +58,9 @@ def adapter_template(files: Mapping[str, bytes], tokenizer: Tokenizer) -> ChatTe
 
 def check_text_sizes(folder: Path) -> None:
     """RequestError (INVALID_ARG) for a text file that is too large to be taken into memory."""
-    for name, limit in _LIMITS.items():
-        path = folder / name
-        if path.is_file() and path.stat().st_size > limit:
-            raise _too_large(name, limit)
+    for stamp in stamps(folder, tuple(_LIMITS)):
+        if stamp.size > _LIMITS[stamp.name]:
+            raise _too_large(stamp.name, _LIMITS[stamp.name])
 
 
 def _too_large(what: str, limit: int) -> RequestError:
