@@ -210,8 +210,8 @@ def test_random_traces_end_every_request_once_and_leak_nothing(seed: int):
 def test_queue_time_is_from_arrival_to_the_first_pass_once() -> None:
     clock = Clock()
     scheduler = make(clock=clock, max_running=1)
-    scheduler.add(request("first", max_tokens=2))
-    scheduler.add(request("second", max_tokens=2), arrived_at=clock.now - 1)
+    scheduler.add(replace(request("first", max_tokens=2), arrived_at=clock.now))
+    scheduler.add(replace(request("second", max_tokens=2), arrived_at=clock.now - 1))
     seen: dict[str, list[float | None]] = {}
     while len(scheduler):
         clock.now += 2
