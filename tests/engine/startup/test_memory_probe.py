@@ -22,8 +22,7 @@ from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import InFlight, ModelRunner
 from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.batch import Batch
-from multilora.startup import build as engine_parts
-from multilora.startup import memory_probe
+from multilora.startup import build, memory_probe
 from multilora.startup.memory_probe import Profile, Reading, largest_batch, measure, pool_units
 
 CPU = torch.device("cpu")
@@ -184,7 +183,7 @@ def test_the_engine_plans_with_what_is_measured(
 ):
     """load_parts as on a GPU, but on the CPU: trial, plan, log, then pools of the planned size."""
     meter = FakeMeter(monkeypatch)
-    monkeypatch.setattr(engine_parts, "_meter", lambda device: meter)
+    monkeypatch.setattr(build, "_meter", lambda device: meter)
     caplog.set_level("INFO")
     config = EngineConfig(
         model_id=str(folder / "base"), lora_adapters=f"a={folder / 'a'}", dtype="float32",
@@ -226,7 +225,7 @@ def test_pools_that_cannot_be_made(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(engine_parts, "RankPagePool", fail)
+    monkeypatch.setattr(build, "RankPagePool", fail)
     with pytest.raises(StartupError, match="KV cache and adapter pool do not fit on cpu") as caught:
         Engine(EngineConfig(model_id=str(folder / "base"), device="cpu"))
     assert words in str(caught.value) and "\n" not in str(caught.value)

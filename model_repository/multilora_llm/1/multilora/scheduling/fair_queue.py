@@ -37,9 +37,8 @@ class FairQueue:
 
     def __init__(self, quantum: int) -> None:
         self.quantum = quantum
-        self._queues: OrderedDict[AdapterSet, _Queue] = (
-            OrderedDict()
-        )  # the next one in the round first
+        # The queue that is next in the round comes first.
+        self._queues: OrderedDict[AdapterSet, _Queue] = OrderedDict()
         self._preempted: list[Sequence] = []  # by arrival
         self._length = 0
 

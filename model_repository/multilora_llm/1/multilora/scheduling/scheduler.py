@@ -28,8 +28,8 @@ from multilora.scheduling.waiting_queue import WaitingQueue
 class SchedulerLimits:
     """Bounds of one pass, what ends a sequence, and what is fair. Filled by the engine.
 
-    `patience` is how many passes an adapter lacks room before it claims some; `quantum` is how many
-    tokens each adapter earns in a round.
+    `patience` is how many passes an adapter lacks room before it gets a reservation; `quantum` is
+    how many tokens each adapter earns in a round.
     """
 
     max_running: int

@@ -269,9 +269,6 @@ def _too_large(device: torch.device, error: Exception) -> str:
     return f"KV cache and adapter pool do not fit on {device} ({reason}); {help_}"
 
 
-_LOG = logging.getLogger(__name__)
-
-
 def make_adapters(
     config: EngineConfig,
     base: BaseConfig,
