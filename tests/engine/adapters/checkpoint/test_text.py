@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from multilora.adapters.checkpoint.text import adapter_template, check_text_sizes
+from multilora.adapters.checkpoint.text import TEXT_LIMITS, adapter_template
 from multilora.adapters.files import OPTIONAL_FILES, read_settled
 from multilora.errors import ErrorCode, RequestError
 from multilora_text.chat_template import ChatTemplate, _compile
@@ -56,8 +56,7 @@ def write(folder: Path, name: str, value: Any) -> None:
 
 
 def read_text(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    check_text_sizes(folder)
-    return adapter_template(read_settled(folder, OPTIONAL_FILES), tokenizer)
+    return adapter_template(read_settled(folder, OPTIONAL_FILES, TEXT_LIMITS), tokenizer)
 
 
 def refused(reason: str, folder: Path, base: Tokenizer) -> RequestError:
@@ -206,9 +205,9 @@ def test_every_text_file_that_is_read_has_a_limit(adapter: Path) -> None:
         with open(adapter / name, "wb") as file:
             file.truncate(100 << 20)  # takes no room on the disk
         with pytest.raises(RequestError, match=f"{name} is larger than"):
-            check_text_sizes(adapter)
+            read_settled(adapter, OPTIONAL_FILES, TEXT_LIMITS)
         (adapter / name).unlink()
-    check_text_sizes(adapter)
+    assert read_settled(adapter, OPTIONAL_FILES, TEXT_LIMITS) == {}
 
 
 def test_a_file_that_vanishes_meanwhile_is_no_defect(
@@ -225,7 +224,7 @@ def test_a_file_that_vanishes_meanwhile_is_no_defect(
         return status
 
     monkeypatch.setattr(os, "stat", and_then_gone)
-    check_text_sizes(adapter)
+    assert read_settled(adapter, OPTIONAL_FILES, TEXT_LIMITS) == {}
 
 
 def test_its_template_runs_in_the_sandbox(adapter: Path, base: Tokenizer) -> None:

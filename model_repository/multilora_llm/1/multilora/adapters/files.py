@@ -9,8 +9,9 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from multilora.errors import ErrorCode, RequestError, invalid
@@ -54,15 +55,20 @@ class FileStamp(NamedTuple):
         )
 
 
-def read_settled(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+def read_settled(
+    folder: Path, names: Sequence[str], limits: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, bytes]:
     """The bytes of those files of `names` that are in `folder`, all of one moment.
 
-    RequestError: INVALID_ARG for a file that is not regular or may not be read, UNAVAILABLE when
-    the files keep changing.
+    `limits` in bytes, by name. RequestError: INVALID_ARG for a file that is not regular, may not be
+    read or is over its limit, UNAVAILABLE when the files keep changing.
     """
     for attempt in range(_ATTEMPTS):
         time.sleep(_PAUSE_SECONDS if attempt else 0)
         before = stamps(folder, names)
+        for stamp in before:
+            if stamp.size > limits.get(stamp.name, stamp.size):
+                raise too_large(stamp.name, limits[stamp.name])
         time.sleep(_seconds_until_quiet(before))
         contents = {stamp.name: _read(folder / stamp.name, stamp.size) for stamp in before}
         if stamps(folder, names) == before:
@@ -70,6 +76,10 @@ def read_settled(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     raise RequestError(
         ErrorCode.UNAVAILABLE, f"folder {folder} is being written; try again when it is complete"
     )
+
+
+def too_large(what: str, limit: int) -> RequestError:
+    return invalid(f"{what} is larger than {limit} bytes, the most that is read; make it smaller")
 
 
 def stamps(folder: Path, names: Sequence[str]) -> list[FileStamp]:

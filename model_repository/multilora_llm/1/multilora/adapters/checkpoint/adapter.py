@@ -22,7 +22,7 @@ from multilora.adapters.checkpoint.peft_tensors import (
     is_finite,
     lora_factors,
 )
-from multilora.adapters.checkpoint.text import adapter_template, check_text_sizes
+from multilora.adapters.checkpoint.text import TEXT_LIMITS, adapter_template
 from multilora.adapters.files import (
     CONFIG_FILE,
     FILES,
@@ -110,8 +110,6 @@ def read_adapter(
     """
     if not folder.is_dir():
         raise invalid(f"folder {folder} does not exist; check the adapter's path")
-    if tokenizer:
-        check_text_sizes(folder)
     files = _snapshot(folder, FILES if tokenizer else NEEDED_FILES)
     with ThreadPoolExecutor(max_workers=1) as beside:  # a third of the work, without the GIL
         digest = beside.submit(_digest, files)
@@ -141,7 +139,7 @@ def read_adapter(
 
 def _snapshot(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     """The files of one moment; RequestError when a needed one is missing."""
-    contents = read_settled(folder, names)
+    contents = read_settled(folder, names, TEXT_LIMITS)
     for name in NEEDED_FILES:
         if name not in contents:
             raise _missing(folder, name)

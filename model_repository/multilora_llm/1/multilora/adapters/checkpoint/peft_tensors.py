@@ -18,7 +18,7 @@ _TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.[^.]+)?\.weight")
 _PREFIX = re.compile(
     r"(?:(?:base_model|model|language_model|module)\.)*"
 )  # what trainers put before
-_LAYER = re.compile(r"\blayers\.(\d+)\.")
+_LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _FOREIGN = (  # part of a tensor name → what it is
     ("lora_magnitude_vector", "a DoRA magnitude"),

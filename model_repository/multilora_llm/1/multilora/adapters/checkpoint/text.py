@@ -6,11 +6,10 @@ that the base model lacks need rows in its embedding, which are not computed: th
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from multilora.adapters.files import stamps
-from multilora.errors import RequestError, invalid
+from multilora.adapters.files import too_large
+from multilora.errors import invalid
 from multilora_text.chat_template import (
     SPECIAL_TOKENS,
     TEMPLATE_FILE,
@@ -27,7 +26,7 @@ SPECIAL_FILE = "special_tokens_map.json"
 
 _MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_JSON_BYTES = 8 << 20  # some base models list six thousand tokens there: 1.2 MB
-_LIMITS = {
+TEXT_LIMITS = {  # bytes
     TEMPLATE_FILE: _MAX_TEMPLATE_BYTES,
     TOKENIZER_CONFIG: _MAX_JSON_BYTES,
     ADDED_FILE: _MAX_JSON_BYTES,
@@ -48,23 +47,12 @@ def adapter_template(files: Mapping[str, bytes], tokenizer: Tokenizer) -> ChatTe
     special = _object(files, SPECIAL_FILE)
     _check_tokens(_object(files, ADDED_FILE), config, special, tokenizer)
     if len(json.dumps(config.get("chat_template"))) > _MAX_TEMPLATE_BYTES:
-        raise _too_large(f"chat_template of {TOKENIZER_CONFIG}", _MAX_TEMPLATE_BYTES)
+        raise too_large(f"chat_template of {TOKENIZER_CONFIG}", _MAX_TEMPLATE_BYTES)
     tokens = {**tokenizer.special_tokens, **special_tokens(special), **special_tokens(config)}
     try:
         return find_template(_text(files, TEMPLATE_FILE), config, tokens)
     except ValueError as error:
         raise invalid(f"its chat template is broken ({error}); fix or remove it") from None
-
-
-def check_text_sizes(folder: Path) -> None:
-    """RequestError (INVALID_ARG) for a text file that is too large to be taken into memory."""
-    for stamp in stamps(folder, tuple(_LIMITS)):
-        if stamp.size > _LIMITS[stamp.name]:
-            raise _too_large(stamp.name, _LIMITS[stamp.name])
-
-
-def _too_large(what: str, limit: int) -> RequestError:
-    return invalid(f"{what} is larger than {limit} bytes, the most that is read; make it smaller")
 
 
 def _text(files: Mapping[str, bytes], name: str) -> str | None:
