@@ -13,7 +13,8 @@ MERGED_PREFIX = "merged:"  # of the ids that merges get
 UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))  # control, half of a pair, line separators
 _SHOWN_LENGTH = 100
 _FOLDER_STARTS = ("/", "./", "../", "~")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+URL_START = r"[A-Za-z][A-Za-z0-9+.-]*://"  # a regular expression
+_URL = re.compile(URL_START)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 

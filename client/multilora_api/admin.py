@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from multilora_api.tensors import Tensor
 
+QUICK_ACTIONS = ("list", "info", "describe")  # the others may wait for a download, or for sequences
 ACTIONS = ("list", "info", "load", "unload", "pin", "unpin", "merge", "template", "describe")
 
 

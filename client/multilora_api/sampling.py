@@ -1,8 +1,8 @@
 """Sampling parameters: the one table of their names, types, defaults, ranges and tensor types.
 
-The table is the dataclass SamplingParams: each of its fields carries the facts that others derive
-from. The engine reads and checks requests with them, the client and the config.pbtxt files get
-their inputs from them, and the gateway the bounds of what its own APIs call by the same name.
+The table is the dataclass SamplingParams, whose fields carry these facts. The engine reads and
+checks requests with the table. The inputs in the client and in the config.pbtxt files, and the
+bounds in the gateway's APIs, are derived from it.
 """
 
 import math
@@ -36,7 +36,13 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.excludes_low else value >= self.low
-        return math.isfinite(value) and above and value <= self.high
+        # NaN is neither above nor below; a whole number may be too large to be made a float.
+        return above and value <= self.high and abs(value) != math.inf
+
+    def other_than(self, value: float) -> float:
+        """Some number in the range, halfway to an end that is not `value`."""
+        low, high = max(self.low, value - 1), min(self.high, value + 1)
+        return (value + (high if high > value else low)) / 2
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,8 @@ class Parameter:
 
     `name` is a field of SamplingParams and a key of the JSON input `sampling_parameters`. `tensor`
     is the name of the typed input of the Triton models and `datatype` its KServe type; both are ""
-    where JSON alone carries the parameter. A parameter without a range has a check of its own in
-    SamplingParams.
+    where JSON alone carries the parameter. `stop`, `stop_token_ids` and `logit_bias` have checks of
+    their own in SamplingParams.
     """
 
     name: str
@@ -103,18 +109,14 @@ class SamplingParams:
     min_tokens: int = field(default=0, metadata=_row("integer", "INT32", _MIN_TOKENS))
     temperature: float = field(default=0.0, metadata=_row("number", "FP32", _TEMPERATURE))
     top_p: float = field(default=1.0, metadata=_row("number", "FP32", _PART))
-    top_k: int = field(
-        default=0, metadata=_row("integer", "INT32", Range("0 (off) or positive", 0))
-    )
+    top_k: int = field(default=0, metadata=_row("integer", "INT32", _TOP_K))
     min_p: float = field(default=0.0, metadata=_row("number", "FP32", _MIN_P))
     typical_p: float = field(default=1.0, metadata=_row("number", "FP32", _PART))
     repetition_penalty: float = field(default=1.0, metadata=_row("number", "FP32", _REPETITION))
     presence_penalty: float = field(default=0.0, metadata=_row("number", "FP32", _PENALTY))
     frequency_penalty: float = field(default=0.0, metadata=_row("number", "FP32", _PENALTY))
     seed: int | None = field(default=None, metadata=_row("integer", "UINT64", _SEED))
-    stop: tuple[str, ...] = field(
-        default=(), metadata=_row("strings", "BYTES", tensor="stop_words")
-    )
+    stop: tuple[str, ...] = field(default=(), metadata=_STOP)
     stop_token_ids: tuple[int, ...] = field(default=(), metadata=_row("token_ids", ""))
     grammar: Grammar | None = field(default=None, metadata=_row("grammar", "BYTES"))
     ignore_eos: bool = field(default=False, metadata=_row("boolean", "BOOL"))

@@ -12,6 +12,9 @@ RUNNING = (
 )
 
 
+_TRITON_PARAMETERS = ("id", "priority", "timeout", "binary_data_output")
+
+
 class Tensor(NamedTuple):
     """`many`: any number of values, otherwise one."""
 
@@ -63,3 +66,8 @@ ENGINE_INPUTS = (
     _TEXT,
     *_COMMON,
 )
+
+
+def is_tritons(name: str) -> bool:
+    """Whether a request parameter of that name is the Triton server's own."""
+    return name in _TRITON_PARAMETERS or name.startswith(("triton_", "sequence_"))

@@ -13,10 +13,11 @@ from typing import NoReturn, cast
 from multilora_client.adapters.cli import add_actions, run_adapters
 from multilora_client.client import MultiLoRAClient
 from multilora_client.errors import MultiLoRAError
-from multilora_client.protocol import DATATYPES, Message
+from multilora_client.protocol import ARGUMENTS, Message
 from multilora_client.sampling import Sampling
 
 _PARSERS = {"INT32": int, "UINT64": int, "FP32": float, "BYTES": str}
+_FLAGS = {"stop_words": "--stop"}  # names of their own
 _CHAT_MAX_TOKENS = 256  # the server's 16 is too short for a conversation
 
 
@@ -96,7 +97,7 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
-    given = {name: getattr(args, name) for name in DATATYPES}
+    given = {name: getattr(args, name) for name, _, _ in ARGUMENTS}
     return cast(Sampling, {name: value for name, value in given.items() if value is not None})
 
 
@@ -135,13 +136,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", help="left out: read from stdin when it is piped")
     parser.add_argument("--adapter", default="", metavar="ID", help="left out: the base model")
     sampling = parser.add_argument_group("sampling (left out: the server's defaults)")
-    for name, datatype in DATATYPES.items():
-        flag = f"--{name.replace('_', '-')}"
+    for name, datatype, many in ARGUMENTS:
+        flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
         if datatype == "BOOL":
             sampling.add_argument(flag, action="store_true", default=None)
-        elif name == "stop_words":
+        elif many:
             sampling.add_argument(
-                "--stop", action="append", dest=name, metavar="TEXT", help="repeatable"
+                flag, action="append", dest=name, metavar="TEXT", help="repeatable"
             )
         else:
             sampling.add_argument(flag, type=_PARSERS[datatype], metavar=datatype)

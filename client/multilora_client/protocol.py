@@ -39,7 +39,8 @@ class Message(TypedDict):
     content: str
 
 
-DATATYPES = {tensor.name: tensor.datatype for tensor in (*SAMPLING_INPUTS, *ADAPTER_INPUTS)}
+ARGUMENTS = (*SAMPLING_INPUTS, *ADAPTER_INPUTS)  # of a generation; see Sampling
+_DATATYPES = {tensor.name: tensor.datatype for tensor in ARGUMENTS}
 _REPORTS = ("finish_reason", "num_input_tokens", "num_output_tokens")
 
 
@@ -74,12 +75,12 @@ def generate_request(
     if stream:
         add_input(request, "stream", "BOOL", True)
     for name, value in sampling.items():
-        if name not in DATATYPES:
-            raise invalid(f"unknown parameter {name}; there are {', '.join(DATATYPES)}")
-        if name == "grammar" and isinstance(value, Mapping):
+        if name not in _DATATYPES:
+            raise invalid(f"unknown parameter {name}; there are {', '.join(_DATATYPES)}")
+        if isinstance(value, Mapping):
             value = _json(name, value)
         if value is not None and value != [] and value != ():
-            add_input(request, name, DATATYPES[name], cast(Value, value))
+            add_input(request, name, _DATATYPES[name], cast(Value, value))
     for name in _REPORTS:
         add_input(request, f"return_{name}", "BOOL", True)
     return request

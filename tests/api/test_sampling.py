@@ -59,3 +59,16 @@ def test_the_package_needs_the_standard_library_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["multilora_api"]
+
+
+@pytest.mark.parametrize("name", ["seed", "min_tokens", "logprobs"])
+def test_a_whole_number_may_be_larger_than_any_float(name: str) -> None:
+    with pytest.raises(ParameterError, match=f"{name} must be"):
+        SamplingParams(**{name: 10**400})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("parameter", RANGED, ids=lambda parameter: parameter.name)
+def test_another_number_of_a_range(parameter: Any) -> None:
+    value = 1 if parameter.default is None else parameter.default
+    other = parameter.range.other_than(value)
+    assert other in parameter.range and other != value

@@ -9,8 +9,8 @@ import pytest
 from multilora_client import InvalidRequest
 from multilora_client.connection import Endpoint
 from multilora_client.protocol import (
+    ARGUMENTS,
     CHANNEL_OPTIONS,
-    DATATYPES,
     GenerationReply,
     generate_request,
     stop_request,
@@ -41,33 +41,22 @@ def test_a_plain_prompt_sends_only_what_was_given() -> None:
     }
 
 
+EXAMPLES = {"INT32": 3, "UINT64": 2**64 - 1, "FP32": 0.5, "BOOL": True, "BYTES": "é"}
+
+
 def test_every_parameter_travels_with_its_datatype() -> None:
-    given: dict[str, tuple[str, Any]] = {
-        "max_tokens": ("INT32", 5),
-        "min_tokens": ("INT32", 1),
-        "temperature": ("FP32", 1),
-        "top_p": ("FP32", 0.5),
-        "top_k": ("INT32", 3),
-        "min_p": ("FP32", 0.25),
-        "typical_p": ("FP32", 0.75),
-        "repetition_penalty": ("FP32", 1.5),
-        "presence_penalty": ("FP32", -1.0),
-        "frequency_penalty": ("FP32", 0.5),
-        "seed": ("UINT64", 2**64 - 1),
-        "ignore_eos": ("BOOL", True),
-        "adapter_timeout": ("FP32", 2.5),
-        "adapter_token": ("BYTES", "hf_x"),
+    values: Any = {
+        name: ["a", "東"] if many else EXAMPLES[datatype] for name, datatype, many in ARGUMENTS
     }
-    assert given.keys() | {"stop_words", "grammar"} == DATATYPES.keys()
-    values: Any = {name: value for name, (_, value) in given.items()}
-    values |= {"stop_words": ["a", "東"], "grammar": {"type": "regex", "value": "é+"}}
+    values["grammar"] = {"type": "regex", "value": "é+"}
     sent = inputs(generate_request("multilora", "x", "sql", True, values))
     assert sent["adapter_id"] == ("BYTES", [1, 1], ["sql"])
     assert sent["stream"] == ("BOOL", [1, 1], [True])
-    for name, (datatype, value) in given.items():
-        assert sent[name] == (datatype, [1, 1], [value])
-    assert sent["stop_words"] == ("BYTES", [1, 2], ["a", "東"])
-    assert sent["grammar"] == ("BYTES", [1, 1], ['{"type": "regex", "value": "é+"}'])
+    assert sent.pop("grammar") == ("BYTES", [1, 1], ['{"type": "regex", "value": "é+"}'])
+    for name, datatype, many in ARGUMENTS:
+        if name != "grammar":
+            elements = values[name] if many else [values[name]]
+            assert sent[name] == (datatype, [1, len(elements)], elements)
 
 
 def test_text_travels_with_its_length_in_bytes() -> None:

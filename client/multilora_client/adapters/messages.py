@@ -42,7 +42,7 @@ class AdapterInfo(_Record):
     id: str
     source: str  # a folder, a Hub id or a URL
     revision: str
-    origin: str  # "registered", "directory" or "on demand"
+    origin: str  # "registered", "directory", "on demand" or "merged"
     digest: str | None  # of its files: the same content, the same digest
     rank: int | None
     modules: tuple[str, ...] | None  # of the base model that it changes

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from multilora_api.sampling import MAX_LOGPROBS
 from multilora_gateway.backend.messages import Delta, Token
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import invalid
@@ -38,7 +39,6 @@ from multilora_text.chat_template import ChatTemplate
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
 
-MAX_TOP_LOGPROBS = 20
 _OWN_VARIABLES = ("messages", "tools", "documents", "template", "self")
 
 
@@ -46,7 +46,7 @@ class ChatBody(CompletionFields):
     messages: Items[ChatMessage]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Items[Tool] | None = None
     tool_choice: ToolChoice | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from multilora_api.sampling import MAX_LOGPROBS
 from multilora_gateway.backend.messages import Delta
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import invalid
@@ -26,7 +27,6 @@ from multilora_gateway.openai.sampling import (
 from multilora_gateway.openai.vllm import True_
 from multilora_text.tokenizer import Tokenizer
 
-MAX_LOGPROBS = 20
 _DEFAULT_TOKENS = 16  # OpenAI's
 
 Prompt = str | list[int]

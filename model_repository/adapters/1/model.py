@@ -21,14 +21,11 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "multilora_llm" / "1")
 
 from multilora.adapters.admin.command import parse_admin_command
 from multilora.errors import ErrorCode, RequestError, internal, invalid
-from multilora_api.admin import ADMIN_INPUTS
+from multilora_api.admin import ADMIN_INPUTS, QUICK_ACTIONS
+from multilora_api.tensors import is_tritons
 
 _LOG = logging.getLogger("multilora.adapters")
-# the others may wait for a download, or for running sequences
-_QUICK = ("list", "info", "describe")
 _INPUTS = tuple(tensor.name for tensor in ADMIN_INPUTS)
-_TRITON_PARAMETERS = ("id", "priority", "timeout", "binary_data_output")  # the server's own
-_TRITON_PREFIXES = ("triton_", "sequence_")
 
 
 class TritonPythonModel:
@@ -49,7 +46,7 @@ class TritonPythonModel:
             except RequestError as error:
                 _send(sender, _failure(error))
                 continue
-            pool = self._quick if fields["action"] in _QUICK else self._slow
+            pool = self._quick if fields["action"] in QUICK_ACTIONS else self._slow
             pool.submit(_answer, sender, fields)
 
     def finalize(self) -> None:
@@ -110,7 +107,7 @@ def _fields(request: Any) -> dict[str, Any]:
 def _check_names(parameters: Mapping[str, Any]) -> None:
     """/generate turns a misspelt input into a parameter: nothing may be ignored silently."""
     for name in parameters:
-        if name in _TRITON_PARAMETERS or name.startswith(_TRITON_PREFIXES):
+        if is_tritons(name):
             continue
         close = difflib.get_close_matches(name, _INPUTS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(_INPUTS)}"

@@ -1,6 +1,6 @@
 """The Triton model `tokenizer`: text, or a JSON list of chat messages, → ids of the base model.
 
-It shares the text layer of the engine package next door, in `multilora_llm/1`.
+It shares the engine's settings and chats, in `multilora_llm/1` next door.
 """
 
 import json

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from multilora.adapters import files as adapter_files
 from multilora.adapters.naming.source import AdapterSource
 from multilora.download import partial_file, transfer
 from multilora.download.folder import adapter_folder
@@ -199,9 +200,9 @@ def test_a_disk_that_fills_up_is_said_and_freed(hub: HubServer, cache: Path):
 def test_a_disk_without_room_is_said_before_a_byte_is_sent(
     hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    usage = partial_file.shutil.disk_usage
+    usage = adapter_files.shutil.disk_usage
     monkeypatch.setattr(
-        partial_file.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000)
+        adapter_files.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000)
     )
     error = refusal()
     assert error.code is ErrorCode.UNAVAILABLE

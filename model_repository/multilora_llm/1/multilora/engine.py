@@ -139,8 +139,9 @@ class Engine:
         batch = parts.scheduler.schedule()
         if batch:
             self._in_flight.append((batch, parts.runner.launch(batch)))
+        outputs = self._outputs_of_step(waits=not batch or len(self._in_flight) >= _DEPTH)
         self._metrics.step(batch.num_adapters, bool(batch))
-        self._publish(self._outputs_of_step(waits=not batch or len(self._in_flight) >= _DEPTH))
+        self._publish(outputs)
         self._stalled = not batch and not self._in_flight
 
     def _outputs_of_step(self, waits: bool) -> list[TokenOutput]:
@@ -214,6 +215,7 @@ class Engine:
         self._publish(scheduler.take_outputs())
 
     def _end_all(self, reason: RequestError) -> None:
+        self._in_flight.clear()
         scheduler = self._parts.scheduler
         for sequence in scheduler.running + scheduler.waiting:
             scheduler.abort(sequence.request.request_id, reason)

@@ -1,15 +1,17 @@
-"""The files of an adapter folder: which ones matter, their stamps, their bytes at one moment.
+"""Files of adapters: which ones matter, their stamps, their bytes at one moment, and the disk.
 
 Laws: a pickle is never opened. What `read_settled` returns stood in the folder together: the stamps
 before and after the reading agree, and the last write was a while ago, so that a folder into which
 somebody is still copying is waited for instead of being served half.
 """
 
+import contextlib
 import errno
 import os
+import shutil
 import stat
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -33,6 +35,7 @@ OPTIONAL_FILES = (
 FILES = (*OPTIONAL_FILES, *NEEDED_FILES)
 
 # How long ago the last write must be. Between two files of one copy less time passes.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _QUIET_SECONDS = 0.05
 _ATTEMPTS = 8
 _PAUSE_SECONDS = 0.1
@@ -152,3 +155,31 @@ def _unreadable(path: Path, error: OSError) -> RequestError:
     return RequestError(
         ErrorCode.UNAVAILABLE, f"{path} cannot be read ({error.strerror}); try again"
     )
+
+
+@contextlib.contextmanager
+def on_disk(folder: Path) -> Iterator[None]:
+    """Turn an OSError within into a RequestError (UNAVAILABLE) about the disk of `folder`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            message = f"the disk of {folder} is full; free some of it"
+        else:
+            message = f"{folder} cannot be written ({error.strerror or error}); check the disk"
+        raise RequestError(
+            ErrorCode.UNAVAILABLE, f"{message}, or set HF_HUB_CACHE to another folder"
+        ) from None
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """UNAVAILABLE unless `num_bytes` more fit on the disk of `folder`."""
+    with on_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise RequestError(
+            ErrorCode.UNAVAILABLE,
+            f"the disk of {folder} is full: {num_bytes / 1e6:.1f} MB are needed and "
+            f"{free / 1e6:.1f} MB free; free some of it, or set HF_HUB_CACHE to another folder",
+        )

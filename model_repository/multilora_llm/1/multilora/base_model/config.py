@@ -43,7 +43,12 @@ class RopeConfig:
 
 
 def read_rope(config: JsonFields, max_positions: int) -> RopeConfig:
-    """The RoPE of a config.json with that `max_position_embeddings`; raises StartupError."""
+    """The RoPE of a config.json with that `max_position_embeddings`; raises StartupError.
+
+    transformers 5 writes `rope_parameters` {rope_type, rope_theta, …}; older versions wrote
+    `rope_theta` beside `rope_scaling` {rope_type or type, …}. `rope_scaling` wins where both stand,
+    as in transformers.
+    """
     rope = config.fields("rope_scaling")
     if not rope.data:
         rope = config.fields("rope_parameters")

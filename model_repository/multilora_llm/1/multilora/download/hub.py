@@ -23,16 +23,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from multilora.adapters.files import FILES, check_present
+from multilora.adapters.files import DISK_FULL, FILES, check_present, check_room
 from multilora.download.hub_cache import HubCache, is_commit, is_revision
-from multilora.download.partial_file import (
-    DISK_FULL,
-    Incoming,
-    PartialFile,
-    RemoteFile,
-    check_room,
-    locked,
-)
+from multilora.download.partial_file import Incoming, PartialFile, RemoteFile, locked
 from multilora.download.transfer import Interrupted, Retries, Transfer
 from multilora.errors import ErrorCode, RequestError
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from multilora.adapters.files import FILES, NEEDED_FILES
-from multilora.download.partial_file import PartialFile, on_disk, write_atomically
+from multilora.adapters.files import FILES, NEEDED_FILES, on_disk
+from multilora.download.partial_file import PartialFile, write_atomically
 from multilora.download.transfer import Interrupted
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

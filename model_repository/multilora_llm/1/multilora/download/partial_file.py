@@ -5,10 +5,8 @@ attempt to go on from, and is removed when the disk is full.
 """
 
 import contextlib
-import errno
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -16,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from multilora.adapters.files import on_disk
 from multilora.download.transfer import Interrupted, Retries, Transfer
 from multilora.errors import ErrorCode, RequestError
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _POLL_SECONDS = 0.05
 
 
@@ -61,34 +59,6 @@ class PartialFile:
         """Return once the bytes are on the disk itself: a power cut must not shorten the file."""
         with on_disk(self.path.parent):
             os.fsync(self._fd)
-
-
-@contextlib.contextmanager
-def on_disk(folder: Path) -> Iterator[None]:
-    """Turn an OSError within into a RequestError (UNAVAILABLE) about the disk of `folder`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            message = f"the disk of {folder} is full; free some of it"
-        else:
-            message = f"{folder} cannot be written ({error.strerror or error}); check the disk"
-        raise RequestError(
-            ErrorCode.UNAVAILABLE, f"{message}, or set HF_HUB_CACHE to another folder"
-        ) from None
-
-
-def check_room(folder: Path, num_bytes: int) -> None:
-    """UNAVAILABLE unless `num_bytes` more fit on the disk of `folder`."""
-    with on_disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise RequestError(
-            ErrorCode.UNAVAILABLE,
-            f"the disk of {folder} is full: {num_bytes / 1e6:.1f} MB are needed and "
-            f"{free / 1e6:.1f} MB free; free some of it, or set HF_HUB_CACHE to another folder",
-        )
 
 
 def write_atomically(path: Path, content: str) -> None:

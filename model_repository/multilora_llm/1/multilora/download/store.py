@@ -16,15 +16,16 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from multilora.adapters.files import FILES, NEEDED_FILES, PICKLE_FILE, check_present
-from multilora.download.object_store import ObjectStore, StoredFile
-from multilora.download.partial_file import (
-    PartialFile,
+from multilora.adapters.files import (
+    FILES,
+    NEEDED_FILES,
+    PICKLE_FILE,
+    check_present,
     check_room,
-    locked,
     on_disk,
-    write_atomically,
 )
+from multilora.download.object_store import ObjectStore, StoredFile
+from multilora.download.partial_file import PartialFile, locked, write_atomically
 from multilora.download.transfer import Interrupted, Transfer
 from multilora.errors import ErrorCode, RequestError
 

@@ -6,7 +6,8 @@ padding rows have no context, write no K and V, and belong to no adapter. Grids 
 bounds and the kernels read the real counts on the device, so that every mix of adapters replays
 rightly.
 
-There is one graph per batch size of `sizes` and family (with LoRA, without). All share one memory
+There is one graph per batch size of `sizes` and family (with LoRA, without), and a batch takes the
+smallest that holds it. All share one memory
 pool and one static input buffer, and are captured from the largest down, so that the smaller ones
 fit into memory that is there already.
 """
@@ -32,7 +33,7 @@ from multilora_kernels.segments import LaunchBounds, LoRASegments, segment_table
 
 _LOG = logging.getLogger(__name__)
 _SPARE_BYTES = 1 << 16  # of the static buffer, for what the sampler needs
-_TRIED = (16, 64)  # up to so many rows a plan is measured of its own, and one for more
+_TRIED = (16, 64)  # classes of batch sizes, each with a plan of its own: so many rows, and more
 _ROUNDS = 6  # of each plan; the first warms up
 Replay = Callable[[], object]
 
@@ -166,7 +167,7 @@ def _shapes(rows: int, max_blocks: int) -> StepFields[_Shape]:
 
 
 def _all_shapes(rows: int, max_blocks: int, bounds: LaunchBounds | None) -> list[_Shape]:
-    """Of the fields; then LoRA counts, tiles, pairs."""
+    """Each array in the static buffer: the fields, then LoRA counts, tiles, pairs."""
     shapes = list(_shapes(rows, max_blocks))
     if bounds:
         lora = (4,), (bounds.tiles, 4), (bounds.pairs, 4)
@@ -184,7 +185,7 @@ def blocks_of(limits: GraphLimits, kv: KVCache) -> int:
 
 
 def static_bytes(limits: GraphLimits, kv: KVCache, pool_pages: int) -> int:
-    """Of the inputs of the largest pass."""
+    """Bytes of the static inputs of the largest pass."""
     bounds = lora_bounds(limits, limits.rows, pool_pages)
     shapes = _all_shapes(limits.rows, blocks_of(limits, kv), bounds)
     return offsets([_nbytes(shape, dtype) for shape, dtype in shapes])[1]

@@ -17,20 +17,20 @@ from multilora_kernels.openai_triton import INTERPRETED
 from multilora_kernels.row_groups import Segment
 from multilora_kernels.segments import LoRASegments, segment_tables
 
-T = TypeVar("T")
+FieldT = TypeVar("FieldT")
 
 
-class StepFields(NamedTuple, Generic[T]):
+class StepFields(NamedTuple, Generic[FieldT]):
     """What a step brings to the device whatever its kind, in the order in which it travels.
 
-    T rows (new tokens) of S items. T is an array, a tensor, or the description of one.
+    Of T rows (new tokens) of S items. A field is an array, a tensor, or the description of one.
     """
 
-    input_ids: T  # int64 [T]
-    positions: T  # int64 [T], in the row's own sequence
-    kv_slots: T  # int64 [T], where the row's K and V go; -1: nowhere (padding)
-    context_lens: T  # int32 [S], tokens attended to, the new ones included
-    block_tables: T  # int32 [S, max_blocks], zero-padded
+    input_ids: FieldT  # int64 [T]
+    positions: FieldT  # int64 [T], in the row's own sequence
+    kv_slots: FieldT  # int64 [T], where the row's K and V go; -1: nowhere (padding)
+    context_lens: FieldT  # int32 [S], tokens attended to, the new ones included
+    block_tables: FieldT  # int32 [S, max_blocks], zero-padded
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def add_step_input(
     segments = _add_segments(arrays.batch, arrays.num_rows, staging, device, dtype)
     longest, shortest = int(arrays.num_new_tokens.max()), int(arrays.num_new_tokens.min())
     return lambda: StepInput(
-        *(handle() for handle in fields),
+        **StepFields(*(handle() for handle in fields))._asdict(),
         last_token_indices=last(),
         cu_seqlens_q=cu_seqlens(),
         segments=segments(),

@@ -92,7 +92,7 @@ def _parts(run: torch.Tensor, sites: Sequence[LoRASite], pages: int) -> Iterator
 
 
 def _numbers(sites: Iterable[LoRASite]) -> int:
-    """Of one page."""
+    """How many numbers one page of these sites holds."""
     return PAGE_RANK * sum(site.numbers_per_rank for site in sites)
 
 

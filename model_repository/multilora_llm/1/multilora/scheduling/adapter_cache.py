@@ -1,6 +1,7 @@
 """AdapterCache: what the scheduler asks of adapter memory.
 
-`adapters` names them by id, as requests do; a `key` is the same set by content identity.
+An argument `adapters` names adapters by id, as requests do; a `key` is the same set by content
+identity.
 """
 
 from enum import Enum, auto
@@ -40,5 +41,5 @@ class AdapterCache(Protocol):
         ...
 
     def shortage(self, adapters: AdapterSet) -> int:
-        """How many pages in use must fall idle before they fit; 0: none, or not known."""
+        """How many pages in use must fall idle before the adapters fit; 0: none, or not known."""
         ...

@@ -9,7 +9,9 @@ from multilora.scheduling.sequence import Sequence
 
 
 class BatchItem(NamedTuple):
-    """Tokens of `sequence` from `start` on, as it was when the pass was scheduled.
+    """The work on a sequence in one pass: its tokens from `start` on.
+
+    All fields but `sequence` are frozen when the pass is scheduled.
 
     `samples`: the pass reaches the last known token, so that its logits give the next one.
     """

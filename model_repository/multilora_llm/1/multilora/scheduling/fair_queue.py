@@ -17,7 +17,7 @@ from multilora.scheduling.sequence import Sequence
 
 
 class _Queue:
-    """The sequences of one adapter set that never ran, by arrival; listed only while not empty."""
+    """Sequences of one adapter set that have not run yet, by arrival; never empty in a round."""
 
     def __init__(self, adapters: AdapterSet, earned: int) -> None:
         self.adapters = adapters
@@ -30,7 +30,7 @@ class _Queue:
 
 
 class FairQueue:
-    """`push`, then `candidates` and `remove`; each costs O(1) for any number of sequences.
+    """`push`, then `candidates`, `take` and `remove`; each costs O(1) for any number of sequences.
 
     Starting a pass over the candidates costs O(adapter sets).
     """

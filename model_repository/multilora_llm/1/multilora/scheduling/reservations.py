@@ -41,7 +41,7 @@ class PageReservations:
             self._closed.clear()
 
     def admits(self, sequence: Sequence) -> bool:
-        """Whether the reservations let it start now. A preempted sequence ends a drain."""
+        """Whether it may start. Closed adapters admit preempted sequences alone."""
         if not self.open:
             return True
         adapters = sequence.request.adapters
@@ -50,17 +50,17 @@ class PageReservations:
         return self._cache.is_resident(adapters)
 
     def refuse(self, adapters: AdapterSet) -> None:
-        """They found no room, or were held back for a reservation: their refusal grows older."""
+        """The adapters found no room, or were held back; their age begins with the first time."""
         self._refused.setdefault(adapters, self._pass)
 
     def wait_for_load(self, adapters: AdapterSet) -> None:
-        """They are being read, which takes nobody's turn, or copied to pages they have."""
+        """The adapters are being read, or copied to pages they have: no reservation is needed."""
         self._refused.pop(adapters, None)
         if adapters in self.open and not self._cache.is_resident(adapters):
             self.open.remove(adapters)
 
     def settle(self, adapters: AdapterSet) -> None:
-        """A sequence of theirs has started, they failed, or no sequence waits for them."""
+        """A sequence of the adapters has started, loading failed, or no sequence waits any more."""
         self._refused.pop(adapters, None)
         if adapters in self.open:
             self.open.remove(adapters)

@@ -73,7 +73,7 @@ class WaitingQueue:
         return self._deadlines.next
 
     def candidates(self, running: Collection[Sequence]) -> Iterator[Sequence]:
-        """See FairQueue.candidates; once a pass, also when nothing can be taken."""
+        """See FairQueue.candidates. Call it once in each pass, also when nothing can be taken."""
         self._reservations.begin(running)
         most = _MOST_ASKED_AGAIN if running else None  # nothing runs: there is time for all
         for adapters in [*islice(self._passed_over, most), *self._reservations.open]:

@@ -7,7 +7,7 @@ sized by the numbers alone (see memory_plan).
 
 import gc
 from array import array
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -24,7 +24,7 @@ from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
 from multilora.startup.memory_plan import GpuMemory, PoolUnits, size_text
-from multilora_api.sampling import MAX_LOGPROBS, SamplingParams
+from multilora_api.sampling import MAX_LOGPROBS, PARAMETERS, SamplingParams
 from multilora_kernels.segments import PAGE_RANK
 
 
@@ -76,19 +76,16 @@ class CudaMeter:
         return Reading(total, free, reserved, torch.cuda.max_memory_reserved(self._device))
 
 
-# All the parameters together that cost the sampler memory.
-_SAMPLING = SamplingParams(
-    max_tokens=1,
-    temperature=1.0,
-    top_p=0.9,
-    min_p=0.01,
-    typical_p=0.9,
-    repetition_penalty=1.1,
-    presence_penalty=0.1,
-    frequency_penalty=0.1,
-    seed=0,
-    logprobs=MAX_LOGPROBS,
-)
+def _costly_sampling() -> SamplingParams:
+    """Every filter and penalty is on at once, so that the sampler takes the most memory."""
+    values: dict[str, Any] = {"max_tokens": 1, "seed": 0, "logprobs": MAX_LOGPROBS}
+    for parameter in PARAMETERS.values():
+        if parameter.kind == "number" and parameter.range:
+            values[parameter.name] = parameter.range.other_than(parameter.default)
+    return SamplingParams(**values)
+
+
+_SAMPLING = _costly_sampling()
 
 
 class Profile(NamedTuple):

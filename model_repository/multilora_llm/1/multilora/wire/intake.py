@@ -168,7 +168,7 @@ class EarlyStops:
             self._client_ids[key] = client_id
 
     def stop(self, client_id: str) -> None:
-        """Remember it for all requests of that name that are on their way."""
+        """Remember the stop for all requests of that name that are on their way."""
         with self._lock:
             named = (key for key, name in self._client_ids.items() if name == client_id)
             self._stopped.update(named)

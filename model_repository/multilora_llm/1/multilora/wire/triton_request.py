@@ -25,16 +25,13 @@ from multilora.wire.sampling_parameters import (
     parse_sampling_parameters,
     sampling_params,
 )
-from multilora_api.tensors import OPTIONAL_OUTPUTS, SAMPLING_INPUTS
+from multilora_api.tensors import OPTIONAL_OUTPUTS, SAMPLING_INPUTS, is_tritons
 from multilora_text.chat_template import ChatTemplate
 from multilora_text.tokenizer import Tokenizer
 
 Tensors = Mapping[str, np.ndarray]
 
 _OPTIONAL_OUTPUTS = tuple(output.name for output in OPTIONAL_OUTPUTS)
-_SAMPLING_INPUTS = tuple(tensor.name for tensor in SAMPLING_INPUTS)
-_TRITON_PARAMETERS = ("id", "priority", "timeout", "binary_data_output")  # the server's own
-_TRITON_PREFIXES = ("triton_", "sequence_")
 _ADAPTER_TIMEOUT = "adapter_timeout"
 
 
@@ -116,26 +113,22 @@ def _named_values(tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, 
     own = {
         name: value
         for name, value in parameters.items()
-        if not _is_tritons(name) and name != _ADAPTER_TIMEOUT
+        if not is_tritons(name) and name != _ADAPTER_TIMEOUT
     }
     check_names(own, "request parameters")
     json_text = _text("sampling_parameters", _scalar(tensors, "sampling_parameters", b""))
     given = parse_sampling_parameters(json_text)
     check_names(given, "sampling_parameters")
     values = {**own, **{name: value for name, value in given.items() if value is not None}}
-    for name in _SAMPLING_INPUTS:
-        if name == "stop_words" and "stop_words" in tensors:
-            values["stop_words"] = [_text(name, word) for word in _row(tensors, name)]
+    for name, _, many in SAMPLING_INPUTS:
+        if name in tensors and many:
+            values[name] = [_text(name, word) for word in _row(tensors, name)]
         elif name in tensors:
             value = _scalar(tensors, name, None)
             values[name] = _text(name, value) if isinstance(value, bytes) else value
     if values.get("stop_words"):
         values.pop("stop", None)
     return values
-
-
-def _is_tritons(name: str) -> bool:
-    return name in _TRITON_PARAMETERS or name.startswith(_TRITON_PREFIXES)
 
 
 def _adapter_timeout(tensors: Tensors, parameters: Mapping[str, Any], default: float) -> float:

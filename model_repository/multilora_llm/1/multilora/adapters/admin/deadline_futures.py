@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from multilora.adapters.naming.source import named_error
 from multilora.errors import ErrorCode, RequestError, shutting_down
 
 
@@ -62,11 +63,12 @@ class DeadlineFutures:
         now = time.monotonic()
         for future in self._pending():
             if now >= future.deadline:
-                message = (
-                    f"adapter {future.adapter_id!r}: {future.reason} after the time-out; that goes "
-                    "on, so ask again later or send a larger timeout"
+                late = RequestError(
+                    ErrorCode.UNAVAILABLE,
+                    f"{future.reason} after the time-out; that goes on, so ask again later or send "
+                    "a larger timeout",
                 )
-                future.complete(RequestError(ErrorCode.UNAVAILABLE, message), lambda: None)
+                future.complete(named_error(future.adapter_id, late), lambda: None)
 
     def close(self) -> None:
         """Fail all futures, and open no more."""

@@ -42,7 +42,7 @@ from multilora_text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """What is known of a version without its weights, as `Adapter` has it."""
+    """The fields of an Adapter that are kept without its weights; see Adapter."""
 
     digest: str
     rank: int

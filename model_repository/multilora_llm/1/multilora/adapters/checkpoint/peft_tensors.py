@@ -15,9 +15,8 @@ from multilora.base_model.sites import LoRASite, Slice, modules, short_names
 from multilora.errors import RequestError, invalid
 
 _TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.[^.]+)?\.weight")
-_PREFIX = re.compile(
-    r"(?:(?:base_model|model|language_model|module)\.)*"
-)  # what trainers put before
+# Trainers put any of these before "layers.".
+_PREFIX = re.compile(r"(?:(?:base_model|model|language_model|module)\.)*")
 _LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _FOREIGN = (  # part of a tensor name → what it is

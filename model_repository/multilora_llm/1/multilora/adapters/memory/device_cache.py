@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from multilora.adapters.checkpoint.adapter import Adapter
 from multilora.adapters.memory.page_allocator import RankPageAllocator
+from multilora.adapters.naming.source import named_error
 from multilora.errors import RequestError, invalid
 from multilora.lora.rank_pages import RankPagePool
 
@@ -110,10 +111,11 @@ class DeviceAdapterCache:
         """Why not even the empty pool would hold an adapter, if so."""
         if adapter.num_pages <= self.allocator.num_pages:
             return None
-        return invalid(
-            f"adapter {adapter.adapter_id!r}: needs {adapter.nbytes} bytes of adapter memory "
-            f"but adapter_memory holds {self.tensors.nbytes}; raise --adapter-memory"
+        error = invalid(
+            f"needs {adapter.nbytes} bytes of adapter memory but adapter_memory holds "
+            f"{self.tensors.nbytes}; raise --adapter-memory"
         )
+        return named_error(adapter.adapter_id, error)
 
     def retire_all(self, adapter_id: str) -> None:
         for key in self.versions(adapter_id):

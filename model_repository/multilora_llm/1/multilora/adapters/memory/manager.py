@@ -17,7 +17,7 @@ from multilora.adapters.memory.device_cache import DeviceAdapterCache, adapter_i
 from multilora.adapters.memory.host_cache import HostAdapterCache
 from multilora.adapters.memory.loader import AdapterLoader, LoadResult
 from multilora.adapters.memory.state import AdapterState, AdapterStates, Done, LoadState
-from multilora.adapters.naming.source import AdapterSource
+from multilora.adapters.naming.source import AdapterSource, named_error
 from multilora.errors import RequestError, internal
 from multilora.lora.rank_pages import RankPagePool
 from multilora.request import AdapterSet
@@ -201,9 +201,9 @@ class AdapterManager:
         except Exception as error:
             state = self.states[self.device.abandon_copy()]
             self.host.evict(state.adapter_id)
-            message = f"adapter {state.adapter_id!r}: copying it to the device failed: {error!r}"
-            _LOG.exception(message)
-            state.fail(internal(message), state.source)
+            _LOG.exception("copying adapter %s to the device", state.adapter_id)
+            failure = internal(f"copying it to the device failed: {error!r}")
+            state.fail(named_error(state.adapter_id, failure), state.source)
 
     def _read(self, state: AdapterState) -> None:
         """Read for a request, unless host memory is full of adapters that are yet to be copied."""

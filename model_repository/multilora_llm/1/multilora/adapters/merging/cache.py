@@ -13,8 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from multilora.adapters.files import NEEDED_FILES
-from multilora.download.partial_file import check_room, on_disk
+from multilora.adapters.files import NEEDED_FILES, check_room, on_disk
 
 _DRAFT = ".draft-"
 _ABANDONED = 86400.0  # seconds: an older draft was left by a process that was killed

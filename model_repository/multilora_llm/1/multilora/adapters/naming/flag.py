@@ -13,10 +13,10 @@ from multilora.adapters.files import CONFIG_FILE
 from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource, check_name
 from multilora.errors import RequestError, StartupError
-from multilora_api.adapter_names import is_folder_path, is_hub_id
+from multilora_api.adapter_names import URL_START, is_folder_path, is_hub_id
 
 _ITEM = re.compile(r"([^=@]+)(?:=([^=@]+))?(?:@([^=@]+))?")
-_URL_ITEM = re.compile(r"(?:([^=@:]+)=\s*)?([A-Za-z][A-Za-z0-9+.-]*://.+)")
+_URL_ITEM = re.compile(rf"(?:([^=@:]+)=\s*)?({URL_START}.+)")
 
 
 def parse_lora_adapters(text: str) -> list[AdapterSource]:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from multilora.adapters.files import CONFIG_FILE, FILES, FileStamp
-from multilora.adapters.naming.source import AdapterSource, Origin, check_name
+from multilora.adapters.naming.source import AdapterSource, Origin, check_name, named_error
 from multilora.errors import RequestError, StartupError, invalid
-from multilora_api.adapter_names import shown
 
 Signature = tuple[FileStamp, ...]
 _MAX_DEPTH = 8
@@ -61,10 +60,11 @@ class AdapterFolders:
         links = (os.path.join(path, name) for name in FILES)
         for target in (path, *filter(os.path.islink, links)):
             if not is_below(os.path.realpath(target), root):
-                raise invalid(
-                    f"adapter {shown(adapter_id)}: a symlink leads out of the adapters directory; "
-                    "copy the files into it, or name their folder in LORA_ADAPTERS"
+                error = invalid(
+                    "a symlink leads out of the adapters directory; copy the files into it, or "
+                    "name their folder in LORA_ADAPTERS"
                 )
+                raise named_error(adapter_id, error)
         return AdapterSource(adapter_id, path, origin=Origin.DIRECTORY)
 
     def location(self, name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from multilora.errors import RequestError, invalid
-from multilora_api.adapter_names import is_folder_path, is_url, name_problem
+from multilora_api.adapter_names import is_folder_path, is_url, name_problem, shown
 
 _TOKEN = re.compile("[!-~]{1,1024}")
 
@@ -67,4 +67,9 @@ def about_adapter(adapter_id: str) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        raise RequestError(error.code, f"adapter {adapter_id!r}: {error.message}") from None
+        raise named_error(adapter_id, error) from None
+
+
+def named_error(adapter_id: str, error: RequestError) -> RequestError:
+    """The error with the adapter's name before its message."""
+    return RequestError(error.code, f"adapter {shown(adapter_id)}: {error.message}")
