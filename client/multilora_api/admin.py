@@ -4,13 +4,28 @@ A command is a JSON object for the tensor `admin` of `multilora_llm`; the Triton
 has an input for each key instead. docs/adapters.md describes the answers.
 """
 
+from enum import Enum
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from multilora_api.tensors import Tensor
 
+# How adapters are merged, as PEFT's `add_weighted_adapter` names it; the first is the default.
+MergeStrategy = Literal["linear", "ties", "dare_linear", "dare_ties"]
+SignMethod = Literal["total", "frequency"]
+STRATEGIES: tuple[str, ...] = get_args(MergeStrategy)
+SIGN_METHODS: tuple[str, ...] = get_args(SignMethod)
 QUICK_ACTIONS = ("list", "info", "describe")  # the others may wait for a download, or for sequences
 ACTIONS = ("list", "info", "load", "unload", "pin", "unpin", "merge", "template", "describe")
+
+
+class Origin(Enum):
+    """Why an adapter may be served."""
+
+    REGISTERED = "registered"  # LORA_ADAPTERS or an administrator named it
+    DIRECTORY = "directory"  # it is a folder below --adapters-dir
+    ON_DEMAND = "on demand"  # a request named it and --adapter-allow matches
+    MERGED = "merged"  # a request asked for a merge of adapters that it may name
 
 
 class AdminKey(NamedTuple):

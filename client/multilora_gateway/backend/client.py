@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
+from multilora_api.admin import Origin
 from multilora_client.adapters.client import AsyncAdapters
 from multilora_client.connection import Endpoint
 from multilora_client.errors import MultiLoRAError, from_status
@@ -35,7 +36,6 @@ from multilora_gateway.backend.watch import EngineWatch, ModelProbe
 from multilora_gateway.errors import GatewayError
 from multilora_text.chat_template import ChatTemplate
 
-_ON_DEMAND = "on demand"  # the origin of an adapter that exists only if loading it succeeds
 _TEMPLATE_SECONDS = 1.0  # a template is kept this long, so that changed files count within seconds
 _MOST_TEMPLATES = 1024
 _NAME_SECONDS = 2.0  # the answer whether a name is an adapter's is kept this long
@@ -151,7 +151,8 @@ class Backend:
             return known[1]
         try:
             entry = await self.adapters("info", adapter_id=name)
-            found = entry["origin"] != _ON_DEMAND or entry["digest"] is not None
+            # An adapter on demand exists only if loading it succeeds.
+            found = entry["origin"] != Origin.ON_DEMAND.value or entry["digest"] is not None
         except GatewayError as error:
             if error.status not in (404, 422):  # 422: no adapter can have such a name
                 raise

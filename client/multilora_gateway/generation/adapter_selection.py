@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from multilora_api.adapter_names import is_folder_path, is_url
+from multilora_api.admin import MergeStrategy, SignMethod
 from multilora_gateway.errors import invalid
 from multilora_gateway.generation.context import RequestContext
 from multilora_gateway.http.json_values import Fields, Items, Name, Text
@@ -20,9 +21,9 @@ class AdapterMerge(Fields):
 
     ids: Items[Name] = Field(min_length=1)
     weights: Items[float] = Field(min_length=1)
-    merge_strategy: Literal["linear", "ties", "dare_linear", "dare_ties"] | None = None
+    merge_strategy: MergeStrategy | None = None
     density: float | None = Field(default=None, ge=0, le=1)
-    majority_sign_method: Literal["total", "frequency"] | None = None
+    majority_sign_method: SignMethod | None = None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from multilora.adapters.memory.state import AdapterState, AdapterStates
-from multilora.adapters.naming.source import AdapterSource, Origin
+from multilora.adapters.naming.source import AdapterSource
 from multilora.adapters.naming.watch import FolderChanges
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason
+from multilora_api.admin import Origin
 from support.engine.requests import MakeEngine, alone, ask, assert_all_free, drain, request
 from support.tiny.base import write_adapter
 

@@ -8,7 +8,7 @@ import itertools
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -35,10 +35,10 @@ NEVER = 10**9
 class FirstCome(FairQueue):
     """What fairness is measured against: by arrival, whatever can start starts."""
 
-    def candidates(self, without: Iterable[AdapterSet] = ()) -> Iterator[Sequence]:
-        left = set(without)
+    def candidates(self, without: Container[AdapterSet] = ()) -> Iterator[Sequence]:
+        left: set[AdapterSet] = set()
         for sequence in sorted(self, key=lambda sequence: sequence.arrival):
-            if sequence.request.adapters in left:
+            if sequence.request.adapters in left or sequence.request.adapters in without:
                 continue
             yield sequence
             if sequence.status is SequenceStatus.WAITING:

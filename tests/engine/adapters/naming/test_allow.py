@@ -2,8 +2,8 @@
 
 import pytest
 
-from multilora.adapters.naming.source import Origin
 from multilora.errors import ErrorCode, StartupError
+from multilora_api.admin import Origin
 from support.engine.catalogs import catalog_of, refusal
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.source import AdapterSource, Origin
+from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode, RequestError
+from multilora_api.admin import Origin
 from support.engine.catalogs import catalog_of, refusal
 
 

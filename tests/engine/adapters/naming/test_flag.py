@@ -6,8 +6,9 @@ import pytest
 
 from multilora.adapters.naming.flag import localise, parse_lora_adapters, sources_in
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.source import AdapterSource, Origin
+from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import StartupError
+from multilora_api.admin import Origin
 
 
 def test_every_form_of_the_grammar():

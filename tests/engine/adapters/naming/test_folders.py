@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.source import AdapterSource, Origin
+from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode, RequestError, StartupError
+from multilora_api.admin import Origin
 
 
 def make(folder: Path, weights: str = "w") -> Path:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from multilora.adapters.naming.source import AdapterSource, Origin, about_adapter
+from multilora.adapters.naming.source import AdapterSource, about_adapter
 from multilora.errors import ErrorCode, RequestError
+from multilora_api.admin import Origin
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ back in front of every queue, oldest first, so that blocks go to the streams tha
 
 from bisect import insort
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator
 
 from multilora.request import AdapterSet
 from multilora.scheduling.sequence import Sequence
@@ -94,19 +94,23 @@ class FairQueue:
         self.remove(sequence)
         sequence.admitted = True
 
-    def candidates(self, without: Iterable[AdapterSet] = ()) -> Iterator[Sequence]:
+    def candidates(self, without: Container[AdapterSet] = ()) -> Iterator[Sequence]:
         """Each sequence whose turn it is, to be taken, removed or left. Stop at will.
 
         Adapters in `without`, and adapters whose sequence was left, have no turn in this pass.
         """
-        left = set(without)
+        left: set[AdapterSet] = set()
         for sequence in list(self._preempted):
             adapters = sequence.request.adapters
-            if adapters not in left:
+            if adapters not in left and adapters not in without:
                 yield sequence
                 if sequence in self._preempted:
                     left.add(adapters)
-        ring = deque(queue for queue in self._queues.values() if queue.adapters not in left)
+        ring = deque(
+            queue
+            for queue in self._queues.values()
+            if queue.adapters not in without and queue.adapters not in left
+        )
         while ring:
             head = self._next(ring)
             yield head

@@ -15,7 +15,7 @@ from multilora.adapters.merging.merger import AdapterMerger
 from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.flag import localise, parse_lora_adapters, sources_in
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.source import AdapterSource, Origin, about_adapter
+from multilora.adapters.naming.source import AdapterSource, about_adapter
 from multilora.adapters.naming.watch import AdapterWatch
 from multilora.base_model.config import BaseConfig
 from multilora.config import DEMO, EngineConfig
@@ -36,6 +36,7 @@ from multilora.startup.device import choose_device
 from multilora.startup.kernel_warm_up import warm_up
 from multilora.startup.memory_plan import MemoryPlan, PoolSettings, plan_gpu, plan_host
 from multilora.startup.memory_probe import CudaMeter, Meter, Profile, measure
+from multilora_api.admin import Origin
 from multilora_text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 Post = Callable[[Callable[[], None]], None]  # runs a function on the engine thread

@@ -17,10 +17,11 @@ from multilora.adapters.memory.state import AdapterState
 from multilora.adapters.merging.merger import AdapterMerger, Merged
 from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.source import AdapterSource, Origin
+from multilora.adapters.naming.source import AdapterSource
 from multilora.adapters.naming.watch import FolderChanges
 from multilora.errors import ErrorCode, RequestError, invalid
 from multilora.scheduling.scheduler import Scheduler
+from multilora_api.admin import Origin
 
 Answer = dict[str, Any]
 _READING = ("list", "info")

@@ -21,10 +21,11 @@ from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
 from multilora.adapters.merging.cache import MergeCache
 from multilora.adapters.merging.recipe import MergeRecipe
 from multilora.adapters.naming.catalog import AdapterCatalog
-from multilora.adapters.naming.source import AdapterSource, Origin, about_adapter
+from multilora.adapters.naming.source import AdapterSource, about_adapter
 from multilora.base_model.sites import LoRASite
 from multilora.errors import ErrorCode, RequestError, internal
 from multilora_api.adapter_names import MERGED_PREFIX
+from multilora_api.admin import Origin
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 4  # parts may have to be downloaded first

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from multilora.errors import invalid
+from multilora_api.admin import SIGN_METHODS, STRATEGIES
 
-STRATEGIES = ("linear", "ties", "dare_linear", "dare_ties")
-SIGN_METHODS = ("total", "frequency")
 _KEYS = ("ids", "weights", "merge_strategy", "density", "majority_sign_method")
 _EXAMPLE = '{"ids": ["a", "b"], "weights": [0.5, 0.5]}'
 _MAX_PARTS = 16

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from multilora.adapters.naming.allow import AllowList
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.source import AdapterSource, Origin, check_name
+from multilora.adapters.naming.source import AdapterSource, check_name
 from multilora.errors import ErrorCode, RequestError, invalid
 from multilora_api.adapter_names import (
     MERGED_PREFIX,
@@ -25,6 +25,7 @@ from multilora_api.adapter_names import (
     shown,
     split_revision,
 )
+from multilora_api.admin import Origin
 
 _HINTS = 2  # similar names in a refusal, at most
 _NEIGHBOURS = 8  # names that are compared on each side, in alphabetical order

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from multilora.adapters.files import CONFIG_FILE, FILES, FileStamp
-from multilora.adapters.naming.source import AdapterSource, Origin, check_name, named_error
+from multilora.adapters.naming.source import AdapterSource, check_name, named_error
 from multilora.errors import RequestError, StartupError, invalid
+from multilora_api.admin import Origin
 
 Signature = tuple[FileStamp, ...]
 _MAX_DEPTH = 8

@@ -4,10 +4,10 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum
 
 from multilora.errors import RequestError, invalid
 from multilora_api.adapter_names import is_folder_path, is_url, name_problem, shown
+from multilora_api.admin import Origin
 
 _TOKEN = re.compile("[!-~]{1,1024}")
 
@@ -23,15 +23,6 @@ def hub_token(value: object) -> str:
     if isinstance(value, str) and (not value or _TOKEN.fullmatch(value)):
         return value
     raise invalid("adapter_token is no Hub token; send a string as the Hub shows it")
-
-
-class Origin(Enum):
-    """Why an adapter may be served."""
-
-    REGISTERED = "registered"  # LORA_ADAPTERS or an administrator named it
-    DIRECTORY = "directory"  # it is a folder below --adapters-dir
-    ON_DEMAND = "on demand"  # a request named it and --adapter-allow matches
-    MERGED = "merged"  # a request asked for a merge of adapters that it may name
 
 
 @dataclass(frozen=True)
