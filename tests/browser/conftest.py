@@ -49,6 +49,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 @pytest.fixture
 def page(browser: webdriver.Chrome, page_url: str) -> Iterator[webdriver.Chrome]:
     """Opened, with its adapters; nothing but refusals may be complained about in its console."""
+    browser.get("about:blank")  # the page of another test may ask a server that has gone
+    browser.get_log("browser")
     open_page(browser, page_url)
     until(browser, lambda: len(names(browser)) == len(ADAPTERS))
     yield browser

@@ -86,22 +86,31 @@ def test_it_lists_the_adapters(page: Chrome) -> None:
 
 
 def test_three_adapters_side_by_side(page: Chrome) -> None:
-    """All of them grow at the same time."""
+    """All of them grow at the same time; on a busy machine one run may be too quick to see that."""
     choose(page, *ANSWERS)
     page.execute_script(WATCH)
-    page.find_element(By.ID, "run").click()
+    seen: list[dict[str, int]] = []
+    for _ in range(5):
+        run_all(page)
+        seen = page.execute_script("return seen")
+        if any(grows_together(lengths) for lengths in seen):
+            break
+    assert any(grows_together(lengths) for lengths in seen)
+    for name in ANSWERS:
+        assert len({lengths.get(name, 0) for lengths in seen}) > 2
+
+
+def run_all(page: Chrome) -> None:
     expected = {"(base model)": "hello world", **ANSWERS}
+    page.find_element(By.ID, "run").click()
     until(page, lambda: answers(page) == expected)
     until(page, lambda: all("tokens/s" in footer(page, name) for name in expected))
     articles = page.find_elements(By.TAG_NAME, "article")
     until(page, lambda: {each.get_attribute("aria-busy") for each in articles} == {"false"})
-    for name in ANSWERS:
-        assert len({seen.get(name, 0) for seen in page.execute_script("return seen")}) > 2
-    halves = [
-        seen for seen in page.execute_script("return seen")
-        if all(0 < seen.get(name, 0) < len(ANSWERS[name]) for name in ANSWERS)
-    ]  # fmt: skip
-    assert halves
+
+
+def grows_together(lengths: dict[str, int]) -> bool:
+    return all(0 < lengths.get(name, 0) < len(answer) for name, answer in ANSWERS.items())
 
 
 def test_tokens_are_counted(page: Chrome) -> None:
