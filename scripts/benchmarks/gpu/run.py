@@ -26,6 +26,7 @@ from typing import Any
 from launcher.repository import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "kernels"))  # nothing need be installed
+sys.path.append(str(REPOSITORY / "client"))
 sys.path.append(str(REPOSITORY / "model_repository/multilora_llm/1"))
 
 import torch

@@ -238,3 +238,20 @@ def test_the_report_says_what_it_lacks(run: tuple[str, Path]) -> None:
     for heading in ("## Memory", "## Engine", "## Attention", "## Lora"):
         assert heading in page
     assert "| commit |" in page and "| triton |" in page
+
+
+def test_nothing_of_the_project_need_be_installed() -> None:
+    """As on a GPU machine that has PyTorch and no network."""
+    code = (
+        "import importlib, sys\n"
+        f"ours = [p for p in sys.path if p.startswith({str(REPOSITORY)!r}) and '.venv' not in p]\n"
+        "sys.path = [p for p in sys.path if p not in ours]\n"
+        f"sys.path.insert(0, {str(REPOSITORY / 'scripts')!r})\n"
+        "from benchmarks.gpu import run\n"
+        "for name in ('section', *run.SHARES):\n"
+        "    importlib.import_module(f'benchmarks.gpu.{name}')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
