@@ -1,8 +1,8 @@
 """Coroutines that block where they would wait: a blocking client made of the asyncio one.
 
 The asyncio client awaits nothing but what its channel and stub return. Over BlockingChannel and
-BlockingStub these awaitables block and never suspend, so that `run` needs neither an event loop nor
-a thread of its own, works in any thread, and lets KeyboardInterrupt rise inside the coroutine.
+BlockingStub these awaitables block and never suspend, so that `run` needs no event loop, works in
+any thread, and lets KeyboardInterrupt rise inside the coroutine.
 """
 
 # The generated KServe messages carry no types.
@@ -10,6 +10,8 @@ a thread of its own, works in any thread, and lets KeyboardInterrupt rise inside
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import grpc
@@ -87,16 +89,34 @@ class BlockingStub:
 
 
 class BlockingCall(AsyncIterator[service_pb2.ModelStreamInferResponse]):
-    """A running call of a stream. Cancelling is safe from another thread."""
+    """A running call of a stream. Cancelling is safe from another thread.
+
+    A thread reads the call: a KeyboardInterrupt that rose while gRPC takes a lock would leave it
+    locked for ever, whereas SimpleQueue may be interrupted anywhere.
+    """
 
     def __init__(self, call: Any) -> None:
         self._call = call
+        self._responses: SimpleQueue[Any] = SimpleQueue()
+        Thread(target=_read, args=(call, self._responses), daemon=True).start()
 
     async def __anext__(self) -> service_pb2.ModelStreamInferResponse:
-        try:
-            return next(self._call)
-        except StopIteration:  # Python forbids that a coroutine raises it
-            raise StopAsyncIteration from None
+        response = self._responses.get()
+        if isinstance(response, BaseException):
+            self._responses.put(response)  # for whoever asks again
+            raise response
+        return response
 
     def cancel(self) -> None:
         self._call.cancel()
+
+
+def _read(call: Any, responses: SimpleQueue[Any]) -> None:
+    """Hand on each response, then what ended the call."""
+    try:
+        for response in call:
+            responses.put(response)
+    except BaseException as error:  # to be raised where the responses are awaited
+        responses.put(error)
+    else:
+        responses.put(StopAsyncIteration())
