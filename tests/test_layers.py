@@ -33,10 +33,10 @@ ENGINE = {
     "config": Room("errors"),
     "request": Room("errors", "multilora_api"),
     "metrics": Room("", "multilora_api"),
+    "json_fields": Room("errors"),
     "base_model.sites": Room(""),
-    "base_model.json_fields": Room("errors"),
-    "base_model.config": Room("errors base_model.sites base_model.json_fields"),
-    "base_model": Room("errors", "torch safetensors"),
+    "base_model.config": Room("errors json_fields base_model.sites"),
+    "base_model": Room("errors json_fields", "torch safetensors"),
     "scheduling": Room("errors request", "multilora_api"),
     "lora": Room("base_model.sites", TENSORS),
     "forward": Room(
@@ -47,7 +47,7 @@ ENGINE = {
     "adapters.files": Room("errors"),
     "adapters.naming": Room("errors adapters.files adapters.background_thread", "multilora_api"),
     "adapters.checkpoint": Room(
-        "errors base_model lora adapters.files adapters.naming",
+        "errors json_fields base_model lora adapters.files adapters.naming",
         f"{TENSORS} safetensors multilora_text",
     ),
     "adapters.memory": Room(
@@ -56,12 +56,12 @@ ENGINE = {
         TENSORS,
     ),
     "adapters.merging": Room(
-        "errors base_model adapters.background_thread adapters.files adapters.naming "
+        "errors json_fields base_model adapters.background_thread adapters.files adapters.naming "
         "adapters.checkpoint adapters.memory",
         f"{TENSORS} safetensors huggingface_hub multilora_api",
     ),
     "adapters.admin": Room(
-        "errors adapters.files adapters.naming adapters.checkpoint adapters.memory "
+        "errors json_fields adapters.files adapters.naming adapters.checkpoint adapters.memory "
         "adapters.merging scheduling.scheduler",
         "multilora_api",
     ),
@@ -77,7 +77,7 @@ ENGINE = {
         "multilora_api",
     ),
     "wire": Room(
-        "errors request metrics engine adapters.admin.command adapters.naming.source "
+        "errors json_fields request metrics engine adapters.admin.command adapters.naming.source "
         "grammar.threads",
         "numpy multilora_api multilora_text",
     ),

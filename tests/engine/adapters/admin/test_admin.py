@@ -219,7 +219,7 @@ def test_streams_go_on_while_a_slow_download_is_waited_for(make_engine: MakeEngi
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("adapter_config.json", "{", "adapter_config.json is not valid JSON"),
+        ("adapter_config.json", "{", "adapter_config.json is not JSON"),
         ("adapter_model.safetensors", "{", "adapter_model.safetensors is corrupt or cut short"),
         ("", "", "there is no folder"),
     ],

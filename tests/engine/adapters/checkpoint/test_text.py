@@ -174,7 +174,7 @@ def test_tokens_under_another_id(adapter: Path, base: Tokenizer, name: str) -> N
         ("tokenizer_config.json", {"chat_template": "x" * (1 << 20)}, "chat_template of tokenizer"),
         ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
         ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json is not JSON"),
-        ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object; got list"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json must be a JSON object; got list"),
         ("tokenizer_config.json", {"added_tokens_decoder": ["<s>"]}, "added_tokens_decoder of"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"1": 2}}, "added_tokens_decoder of"),
         (
@@ -184,7 +184,7 @@ def test_tokens_under_another_id(adapter: Path, base: Tokenizer, name: str) -> N
         ),
         ("added_tokens.json", {"<s>": 1.5}, "added_tokens.json: token ids are whole numbers"),
         ("added_tokens.json", " " * (8 << 20) + "{}", "added_tokens.json is larger than"),
-        ("special_tokens_map.json", "null", "special_tokens_map.json must hold a JSON object"),
+        ("special_tokens_map.json", "null", "special_tokens_map.json must be a JSON object"),
     ],
 )
 def test_bad_files(adapter: Path, base: Tokenizer, name: str, value: Any, reason: str) -> None:

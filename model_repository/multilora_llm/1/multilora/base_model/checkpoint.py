@@ -10,8 +10,8 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError, safe_open
 
-from multilora.base_model.json_fields import JsonFields
 from multilora.errors import StartupError
+from multilora.json_fields import JsonFields
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

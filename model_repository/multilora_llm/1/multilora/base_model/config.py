@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from multilora.base_model.json_fields import JsonFields
 from multilora.base_model.sites import LoRASite, Slice
 from multilora.errors import StartupError
+from multilora.json_fields import JsonFields
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 

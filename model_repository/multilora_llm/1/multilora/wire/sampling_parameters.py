@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from multilora.errors import invalid
+from multilora.json_fields import json_object
 from multilora_api.sampling import PARAMETERS, Grammar, Kind, ParameterError, SamplingParams
 
 _KINDS = ("json", "json_schema", "json_object", "regex")
@@ -20,18 +21,8 @@ _FALSE = ("false", "0")
 
 def parse_sampling_parameters(text: str) -> dict[str, Any]:
     """Read the `sampling_parameters` JSON object; raises RequestError (INVALID_ARG)."""
-    try:
-        values = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
-        raise invalid(
-            f'sampling_parameters is not JSON ({error}); send for example {{"max_tokens": 64}}'
-        ) from None
-    if not isinstance(values, dict):
-        raise invalid(
-            'sampling_parameters must be a JSON object such as {"max_tokens": 64}; '
-            f"got {type(values).__name__}"
-        )
-    return values
+    remedy = 'send for example {"max_tokens": 64}'
+    return json_object(text or "{}", "sampling_parameters", remedy)
 
 
 def check_names(values: Mapping[str, Any], where: str) -> None:
@@ -128,7 +119,7 @@ def _read_grammar(name: str, value: Any) -> Grammar:
     {"type": "json_object"}                     any JSON object
     {"type": "regex", "value": expression}      the whole answer matches it
     """
-    given = _object(name, value)
+    given = json_object(value, name, _SHAPE)
     kind = given.get("type")
     if kind not in _KINDS:
         raise invalid(f"{name}: type must be one of {', '.join(_KINDS)}; got {kind!r}")
@@ -144,7 +135,7 @@ def _read_grammar(name: str, value: Any) -> Grammar:
         if not isinstance(inner, str) or not inner:
             raise invalid(f"{name}: value must be a regular expression as a string; got {inner!r}")
         return Grammar("regex", inner)
-    schema = _object(f"{name}: value", inner)
+    schema = json_object(inner, f"{name}: value", _SHAPE)
     if kind == "json_schema":
         schema = _unwrapped(name, schema)
     return Grammar("json", json.dumps(schema, ensure_ascii=False))
@@ -154,18 +145,7 @@ def _unwrapped(name: str, value: dict[str, Any]) -> dict[str, Any]:
     """The schema of {"name", "schema"}; a schema without that around it stays as it is."""
     if "schema" not in value or value.keys() - {"name", "schema", "description", "strict"}:
         return value
-    return _object(f"{name}: schema", value["schema"])
-
-
-def _object(name: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise invalid(f"{name} is not JSON ({error}); {_SHAPE}") from None
-    if not isinstance(value, dict):
-        raise invalid(f"{name} must be a JSON object; got {type(value).__name__}; {_SHAPE}")
-    return value
+    return json_object(value["schema"], f"{name}: schema", _SHAPE)
 
 
 ADAPTER_NAMES = ("adapter_id", "lora_name")

@@ -1,12 +1,11 @@
 """What an administrator asks of the adapters: a JSON object, read and checked."""
 
-import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from multilora.adapters.merging.recipe import MergeRecipe, parse_merge
 from multilora.adapters.naming.source import hub_token
 from multilora.errors import invalid
+from multilora.json_fields import json_object
 from multilora_api.admin import ACTIONS, KEYS
 
 _MAX_SECONDS = 1e9  # deadlines are added to clocks: keep them finite
@@ -37,7 +36,7 @@ def parse_admin_command(text: str) -> AdminCommand:
 
     Raises RequestError (INVALID_ARG).
     """
-    given = _object(text)
+    given = json_object(text, "admin", 'send for example {"action": "list"}')
     action = given.get("action")
     if not isinstance(action, str) or action not in ACTIONS:
         raise invalid(f"admin: action must be one of {', '.join(ACTIONS)}; got {_shown(action)}")
@@ -56,20 +55,6 @@ def parse_admin_command(text: str) -> AdminCommand:
     )
     _check_use(command)
     return command
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        given = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise invalid(
-            f'admin is not JSON ({error}); send for example {{"action": "list"}}'
-        ) from None
-    if not isinstance(given, dict):
-        raise invalid(
-            f'admin must be a JSON object such as {{"action": "list"}}; got {type(given).__name__}'
-        )
-    return given
 
 
 def _check_use(command: AdminCommand) -> None:

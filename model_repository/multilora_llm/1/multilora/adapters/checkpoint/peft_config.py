@@ -5,7 +5,6 @@ changes the arithmetic and is not computed here is refused by name. Training-onl
 target_modules, initialisations that leave the base weights alone…) are ignored.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from multilora.adapters.files import CONFIG_FILE
 from multilora.errors import invalid
+from multilora.json_fields import json_object
 
 # Keys come from the adapter's author: keep matching from backtracking for ever.
 _MAX_REPEATS = 3
@@ -70,12 +70,7 @@ class AdapterConfig:
 
 def parse_config(content: bytes) -> AdapterConfig:
     """RequestError(INVALID_ARG) when malformed or asking for what is not computed here."""
-    try:
-        fields = json.loads(content)
-    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
-        raise invalid(f"{CONFIG_FILE} is not valid JSON ({error}); save it again") from None
-    if not isinstance(fields, dict):
-        raise invalid(f"{CONFIG_FILE} must hold a JSON object; save it again with PEFT")
+    fields = json_object(content, CONFIG_FILE, "save it again with PEFT")
     _check_features(fields)
     return AdapterConfig(
         r=_rank(fields.get("r", 8), "r"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from multilora.adapters.files import too_large
 from multilora.errors import invalid
+from multilora.json_fields import json_object
 from multilora_text.chat_template import (
     SPECIAL_TOKENS,
     TEMPLATE_FILE,
@@ -66,16 +67,7 @@ def _text(files: Mapping[str, bytes], name: str) -> str | None:
 
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """The JSON object of a file, empty when there is no such file."""
-    text = _text(files, name)
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise invalid(f"{name} is not JSON ({error}); save it again") from None
-    if not isinstance(value, dict):
-        raise invalid(f"{name} must hold a JSON object; got {type(value).__name__}; save it again")
-    return value
+    return json_object(files.get(name, b"{}"), name, "save it again")
 
 
 def _check_tokens(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from multilora.errors import invalid
+from multilora.json_fields import json_object
 from multilora_api.admin import SIGN_METHODS, STRATEGIES
 
 _KEYS = ("ids", "weights", "merge_strategy", "density", "majority_sign_method")
@@ -40,7 +41,7 @@ class MergeRecipe:
 
 def parse_merge(given: object) -> MergeRecipe:
     """Read a JSON object, or its text; raises RequestError (INVALID_ARG)."""
-    fields = _object(given)
+    fields = json_object(given, "merge", f"send for example {_EXAMPLE}")
     if unknown := [name for name in fields if name not in _KEYS]:
         raise invalid(f"merge: unknown key {_shown(unknown[0])}; it takes {', '.join(_KEYS)}")
     ids = _ids(fields.get("ids"))
@@ -55,17 +56,6 @@ def parse_merge(given: object) -> MergeRecipe:
     return MergeRecipe(
         ids, weights, strategy, density, method if strategy.endswith("ties") else "total"
     )
-
-
-def _object(given: object) -> dict[str, Any]:
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except (ValueError, RecursionError) as error:
-            raise invalid(f"merge is not JSON ({error}); send for example {_EXAMPLE}") from None
-    if not isinstance(given, dict):
-        raise invalid(f"merge must be a JSON object such as {_EXAMPLE}; got {_shown(given)}")
-    return given
 
 
 def _ids(value: object) -> tuple[str, ...]:

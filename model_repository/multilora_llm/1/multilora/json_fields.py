@@ -1,18 +1,34 @@
-"""A JSON object read from a file, whose fields are checked when they are taken. Pure.
-
-Every failure is a StartupError that names the file and the field.
-"""
+"""JSON objects from outside: of requests and adapters, and of the base model's files."""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-from multilora.errors import StartupError
+from multilora.errors import StartupError, invalid
+
+
+def json_object(value: object, name: str, remedy: str) -> dict[str, Any]:
+    """`value`, or the object of which it is the text (a string, or bytes in UTF-8).
+
+    Raises RequestError (INVALID_ARG), whose message names the object and ends with the remedy.
+    """
+    if isinstance(value, str | bytes):
+        try:
+            text = value.decode("utf-8-sig") if isinstance(value, bytes) else value
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise invalid(f"{name} is not JSON ({error}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise invalid(f"{name} must be a JSON object; got {type(value).__name__}; {remedy}")
+    return value
 
 
 class JsonFields:
     """The object `data`, found in `file`; `where` is the field that holds it ("" = the whole file).
+
+    Fields are checked when they are taken. Every failure is a StartupError that names the file and
+    the field.
 
     A field that is absent or null counts as not given: its default is returned, or an error raised
     when there is none.
