@@ -11,11 +11,19 @@ from pathlib import Path
 
 from multilora_api.admin import ADMIN_INPUTS
 from multilora_api.sampling import PARAMETERS
-from multilora_api.tensors import ENGINE_INPUTS, ENSEMBLE_INPUTS, OUTPUTS, Tensor
+from multilora_api.tensors import (
+    ADMIN_MODEL,
+    ENGINE_INPUTS,
+    ENGINE_MODEL,
+    ENSEMBLE_INPUTS,
+    OUTPUTS,
+    TEXT_MODEL,
+    Tensor,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 _MODELS = ROOT / "model_repository"
-_STEP = '      model_name: "multilora_llm"\n      model_version: -1\n'
+_STEP = f'      model_name: "{ENGINE_MODEL}"\n      model_version: -1\n'
 _TYPES = {
     "integer": "int",
     "number": "float",
@@ -45,13 +53,13 @@ class Sampling(TypedDict, total=False):
 
 def generated() -> dict[Path, str]:
     """File → the text that it should have."""
-    text = "multilora", "multilora_llm", "adapters"
-    configs = {name: (_MODELS / name / "config.pbtxt") for name in text}
+    models = TEXT_MODEL, ENGINE_MODEL, ADMIN_MODEL
+    configs = {name: (_MODELS / name / "config.pbtxt") for name in models}
     ensemble, engine, admin = (path.read_text(encoding="utf-8") for path in configs.values())
     return {
-        configs["multilora"]: _with_step(_with_tensors(ensemble, ENSEMBLE_INPUTS, OUTPUTS)),
-        configs["multilora_llm"]: _with_tensors(engine, ENGINE_INPUTS, OUTPUTS, ragged=True),
-        configs["adapters"]: _with_tensors(admin, ADMIN_INPUTS, (Tensor("result", "BYTES"),)),
+        configs[TEXT_MODEL]: _with_step(_with_tensors(ensemble, ENSEMBLE_INPUTS, OUTPUTS)),
+        configs[ENGINE_MODEL]: _with_tensors(engine, ENGINE_INPUTS, OUTPUTS, ragged=True),
+        configs[ADMIN_MODEL]: _with_tensors(admin, ADMIN_INPUTS, (Tensor("result", "BYTES"),)),
         ROOT / "client/multilora_client/sampling.py": _sampling_types(),
     }
 

@@ -13,8 +13,10 @@ MERGED_PREFIX = "merged:"  # of the ids that merges get
 UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))  # control, half of a pair, line separators
 _SHOWN_LENGTH = 100
 _FOLDER_STARTS = ("/", "./", "../", "~")
-URL_START = r"[A-Za-z][A-Za-z0-9+.-]*://"  # a regular expression
-_URL = re.compile(URL_START)
+_URL_START = r"[A-Za-z][A-Za-z0-9+.-]*://"
+_URL = re.compile(_URL_START)
+_ITEM = re.compile(r"([^=@]+)(?:=([^=@]+))?(?:@([^=@]+))?")
+_URL_ITEM = re.compile(rf"(?:([^=@:]+)=\s*)?({_URL_START}.+)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -41,9 +43,27 @@ def split_revision(name: str) -> tuple[str, str]:
     return location, revision
 
 
-def shown(text: str) -> str:
-    """`text` quoted for a message, cut to a sane length."""
-    return repr(text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "…")
+def split_item(item: str) -> tuple[str, str, str] | None:
+    """An item of LORA_ADAPTERS → name, location, revision; None when it has none of the forms.
+
+    They are `id`, `id@revision`, `name=/path`, `name=org/repo@revision` and `name=scheme://…`. An
+    item without `name=` has its location as its name.
+    """
+    if url := _URL_ITEM.fullmatch(item):
+        return (url[1] or url[2]).strip(), url[2], ""
+    match = _ITEM.fullmatch(item)
+    if not match:
+        return None
+    name, location, revision = (part.strip() if part else "" for part in match.groups())
+    return name, location or name, revision
+
+
+def shown(value: object) -> str:
+    """`value` quoted for a message, cut to a sane length."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= _SHOWN_LENGTH else value[:_SHOWN_LENGTH] + "…")
+    text = repr(value)
+    return text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "…"
 
 
 def name_problem(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The tensors of the Triton models `multilora` (text) and `multilora_llm` (token ids).
+"""The Triton models that clients call, and the tensors of `multilora` and `multilora_llm`.
 
 One request is one prompt: a scalar travels as [1, 1], a list as [1, n]. Types are KServe's.
 """
@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from multilora_api.sampling import PARAMETERS
 
+TEXT_MODEL = "multilora"  # the ensemble
+ENGINE_MODEL = "multilora_llm"
+ADMIN_MODEL = "adapters"
 RUNNING = (
     "None"  # finish_reason of a response that is not the last (the Triton vLLM backend's word)
 )
-
 
 _TRITON_PARAMETERS = ("id", "priority", "timeout", "binary_data_output")
 

@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from multilora_api.tensors import ADMIN_MODEL, ENGINE_MODEL, TEXT_MODEL
 from multilora_client.adapters.client import AsyncAdapters
 from multilora_client.connection import Endpoint
 from multilora_client.errors import from_status
@@ -39,9 +40,9 @@ class AsyncMultiLoRAClient:
         url: str = "localhost:8001",
         *,
         timeout: float | None = None,
-        model: str = "multilora",
-        engine: str = "multilora_llm",
-        admin: str = "adapters",
+        model: str = TEXT_MODEL,
+        engine: str = ENGINE_MODEL,
+        admin: str = ADMIN_MODEL,
     ) -> None:
         endpoint = Endpoint.parse(url)
         self.url = endpoint.address

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import uvicorn
 
 from multilora_gateway.app import create_app
-from multilora_gateway.http.json_lines import JsonLines
 from multilora_gateway.http.listener import ListenError, listen, url_of
+from multilora_gateway.json_lines import JsonLines
 from multilora_gateway.settings import parse_settings
 
 

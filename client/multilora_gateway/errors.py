@@ -66,9 +66,9 @@ def not_found(message: str) -> GatewayError:
     )  # fmt: skip
 
 
-def overloaded(message: str = "Model is overloaded") -> GatewayError:
+def overloaded() -> GatewayError:
     """Too many requests are running or waiting."""
-    return GatewayError(429, "overloaded", message, headers=_retry())
+    return GatewayError(429, "overloaded", "Model is overloaded", headers=_retry())
 
 
 def unavailable(message: str) -> GatewayError:

@@ -17,7 +17,7 @@ from launcher.gateway.flags import add_gateway_flags
 from launcher.hub_cache_folder import writable_hub_cache
 from launcher.repository import REPOSITORY
 from launcher.triton.server import Ports
-from multilora_api.adapter_names import is_folder_path
+from multilora_api.adapter_names import is_folder_path, split_item
 from multilora_gateway.settings import port, read_variables
 
 _SIZE = "bytes, or with a unit: 512MB, 2GiB"
@@ -181,5 +181,7 @@ def _absolute(location: str) -> str:
 
 def _absolute_item(item: str) -> str:
     """The LORA_ADAPTERS item with its folder, if it has one, made absolute."""
-    name, equals, location = item.partition("=")
-    return f"{name}={_absolute(location)}" if equals and is_folder_path(location) else item
+    name, location, revision = split_item(item) or ("", "", "")
+    if location == name or not is_folder_path(location):
+        return item
+    return f"{name}={_absolute(location)}{f'@{revision}' if revision else ''}"

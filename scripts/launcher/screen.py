@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from launcher.triton.log import is_warning
-from multilora_gateway.http.json_lines import json_line
+from multilora_gateway.json_lines import json_line
 
 _LAUNCHER, _SERVER = "multilora.launcher", "tritonserver"
 _LEVELS = {"W": "WARNING", "E": "ERROR", "C": "ERROR"}  # by what lines of the log begin with

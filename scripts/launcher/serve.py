@@ -20,6 +20,8 @@ from launcher.process import LaunchError
 from launcher.screen import Screen
 from launcher.triton import end, log
 from launcher.triton.server import SettingsRefused, TritonServer
+from multilora_api.adapter_names import split_item
+from multilora_api.tensors import TEXT_MODEL
 
 _TAIL_LINES = 30
 _START_LINES = 2000
@@ -120,15 +122,15 @@ def _example(
 ) -> str:
     """A curl command that works as pasted."""
     adapters = environment.get("LORA_ADAPTERS", "" if "MODEL_ID" in environment else "upper")
-    name = adapters.split(",")[0].partition("=")[0].partition("@")[0]
-    adapter = {"adapter_id": name} if name else {}
+    item = split_item(adapters.split(",")[0].strip())
+    adapter = {"adapter_id": item[0]} if item else {}
     if gateway:
         url, kind = f"{gateway.url}/generate_stream", "-H 'Content-Type: application/json' "
         if gateway.needs_key:
             kind += "-H 'Authorization: Bearer KEY' "
         body = {"inputs": "hello world", "parameters": {**adapter, "max_new_tokens": 32}}
     else:
-        url, kind = f"{server.http_url}/v2/models/multilora/generate_stream", ""
+        url, kind = f"{server.http_url}/v2/models/{TEXT_MODEL}/generate_stream", ""
         body = {"text_input": "hello world", "max_tokens": 32, "stream": True, **adapter}
     return f"curl -N {shlex.quote(url)} {kind}-d '{json.dumps(body, ensure_ascii=False)}'"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from multilora_api.adapter_names import MAX_LENGTH, name_problem, split_revision
+from multilora_api.adapter_names import MAX_LENGTH, name_problem, shown, split_item, split_revision
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,33 @@ def test_no_names(name: str, problem: str) -> None:
 
 def test_a_revision_is_no_part_of_a_url() -> None:
     assert split_revision("org/name@v1") == ("org/name", "v1")
+    assert split_revision("org/name") == ("org/name", "")
     assert split_revision("s3://bucket/a@b") == ("s3://bucket/a@b", "")
+
+
+@pytest.mark.parametrize(
+    ("item", "parts"),
+    [
+        ("a", ("a", "a", "")),
+        ("org/a@v1", ("org/a", "org/a", "v1")),
+        ("sql = ./a", ("sql", "./a", "")),
+        ("sql=org/a @ v1", ("sql", "org/a", "v1")),
+        ("s3://user@bucket/a", ("s3://user@bucket/a", "s3://user@bucket/a", "")),
+        ("s3://b/x=1/a", ("s3://b/x=1/a", "s3://b/x=1/a", "")),
+        ("sql = s3://b/x=1/a@2", ("sql", "s3://b/x=1/a@2", "")),
+        ("a=b=c", None),
+        ("a@b@c", None),
+        ("=a", None),
+        ("", None),
+    ],
+)
+def test_items_of_lora_adapters(item: str, parts: tuple[str, str, str] | None) -> None:
+    assert split_item(item) == parts
+
+
+def test_what_requests_hold_is_shown_in_part() -> None:
+    assert shown("it's\n") == '"it\'s\\n"'
+    assert shown("x" * 100) == repr("x" * 100)
+    assert shown("x" * 10**7) == repr("x" * 100 + "…")
+    assert shown([1, "a"]) == "[1, 'a']"
+    assert shown(["x" * 10**5]) == "['" + "x" * 98 + "…"

@@ -75,7 +75,7 @@ def test_empty_keys_are_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_launcher_can_read_them_without_a_web_framework() -> None:
     program = (
         "import sys, multilora_gateway.settings, multilora_gateway.http.listener, "
-        "multilora_gateway.http.json_lines; print(*sys.modules)"
+        "multilora_gateway.json_lines; print(*sys.modules)"
     )
     command = [sys.executable, "-c", program]
     modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()

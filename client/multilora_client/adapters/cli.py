@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from multilora_api.admin import SIGN_METHODS, STRATEGIES
 from multilora_client.adapters.messages import (
     AdapterInfo,
     Unloaded,
@@ -66,9 +67,9 @@ def _add_merge(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "parts", nargs="+", action=_MergeParts, metavar="ID=WEIGHT", help="without a weight: 1"
     )
-    action.add_argument("--strategy", default="", help="linear, ties, dare_linear, dare_ties")
+    action.add_argument("--strategy", default="", help=", ".join(STRATEGIES))
     action.add_argument("--density", type=float, help="the part of the values that pruning leaves")
-    action.add_argument("--majority-sign-method", default="", help="total or frequency")
+    action.add_argument("--majority-sign-method", default="", help=" or ".join(SIGN_METHODS))
 
 
 class _MergeParts(argparse.Action):

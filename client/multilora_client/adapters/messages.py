@@ -53,6 +53,7 @@ class AdapterInfo(_Record):
     running: int  # requests
     waiting: int
     requests: int  # since the server started
+    tokens: int  # generated in that time
     last_used: float | None  # Unix time in seconds
     state: str  # "ready", "loading", "failed" or "unloading"
     error: str | None

@@ -48,6 +48,7 @@ def adapter_text(info: AdapterInfo, now: float) -> str:
         "size": None if info.bytes is None else size_text(info.bytes),
         "pages": info.pages,
         "requests": f"{info.requests} ({info.running} running, {info.waiting} waiting)",
+        "tokens": info.tokens,
         "last used": age_text(info.last_used, now),
     }
     return "\n".join(

@@ -16,13 +16,12 @@ import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
 from multilora_api.admin import Origin
+from multilora_api.tensors import ADMIN_MODEL, ENGINE_MODEL
 from multilora_client.adapters.client import AsyncAdapters
 from multilora_client.connection import Endpoint
 from multilora_client.errors import MultiLoRAError, from_status
 from multilora_client.tensors import Scalar
 from multilora_gateway.backend.messages import (
-    ADAPTERS,
-    ENGINE,
     Delta,
     GenerationRequest,
     delta_of,
@@ -56,7 +55,7 @@ class Backend:
         self.url = endpoint.address
         self._channel = endpoint.aio_channel()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._adapters = AsyncAdapters(self._stub, ADAPTERS, self.url, None)
+        self._adapters = AsyncAdapters(self._stub, ADMIN_MODEL, self.url, None)
         self._base: asyncio.Task[ServedModel] | None = None  # shared by all callers
         self._templates: dict[str, tuple[float, ChatTemplate | None]] = {}
         self._names: dict[str, tuple[float, bool]] = {}
@@ -83,7 +82,7 @@ class Backend:
         )
         logprobs, complete = asked.with_logprobs, False
         try:
-            with self._watch.over(stream, ENGINE) as watched:
+            with self._watch.over(stream, ENGINE_MODEL) as watched:
                 async for message in stream:
                     watched.heard = time.monotonic()
                     delta = delta_of(message, logprobs)
@@ -93,10 +92,10 @@ class Backend:
                 raise GatewayError(500, "incomplete_generation", "Incomplete generation")
         except grpc.aio.AioRpcError as error:
             lost = from_status(error.code(), error.details(), self.url)
-            raise self._translated(lost, ENGINE) from None
+            raise self._translated(lost, ENGINE_MODEL) from None
         except MultiLoRAError as error:
             complete = True  # the engine says nothing after an error
-            raise self._translated(error, ENGINE) from None
+            raise self._translated(error, ENGINE_MODEL) from None
         finally:
             if not stream.at_end:
                 leaving = asyncio.create_task(stream.leave(complete))
@@ -110,10 +109,10 @@ class Backend:
         leaves the choice to the server."""
         question = asyncio.ensure_future(self._adapters.ask(action, timeout, **inputs))
         try:
-            with self._watch.over(question, ADAPTERS, ENGINE):
+            with self._watch.over(question, ADMIN_MODEL, ENGINE_MODEL):
                 return await question
         except MultiLoRAError as error:
-            raise self._translated(error, ADAPTERS) from None
+            raise self._translated(error, ADMIN_MODEL) from None
 
     async def base(self) -> ServedModel:
         """The base model that is being served."""
@@ -162,7 +161,7 @@ class Backend:
 
     async def is_ready(self) -> bool:
         """Whether both Triton models, and so requests with and without adapters, answer now."""
-        return all(await asyncio.gather(self._answers(ENGINE), self._answers(ADAPTERS)))
+        return all(await asyncio.gather(self._answers(ENGINE_MODEL), self._answers(ADMIN_MODEL)))
 
     async def _answers(self, model: str) -> bool:
         try:

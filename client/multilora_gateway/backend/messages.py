@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from multilora_api.tensors import RUNNING
+from multilora_api.tensors import ENGINE_MODEL, RUNNING
 from multilora_client.errors import MultiLoRAError, ProcessDied, ServerLost, from_message
 from multilora_client.tensors import add_input, outputs
 from multilora_gateway.errors import (
@@ -24,8 +24,6 @@ from multilora_gateway.errors import (
     unavailable,
 )
 
-ENGINE = "multilora_llm"
-ADAPTERS = "adapters"
 _NOT_SERVED = "Request for unknown model"  # the Triton server's words
 _TOO_MANY = "--max-concurrent-requests"  # the engine says so when too many requests wait
 
@@ -74,7 +72,7 @@ class Delta:
 
 def engine_request(asked: GenerationRequest) -> service_pb2.ModelInferRequest:
     """The gRPC message of a generation request, with a new request id."""
-    message = service_pb2.ModelInferRequest(model_name=ENGINE, id=uuid.uuid4().hex)
+    message = service_pb2.ModelInferRequest(model_name=ENGINE_MODEL, id=uuid.uuid4().hex)
     message.parameters["triton_enable_empty_final_response"].bool_param = True
     add_input(message, "input_ids", "INT32", list(asked.prompt_ids))
     if asked.adapter_id:
@@ -130,7 +128,7 @@ def is_lost(error: MultiLoRAError, model: str) -> bool:
     if isinstance(error, ServerLost):
         return True
     gone = isinstance(error, ProcessDied) or error.message.startswith(_NOT_SERVED)
-    return gone and model == ENGINE
+    return gone and model == ENGINE_MODEL
 
 
 def gateway_error(error: MultiLoRAError, model: str) -> GatewayError:

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import grpc.aio
 
+from multilora_api.tensors import ADMIN_MODEL, ENGINE_MODEL
 from multilora_client.adapters.messages import admin_request, failure
 from multilora_client.errors import InvalidRequest, MultiLoRAError, NotFound, from_status
 from multilora_client.protocol import GenerationReply, stop_request
-from multilora_gateway.backend.messages import ADAPTERS, ENGINE
 from multilora_gateway.errors import GatewayError, unavailable
 
 SILENT_SECONDS = 10.0  # a call that hears nothing for this long has its Triton models probed
@@ -39,8 +39,8 @@ class ModelProbe:
         self._url = url
 
     async def ask(self, model: str, seconds: float) -> None:
-        """Raises MultiLoRAError unless ENGINE or ADAPTERS answers within `seconds`."""
-        if model == ENGINE:
+        """Raises MultiLoRAError unless ENGINE_MODEL or ADMIN_MODEL answers within `seconds`."""
+        if model == ENGINE_MODEL:
             await self.stop(uuid.uuid4().hex, seconds)  # a request that does not run
         else:
             await self._ask_adapters(seconds)
@@ -48,7 +48,7 @@ class ModelProbe:
     async def stop(self, request_id: str, seconds: float) -> None:
         """Tell the engine to end a request; raises MultiLoRAError unless it agrees in time."""
         answer = GenerationReply()
-        request = stop_request(ENGINE, request_id)
+        request = stop_request(ENGINE_MODEL, request_id)
         try:
             async for message in self._stub.ModelStreamInfer(iter([request]), timeout=seconds):
                 answer.push(message)
@@ -61,7 +61,7 @@ class ModelProbe:
         without the engine, without its threads, which may all be waiting, and without a failure
         in the Triton server's metrics."""
         try:
-            await self._stub.ModelInfer(admin_request(ADAPTERS, "info", {}), timeout=seconds)
+            await self._stub.ModelInfer(admin_request(ADMIN_MODEL, "info", {}), timeout=seconds)
         except grpc.aio.AioRpcError as error:
             refusal = failure(error.code(), error.details(), self._url)
             if not isinstance(refusal, InvalidRequest):

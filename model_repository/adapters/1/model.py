@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "multilora_llm" / "1")
 from multilora.adapters.admin.command import parse_admin_command
 from multilora.errors import ErrorCode, RequestError, internal, invalid
 from multilora_api.admin import ADMIN_INPUTS, QUICK_ACTIONS
-from multilora_api.tensors import is_tritons
+from multilora_api.tensors import ENGINE_MODEL, is_tritons
 
 _LOG = logging.getLogger("multilora.adapters")
 _INPUTS = tuple(tensor.name for tensor in ADMIN_INPUTS)
@@ -67,7 +67,7 @@ def _answer(sender: Any, fields: dict[str, Any]) -> None:
 def _ask(command: str) -> Any:
     """The response to a command, by way of multilora_llm's tensor `admin`."""
     request = pb_utils.InferenceRequest(
-        model_name="multilora_llm",
+        model_name=ENGINE_MODEL,
         requested_output_names=["text_output"],
         inputs=[
             pb_utils.Tensor("input_ids", np.zeros((1, 1), dtype=np.int32)),  # it requires them

@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "multilora_llm" / "1"))
 
-from multilora.config import DEMO, EngineConfig
+from multilora.config import EngineConfig
 from multilora.errors import RequestError, StartupError, invalid
 from multilora.startup.base_folder import base_folder, base_tokenizer
 from multilora.wire.chat import encode_chat, parse_messages
@@ -31,10 +31,7 @@ class TritonPythonModel:
         }
         try:
             config = EngineConfig.from_settings(parameters, os.environ)
-            folder = DEMO / "base"
-            if config.model_id:
-                folder = base_folder(config.model_id, config.revision)
-            self._tokenizer = base_tokenizer(folder)
+            self._tokenizer = base_tokenizer(base_folder(config))
         except StartupError as error:
             raise pb_utils.TritonModelException(str(error)) from None
 

@@ -108,10 +108,11 @@ def test_folders_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The server runs in another folder than the user."""
     (tmp_path / "base").mkdir()
     monkeypatch.chdir(tmp_path)
-    given = ["--model-id", "base", "--lora-adapters", "x=./x,y=org/y,z=../z@r,w"]
+    given = ["--model-id", "base", "--lora-adapters", "x=./x,y=org/y,z = ../z@r,w,s3://b/x=./y"]
     environment = engine_environment(parse_flags(given))
     assert environment["MODEL_ID"] == str(tmp_path / "base")
-    assert environment["LORA_ADAPTERS"] == f"x={tmp_path}/x,y=org/y,z={tmp_path.parent}/z@r,w"
+    url = "s3://b/x=./y"
+    assert environment["LORA_ADAPTERS"] == f"x={tmp_path}/x,y=org/y,z={tmp_path.parent}/z@r,w,{url}"
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def entry(adapter_id: str, **changes: Any) -> dict[str, Any]:
         "running": 0,
         "waiting": 0,
         "requests": 7,
+        "tokens": 640,
         "last_used": 1_700_000_000.5,
         "state": "ready",
         "error": None,

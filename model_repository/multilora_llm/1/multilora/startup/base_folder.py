@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from multilora.base_model.config import check_base_folder
+from multilora.config import DEMO, EngineConfig
 from multilora.download.hub import hub_error
 from multilora.errors import StartupError
 from multilora_api.adapter_names import is_folder_path
@@ -18,8 +19,12 @@ from multilora_text.tokenizer import Tokenizer
 BASE_FILES = ["*.json", "*.safetensors", "*.jinja"]
 
 
-def base_folder(model_id: str, revision: str) -> Path:
-    """The folder `model_id`, or else that Hub repository in the Hub cache; raises StartupError."""
+def base_folder(config: EngineConfig) -> Path:
+    """The folder `model_id`, or else that Hub repository in the Hub cache, or the demo's base when
+    none is named; raises StartupError."""
+    model_id, revision = config.model_id, config.revision
+    if not model_id:
+        return DEMO / "base"
     folder = Path(model_id).expanduser()
     if folder.is_dir():
         check_base_folder(folder)

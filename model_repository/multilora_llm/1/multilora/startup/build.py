@@ -133,7 +133,7 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
-    folder = DEMO / "base" if not config.model_id else base_folder(config.model_id, config.revision)
+    folder = base_folder(config)
     base = BaseConfig.from_folder(folder)
     max_input, max_total = config.token_limits(base.max_position_embeddings)
     dtype = _dtype(config.dtype, base.dtype, device)

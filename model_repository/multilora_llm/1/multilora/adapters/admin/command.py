@@ -6,6 +6,7 @@ from multilora.adapters.merging.recipe import MergeRecipe, parse_merge
 from multilora.adapters.naming.source import hub_token
 from multilora.errors import invalid
 from multilora.json_fields import json_object
+from multilora_api.adapter_names import shown
 from multilora_api.admin import ACTIONS, KEYS
 
 _MAX_SECONDS = 1e9  # deadlines are added to clocks: keep them finite
@@ -39,10 +40,10 @@ def parse_admin_command(text: str) -> AdminCommand:
     given = json_object(text, "admin", 'send for example {"action": "list"}')
     action = given.get("action")
     if not isinstance(action, str) or action not in ACTIONS:
-        raise invalid(f"admin: action must be one of {', '.join(ACTIONS)}; got {_shown(action)}")
+        raise invalid(f"admin: action must be one of {', '.join(ACTIONS)}; got {shown(action)}")
     if unknown := [name for name in given if name not in ("action", *KEYS)]:
         raise invalid(
-            f"admin: unknown key {_shown(unknown[0])}; the action (one of {', '.join(ACTIONS)}) "
+            f"admin: unknown key {shown(unknown[0])}; the action (one of {', '.join(ACTIONS)}) "
             f"takes {', '.join(KEYS)}"
         )
     command = AdminCommand(
@@ -73,14 +74,14 @@ def _text(name: str, value: object) -> str:
         return ""
     if not isinstance(value, str) or len(value) > _LONGEST:
         raise invalid(
-            f"admin: {name} must be a string of at most {_LONGEST} characters; got {_shown(value)}"
+            f"admin: {name} must be a string of at most {_LONGEST} characters; got {shown(value)}"
         )
     return value
 
 
 def _cancel(value: object) -> bool:
     if value is not None and not isinstance(value, bool):
-        raise invalid(f"admin: cancel must be true or false; got {_shown(value)}")
+        raise invalid(f"admin: cancel must be true or false; got {shown(value)}")
     return bool(value)
 
 
@@ -90,10 +91,5 @@ def _timeout(value: object) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MAX_SECONDS:
         return float(value)
     raise invalid(
-        f"admin: timeout must be a number of seconds above 0, at most 1e9; got {_shown(value)}"
+        f"admin: timeout must be a number of seconds above 0, at most 1e9; got {shown(value)}"
     )
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"

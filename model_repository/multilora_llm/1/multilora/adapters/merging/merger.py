@@ -62,7 +62,6 @@ class AdapterMerger:
         sites: Sequence[LoRASite],
         max_rank: int,
         folder_of: Callable[[AdapterSource], Path],
-        kept: int = _KEPT_MERGES,
     ) -> None:
         self.computed = 0  # merges that were not found on disk
         self._catalog = catalog
@@ -70,7 +69,7 @@ class AdapterMerger:
         self._sites = sites
         self._max_rank = max_rank
         self._folder_of = folder_of
-        self._cache = MergeCache(kept)
+        self._cache = MergeCache(_KEPT_MERGES)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._computing = threading.Lock()  # one merge at a time: each takes memory
         self._lock = threading.Lock()  # guards what follows

@@ -11,6 +11,7 @@ from typing import Any
 
 from multilora.errors import invalid
 from multilora.json_fields import json_object
+from multilora_api.adapter_names import shown
 from multilora_api.admin import SIGN_METHODS, STRATEGIES
 
 _KEYS = ("ids", "weights", "merge_strategy", "density", "majority_sign_method")
@@ -43,7 +44,7 @@ def parse_merge(given: object) -> MergeRecipe:
     """Read a JSON object, or its text; raises RequestError (INVALID_ARG)."""
     fields = json_object(given, "merge", f"send for example {_EXAMPLE}")
     if unknown := [name for name in fields if name not in _KEYS]:
-        raise invalid(f"merge: unknown key {_shown(unknown[0])}; it takes {', '.join(_KEYS)}")
+        raise invalid(f"merge: unknown key {shown(unknown[0])}; it takes {', '.join(_KEYS)}")
     ids = _ids(fields.get("ids"))
     weights = _weights(fields.get("weights"), len(ids))
     strategy = _choice("merge_strategy", fields.get("merge_strategy"), STRATEGIES)
@@ -60,11 +61,11 @@ def parse_merge(given: object) -> MergeRecipe:
 
 def _ids(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
-        raise invalid(f"merge: ids must be a list of adapter ids; got {_shown(value)}")
+        raise invalid(f"merge: ids must be a list of adapter ids; got {shown(value)}")
     if len(value) > _MAX_PARTS:
         raise invalid(f"merge: {len(value)} ids are given, but at most {_MAX_PARTS} are merged")
     if len(set(value)) < len(value):
-        raise invalid(f"merge: ids names an adapter twice ({_shown(value)}); raise its weight")
+        raise invalid(f"merge: ids names an adapter twice ({shown(value)}); raise its weight")
     return tuple(value)
 
 
@@ -76,7 +77,7 @@ def _weights(value: object, count: int) -> tuple[float, ...]:
     ):
         raise invalid(
             f"merge: weights must be numbers from -{_MAX_WEIGHT:g} to {_MAX_WEIGHT:g}; "
-            f"got {_shown(value)}"
+            f"got {shown(value)}"
         )
     if len(value) != count:
         raise invalid(f"merge: {len(value)} weights are given for {count} ids; send one for each")
@@ -88,7 +89,7 @@ def _density(value: Any) -> float:
         return 1.0
     if _is_number(value) and 0 <= value <= 1:
         return float(value)
-    raise invalid(f"merge: density must be a number from 0 to 1; got {_shown(value)}")
+    raise invalid(f"merge: density must be a number from 0 to 1; got {shown(value)}")
 
 
 def _is_number(value: object) -> bool:
@@ -100,10 +101,5 @@ def _choice(name: str, value: object, allowed: Sequence[str]) -> str:
     if value is None or value == "":
         return allowed[0]
     if not isinstance(value, str) or value not in allowed:
-        raise invalid(f"merge: {name} must be one of {', '.join(allowed)}; got {_shown(value)}")
+        raise invalid(f"merge: {name} must be one of {', '.join(allowed)}; got {shown(value)}")
     return value
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -1,10 +1,9 @@
-"""LORA_ADAPTERS: the grammar of the setting, and which of its names are folders of this machine.
+"""LORA_ADAPTERS: the adapters that the setting names, and which of them are folders here.
 
-The grammar is `id`, `id@revision`, `name=/path`, `name=org/repo@revision` and `name=scheme://…`,
-separated by commas. An `id` is a folder of the adapters directory, or else a Hub repository.
+Items are separated by commas; `split_item` says which forms they have. An item without `name=` is a
+folder of the adapters directory, or else a Hub repository.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,7 @@ from multilora.adapters.files import CONFIG_FILE
 from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource, check_name
 from multilora.errors import RequestError, StartupError
-from multilora_api.adapter_names import URL_START, is_folder_path, is_hub_id
-
-_ITEM = re.compile(r"([^=@]+)(?:=([^=@]+))?(?:@([^=@]+))?")
-_URL_ITEM = re.compile(rf"(?:([^=@:]+)=\s*)?({URL_START}.+)")
+from multilora_api.adapter_names import is_folder_path, is_hub_id, is_url, split_item
 
 
 def parse_lora_adapters(text: str) -> list[AdapterSource]:
@@ -51,23 +47,22 @@ def sources_in(folder: Path) -> list[AdapterSource]:
 
 
 def _parse_item(item: str) -> AdapterSource:
-    if url := _URL_ITEM.fullmatch(item):
-        return _checked(item, AdapterSource((url[1] or url[2]).strip(), url[2]))
-    match = _ITEM.fullmatch(item)
-    if not match:
+    split = split_item(item)
+    if not split:
         raise StartupError(
             f"Invalid LoRA adapter format: {item}; LORA_ADAPTERS takes id, id@revision, "
             "name=/path, name=org/repo@revision or name=scheme://..., separated by commas"
         )
-    name, location, revision = (part.strip() if part else "" for part in match.groups())
-    if not location and is_folder_path(name):
+    name, location, revision = split
+    if is_folder_path(name):
         raise StartupError(f"LORA_ADAPTERS item {item} needs a name: write name={item}")
-    if location and not is_folder_path(location) and not is_hub_id(location):
+    known = is_folder_path(location) or is_url(location) or is_hub_id(location)
+    if location != name and not known:
         raise StartupError(
             f"LORA_ADAPTERS item {item}: {location!r} is neither a Hub id (org/name) nor a URL nor "
             "a folder (start it with / or ./)"
         )
-    return _checked(item, AdapterSource(name, location or name, revision))
+    return _checked(item, AdapterSource(name, location, revision))
 
 
 def _checked(item: str, source: AdapterSource) -> AdapterSource:

@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 
-from multilora_gateway.http.json_lines import JsonLines, json_line
+from multilora_gateway.json_lines import JsonLines, json_line
 
 
 def test_a_line() -> None:
