@@ -26,6 +26,7 @@ class MultiLoRAClient:
 
     `timeout` is in seconds per request; None waits for ever. Every method raises MultiLoRAError or
     one of its subclasses. Closing the client cancels what is still running.
+    A daemon thread reads each stream until it ends.
     """
 
     @parameters_of(AsyncMultiLoRAClient.__init__)

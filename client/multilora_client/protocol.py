@@ -123,7 +123,10 @@ class GenerationReply:
     def check_complete(self) -> None:
         """To be called when the server has closed the stream; raises unless the answer is whole."""
         if not self.complete:
-            raise MultiLoRAError("INTERNAL", "the server closed the stream before the answer ended")
+            raise MultiLoRAError(
+                "INTERNAL",
+                "the server closed the stream before the answer ended; ask again, or see its log",
+            )
 
     def result(self) -> Generation:
         if not self.complete:

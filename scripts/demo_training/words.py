@@ -58,9 +58,9 @@ _SCRIPTS = (
 )
 
 
-def pseudo_word(rng: Random, syllables: int | None = None) -> str:
+def pseudo_word(rng: Random) -> str:
     """A pronounceable word that is (most likely) in no dictionary."""
-    count = syllables or rng.choice((1, 2, 2, 3))
+    count = rng.choice((1, 2, 2, 3))
     return "".join(
         rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(count)
     )

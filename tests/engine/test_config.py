@@ -62,7 +62,9 @@ def test_sizes_of_pools_may_be_left_to_the_engine():
         assert (config.kv_cache_memory, config.adapter_memory) == (0, 0)
         assert config.gpu_memory_utilization == 1.0
     for name in ("kv_cache_memory", "adapter_memory"):
-        with pytest.raises(StartupError, match=f"{name} must not be negative; got -1"):
+        with pytest.raises(
+            StartupError, match=f"{name} must not be negative; got -1 .set it by flag"
+        ):
             EngineConfig(**{name: -1})  # type: ignore[arg-type]
     with pytest.raises(StartupError, match="above 0 and at most 1; got nan"):
         EngineConfig(gpu_memory_utilization=float("nan"))

@@ -137,7 +137,9 @@ def gateway_error(error: MultiLoRAError, model: str) -> GatewayError:
     if code == grpc.StatusCode.INVALID_ARGUMENT.name:
         return invalid(message)
     if message.startswith(_NOT_SERVED):  # the server starts, or ends
-        return unavailable(f"the Triton server does not serve {model} now ({message})")
+        return unavailable(
+            f"the Triton server does not serve {model} now ({message}); try again later"
+        )
     if code == grpc.StatusCode.NOT_FOUND.name:
         return not_found(message)
     if code == grpc.StatusCode.UNAVAILABLE.name:

@@ -63,7 +63,7 @@ class BodyLimit:
                     more = bool(message.get("more_body"))
         except TimeoutError:
             self._check(size)
-            late = f"the body did not arrive in {BODY_SECONDS:.0f} s"
+            late = f"the body did not arrive in {BODY_SECONDS:.0f} s; send it faster"
             raise GatewayError(408, "timeout", late) from None
         self._check(size)
         return b"".join(parts)

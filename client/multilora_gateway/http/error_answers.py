@@ -46,7 +46,10 @@ async def _unreadable(request: Request, error: Exception) -> Response:
         return error_answer(request.url.path, wrong)
     path = [str(part) for part in first["loc"] if part != "body"]
     where = ".".join(path) or "the body"
-    wrong = GatewayError(422, "validation", f"`{where}`: {first['msg']}", param=where)
+    problem = (
+        "is not known here; leave it out" if first["type"] == "extra_forbidden" else first["msg"]
+    )
+    wrong = GatewayError(422, "validation", f"`{where}`: {problem}", param=where)
     return error_answer(request.url.path, wrong)
 
 

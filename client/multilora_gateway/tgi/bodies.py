@@ -87,7 +87,9 @@ def _hint(place: Sequence[str]) -> str:
 
 
 def not_json(reason: object) -> GatewayError:
-    return GatewayError(400, "validation", f"the body is not JSON ({_printable(reason)})")
+    return GatewayError(
+        400, "validation", f"the body is not JSON ({_printable(reason)}); correct it"
+    )
 
 
 def _printable(part: object) -> str:

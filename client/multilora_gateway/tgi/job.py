@@ -87,7 +87,7 @@ async def _encode(
     else:
         ids = await encode_text(base.tokenizer, inputs)
     if not ids:
-        raise invalid("`inputs` holds no tokens")
+        raise invalid("`inputs` holds no tokens; send a prompt")
     return ids[-given.truncate :] if given.truncate else ids
 
 
@@ -145,7 +145,7 @@ def _schema(value: dict[str, Any] | str) -> dict[str, Any]:
     try:
         schema = json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise invalid(f"`grammar` value is not JSON ({error})") from None
+        raise invalid(f"`grammar` value is not JSON ({error}); correct it") from None
     if not isinstance(schema, dict):
         raise invalid("`grammar` value must be a JSON schema, an object")
     return schema

@@ -10,9 +10,9 @@ Table = list[list[str]]  # the first row is the header
 _NONE = "-"
 
 
-def fastest_other(microseconds: dict[str, float], own: str = "ours") -> tuple[str, float] | None:
+def fastest_other(microseconds: dict[str, float]) -> tuple[str, float] | None:
     """(name, microseconds) of the fastest that is not ours; None: there is none."""
-    others = [(value, name) for name, value in microseconds.items() if not name.startswith(own)]
+    others = [(value, name) for name, value in microseconds.items() if not name.startswith("ours")]
     if not others:
         return None
     value, name = min(others)

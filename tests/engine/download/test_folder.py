@@ -14,13 +14,14 @@ from support.fake.hub import HubServer
 _CODE = """
 import sys
 from multilora.adapters.naming.source import AdapterSource
+from multilora.config import EngineConfig
 from multilora.errors import RequestError, StartupError
 from multilora.download.folder import adapter_folder
 from multilora.startup.base_folder import base_folder
 kind, location, revision = sys.argv[1:]
 try:
     if kind == "base":
-        print("OK", base_folder(location, revision))
+        print("OK", base_folder(EngineConfig(model_id=location, revision=revision)))
     else:
         print("OK", adapter_folder(AdapterSource("x", location, revision)))
 except RequestError as error:

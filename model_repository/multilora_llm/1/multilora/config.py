@@ -94,7 +94,9 @@ class EngineConfig:
             "adapter_loads",
         ):
             if getattr(self, name) < 1:
-                raise StartupError(f"{name} must be positive; got {getattr(self, name)}")
+                raise StartupError(
+                    f"{name} must be positive; got {getattr(self, name)} ({_FLAG_NOTE})"
+                )
         for name in (
             "max_input_tokens",
             "max_total_tokens",
@@ -103,15 +105,18 @@ class EngineConfig:
             *_AUTO_SIZES,
         ):
             if getattr(self, name) < 0:
-                raise StartupError(f"{name} must not be negative; got {getattr(self, name)}")
+                raise StartupError(
+                    f"{name} must not be negative; got {getattr(self, name)} ({_FLAG_NOTE})"
+                )
         if not 0 < self.gpu_memory_utilization <= 1:  # neither is nan
             raise StartupError(
                 "gpu_memory_utilization must be a part of the GPU's memory, above 0 and at most 1; "
-                f"got {self.gpu_memory_utilization}"
+                f"got {self.gpu_memory_utilization} ({_FLAG_NOTE})"
             )
         if self.kv_block_size < 8 or self.kv_block_size & (self.kv_block_size - 1):
             raise StartupError(
-                f"kv_block_size must be a power of two of at least 8; got {self.kv_block_size}"
+                f"kv_block_size must be a power of two of at least 8; "
+                f"got {self.kv_block_size} ({_FLAG_NOTE})"
             )
 
     @staticmethod

@@ -53,7 +53,10 @@ def read_rope(config: JsonFields, max_positions: int) -> RopeConfig:
     if not rope.data:
         rope = config.fields("rope_parameters")
     if any(isinstance(value, dict) for value in rope.data.values()):
-        raise config.error(rope.where, "differs between layer types, which is not supported")
+        raise config.error(
+            rope.where,
+            "differs between layer types, which is not supported; serve a base model with one RoPE",
+        )
     rope_type = rope.text("rope_type", rope.text("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise rope.error(
