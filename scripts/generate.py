@@ -9,10 +9,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from multilora_api.admin import ADMIN_INPUTS
+from multilora_api.admin import KEYS
 from multilora_api.sampling import PARAMETERS
 from multilora_api.tensors import (
+    ADMIN_INPUTS,
     ADMIN_MODEL,
+    ADMIN_OUTPUT,
     ENGINE_INPUTS,
     ENGINE_MODEL,
     ENSEMBLE_INPUTS,
@@ -56,19 +58,32 @@ def generated() -> dict[Path, str]:
     models = TEXT_MODEL, ENGINE_MODEL, ADMIN_MODEL
     configs = {name: (_MODELS / name / "config.pbtxt") for name in models}
     ensemble, engine, admin = (path.read_text(encoding="utf-8") for path in configs.values())
+    text_maps = {"input_ids": "input_ids"} | {
+        tensor.name: tensor.name for tensor in ENSEMBLE_INPUTS if tensor in ENGINE_INPUTS
+    }
+    admin_maps = {"action": "action"} | {key.tensor or name: name for name, key in KEYS.items()}
+    same = {tensor.name: tensor.name for tensor in OUTPUTS}
     return {
-        configs[TEXT_MODEL]: _with_step(_with_tensors(ensemble, ENSEMBLE_INPUTS, OUTPUTS)),
-        configs[ENGINE_MODEL]: _with_tensors(engine, ENGINE_INPUTS, OUTPUTS, ragged=True),
-        configs[ADMIN_MODEL]: _with_tensors(admin, ADMIN_INPUTS, (Tensor("result", "BYTES"),)),
+        configs[TEXT_MODEL]: _with_step(
+            _with_tensors(ensemble, ENSEMBLE_INPUTS, OUTPUTS), text_maps, same
+        ),
+        configs[ENGINE_MODEL]: _with_tensors(engine, ENGINE_INPUTS, OUTPUTS, backend=True),
+        configs[ADMIN_MODEL]: _with_step(
+            _with_tensors(admin, ADMIN_INPUTS, (ADMIN_OUTPUT,)),
+            admin_maps,
+            {"text_output": ADMIN_OUTPUT.name},
+        ),
         ROOT / "client/multilora_client/sampling.py": _sampling_types(),
     }
 
 
 def _with_tensors(
-    config: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], ragged: bool = False
+    config: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], backend: bool = False
 ) -> str:
-    """A config.pbtxt with these blocks; `ragged`: inputs of any length, for a dynamic batcher."""
-    lines = [_entry(tensor, optional=tensor != inputs[0], ragged=ragged) for tensor in inputs]
+    """A config.pbtxt with these blocks. Every input is optional, because an ensemble that lacks a
+    required one runs no step and says nothing; the models say what is missing. The dynamic batcher
+    of a `backend` takes inputs of any length."""
+    lines = [_entry(tensor, optional=True, ragged=backend) for tensor in inputs]
     config = _with_block(config, "input", lines)
     return _with_block(config, "output", [_entry(tensor) for tensor in outputs])
 
@@ -86,19 +101,18 @@ def _entry(tensor: Tensor, optional: bool = False, ragged: bool = False) -> str:
     return f'  {{ name: "{tensor.name}" data_type: TYPE_{kind} dims: [ {dims} ]{extra} }}'
 
 
-def _with_step(config: str) -> str:
-    """The ensemble's step multilora_llm takes all that the ensemble does, and the token ids."""
-    names = ["input_ids", *(t.name for t in ENGINE_INPUTS if t in ENSEMBLE_INPUTS)]
-    maps = {"input_map": names, "output_map": [tensor.name for tensor in OUTPUTS]}
+def _with_step(config: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> str:
+    """An ensemble's config.pbtxt with these maps in its step multilora_llm: tensor of the step →
+    tensor of the ensemble."""
     before, _, after = config.partition(_STEP)
     end = after[after.index("\n    }") :]
-    return before + _STEP + "\n".join(_map_lines(maps)) + end
+    lines = [*_map_lines("input_map", inputs), *_map_lines("output_map", outputs)]
+    return before + _STEP + "\n".join(lines) + end
 
 
-def _map_lines(maps: Mapping[str, Sequence[str]]) -> Iterable[str]:
-    for kind, names in maps.items():
-        for name in names:
-            yield f'      {kind} {{ key: "{name}" value: "{name}" }}'
+def _map_lines(kind: str, names: Mapping[str, str]) -> Iterable[str]:
+    for key, value in names.items():
+        yield f'      {kind} {{ key: "{key}" value: "{value}" }}'
 
 
 def _sampling_types() -> str:

@@ -60,7 +60,7 @@ ENGINE = {
         "torch safetensors huggingface_hub multilora_api",
     ),
     "adapters.admin": Room(
-        "errors json_fields adapters.naming adapters.memory adapters.merging scheduling.scheduler",
+        "errors adapters.naming adapters.memory adapters.merging scheduling.scheduler",
         "multilora_api",
     ),
     "download": Room("errors adapters.files adapters.naming", "huggingface_hub fsspec"),
@@ -123,7 +123,7 @@ PACKAGES = {  # the other packages, which have one room each
     "client/multilora_client": "grpc tritonclient multilora_api",
     "client/multilora_text": "tokenizers jinja2",
 }
-TRITON_MODELS = {"tokenizer", "adapters", "multilora_llm"}
+TRITON_MODELS = {"tokenizer", "multilora_llm"}
 
 
 def sources(folder: Path) -> list[Path]:

@@ -1,21 +1,19 @@
 """The administration of adapters: its actions, and the keys that each takes.
 
-A command is a JSON object for the tensor `admin` of `multilora_llm`; the Triton model `adapters`
-has an input for each key instead. docs/adapters.md describes the answers.
+The Triton model `adapters` has an input for the action and one for each key, and passes them on to
+`multilora_llm`. Law: only the standard library is imported. docs/adapters.md describes the answers.
 """
 
 from enum import Enum
 from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
-from multilora_api.tensors import Tensor
-
 # How adapters are merged, as PEFT's `add_weighted_adapter` names it; the first is the default.
 MergeStrategy = Literal["linear", "ties", "dare_linear", "dare_ties"]
 SignMethod = Literal["total", "frequency"]
 STRATEGIES: tuple[str, ...] = get_args(MergeStrategy)
 SIGN_METHODS: tuple[str, ...] = get_args(SignMethod)
-QUICK_ACTIONS = ("list", "info", "describe")  # the others may wait for a download, or for sequences
+CHANGES = ("load", "unload", "pin", "unpin")  # where there is an admin key, they need it
 ACTIONS = ("list", "info", "load", "unload", "pin", "unpin", "merge", "template", "describe")
 
 
@@ -29,25 +27,23 @@ class Origin(Enum):
 
 
 class AdminKey(NamedTuple):
-    """`actions` are those that take the key."""
+    """`actions` are those that take the key, `tensor` is the input of `multilora_llm` for it, ""
+    the one of the key's name."""
 
     datatype: str
     actions: tuple[str, ...]
+    tensor: str = ""
 
 
 KEYS = MappingProxyType(
     {
-        "adapter_id": AdminKey("BYTES", ("info", "load", "unload", "pin", "unpin", "template")),
+        "adapter_id": AdminKey("BYTES", ("info", *CHANGES, "template")),
         "source": AdminKey("BYTES", ("load",)),
         "revision": AdminKey("BYTES", ("load",)),
         "cancel": AdminKey("BOOL", ("unload",)),
-        "timeout": AdminKey("FP32", ACTIONS),
+        "timeout": AdminKey("FP32", ACTIONS, "adapter_timeout"),
         "merge": AdminKey("BYTES", ("merge",)),
         "adapter_token": AdminKey("BYTES", ("load", "merge", "template")),
+        "admin_key": AdminKey("BYTES", ACTIONS),
     }
-)
-# Of the Triton model `adapters`; `action` is required.
-ADMIN_INPUTS = (
-    Tensor("action", "BYTES"),
-    *(Tensor(name, key.datatype) for name, key in KEYS.items()),
 )

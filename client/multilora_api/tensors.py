@@ -5,6 +5,7 @@ One request is one prompt: a scalar travels as [1, 1], a list as [1, n]. Types a
 
 from typing import NamedTuple
 
+from multilora_api.admin import KEYS
 from multilora_api.sampling import PARAMETERS
 
 TEXT_MODEL = "multilora"  # the ensemble
@@ -15,6 +16,7 @@ RUNNING = (
 )
 
 _TRITON_PARAMETERS = ("id", "priority", "timeout", "binary_data_output")
+_BROWSER_HEADERS = ("origin", "sec-fetch-site")  # the launcher has Triton pass them on
 
 
 class Tensor(NamedTuple):
@@ -58,18 +60,32 @@ _COMMON = (
 )
 _TEXT, _CHAT = Tensor("text_input", "BYTES"), Tensor("chat", "BOOL")
 
-# The first input of each is required, the others are optional.
 ENSEMBLE_INPUTS = (_TEXT, _CHAT, *_ADAPTER, *_COMMON)
+ADMIN_INPUTS = (
+    Tensor("action", "BYTES"),
+    *(Tensor(name, key.datatype) for name, key in KEYS.items()),
+)
+ADMIN_OUTPUT = Tensor("result", "BYTES")
 ENGINE_INPUTS = (
     Tensor("input_ids", "INT32", many=True),
-    *_ADAPTER,
-    Tensor("admin", "BYTES"),
-    _CHAT,
     _TEXT,
+    _CHAT,
+    *_ADAPTER,
     *_COMMON,
+    Tensor("action", "BYTES"),
+    *(
+        Tensor(name, key.datatype)
+        for name, key in KEYS.items()
+        if not key.tensor and name not in {tensor.name for tensor in _ADAPTER}
+    ),
 )
 
 
 def is_tritons(name: str) -> bool:
     """Whether a request parameter of that name is the Triton server's own."""
     return name in _TRITON_PARAMETERS or name.startswith(("triton_", "sequence_"))
+
+
+def is_of_a_web_page(name: str) -> bool:
+    """Whether a request parameter of that name is a header that only browsers send."""
+    return name.lower() in _BROWSER_HEADERS

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from multilora_api.tensors import ADMIN_MODEL, ENGINE_MODEL, TEXT_MODEL
+from multilora_api.tensors import ADMIN_MODEL, ENGINE_MODEL
 from multilora_client.adapters.client import AsyncAdapters
 from multilora_client.connection import Endpoint
 from multilora_client.errors import from_status
@@ -40,9 +40,10 @@ class AsyncMultiLoRAClient:
         url: str = "localhost:8001",
         *,
         timeout: float | None = None,
-        model: str = TEXT_MODEL,
+        model: str = ENGINE_MODEL,
         engine: str = ENGINE_MODEL,
         admin: str = ADMIN_MODEL,
+        admin_key: str = "",
     ) -> None:
         endpoint = Endpoint.parse(url)
         self.url = endpoint.address
@@ -50,7 +51,7 @@ class AsyncMultiLoRAClient:
         self._model = model
         self._engine = engine
         self._channel, self._stub = self._connect(endpoint)
-        self.adapters = AsyncAdapters(self._stub, admin, self.url, timeout)
+        self.adapters = AsyncAdapters(self._stub, admin, self.url, timeout, admin_key)
         self._running: set[str] = set()  # ids of the requests that AsyncTextStreams are reading
 
     def _connect(self, endpoint: Endpoint) -> tuple[Any, Any]:

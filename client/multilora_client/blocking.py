@@ -77,11 +77,6 @@ class BlockingStub:
     def __init__(self, channel: grpc.Channel) -> None:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
-    async def ModelInfer(
-        self, request: service_pb2.ModelInferRequest, timeout: float | None
-    ) -> service_pb2.ModelInferResponse:
-        return self._stub.ModelInfer(request, timeout=timeout)
-
     def ModelStreamInfer(
         self, requests: Iterator[service_pb2.ModelInferRequest], timeout: float | None
     ) -> "BlockingCall":

@@ -29,7 +29,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
-        with MultiLoRAClient(args.url, timeout=args.timeout) as client:
+        admin_key = os.environ.get("ADMIN_KEY", "")  # a flag would show it to the whole machine
+        with MultiLoRAClient(args.url, timeout=args.timeout, admin_key=admin_key) as client:
             commands = {"generate": _generate, "chat": _chat, "adapters": run_adapters}
             return commands[args.command](client, args)
     except MultiLoRAError as error:

@@ -24,7 +24,8 @@ class _Blocking(AsyncMultiLoRAClient):
 class MultiLoRAClient:
     """Generates text on a Triton server with any adapter it knows; `adapters` administers them.
 
-    `timeout` is in seconds per request; None waits for ever. Every method raises MultiLoRAError or
+    `timeout` is in seconds per request; None waits for ever. `admin_key` is what a server that was
+    started with one wants for changes of adapters. Every method raises MultiLoRAError or
     one of its subclasses. Closing the client cancels what is still running.
     A daemon thread reads each stream until it ends.
     """

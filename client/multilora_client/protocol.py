@@ -65,7 +65,7 @@ def generate_request(
     sampling: Sampling,
 ) -> service_pb2.ModelInferRequest:
     """The request for one answer to a text, or to the messages of a chat."""
-    request = _new_request(model, str(uuid.uuid4()))
+    request = new_request(model, str(uuid.uuid4()))
     text = prompt if isinstance(prompt, str) else json.dumps(_checked(prompt), ensure_ascii=False)
     add_input(request, "text_input", "BYTES", text)
     if not isinstance(prompt, str):
@@ -88,8 +88,7 @@ def generate_request(
 
 def stop_request(model: str, request_id: str) -> service_pb2.ModelInferRequest:
     """Cancels the running request of that id; `model` is the engine, also behind an ensemble."""
-    request = _new_request(model, request_id)
-    add_input(request, "input_ids", "INT32", 0)  # the engine requires it and ignores it here
+    request = new_request(model, request_id)
     add_input(request, "stop", "BOOL", True)
     return request
 
@@ -139,7 +138,8 @@ class GenerationReply:
         )
 
 
-def _new_request(model: str, request_id: str) -> service_pb2.ModelInferRequest:
+def new_request(model: str, request_id: str = "") -> service_pb2.ModelInferRequest:
+    """A request without inputs, whose stream says when it is whole."""
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     return request

@@ -27,7 +27,7 @@ class Gateway:
         self.settings = settings
         self.access = access
         self.metrics = metrics
-        self.backend = Backend(settings.triton_url)
+        self.backend = Backend(settings.triton_url, settings.admin_key)
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -150,6 +150,8 @@ def engine_environment(
     if "LORA_ADAPTERS" in values:
         items = values["LORA_ADAPTERS"].split(",")
         values["LORA_ADAPTERS"] = ",".join(_absolute_item(item.strip()) for item in items)
+    if flags.admin_key:
+        values["ADMIN_KEY"] = flags.admin_key.strip()
     if flags.hf_hub_cache:
         values["HF_HUB_CACHE"] = str(Path(flags.hf_hub_cache).expanduser().resolve())
     return values | writable_hub_cache({**environ, **values})

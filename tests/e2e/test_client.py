@@ -141,6 +141,16 @@ def test_cancelling_a_task_stops_the_server(server: TritonServer) -> None:
     assert_cancelled(server, before)
 
 
+def test_killing_a_client_stops_the_server(server: TritonServer) -> None:
+    before = settled(server)
+    arguments = ["--max-tokens", str(LONG), "--ignore-eos"]
+    with command(server, "generate", "--stream", *arguments, "hello") as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.kill()
+    assert_cancelled(server, before)
+
+
 @pytest.mark.parametrize("verb", [["generate"], ["generate", "--stream"], ["chat"]])
 def test_command_line(server: TritonServer, demo: list[Example], verb: list[str]) -> None:
     example = next(example for example in demo if example.adapter_id == "emoji")

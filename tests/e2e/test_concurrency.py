@@ -63,9 +63,11 @@ def test_grpc_cancel(server: TritonServer, demo: list[Example]) -> None:
         _assert_cancelled(server, stream.cancel)
 
 
-def test_http_disconnect(server: TritonServer) -> None:
-    ids = token_ids(server, "abc")
-    events = stream_events(server, {"input_ids": ids, **ENDLESS}, "multilora_llm")
+@pytest.mark.parametrize("prompt", ["text_input", "input_ids"])
+def test_http_disconnect(server: TritonServer, prompt: str) -> None:
+    """Over the model that README.md shows: no ensemble is told that its client has left."""
+    value = "abc" if prompt == "text_input" else token_ids(server, "abc")
+    events = stream_events(server, {prompt: value, **ENDLESS}, "multilora_llm")
     next(events)
     _assert_cancelled(server, events.close)
 

@@ -74,7 +74,7 @@ def test_config_pbtxt_states_every_default():
     text = (DEMO.parent.parent / "config.pbtxt").read_text()
     pattern = r'parameters \{ key: "(\w+)" value: \{ string_value: "(.*)" \} \}'
     parameters = dict(re.findall(pattern, text))
-    assert parameters.keys() == EngineConfig.__dataclass_fields__.keys()
+    assert parameters.keys() == EngineConfig.__dataclass_fields__.keys() - {"admin_key"}
     assert EngineConfig.from_settings(parameters, {}) == EngineConfig()
 
 
@@ -88,3 +88,9 @@ def test_token_limits_follow_the_base_model():
     assert EngineConfig(max_input_tokens=9, max_total_tokens=4096).token_limits(1024) == (9, 1024)
     with pytest.raises(StartupError, match="below max_total_tokens"):
         EngineConfig(max_input_tokens=20, max_total_tokens=20).token_limits(512)
+
+
+def test_the_admin_key_is_read_from_the_environment_alone_and_never_shown() -> None:
+    config = EngineConfig.from_settings({"admin_key": "from pbtxt"}, {"ADMIN_KEY": " a secret "})
+    assert config.admin_key == "a secret" and "secret" not in repr(config)
+    assert EngineConfig.from_settings({"admin_key": "from pbtxt"}, {}).admin_key == ""

@@ -7,7 +7,7 @@ import pytest
 
 import generate
 from multilora_api.sampling import PARAMETERS
-from multilora_api.tensors import ENGINE_INPUTS, Tensor
+from multilora_api.tensors import ADMIN_INPUTS, ENGINE_INPUTS, Tensor
 
 
 @pytest.mark.parametrize("path", generate.generated(), ids=lambda path: path.parent.name)
@@ -28,12 +28,19 @@ def test_an_input_of_the_table_reaches_the_engine_and_the_ensemble(
     assert "brand_new" not in texts["adapters"]
 
 
-def test_only_the_first_input_is_required() -> None:
+def test_every_input_is_optional_so_that_a_model_says_what_is_missing() -> None:
     for path, text in generate.generated().items():
         if path.suffix == ".pbtxt":
             block = re.findall(r"^input \[\n(.*?)^\]", text, re.DOTALL | re.MULTILINE)[0]
-            first, *others = block.splitlines()
-            assert "optional" not in first and all("optional: true" in line for line in others)
+            assert all("optional: true" in line for line in block.splitlines())
+
+
+def test_the_ensemble_adapters_hands_on_every_input() -> None:
+    texts = {path.parent.name: text for path, text in generate.generated().items()}
+    maps = dict(re.findall(r'input_map \{ key: "(\w+)" value: "(\w+)" \}', texts["adapters"]))
+    assert sorted(maps.values()) == sorted(tensor.name for tensor in ADMIN_INPUTS)
+    assert set(maps) <= {tensor.name for tensor in ENGINE_INPUTS}
+    assert maps["adapter_timeout"] == "timeout"
 
 
 def test_every_typed_parameter_is_an_argument_of_the_client() -> None:

@@ -8,11 +8,11 @@ import grpc
 from multilora_client.adapters.messages import (
     AdapterInfo,
     AdapterMemory,
+    AdminReply,
     Unloaded,
     adapter_infos,
     adapter_memory,
     admin_request,
-    answer,
     deadline,
     failure,
     merge_text,
@@ -24,11 +24,14 @@ from multilora_client.tensors import Scalar
 class AsyncAdapters:
     """See Adapters; every method is awaited. Made by AsyncMultiLoRAClient."""
 
-    def __init__(self, stub: Any, model: str, url: str, timeout: float | None) -> None:
+    def __init__(
+        self, stub: Any, model: str, url: str, timeout: float | None, key: str = ""
+    ) -> None:
         self._stub = stub
         self._model = model
         self._url = url
         self._timeout = timeout
+        self._key = key
 
     async def list(self) -> list[AdapterInfo]:
         """Every adapter that is registered, in the adapters directory, or in memory."""
@@ -98,12 +101,18 @@ class AsyncAdapters:
     ) -> dict[str, Any]:
         """The server's answer to any action, as the JSON object that it is."""
         seconds = self._timeout if timeout is None else timeout
-        request = admin_request(self._model, action, {**inputs, "timeout": seconds})
+        given = {**inputs, "timeout": seconds, "admin_key": self._key}
+        request = admin_request(self._model, action, given)
+        reply = AdminReply()
         try:
-            return answer(await self._stub.ModelInfer(request, timeout=deadline(seconds)))
+            async for message in self._stub.ModelStreamInfer(
+                iter([request]), timeout=deadline(seconds)
+            ):
+                reply.push(message)
         except grpc.RpcError as error:
             call = cast(grpc.Call, error)
             raise failure(call.code(), call.details(), self._url) from None
+        return reply.answer()
 
 
 class Adapters:

@@ -16,7 +16,9 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from multilora_api.admin import KEYS
+from multilora_api.tensors import ADMIN_OUTPUT
 from multilora_client.errors import MultiLoRAError, TimedOut, from_message, from_status, invalid
+from multilora_client.protocol import new_request
 from multilora_client.tensors import Scalar, add_input, outputs
 
 GRACE_SECONDS = 2.0  # the client gives up so much later than the server, to hear its reason
@@ -83,7 +85,7 @@ def admin_request(
     model: str, action: str, inputs: dict[str, Scalar | None]
 ) -> service_pb2.ModelInferRequest:
     """The request for one action; raises InvalidRequest naming an input that does not fit."""
-    request = service_pb2.ModelInferRequest(model_name=model)
+    request = new_request(model)
     add_input(request, "action", "BYTES", action)
     for name, value in inputs.items():
         if name not in KEYS:
@@ -107,15 +109,27 @@ def merge_text(
     return json.dumps({name: value for name, value in given.items() if value is not None})
 
 
-def answer(response: service_pb2.ModelInferResponse) -> dict[str, Any]:
-    """The JSON object of an answer."""
-    try:
-        values = json.loads(str(outputs(response)["result"][0]))
-    except (LookupError, ValueError) as error:
-        raise _unreadable(error) from None
-    if not isinstance(values, dict):
-        raise _unreadable(TypeError(f"a JSON object was expected, got {type(values).__name__}"))
-    return values
+class AdminReply:
+    """The responses to one action: one of them holds the answer."""
+
+    def __init__(self) -> None:
+        self._result: str | None = None
+
+    def push(self, message: service_pb2.ModelStreamInferResponse) -> None:
+        if message.error_message:
+            raise from_message(message.error_message)
+        for value in outputs(message.infer_response).get(ADMIN_OUTPUT.name, []):
+            self._result = str(value)
+
+    def answer(self) -> dict[str, Any]:
+        """The JSON object; to be called at the end of the stream."""
+        try:
+            values = json.loads(self._result or "")
+        except ValueError as error:
+            raise _unreadable(error) from None
+        if not isinstance(values, dict):
+            raise _unreadable(TypeError(f"a JSON object was expected, got {type(values).__name__}"))
+        return values
 
 
 def adapter_infos(values: dict[str, Any]) -> list[AdapterInfo]:
@@ -129,12 +143,11 @@ def adapter_memory(values: dict[str, Any]) -> AdapterMemory:
 
 
 def failure(code: grpc.StatusCode, details: str | None, url: str) -> MultiLoRAError:
-    """The exception for the status of an action. The engine's own code, a tag in the text, wins."""
+    """The exception for the status that ended the stream of an action."""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = "the answer did not arrive in time; what the server has begun goes on meanwhile"
         return TimedOut(code.name, f"{message}, ask again or allow a longer timeout")
-    tagged = from_message(details or "")
-    return from_status(code, details, url) if tagged.code == "UNKNOWN" else tagged
+    return from_status(code, details, url)
 
 
 def deadline(seconds: float | None) -> float | None:

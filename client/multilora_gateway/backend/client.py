@@ -48,20 +48,21 @@ _LOG = logging.getLogger("multilora.gateway")
 
 class Backend:
     """A connection to one Triton server. Make a Backend inside the running event loop. Every method
-    raises GatewayError."""
+    raises GatewayError. `admin_key` is the key for changing adapters that both were started with.
+    """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, admin_key: str = "") -> None:
         endpoint = Endpoint.parse(url)
         self.url = endpoint.address
         self._channel = endpoint.aio_channel()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._adapters = AsyncAdapters(self._stub, ADMIN_MODEL, self.url, None)
+        self._adapters = AsyncAdapters(self._stub, ADMIN_MODEL, self.url, None, admin_key)
         self._base: asyncio.Task[ServedModel] | None = None  # shared by all callers
         self._templates: dict[str, tuple[float, ChatTemplate | None]] = {}
         self._names: dict[str, tuple[float, bool]] = {}
         self._probe = ModelProbe(self._stub, self.url)
         self._watch = EngineWatch(self._probe.ask)
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[Any]] = set()  # read to their end, for nobody
         self._connection = asyncio.create_task(self._follow_connection())
 
     async def close(self) -> None:
@@ -82,7 +83,7 @@ class Backend:
         )
         logprobs, complete = asked.with_logprobs, False
         try:
-            with self._watch.over(stream, ENGINE_MODEL) as watched:
+            with self._watch.over(stream) as watched:
                 async for message in stream:
                     watched.heard = time.monotonic()
                     delta = delta_of(message, logprobs)
@@ -98,21 +99,22 @@ class Backend:
             raise self._translated(error, ENGINE_MODEL) from None
         finally:
             if not stream.at_end:
-                leaving = asyncio.create_task(stream.leave(complete))
-                self._leaving.add(leaving)
-                leaving.add_done_callback(self._leaving.discard)
+                self._leave(asyncio.create_task(stream.leave(complete)))
 
     async def adapters(
         self, action: str, timeout: float | None = None, **inputs: Scalar | None
     ) -> dict[str, Any]:
         """The answer of the Triton model `adapters` to an action. `timeout` is in seconds; None
         leaves the choice to the server."""
-        question = asyncio.ensure_future(self._adapters.ask(action, timeout, **inputs))
+        question = asyncio.create_task(self._adapters.ask(action, timeout, **inputs))
         try:
-            with self._watch.over(question, ADMIN_MODEL, ENGINE_MODEL):
-                return await question
+            with self._watch.over(question):
+                return await asyncio.shield(question)  # see EngineStream: no stream is cancelled
         except MultiLoRAError as error:
             raise self._translated(error, ADMIN_MODEL) from None
+        finally:
+            if not question.done():
+                self._leave(question)
 
     async def base(self) -> ServedModel:
         """The base model that is being served."""
@@ -160,16 +162,22 @@ class Backend:
         return found
 
     async def is_ready(self) -> bool:
-        """Whether both Triton models, and so requests with and without adapters, answer now."""
-        return all(await asyncio.gather(self._answers(ENGINE_MODEL), self._answers(ADMIN_MODEL)))
-
-    async def _answers(self, model: str) -> bool:
+        """Whether the engine answers now."""
         try:
-            await self._probe.ask(model, _READY_SECONDS)
+            await self._probe.ask(_READY_SECONDS)
         except MultiLoRAError as error:
-            self._translated(error, model)
+            self._translated(error, ENGINE_MODEL)
             return False
         return True
+
+    def _leave(self, task: asyncio.Task[Any]) -> None:
+        self._leaving.add(task)
+        task.add_done_callback(self._left)
+
+    def _left(self, task: asyncio.Task[Any]) -> None:
+        self._leaving.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody is left to be told of it
 
     async def _describe(self) -> ServedModel:
         description = await self.adapters("describe", _DESCRIBE_SECONDS)
@@ -205,6 +213,6 @@ class Backend:
         self._names.clear()
 
     def _translated(self, error: MultiLoRAError, model: str) -> GatewayError:
-        if is_lost(error, model):
+        if is_lost(error):
             self._forget()  # the server may come back with another base
         return gateway_error(error, model)

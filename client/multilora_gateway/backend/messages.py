@@ -121,14 +121,11 @@ def _token(token_id: int, entries: dict[str, dict[str, Any]]) -> Token:
     return Token(token_id, entries[str(token_id)]["logprob"], top)
 
 
-def is_lost(error: MultiLoRAError, model: str) -> bool:
-    """Whether an error of `model`, a Triton model, means that another base model may be served
-    next: the server is gone, or the engine is. What a living engine says of an adapter does not
-    count, nor does the end of the process of `adapters`, which the engine outlives."""
-    if isinstance(error, ServerLost):
-        return True
-    gone = isinstance(error, ProcessDied) or error.message.startswith(_NOT_SERVED)
-    return gone and model == ENGINE_MODEL
+def is_lost(error: MultiLoRAError) -> bool:
+    """Whether an error means that another base model may be served next: the server is gone, or the
+    engine is. What a living engine says of an adapter does not count."""
+    gone = isinstance(error, ServerLost | ProcessDied)
+    return gone or error.message.startswith(_NOT_SERVED)
 
 
 def gateway_error(error: MultiLoRAError, model: str) -> GatewayError:

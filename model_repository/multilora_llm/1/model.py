@@ -1,14 +1,15 @@
 """The Triton model `multilora_llm`: token ids in, a stream of text out.
 
 This is the seam between the Triton server's Python backend and the engine: it hands Triton requests
-to the intake and responses to Triton, and decides nothing. With the model.py of `tokenizer` and
-`adapters` it is the only place that knows the Python backend.
+to the intake and responses to Triton, and decides nothing. With the model.py of `tokenizer` it is
+the only place that knows the Python backend.
 """
 
 import json
 import logging
 import os
 import threading
+from functools import partial
 from typing import Any
 
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
@@ -19,6 +20,7 @@ from multilora.wire.intake import Intake
 from multilora.wire.metrics import TritonMetrics
 from multilora.wire.responder import Responder
 from multilora.wire.stream import Response
+from multilora.wire.triton_request import read_request
 from multilora_text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger("multilora.model")
@@ -94,18 +96,10 @@ class TritonPythonModel:
         """Hand requests to the intake; the responder thread answers them."""
         for request in requests:
             client = TritonClient(request, self._tokenizer)
-            self._intake.accept(
-                client, request.request_id(), lambda request=request: _read(request)
-            )
+            self._intake.accept(client, partial(read_request, request))
 
     def finalize(self) -> None:
         self._engine.close()
         self._responder.join()
         self._intake.close()
         self._metrics.close()
-
-
-def _read(request: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors and the parameters of a Triton request."""
-    tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-    return tensors, json.loads(request.parameters())

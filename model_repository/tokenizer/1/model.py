@@ -4,6 +4,7 @@ It shares the engine's settings and chats, in `multilora_llm/1` next door.
 """
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -15,9 +16,12 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 sys.path.append(str(Path(__file__).resolve().parents[2] / "multilora_llm" / "1"))
 
 from multilora.config import EngineConfig
-from multilora.errors import RequestError, StartupError, invalid
+from multilora.errors import RequestError, StartupError, internal, invalid
 from multilora.startup.base_folder import base_folder, base_tokenizer
-from multilora.wire.chat import encode_chat, parse_messages
+from multilora.wire.prompt import encode_chat, encode_text, parse_messages
+from multilora.wire.triton_request import read_request, scalar
+
+_LOG = logging.getLogger("multilora.tokenizer")
 
 
 class TritonPythonModel:
@@ -42,26 +46,25 @@ class TritonPythonModel:
         try:
             ids = np.array([self._encode(request)], dtype=np.int32)
         except RequestError as error:
-            code = getattr(pb_utils.TritonError, error.code.value)
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.tagged, code))
+            return _failure(error)
+        except Exception as error:  # one that leaves `execute` fails the others of its batch
+            _LOG.exception("a request could not be read")
+            return _failure(internal(f"internal error: {error!r}"))
         return pb_utils.InferenceResponse([pb_utils.Tensor("input_ids", ids)])
 
     def _encode(self, request: Any) -> list[int]:
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        if tensors["text_input"].size != 1:
-            raise invalid(
-                f"text_input has {tensors['text_input'].size} rows; send one prompt per request, "
-                "requests that run at the same time are batched by the server"
-            )
-        try:
-            text = tensors["text_input"].item().decode("utf-8")
-        except UnicodeDecodeError:
-            raise invalid("text_input is not valid UTF-8; encode it so") from None
-        if not text:
-            raise invalid("text_input is empty; send a prompt")
-        if "chat" in tensors and tensors["chat"].any():
-            messages = parse_messages(text)
-            if "adapter_id" in tensors and tensors["adapter_id"].any():
-                return [0]  # multilora_llm renders it: the adapter may have its own template
-            return encode_chat(self._tokenizer, messages)
-        return self._tokenizer.encode(text)
+        _, tensors, _ = read_request(request)
+        if "text_input" not in tensors:
+            raise invalid("text_input is missing; send a prompt")
+        text = scalar(tensors, "text_input", "")
+        if not scalar(tensors, "chat", False):
+            return encode_text(self._tokenizer, text)
+        messages = parse_messages(text)
+        if scalar(tensors, "adapter_id", ""):
+            return [0]  # multilora_llm renders it: the adapter may have its own template
+        return encode_chat(self._tokenizer, messages)
+
+
+def _failure(error: RequestError) -> Any:
+    code = getattr(pb_utils.TritonError, error.code.value)
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.tagged, code))

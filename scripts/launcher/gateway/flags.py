@@ -55,7 +55,8 @@ def add_gateway_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         group.add_argument(*_SHORT.get(name, []), f"--{name}", help=help_)
     for name, help_ in _MANY.items():
         group.add_argument(f"--{name}", action="append", help=help_)
-    group.add_argument("--admin-key", help="key for changing adapters; without it nobody may")
+    group.add_argument("--admin-key", help="key for changing adapters; without it nobody may, "
+                       "but over Triton's ports whoever reaches these")  # fmt: skip
     json_output = group.add_argument(
         "--json-output", action="store_true", default=None, help="log lines are JSON"
     )

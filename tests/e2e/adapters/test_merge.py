@@ -89,8 +89,8 @@ def test_what_cannot_be_merged(server: TritonServer) -> None:
     unknown = refusal(server, action="merge", merge='{"ids": ["upper", "nobody"]}')
     assert unknown[0] == "NOT_FOUND" and "nobody" in unknown[1]
     wrong = refusal(server, action="merge", merge='{"ids": ["upper"], "merge_strategy": "svd"}')
-    assert wrong[0] == "INVALID_ARGUMENT" and "linear, ties" in wrong[1]
-    assert refusal(server, action="merge")[0] == "INVALID_ARGUMENT"
+    assert wrong[0] == "INVALID_ARG" and "linear, ties" in wrong[1]
+    assert refusal(server, action="merge")[0] == "INVALID_ARG"
 
 
 def test_a_chat_is_stopped_while_its_adapter_is_fetched(

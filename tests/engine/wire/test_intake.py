@@ -57,15 +57,19 @@ class Door:
         self._responder.start()
         self.intake = Intake(engine, engine.tokenizer, self._responder)
 
-    def send(self, client_id: str = "", **inputs: Any) -> FakeClient:
+    def send(
+        self, client_id: str = "", parameters: dict[str, Any] | None = None, **inputs: Any
+    ) -> FakeClient:
         client = FakeClient()
         tensors = {name: tensor(value) for name, value in inputs.items()}
-        self.intake.accept(client, client_id, lambda: (tensors, {}))
+        self.intake.accept(client, lambda: (client_id, tensors, parameters or {}))
         return client
 
-    def ask(self, client_id: str = "", **inputs: Any) -> FakeClient:
+    def ask(
+        self, client_id: str = "", parameters: dict[str, Any] | None = None, **inputs: Any
+    ) -> FakeClient:
         """Wait for the last word."""
-        client = self.send(client_id, **inputs)
+        client = self.send(client_id, parameters, **inputs)
         until(lambda: client.errors or (client.responses and client.responses[-1].final))
         return client
 
@@ -96,6 +100,13 @@ def test_token_ids_in_text_out(engine: Engine, door: Door) -> None:
     assert (client.text, client.outputs) == ("HELLO WORLD", {"num_input_tokens"})
 
 
+def test_a_text_becomes_token_ids_here(door: Door) -> None:
+    client = door.ask(text_input="hello world", adapter_id="upper", max_tokens=40)
+    assert client.text == "HELLO WORLD"
+    chat = json.dumps([{"role": "user", "content": "hello world"}])
+    assert door.ask(text_input=chat, chat=True, max_tokens=40).text == "hello world"
+
+
 def test_a_chat_is_rendered_here(engine: Engine, door: Door) -> None:
     messages = json.dumps([{"role": "user", "content": "hello world"}])
     for adapter_id, answer in (("", "hello world"), ("reverse", "world hello")):
@@ -112,9 +123,9 @@ def test_a_grammar_is_compiled_on_the_way(engine: Engine, door: Door) -> None:
 
 
 def test_commands_are_answered(door: Door) -> None:
-    listed = json.loads(door.ask(admin='{"action": "list"}').text)
+    listed = json.loads(door.ask(action="list").text)
     assert "upper" in {entry["id"] for entry in listed["adapters"]}
-    described = json.loads(door.ask(admin='{"action": "describe"}').text)
+    described = json.loads(door.ask(action="describe").text)
     assert described["model_id"] == "multilora-demo" and "tokenizer.json" in described["tokenizer"]
 
 
@@ -124,7 +135,13 @@ def test_commands_are_answered(door: Door) -> None:
         ({"input_ids": [1], "temperature": -1.0}, "temperature must be 0 (greedy) or up to 100"),
         ({"input_ids": [1], "adapter_id": "nobody"}, "adapter 'nobody' is not known"),
         ({"stop": True}, "stop needs the id of the request to cancel"),
-        ({"admin": "{}"}, "admin: action must be one of"),
+        ({"action": "fly"}, "action must be one of"),
+        ({"text_input": ""}, "text_input is empty; send a prompt"),
+        ({"input_ids": [1], "source": "x"}, "source belongs to an action; send one as action"),
+        ({"action": "list", "input_ids": [1]}, "unknown name 'input_ids' beside an action"),
+        ({"action": "list", "parameters": {"timeuot": 3}}, "unknown name 'timeuot' beside an"),
+        ({"input_ids": [1], "parameters": {"Origin": "http://x"}}, "a web page sent this; "),
+        ({"action": "list", "parameters": {"sec-fetch-site": "none"}}, "a web page sent this; "),
         ({"adapter_id": "upper"}, "input_ids is missing"),
     ],
     ids=lambda case: str(case)[:20],
@@ -142,7 +159,7 @@ def test_what_cannot_be_read_is_an_internal_error(door: Door) -> None:
     def read() -> Any:
         raise RuntimeError("broken tensor")
 
-    door.intake.accept(client, "", read)
+    door.intake.accept(client, read)
     (error,) = client.errors
     assert error.code is ErrorCode.INTERNAL and "broken tensor" in error.message
 

@@ -5,15 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multilora.adapters.admin.command import AdminCommand
 from multilora.errors import ErrorCode, RequestError
-from multilora.wire.triton_request import (
-    TritonRequest,
-    admin_command,
-    is_admin,
-    is_stop,
-    parse_request,
-)
+from multilora.wire.triton_request import TritonRequest, is_stop, parse_request
 from multilora_api.sampling import Grammar
 from multilora_text.chat_template import find_template
 from multilora_text.tokenizer import Tokenizer
@@ -235,13 +228,3 @@ def test_messages_are_rendered_by_the_template_of_the_adapter() -> None:
     assert parse().with_template(own, tokenizer).request.prompt_token_ids == (5, 6, 7)
     with pytest.raises(RequestError, match="no chat template"):
         chat.with_template(None, Tokenizer(byte_level()))
-
-
-def test_administration() -> None:
-    tensors = {"admin": scalar('{"action": "info", "adapter_id": "é"}')}
-    assert is_admin(tensors) and not is_admin({"stop": scalar(True)})
-    assert admin_command(tensors) == AdminCommand("info", "é")
-    with pytest.raises(RequestError, match="admin must hold one value; got 2"):
-        admin_command({"admin": np.array([[b"{}", b"{}"]], dtype=np.object_)})
-    with pytest.raises(RequestError, match="admin is not valid UTF-8"):
-        admin_command({"admin": np.array([[b"\xff"]], dtype=np.object_)})

@@ -121,22 +121,11 @@ def test_a_server_whose_engine_died_is_not_ready(server: FakeAdapters) -> None:
             with pytest.raises(GatewayError, match="restart the Triton server") as caught:
                 await results(backend, [GenerationRequest([1])])
             assert caught.value.status == 503 and caught.value.headers["Retry-After"]
+            with pytest.raises(GatewayError, match="restart the Triton server"):
+                await backend.base()
+            server.dead = False
             await backend.base()
             assert descriptions(server) == 2
-
-    run(answers())
-
-
-def test_without_adapters_the_base_stays_known_but_nothing_is_ready(server: FakeAdapters) -> None:
-    async def answers() -> None:
-        async with connected(server) as backend:
-            await backend.base()
-            server.adapters_dead = True
-            assert not await backend.is_ready()
-            with pytest.raises(GatewayError, match="restart the Triton server") as caught:
-                await backend.adapters("list")
-            assert caught.value.status == 503 and caught.value.headers["Retry-After"]
-            assert (await backend.base()).model_id == "first"
 
     run(answers())
 

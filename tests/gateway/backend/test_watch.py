@@ -51,34 +51,15 @@ def test_whoever_waits_for_a_dead_engine_is_told(server: FakeAdapters, question:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_whoever_asks_a_dead_process_of_adapters_is_told(server: FakeAdapters) -> None:
-    async def errors() -> None:
-        async with connected(server) as backend:
-            running = asyncio.ensure_future(results(backend, [GenerationRequest([1], "silent")]))
-            loading = asyncio.ensure_future(backend.adapters("load", adapter_id="silent"))
-            await asyncio.sleep(0.5)
-            assert not loading.done()  # it answers when it is asked, whatever it loads
-            server.adapters_dead = True
-            with pytest.raises(GatewayError, match="adapters does not answer") as caught:
-                await loading
-            assert caught.value.status == 503
-            await asyncio.sleep(0.5)
-            assert not running.done()  # the engine lives
-            running.cancel()
-
-    run(errors())
-
-
-@pytest.mark.usefixtures("impatient")
 def test_the_watch_outlives_its_own_failures(
     server: FakeAdapters, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ask, failures = ModelProbe.ask, [RuntimeError("odd")]
 
-    async def failing(self: ModelProbe, model: str, seconds: float) -> None:
+    async def failing(self: ModelProbe, seconds: float) -> None:
         if failures:
             raise failures.pop()
-        await ask(self, model, seconds)
+        await ask(self, seconds)
 
     monkeypatch.setattr(ModelProbe, "ask", failing)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import subprocess
 import sys
 import time
@@ -25,22 +26,29 @@ def administer(server: TritonServer, **inputs: Any) -> Any:
 
 
 def refusal(server: TritonServer, **inputs: Any) -> tuple[str, str]:
-    """(code, message) over gRPC of an action that must fail."""
+    """(code, message) over gRPC of an action that must fail: the code is the word in brackets at
+    the end of the message, "" when the Triton server itself refused."""
     try:
         result = infer(server, **inputs)
     except InferenceServerException as error:
-        return str(error.status()).removeprefix("StatusCode."), str(error.message())
+        message = error.message().removeprefix("in ensemble 'adapters', ")
+        tag = message.rpartition(" [")[2]
+        return tag.rstrip("]") if tag.endswith("]") else "", message
     raise AssertionError(f"no error but {result}")
 
 
 def infer(server: TritonServer, **inputs: Any) -> Any:
-    """The answer over a plain gRPC infer."""
+    """The answer over a gRPC stream of tritonclient's own."""
     client = triton.InferenceServerClient(server.grpc_address)
-    tensors = [_tensor(name, value) for name, value in inputs.items()]
+    responses: queue.SimpleQueue[Any] = queue.SimpleQueue()
     try:
-        answer = client.infer("adapters", tensors, client_timeout=60)
-        result = answer.as_numpy("result") if answer else None
-        assert result is not None and result.shape == (1, 1)
+        client.start_stream(lambda result, error: responses.put(error or result), 60)
+        client.async_stream_infer("adapters", [_tensor(*item) for item in inputs.items()])
+        response = responses.get(timeout=60)
+        if isinstance(response, Exception):
+            raise response
+        result = response.as_numpy("result")
+        assert result.shape == (1, 1)
         return json.loads(result.item())
     finally:
         client.close()

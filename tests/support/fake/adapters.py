@@ -1,4 +1,4 @@
-"""FakeTriton with the Triton model `adapters`: a gRPC server that answers ModelInfer.
+"""FakeTriton with the Triton model `adapters`.
 
 What it does is chosen by the request's `adapter_id`: a code in capitals fails with it, "silent"
 answers nothing, "garbled" no JSON, "allowed" is what only a pattern allows; any other
@@ -7,12 +7,12 @@ is answered as the server does.
 
 import json
 import threading
+from collections.abc import Iterator
 from typing import Any
 
-import grpc
 from tritonclient.grpc import service_pb2
 
-from multilora_client.tensors import Scalar, add_input, decode
+from multilora_client.tensors import Scalar, add_input
 from support.fake.triton import FakeTriton
 
 # The generated KServe messages carry no types.
@@ -63,11 +63,11 @@ ENTRIES = [
 
 
 class FakeAdapters(FakeTriton):
-    """`received` holds the actions too. `base` is what it describes. `adapters_dead`: the process
-    of `adapters` has died."""
+    """`received` holds the actions too. `base` is what it describes."""
+
+    models = (*FakeTriton.models, "adapters")
 
     def __init__(self, port: int = 0, base: dict[str, Any] | None = None) -> None:
-        self.adapters_dead = False
         self._closed = threading.Event()
         self._base = base or {}
         super().__init__(port)
@@ -76,33 +76,18 @@ class FakeAdapters(FakeTriton):
         self._closed.set()
         super().close()
 
-    def ModelInfer(
-        self, request: service_pb2.ModelInferRequest, context: grpc.ServicerContext
-    ) -> service_pb2.ModelInferResponse:
-        if request.model_name != "adapters":
-            message = f"Request for unknown model: '{request.model_name}' is not found"
-            context.abort(grpc.StatusCode.UNAVAILABLE, message)
-        if self.adapters_dead:
-            message = "Stub process 'adapters_0_0' is not healthy."
-            context.abort(grpc.StatusCode.INTERNAL, message)
-        inputs = {
-            tensor.name: decode(tensor.datatype, raw)
-            for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
-        }
-        self.received.append((request.model_name, request.id, inputs))
+    def answer(
+        self, model: str, request_id: str, inputs: dict[str, list[Scalar]]
+    ) -> Iterator[service_pb2.ModelStreamInferResponse]:
         adapter_id = str(inputs.get("adapter_id", [""])[0])
-        if adapter_id.isupper():
-            context.abort(grpc.StatusCode.INTERNAL, f"no luck:\n{adapter_id} [{adapter_id}]")
+        if model != "adapters" or adapter_id.isupper():
+            yield from super().answer(model, request_id, inputs)
+            return
         if adapter_id == "silent":
             self._closed.wait(10)
-        if adapter_id == "garbled":
-            return _response("{")
         action = str(inputs["action"][0])
-        if action == "info" and not adapter_id:
-            message = "admin: info needs an adapter_id; name the adapter [INVALID_ARG]"
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
         result = self._base if action == "describe" else _result(action, adapter_id, inputs)
-        return _response(json.dumps(result))
+        yield _response("{" if adapter_id == "garbled" else json.dumps(result))
 
 
 def _result(action: str, adapter_id: str, inputs: dict[str, list[Scalar]]) -> dict[str, Any]:
@@ -118,9 +103,10 @@ def _result(action: str, adapter_id: str, inputs: dict[str, list[Scalar]]) -> di
     return entry(adapter_id, source=source, pinned=action == "pin")
 
 
-def _response(result: str) -> service_pb2.ModelInferResponse:
+def _response(result: str) -> service_pb2.ModelStreamInferResponse:
     request = service_pb2.ModelInferRequest()  # lends its tensor to the response
     add_input(request, "result", "BYTES", result)
     response = service_pb2.ModelInferResponse(raw_output_contents=request.raw_input_contents)
     response.outputs.add(name="result", datatype="BYTES", shape=[1, 1])
-    return response
+    response.parameters["triton_final_response"].bool_param = True
+    return service_pb2.ModelStreamInferResponse(infer_response=response)

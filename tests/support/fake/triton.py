@@ -23,6 +23,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """`received` holds the requests in order, as (model, id, inputs). `dead`: the process of its
     engine has died; `ending`: it takes no requests any more. `port` 0 is any free one."""
 
+    models = ("multilora", "multilora_llm")
+
     def __init__(self, port: int = 0) -> None:
         self.dead = self.ending = False
         self.received: list[tuple[str, str, dict[str, list[Scalar]]]] = []
@@ -51,7 +53,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 message = "Stub process 'multilora_llm_0_0' is not healthy."
                 yield service_pb2.ModelStreamInferResponse(error_message=message)
                 return
-            if self.ending or request.model_name not in ("multilora", "multilora_llm"):
+            if self.ending or request.model_name not in self.models:
                 message = f"Request for unknown model: '{request.model_name}' is not found"
                 yield service_pb2.ModelStreamInferResponse(error_message=message)
                 return
@@ -64,14 +66,14 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 self._event(request.id).set()
                 yield _response(final=True)
             else:
-                yield from self._answer(request.id, inputs)
+                yield from self.answer(request.model_name, request.id, inputs)
 
-    def _answer(
-        self, request_id: str, inputs: dict[str, list[Scalar]]
+    def answer(
+        self, model: str, request_id: str, inputs: dict[str, list[Scalar]]
     ) -> Iterator[service_pb2.ModelStreamInferResponse]:
         adapter_id = inputs.get("adapter_id", [""])[0]
         if isinstance(adapter_id, str) and adapter_id.isupper():
-            message = f"in ensemble 'multilora', no luck:\n{adapter_id} [{adapter_id}]"
+            message = f"in ensemble '{model}', no luck:\n{adapter_id} [{adapter_id}]"
             yield service_pb2.ModelStreamInferResponse(error_message=message)
             return
         if adapter_id == "silent":

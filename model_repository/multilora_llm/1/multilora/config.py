@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from multilora.errors import StartupError
@@ -43,7 +43,9 @@ class EngineConfig:
     comma-separated list of patterns of Hub ids and URLs that a request may load (none: ""). A
     download may have `adapter_max_size` bytes and take `adapter_download_timeout` seconds, and
     `adapter_loads` adapters are brought at once; a request waits `adapter_timeout` seconds for its
-    own. `adapter_metrics` is how many adapters have figures of their own on /metrics.
+    own. Changes of adapters need the `admin_key`, if there is one: a secret, and so read from the
+    environment alone, because Triton shows a model's parameters to everybody. `adapter_metrics` is
+    how many adapters have figures of their own on /metrics.
 
     On a GPU `gpu_memory_utilization` is the part of its whole memory that may be in use, by others
     too; `adapter_memory` and `kv_cache_memory` 0 share what is left of it (see memory_plan), on a
@@ -71,6 +73,7 @@ class EngineConfig:
     adapter_timeout: int = 600
     adapter_loads: int = 4
     adapter_admin: str = "on"
+    admin_key: str = field(default="", repr=False)
     adapter_metrics: int = 100
     kv_cache_memory: int = 0
     kv_block_size: int = 16
@@ -123,21 +126,22 @@ class EngineConfig:
     def from_settings(parameters: Mapping[str, str], environ: Mapping[str, str]) -> "EngineConfig":
         """Read config.pbtxt `parameters`, overridden by `environ`; raises StartupError."""
         values: dict[str, str | int | float] = {}
-        for field in fields(EngineConfig):
-            raw = environ.get(field.name.upper(), "").strip()
-            raw = raw or parameters.get(field.name, "").strip()
+        for each in fields(EngineConfig):
+            raw = environ.get(each.name.upper(), "").strip()
+            if each.name != "admin_key":
+                raw = raw or parameters.get(each.name, "").strip()
             if not raw:
                 continue
-            if field.type in (str, "str"):
-                values[field.name] = raw
-            elif field.type in (float, "float"):
-                values[field.name] = _parse_number(field.name, raw)
-            elif field.name in _AUTO_SIZES and raw.lower() == "auto":
-                values[field.name] = 0
-            elif field.name.endswith(("_memory", "_size")):
-                values[field.name] = parse_bytes(field.name, raw)
+            if each.type in (str, "str"):
+                values[each.name] = raw
+            elif each.type in (float, "float"):
+                values[each.name] = _parse_number(each.name, raw)
+            elif each.name in _AUTO_SIZES and raw.lower() == "auto":
+                values[each.name] = 0
+            elif each.name.endswith(("_memory", "_size")):
+                values[each.name] = parse_bytes(each.name, raw)
             else:
-                values[field.name] = _parse_int(field.name, raw)
+                values[each.name] = _parse_int(each.name, raw)
         return EngineConfig(**values)  # type: ignore[arg-type]
 
     def token_limits(self, max_position_embeddings: int) -> tuple[int, int]:

@@ -250,3 +250,16 @@ def test_what_the_hub_lacks_is_told_to_its_requests_only(make_engine: MakeEngine
         assert error is not None and error.code is ErrorCode.NOT_FOUND, error
     assert len(tokens(outputs["fine"])) == 12
     assert_all_free(engine)
+
+
+def test_changes_need_the_admin_key_where_there_is_one(make_engine: MakeEngine, folder: Path):
+    engine = make_engine({"a": folder / "a"}, admin_key="kéy")
+    for action in ("load", "unload", "pin", "unpin"):
+        for key in ("", "k", "kéy "):
+            with pytest.raises(RequestError, match=f"{action} needs the admin key") as caught:
+                engine.admin.execute(AdminCommand(action, "a", admin_key=key), 30)
+            assert caught.value.code is ErrorCode.INVALID_ARG
+            assert "kéy" not in caught.value.message
+    assert ask(engine, "info", "a")["id"] == "a" and ask(engine, "list")["adapters"]
+    pinned = engine.admin.execute(AdminCommand("unpin", "a", admin_key="kéy"), 30)
+    assert pinned.result(30)["pinned"] is False

@@ -211,6 +211,7 @@ def _admin(
         folders=adapters.folders,
         merger=adapters.merger,
         switched_on=config.adapter_admin == "on",
+        key=config.admin_key,
     )
 
 

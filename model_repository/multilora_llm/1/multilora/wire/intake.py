@@ -25,6 +25,7 @@ from multilora.wire.triton_request import (
     is_stop,
     parse_request,
 )
+from multilora_api.tensors import is_of_a_web_page
 from multilora_text.tokenizer import Tokenizer, read_tokenizer_files
 
 if TYPE_CHECKING:  # torch: the stub that completes the configuration must not load it
@@ -48,11 +49,11 @@ class Intake:
         self._grammar_threads = GrammarThreads(engine.config.max_concurrent_requests)
 
     def accept(
-        self, client: Client, client_id: str, read: Callable[[], tuple[Tensors, Mapping[str, Any]]]
+        self, client: Client, read: Callable[[], tuple[str, Tensors, Mapping[str, Any]]]
     ) -> None:
-        """Begin with a request. `client_id` is what its client called it, maybe nothing; `read`
-        gives its tensors and parameters."""
-        self._guard(client, self._accept, client, client_id, read)
+        """Begin with a request. `read` gives what its client called it, maybe nothing, its tensors
+        and its parameters."""
+        self._guard(client, self._accept, client, read)
 
     def close(self) -> None:
         """Let what has begun end."""
@@ -60,19 +61,27 @@ class Intake:
         self._grammar_threads.close()
 
     def _accept(
-        self, client: Client, client_id: str, read: Callable[[], tuple[Tensors, Mapping[str, Any]]]
+        self, client: Client, read: Callable[[], tuple[str, Tensors, Mapping[str, Any]]]
     ) -> None:
-        tensors, parameters = read()
+        client_id, tensors, parameters = read()
+        if any(map(is_of_a_web_page, parameters)):
+            raise invalid(
+                "a web page sent this; Triton's ports serve none, use the gateway, which has "
+                "--cors-allow-origin"
+            )
         if is_stop(tensors):
             return self._stop(client, client_id)
         if is_admin(tensors):
-            command = admin_command(tensors)
+            command = admin_command(tensors, parameters)
             self._helpers.submit(self._guard, client, self._administer, command, client)
             return
         request_id = f"{client_id}#{next(self._numbers)}"
         parsed = parse_request(tensors, parameters, client_id, request_id, self._timeout)
         client.outputs = parsed.outputs
         self._early_stops.begin(client, client_id)
+        if parsed.text is not None:  # a long one takes time that others need
+            self._helpers.submit(self._guard, client, self._encode, parsed, client)
+            return
         if parsed.messages is None:
             return self._begin(parsed, client)
         request = parsed.request
@@ -86,6 +95,9 @@ class Intake:
             client,
             lambda own: self._begin(parsed.with_template(own, self._tokenizer), client),
         )
+
+    def _encode(self, parsed: TritonRequest, client: Client) -> None:
+        self._begin(parsed.with_text_encoded(self._tokenizer), client)
 
     def _stop(self, client: Client, client_id: str) -> None:
         if not client_id:

@@ -1,14 +1,16 @@
 """A Triton request: its tensors and parameters, read and checked.
 
-Shapes are [1, 1] for scalars, [1, n] for `input_ids` and `stop_words`. One Triton request is one
-prompt; the engine batches requests by itself. Typed tensors win over `sampling_parameters`, which
-wins over request parameters. A chat brings its messages beside the prompt, because an adapter may
-render them in its own way. Everything wrong is a RequestError (INVALID_ARG) naming the input.
+Shapes are [1, 1] for scalars, [1, n] for lists; one Triton request is one prompt, or one action.
+The engine batches requests by itself. Typed tensors win over `sampling_parameters`, which wins over
+request parameters. The prompt is token ids, or else a text, or a chat, whose messages an adapter
+may render in its own way. Everything wrong is a RequestError (INVALID_ARG) naming the input.
 """
 
 import dataclasses
+import difflib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +20,20 @@ from multilora.adapters.admin.command import AdminCommand, parse_admin_command
 from multilora.adapters.naming.source import hub_token
 from multilora.errors import invalid
 from multilora.request import ADAPTER_TIMEOUT, Request
-from multilora.wire.chat import encode_chat, parse_messages
+from multilora.wire.prompt import encode_chat, encode_text, parse_messages
 from multilora.wire.sampling_parameters import (
     adapter_name,
     check_names,
     parse_sampling_parameters,
     sampling_params,
 )
-from multilora_api.tensors import OPTIONAL_OUTPUTS, SAMPLING_INPUTS, is_tritons
+from multilora_api.admin import KEYS
+from multilora_api.tensors import (
+    ENSEMBLE_INPUTS,
+    OPTIONAL_OUTPUTS,
+    SAMPLING_INPUTS,
+    is_tritons,
+)
 from multilora_text.chat_template import ChatTemplate
 from multilora_text.tokenizer import Tokenizer
 
@@ -33,18 +41,25 @@ Tensors = Mapping[str, np.ndarray]
 
 _OPTIONAL_OUTPUTS = tuple(output.name for output in OPTIONAL_OUTPUTS)
 _ADAPTER_TIMEOUT = "adapter_timeout"
+# Input of multilora_llm → key of an administrator's command.
+_ADMIN_KEYS = {"action": "action"} | {key.tensor or name: name for name, key in KEYS.items()}
+_OF_ACTIONS = frozenset(KEYS) - {tensor.name for tensor in ENSEMBLE_INPUTS}
 
 
 @dataclass(frozen=True)
 class TritonRequest:
-    """Filled by `parse_request`. `client_id` is what the client called it, maybe nothing."""
+    """Filled by `parse_request`. `client_id` is what the client called it, maybe nothing.
+
+    The prompt of `request` is empty as long as it stands in `messages`, of a chat, or in `text`.
+    """
 
     request: Request
     client_id: str
     stream: bool
     echo: bool  # put the prompt before the text (exclude_input_in_output = false)
     outputs: frozenset[str]  # names of OPTIONAL_OUTPUTS that were asked for
-    messages: list[dict[str, Any]] | None = None  # of a chat
+    messages: list[dict[str, Any]] | None = None
+    text: str | None = None
 
     def with_template(self, template: ChatTemplate | None, tokenizer: Tokenizer) -> "TritonRequest":
         """The same with its messages rendered by an adapter's template, or by the base model's.
@@ -53,24 +68,43 @@ class TritonRequest:
         """
         if self.messages is None:
             return self
-        prompt = tuple(encode_chat(tokenizer, self.messages, template))
-        request = dataclasses.replace(self.request, prompt_token_ids=prompt)
+        return self._with_prompt(encode_chat(tokenizer, self.messages, template))
+
+    def with_text_encoded(self, tokenizer: Tokenizer) -> "TritonRequest":
+        """The same with its text as token ids. Raises RequestError (INVALID_ARG)."""
+        if self.text is None:
+            return self
+        return self._with_prompt(encode_text(tokenizer, self.text))
+
+    def _with_prompt(self, token_ids: Sequence[int]) -> "TritonRequest":
+        request = dataclasses.replace(self.request, prompt_token_ids=tuple(token_ids))
         return dataclasses.replace(self, request=request)
 
 
 def is_stop(tensors: Tensors) -> bool:
     """True when this Triton request cancels the running one of the same id."""
-    return bool(_scalar(tensors, "stop", False))
+    return bool(scalar(tensors, "stop", False))
 
 
 def is_admin(tensors: Tensors) -> bool:
     """True when this Triton request administers the adapters."""
-    return "admin" in tensors
+    return "action" in tensors
 
 
-def admin_command(tensors: Tensors) -> AdminCommand:
-    """What `admin` asks for; raises RequestError (INVALID_ARG)."""
-    return parse_admin_command(_text("admin", _scalar(tensors, "admin", b"")))
+def admin_command(tensors: Tensors, parameters: Mapping[str, Any]) -> AdminCommand:
+    """What the request asks for; raises RequestError (INVALID_ARG).
+
+    /generate turns a misspelt input into a parameter: nothing may be ignored silently.
+    """
+    known = _ADMIN_KEYS.values()
+    for name in [*parameters, *(name for name in tensors if name not in _ADMIN_KEYS)]:
+        if not is_tritons(name):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+            raise invalid(f"unknown name {name!r} beside an action; {hint}")
+    return parse_admin_command(
+        {key: scalar(tensors, name, None) for name, key in _ADMIN_KEYS.items() if name in tensors}
+    )
 
 
 def parse_request(
@@ -84,28 +118,45 @@ def parse_request(
 
     `default_adapter_timeout` (seconds) is for requests that name none.
     """
-    outputs = {name for name in _OPTIONAL_OUTPUTS if _scalar(tensors, f"return_{name}", False)}
-    stream = bool(_scalar(tensors, "stream", False))
-    echo = not _scalar(tensors, "exclude_input_in_output", True)
+    if given := _OF_ACTIONS & set(tensors):
+        name = min(given)
+        raise invalid(f"{name} belongs to an action; send one as action, or leave {name} out")
+    outputs = {name for name in _OPTIONAL_OUTPUTS if scalar(tensors, f"return_{name}", False)}
+    stream = bool(scalar(tensors, "stream", False))
+    echo = not scalar(tensors, "exclude_input_in_output", True)
     if stream and echo:
         raise invalid(
             "stream with exclude_input_in_output = false is not supported; leave one of them out"
         )
     values = _named_values(tensors, parameters)
-    adapter_id = _text("adapter_id", _scalar(tensors, "adapter_id", b"")) or adapter_name(values)
+    adapter_id = scalar(tensors, "adapter_id", "") or adapter_name(values)
     sampling = sampling_params(values)
     if sampling.logprobs is None and outputs & {"logprobs", "cumulative_logprob"}:
         sampling = dataclasses.replace(sampling, logprobs=0)
     timeout = _adapter_timeout(tensors, parameters, default_adapter_timeout)
-    token = hub_token(_text("adapter_token", _scalar(tensors, "adapter_token", b"")))
+    token = hub_token(scalar(tensors, "adapter_token", ""))
+    messages = _messages(tensors)
+    prompt, prompt_text = _prompt(tensors, messages is not None)
     return TritonRequest(
-        request=Request(request_id, _prompt(tensors), adapter_id, sampling, timeout, token),
+        request=Request(request_id, prompt, adapter_id, sampling, timeout, token),
         client_id=client_id,
         stream=stream,
         echo=echo,
         outputs=frozenset(outputs),
-        messages=_messages(tensors),
+        messages=messages,
+        text=prompt_text,
     )
+
+
+def read_request(request: Any) -> tuple[str, Tensors, dict[str, Any]]:
+    """What its client called a request of the Python backend, its tensors and its parameters."""
+    try:
+        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        return request.request_id(), tensors, json.loads(request.parameters())
+    except UnicodeDecodeError:
+        raise invalid(
+            "a name or a value of the request is not valid UTF-8; encode the request so"
+        ) from None
 
 
 def _named_values(tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +167,7 @@ def _named_values(tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, 
         if not is_tritons(name) and name != _ADAPTER_TIMEOUT
     }
     check_names(own, "request parameters")
-    json_text = _text("sampling_parameters", _scalar(tensors, "sampling_parameters", b""))
+    json_text = scalar(tensors, "sampling_parameters", "")
     given = parse_sampling_parameters(json_text)
     check_names(given, "sampling_parameters")
     values = {**own, **{name: value for name, value in given.items() if value is not None}}
@@ -124,8 +175,7 @@ def _named_values(tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, 
         if name in tensors and many:
             values[name] = [_text(name, word) for word in _row(tensors, name)]
         elif name in tensors:
-            value = _scalar(tensors, name, None)
-            values[name] = _text(name, value) if isinstance(value, bytes) else value
+            values[name] = scalar(tensors, name, None)
     if values.get("stop_words"):
         values.pop("stop", None)
     return values
@@ -133,7 +183,7 @@ def _named_values(tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, 
 
 def _adapter_timeout(tensors: Tensors, parameters: Mapping[str, Any], default: float) -> float:
     """Seconds to wait for an adapter that loads."""
-    given = _scalar(tensors, _ADAPTER_TIMEOUT, parameters.get(_ADAPTER_TIMEOUT))
+    given = scalar(tensors, _ADAPTER_TIMEOUT, parameters.get(_ADAPTER_TIMEOUT))
     if given is None:
         return default
     try:
@@ -147,17 +197,25 @@ def _adapter_timeout(tensors: Tensors, parameters: Mapping[str, Any], default: f
 
 def _messages(tensors: Tensors) -> list[dict[str, Any]] | None:
     """The messages of a chat; None when it is none."""
-    if not _scalar(tensors, "chat", False):
+    if not scalar(tensors, "chat", False):
         return None
     if "text_input" not in tensors:
         raise invalid("chat is set but text_input is missing; send the messages there as JSON")
-    return parse_messages(_text("text_input", _scalar(tensors, "text_input", b"")))
+    return parse_messages(scalar(tensors, "text_input", ""))
 
 
-def _prompt(tensors: Tensors) -> tuple[int, ...]:
-    if "input_ids" not in tensors:
-        raise invalid("input_ids is missing; send the token ids of one prompt as INT32 [1, n]")
-    return tuple(_row(tensors, "input_ids"))
+def _prompt(tensors: Tensors, is_chat: bool) -> tuple[tuple[int, ...], str | None]:
+    """(token ids, text that has to become some): neither for a chat without a placeholder."""
+    if "input_ids" in tensors:
+        return tuple(_row(tensors, "input_ids")), None
+    if is_chat:
+        return (), None
+    if "text_input" not in tensors:
+        raise invalid(
+            "input_ids is missing; send the token ids of one prompt as INT32 [1, n], its text as "
+            "text_input, or an action"
+        )
+    return (), scalar(tensors, "text_input", "")
 
 
 def _row(tensors: Tensors, name: str) -> list[Any]:
@@ -171,17 +229,18 @@ def _row(tensors: Tensors, name: str) -> list[Any]:
     return tensor.reshape(-1).tolist()
 
 
-def _scalar(tensors: Tensors, name: str, default: Any) -> Any:
-    """The value of a [1, 1] tensor; `default` when the client did not send it."""
+def scalar(tensors: Tensors, name: str, default: Any) -> Any:
+    """The value of a [1, 1] tensor, a string as str; `default` when the client did not send it."""
     if name not in tensors:
         return default
     values = _row(tensors, name)
     if len(values) != 1:
         raise invalid(f"{name} must hold one value; got {len(values)}")
-    return values[0]
+    return _text(name, values[0]) if isinstance(values[0], bytes) else values[0]
 
 
 def _text(name: str, value: bytes) -> str:
+    """The string that an element of a tensor stands for."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:

@@ -5,6 +5,7 @@ as a download. Law: whatever touches adapter states, tiers or sequences is poste
 thread. The answers are described in docs/adapters.md.
 """
 
+import hmac
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -21,16 +22,16 @@ from multilora.adapters.naming.source import AdapterSource
 from multilora.adapters.naming.watch import FolderChanges
 from multilora.errors import ErrorCode, RequestError, invalid
 from multilora.scheduling.scheduler import Scheduler
-from multilora_api.admin import Origin
+from multilora_api.admin import CHANGES, Origin
 
 Answer = dict[str, Any]
-_READING = ("list", "info")
 _LOADING = "it is still being read"
 
 
 class AdapterAdmin:
     """`post` runs a function on the engine thread, which also ticks `pending` between its steps.
-    `folders` is the directory that is watched, if there is one."""
+    `folders` is the directory that is watched, if there is one. Changes need `key`, unless it is
+    empty, and that they are `switched_on`."""
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class AdapterAdmin:
         folders: AdapterFolders | None,
         merger: AdapterMerger,
         switched_on: bool,
+        key: str,
     ) -> None:
         self._catalog = catalog
         self._manager = manager
@@ -49,6 +51,7 @@ class AdapterAdmin:
         self._folders = folders
         self._merger = merger
         self._switched_on = switched_on
+        self._key = key.encode()
         self.pending = DeadlineFutures()
 
     def execute(self, command: AdminCommand, timeout: float) -> "Future[Answer]":
@@ -61,15 +64,24 @@ class AdapterAdmin:
             return self._merge(command, seconds)
         if command.action == "template":
             return self._template(command, seconds)
-        if not self._switched_on and command.action not in _READING:
-            raise invalid(
-                f"{command.action} is switched off on this server; start it with --adapter-admin on"
-            )
+        if command.action in CHANGES:
+            self._check_right(command)
         run = self._prepared(command)
         reason = "running requests still use it" if command.action == "unload" else _LOADING
         pending = self.pending.open(seconds, command.adapter_id, reason)
         self._post(lambda: run(pending))
         return pending.future
+
+    def _check_right(self, command: AdminCommand) -> None:
+        if not self._switched_on:
+            raise invalid(
+                f"{command.action} is switched off on this server; start it with --adapter-admin on"
+            )
+        if self._key and not hmac.compare_digest(command.admin_key.encode(), self._key):
+            raise invalid(
+                f"{command.action} needs the admin key, which the server was started with; send it "
+                "as admin_key"
+            )
 
     def chat_template(self, adapter_id: str, timeout: float, token: str = "") -> "Future[Any]":
         """The adapter's own chat template, or None, once it has been read. Any thread."""

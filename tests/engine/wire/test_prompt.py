@@ -3,7 +3,7 @@
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.wire.chat import encode_chat, parse_messages
+from multilora.wire.prompt import encode_chat, parse_messages
 from multilora_text.tokenizer import Tokenizer
 from support.tiny.tokenizers import byte_level
 

@@ -1,4 +1,4 @@
-"""The messages of a chat, as a Triton request brings them: JSON in `text_input`."""
+"""The prompt of a Triton request in `text_input`: a text, or the messages of a chat as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,13 @@ from multilora.errors import invalid
 from multilora_text.chat_template import ChatTemplate
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text; raises RequestError (INVALID_ARG)."""
+    if not text:
+        raise invalid("text_input is empty; send a prompt")
+    return tokenizer.encode(text)
 
 
 def parse_messages(text: str) -> list[dict[str, Any]]:
