@@ -10,7 +10,7 @@ repository's description (`api/models/org/name`):
     "reset"      half of what was asked for, then the connection is reset
     "oversized"  more bytes than the HEAD said          "endless"    no length, bytes for ever
     "damaged"    the right length, wrong bytes          "gated"      403 as for a gated repository
-    "404" …      this status
+    "404" …      this status                            "html"       200 and a page of some proxy
 
 `hits` counts file requests and `sent` their bytes, by path; `asked` counts all requests.
 """
@@ -29,6 +29,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 _CODES = {401: "RepoNotFound", 404: "EntryNotFound"}
+_PAGE = b"<!doctype html><title>Please log in</title>"
 
 
 class HubServer:
@@ -128,6 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.next_fault(f"api/models/{repo}")
         if fault == "slow":
             time.sleep(2)
+        elif fault == "html":
+            return self._send(200, _PAGE)
         elif fault:
             return self._refuse(int(fault), "")
         if found is None:
@@ -164,12 +167,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._to_cdn(path, commit, files[path.rpartition("/")[2]])
         self.hub.hits[path] += body
         known = self.hub.faults.get(path, "")
-        refused = known.isdigit() or known == "gated"  # a HEAD meets this, too
+        refused = known.isdigit() or known in ("gated", "html")  # a HEAD meets this, too
         fault = self.hub.next_fault(path) if body or refused else ""
         if fault == "slow":
             time.sleep(2)
         if fault == "gated":
             return self._refuse(403, "GatedRepo")
+        if fault == "html":
+            return self._send(200, _PAGE)
         if fault.isdigit():
             return self._refuse(int(fault), _CODES.get(int(fault), ""))
         content = files.get(path.rpartition("/")[2])
