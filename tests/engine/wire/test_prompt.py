@@ -1,9 +1,9 @@
-"""Reading the messages of a chat."""
+"""Reading a text, and the messages of a chat."""
 
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.wire.prompt import encode_chat, parse_messages
+from multilora.wire.prompt import LONGEST_TEXT, encode_chat, encode_text, parse_messages
 from multilora_text.tokenizer import Tokenizer
 from support.tiny.tokenizers import byte_level
 
@@ -29,3 +29,14 @@ def test_a_refusal_is_the_requests_own() -> None:
     with pytest.raises(RequestError, match="no chat template; render") as caught:
         encode_chat(Tokenizer(byte_level()), [{"role": "user", "content": "hi"}])
     assert caught.value.code is ErrorCode.INVALID_ARG
+
+
+def test_a_text() -> None:
+    tokenizer = Tokenizer(byte_level())
+    assert tokenizer.decode(encode_text(tokenizer, "hé")) == "hé"
+    for text, reason in (("", "text_input is empty"), ("a" * (LONGEST_TEXT + 1), "shorten it")):
+        with pytest.raises(RequestError, match=reason) as caught:
+            encode_text(tokenizer, text)
+        assert caught.value.code is ErrorCode.INVALID_ARG
+    with pytest.raises(RequestError, match="characters, but at most"):
+        parse_messages("[" + " " * LONGEST_TEXT + "]")

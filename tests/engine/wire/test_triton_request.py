@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
+from multilora.request import RequestLimits
 from multilora.wire.triton_request import TritonRequest, is_stop, parse_request
 from multilora_api.sampling import Grammar
 from multilora_text.chat_template import find_template
@@ -13,6 +14,7 @@ from multilora_text.tokenizer import Tokenizer
 from support.tiny.tokenizers import byte_level
 
 Tensors = dict[str, np.ndarray]
+LIMITS = RequestLimits(max_input_tokens=1000, max_total_tokens=2000, vocab_size=100)
 
 
 def scalar(value: Any, dtype: Any = None) -> np.ndarray:
@@ -23,7 +25,7 @@ def scalar(value: Any, dtype: Any = None) -> np.ndarray:
 
 def parse(parameters: dict[str, Any] | None = None, **tensors: np.ndarray) -> TritonRequest:
     given: Tensors = {"input_ids": np.array([[5, 6, 7]], dtype=np.int32), **tensors}
-    return parse_request(given, parameters or {}, "client", "client#1")
+    return parse_request(given, parameters or {}, "client", "client#1", LIMITS)
 
 
 def refused(match: str, parameters: dict[str, Any] | None = None, **tensors: np.ndarray) -> None:
@@ -158,7 +160,7 @@ def test_bad_shapes_and_text() -> None:
     invalid_utf8 = np.array([[b"\xff"]], dtype=np.object_)
     refused("adapter_id is not valid UTF-8", adapter_id=invalid_utf8)
     with pytest.raises(RequestError, match="input_ids is missing"):
-        parse_request({}, {}, "", "#1")
+        parse_request({}, {}, "", "#1", LIMITS)
 
 
 def test_misspelt_request_parameters_are_not_ignored() -> None:
@@ -174,7 +176,7 @@ def test_stream_with_the_prompt_is_refused() -> None:
 def test_adapter_timeout() -> None:
     assert parse().request.adapter_timeout == 600
     tensors = {"input_ids": np.array([[1]], dtype=np.int32)}
-    parsed = parse_request(tensors, {"adapter_timeout": None}, "", "#1", 30.0)
+    parsed = parse_request(tensors, {"adapter_timeout": None}, "", "#1", LIMITS, 30.0)
     assert parsed.request.adapter_timeout == 30
     assert parse({"adapter_timeout": "2.5"}).request.adapter_timeout == 2.5
     typed = parse({"adapter_timeout": 9}, adapter_timeout=scalar(0.25, np.float32))
@@ -228,3 +230,8 @@ def test_messages_are_rendered_by_the_template_of_the_adapter() -> None:
     assert parse().with_template(own, tokenizer).request.prompt_token_ids == (5, 6, 7)
     with pytest.raises(RequestError, match="no chat template"):
         chat.with_template(None, Tokenizer(byte_level()))
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_its_numbers_are_read() -> None:
+    million = np.broadcast_to(np.int32(5), (1, 10**12))  # which no list could hold
+    refused("the prompt has 1000000000000 tokens but max_input_tokens is 1000", input_ids=million)

@@ -48,7 +48,7 @@ class Engine:
         self.max_total_tokens = self._parts.max_total_tokens
         self.dtype = str(self._parts.runner.dtype).removeprefix("torch.")
         self.device = self._parts.runner.device.type
-        self._limits = RequestLimits(
+        self.limits = RequestLimits(
             self.max_input_tokens, self.max_total_tokens, self.base.vocab_size
         )
         self._copy_bytes = _COPY_BYTES[self._parts.runner.device.type]
@@ -91,7 +91,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Accept a request whose tokens will appear on `outputs`; raises RequestError at once."""
-        self._limits.check(request)
+        self.limits.check(request)
         source = None
         if request.adapter_id:
             source = self._parts.catalog.resolve(request.adapter_id, request.adapter_token)

@@ -109,11 +109,7 @@ class RequestLimits:
         count, sampling = len(request.prompt_token_ids), request.sampling
         if count == 0:
             raise invalid("input_ids is empty; send at least one token")
-        if count > self.max_input_tokens:
-            raise invalid(
-                f"the prompt has {count} tokens but max_input_tokens is {self.max_input_tokens}; "
-                "shorten it or raise --max-input-tokens"
-            )
+        self.check_prompt(count)
         if count + sampling.max_tokens > self.max_total_tokens:
             raise invalid(
                 f"prompt ({count} tokens) + max_tokens ({sampling.max_tokens}) exceed "
@@ -125,6 +121,14 @@ class RequestLimits:
             self._check_ids("stop_token_ids", sampling.stop_token_ids)
         if sampling.logit_bias:
             self._check_ids("logit_bias", tuple(token_id for token_id, _ in sampling.logit_bias))
+
+    def check_prompt(self, count: int) -> None:
+        """Raises RequestError (INVALID_ARG) unless `count` tokens can be a prompt."""
+        if count > self.max_input_tokens:
+            raise invalid(
+                f"the prompt has {count} tokens but max_input_tokens is {self.max_input_tokens}; "
+                "shorten it or raise --max-input-tokens"
+            )
 
     def _check_ids(self, name: str, token_ids: tuple[int, ...]) -> None:
         low, high = min(token_ids), max(token_ids)

@@ -76,7 +76,9 @@ class Intake:
             self._helpers.submit(self._guard, client, self._administer, command, client)
             return
         request_id = f"{client_id}#{next(self._numbers)}"
-        parsed = parse_request(tensors, parameters, client_id, request_id, self._timeout)
+        parsed = parse_request(
+            tensors, parameters, client_id, request_id, self._engine.limits, self._timeout
+        )
         client.outputs = parsed.outputs
         self._early_stops.begin(client, client_id)
         if parsed.text is not None:  # a long one takes time that others need

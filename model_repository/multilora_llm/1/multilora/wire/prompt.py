@@ -9,16 +9,20 @@ from multilora_text.chat_template import ChatTemplate
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
 
+LONGEST_TEXT = 1 << 22  # characters, beyond any prompt; the limit bounds a thread's time
+
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text; raises RequestError (INVALID_ARG)."""
     if not text:
         raise invalid("text_input is empty; send a prompt")
+    _check_length(text)
     return tokenizer.encode(text)
 
 
 def parse_messages(text: str) -> list[dict[str, Any]]:
     """Read a JSON list of {role, content} messages; raises RequestError (INVALID_ARG)."""
+    _check_length(text)
     remedy = 'send for example [{"role": "user", "content": "Hello"}]'
     try:
         messages = json.loads(text)
@@ -47,3 +51,11 @@ def encode_chat(
         return tokenizer.encode_chat(messages, template)
     except TextError as error:
         raise invalid(str(error)) from None
+
+
+def _check_length(text: str) -> None:
+    if len(text) > LONGEST_TEXT:
+        raise invalid(
+            f"text_input has {len(text)} characters, but at most {LONGEST_TEXT} are tokenized; "
+            "shorten it, or send its token ids as input_ids"
+        )

@@ -19,7 +19,7 @@ import numpy as np
 from multilora.adapters.admin.command import AdminCommand, parse_admin_command
 from multilora.adapters.naming.source import hub_token
 from multilora.errors import invalid
-from multilora.request import ADAPTER_TIMEOUT, Request
+from multilora.request import ADAPTER_TIMEOUT, Request, RequestLimits
 from multilora.wire.prompt import encode_chat, encode_text, parse_messages
 from multilora.wire.sampling_parameters import (
     adapter_name,
@@ -112,6 +112,7 @@ def parse_request(
     parameters: Mapping[str, Any],
     client_id: str,
     request_id: str,
+    limits: RequestLimits,
     default_adapter_timeout: float = ADAPTER_TIMEOUT,
 ) -> TritonRequest:
     """`request_id` names the request inside; it must be unique, `client_id` need not.
@@ -136,7 +137,7 @@ def parse_request(
     timeout = _adapter_timeout(tensors, parameters, default_adapter_timeout)
     token = hub_token(scalar(tensors, "adapter_token", ""))
     messages = _messages(tensors)
-    prompt, prompt_text = _prompt(tensors, messages is not None)
+    prompt, prompt_text = _prompt(tensors, messages is not None, limits)
     return TritonRequest(
         request=Request(request_id, prompt, adapter_id, sampling, timeout, token),
         client_id=client_id,
@@ -204,9 +205,12 @@ def _messages(tensors: Tensors) -> list[dict[str, Any]] | None:
     return parse_messages(scalar(tensors, "text_input", ""))
 
 
-def _prompt(tensors: Tensors, is_chat: bool) -> tuple[tuple[int, ...], str | None]:
+def _prompt(
+    tensors: Tensors, is_chat: bool, limits: RequestLimits
+) -> tuple[tuple[int, ...], str | None]:
     """(token ids, text that has to become some): neither for a chat without a placeholder."""
     if "input_ids" in tensors:
+        limits.check_prompt(tensors["input_ids"].shape[-1])  # before a list is made of them
         return tuple(_row(tensors, "input_ids")), None
     if is_chat:
         return (), None
