@@ -24,7 +24,7 @@ serve: $(READY)  ## start a server; ARGS="--model-id … --lora-adapters …", e
 	@$(PY) scripts/serve.py $(ARGS)
 
 test: $(READY)  ## run every test that needs no GPU
-	$(PY) -m pytest -m "not gpu" $(ARGS)
+	$(PY) -m pytest -m "not gpu" -n 2 --dist loadgroup $(ARGS)
 
 check: $(READY)  ## lint, formatting and types
 	$(PY) -m ruff check .
