@@ -80,6 +80,13 @@ def test_wrong_dtype(server: TritonServer, dtype: Any) -> None:
     assert "input_ids" in text and "INT32" in text
 
 
+def test_a_prompt_that_is_missing(server: TritonServer) -> None:
+    """The Triton server itself takes any of the optional inputs for the one that it requires."""
+    chat = {"name": "chat", "datatype": "BOOL", "shape": [1, 1], "data": [True]}
+    code, answer = post(server, {"inputs": [chat]}, "tokenizer", "infer")
+    assert code == 400 and "text_input is missing; send a prompt [INVALID_ARG]" in answer["error"]
+
+
 def test_two_rows_of_text(server: TritonServer) -> None:
     rows = np.array([[b"one"], [b"two"]], dtype=np.object_)
     status, text = grpc_error(server, "multilora", {"text_input": rows})
