@@ -1,8 +1,29 @@
 """Adapter names: the rules that the engine, the gateway and the launcher share."""
 
-import pytest
+import os
+from urllib.parse import unquote
 
-from multilora_api.adapter_names import MAX_LENGTH, name_problem, shown, split_item, split_revision
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multilora_api.adapter_names import (
+    MAX_LENGTH,
+    is_url,
+    name_problem,
+    shown,
+    split_item,
+    split_revision,
+)
+from support.laws import LAW
+
+# Names that are nearly paths, URLs or revisions, and any text at all.
+PARTS = st.sampled_from(
+    ["..", ".", "", "/", "a", "~", "@", "s3://", "%2e", "\\", "%2F", "\n", "::"]
+)
+TEXTS = st.one_of(st.text(max_size=30), st.lists(PARTS, max_size=8).map("".join))
+WORDS = st.text(st.characters(exclude_characters="=@,/:.~", exclude_categories=["Zs", "Cc", "Cs"]),
+                min_size=1)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -69,3 +90,24 @@ def test_what_requests_hold_is_shown_in_part() -> None:
     assert shown("x" * 10**7) == repr("x" * 100 + "…")
     assert shown([1, "a"]) == "[1, 'a']"
     assert shown(["x" * 10**5]) == "['" + "x" * 98 + "…"
+
+
+@LAW
+@given(TEXTS)
+def test_no_name_leads_out_of_its_folder(name: str) -> None:
+    if name_problem(name):
+        return
+    for form in (name, unquote(name)) if is_url(name) else (name,):
+        for part in (form, *split_revision(form)):
+            path = part.partition("://")[2] or part
+            assert os.path.normpath(os.path.join("/root/of/all", path)).startswith("/root/of/all")
+            assert not path.startswith(("/", "~")) and "\0" not in path
+
+
+@LAW
+@given(WORDS, WORDS, st.one_of(st.just(""), WORDS))
+def test_an_item_is_read_as_it_was_written(name: str, location: str, revision: str) -> None:
+    name, location, revision = (word.strip() for word in (name, location, revision))
+    item = f"{name}={location}" + (f"@{revision}" if revision else "")
+    if name and location:
+        assert split_item(item) == (name, location, revision)

@@ -1,14 +1,18 @@
 """FairQueue: every adapter with work gets the same number of tokens, whatever the others send."""
 
+import itertools
 import random
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from multilora.request import AdapterSet
 from multilora.scheduling.fair_queue import FairQueue
 from multilora.scheduling.sequence import Sequence
 from support.engine.scheduler import request
+from support.laws import LAW
 
 of = AdapterSet.of
 
@@ -129,3 +133,29 @@ def test_a_request_larger_than_every_turn_is_served_in_few_steps():
     """Saved up in one go, not in a hundred million rounds."""
     queue = filled(1, *(waiting(f"r{i}", f"a{i}", 4, 10**8) for i in range(50)))
     assert len(take(queue)) == 50
+
+
+@LAW
+@given(
+    st.sampled_from([1, 7, 64, 10_000]),
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 400)), max_size=40),
+    st.lists(st.booleans(), min_size=1, max_size=40),
+)
+def test_everyone_is_served_once_and_in_order(
+    quantum: int, arrivals: list[tuple[str, int]], taken: list[bool]
+):
+    """Whatever is left at some of its turns; `taken` says at which turns it is not."""
+    names = [f"{adapter}{number}" for number, (adapter, _) in enumerate(arrivals)]
+    queue = filled(
+        quantum, *(waiting(n, a, 4, size) for n, (a, size) in zip(names, arrivals, strict=True))
+    )
+    served: list[str] = []
+    turns = itertools.cycle([*taken, True])
+    while len(queue):
+        for sequence in queue.candidates():
+            if next(turns):
+                queue.take(sequence)
+                served.append(sequence.request.request_id)
+    for adapter in "abc":
+        mine = [name for name in names if name[0] == adapter]
+        assert [name for name in served if name[0] == adapter] == mine

@@ -1,11 +1,12 @@
 """BlockAllocator: nothing leaks, nothing is shared across adapters or contents."""
 
-import random
-
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from multilora.request import AdapterSet, AdapterWeight
 from multilora.scheduling.kv_blocks import BlockAllocator, prefix_digests
+from support.laws import LAW
 
 SIZE = 8
 of = AdapterSet.of
@@ -34,11 +35,13 @@ def test_a_published_prefix_is_found_by_the_same_adapter_only():
     assert blocks.num_free == 5
 
 
-def test_a_chain_of_digests_can_be_continued():
-    tokens = list(range(5 * SIZE))
+@LAW
+@given(st.lists(st.integers(0, 3), max_size=6 * SIZE), st.integers(0, 6))
+def test_a_chain_of_digests_can_be_continued(tokens: list[int], after: int):
     whole = list(prefix_digests(of("a"), tokens, SIZE))
-    rest = list(prefix_digests(of("a"), tokens[2 * SIZE :], SIZE, start=whole[1]))
-    assert rest == whole[2:]
+    after = min(after, len(whole))
+    start = whole[after - 1] if after else None
+    assert list(prefix_digests(of("a"), tokens[after * SIZE :], SIZE, start)) == whole[after:]
 
 
 def test_a_block_handed_out_again_is_forgotten():
@@ -61,17 +64,21 @@ def test_freeing_twice_is_refused():
         blocks.free(held)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_random_traces_keep_every_block_accounted_for(seed: int):
-    rng = random.Random(seed)
+PROMPTS = st.lists(st.integers(0, 1), max_size=4 * SIZE)
+
+
+@LAW
+@given(st.lists(st.one_of(PROMPTS, st.integers(0, 40)), max_size=60))
+def test_no_trace_leaks_a_block_or_frees_one_twice(trace: list[list[int] | int]):
+    """A list is a prompt that comes, a number which of those that are there goes."""
     blocks = BlockAllocator(16, SIZE)
     live: list[list[int]] = []
-    prompts = [[rng.randrange(4) for _ in range(SIZE * rng.randint(1, 4))] for _ in range(6)]
-    for _ in range(300):
-        if live and rng.random() < 0.5:
-            blocks.free(live.pop(rng.randrange(len(live))))
+    for step in trace:
+        if isinstance(step, int):
+            if live:
+                blocks.free(live.pop(step % len(live)))
         else:
-            digests = list(prefix_digests(of("a"), rng.choice(prompts), SIZE))
+            digests = list(prefix_digests(of("a"), step, SIZE))
             shared = blocks.take_prefix(digests)
             fresh = blocks.allocate(len(digests) - len(shared))
             if fresh is None:
@@ -80,8 +87,7 @@ def test_random_traces_keep_every_block_accounted_for(seed: int):
             for block, digest in zip(shared + fresh, digests, strict=True):
                 blocks.publish(block, digest)
             live.append(shared + fresh)
-        used = {block for held in live for block in held}
-        assert blocks.num_free == 16 - len(used)
+        assert blocks.num_free == 16 - len({block for held in live for block in held})
     for held in live:
         blocks.free(held)
     assert blocks.num_free == 16

@@ -1,10 +1,11 @@
 """RankPageAllocator: any ranks; the used stay, the least recently used go, the pinned last."""
 
-import random
-
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from multilora.adapters.memory.page_allocator import RankPageAllocator
+from support.laws import LAW
 
 
 def fill(allocator: RankPageAllocator, key: str, count: int) -> tuple[int, ...] | None:
@@ -97,34 +98,40 @@ def test_the_first_use_after_a_copy_is_told_from_later_ones():
     assert [allocator.acquire("a") for _ in range(3)] == [True, False, False]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_random_traces_never_share_or_lose_a_page(seed: int):
-    rng = random.Random(seed)
+ACTS = ("reserve", "reserve for one who waits", "copied", "use", "release", "want", "pin", "evict")
+
+
+@LAW
+@given(
+    st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 5), st.integers(1, 5)), max_size=99)
+)
+def test_no_trace_shares_or_loses_a_page(trace: list[tuple[str, int, int]]) -> None:
+    """Each step does an act to an adapter, if it may, with a count of pages or as a yes or no."""
     allocator = RankPageAllocator(12)
     held: list[str] = []
-    for step in range(400):
-        if held and rng.random() < 0.5:
-            allocator.release(held.pop(rng.randrange(len(held))))
-            continue
-        key = f"a{rng.randrange(10)}"
-        count = rng.randint(1, 5)
+    for act, number, count in trace:
+        key = f"a{number}"
         if key not in allocator:
             short = allocator.shortage(count)
-            pages = allocator.reserve(key, count, wanted=rng.random() < 0.5)
-            assert (pages is None) is (short > 0)
-            if pages is None:
-                continue
-        if allocator.is_ready(key) or rng.random() < 0.5:
-            if not allocator.is_ready(key):
-                allocator.mark_ready(key)
-                if rng.random() < 0.3:
-                    allocator.want(key, rng.random() < 0.5)
-                    continue
+            if act.startswith("reserve"):
+                pages = allocator.reserve(key, count, wanted=act != "reserve")
+                assert (pages is None) is (short > 0)
+        elif act == "use" and allocator.is_ready(key):
             allocator.acquire(key)
             held.append(key)
-        allocator.pin(key, rng.random() < 0.3)
+        elif act == "release" and key in held:
+            held.remove(key)
+            allocator.release(key)
+        elif act == "copied" and not allocator.is_ready(key):
+            allocator.mark_ready(key)
+        elif act == "want":
+            allocator.want(key, count > 2)
+        elif act == "pin":
+            allocator.pin(key, count > 2)
+        elif act == "evict" and key not in held:
+            allocator.evict(key)
         pages = [page for name in allocator.resident for page in allocator.pages(name)]
-        assert len(pages) == len(set(pages)) == 12 - allocator.num_free, step
+        assert len(pages) == len(set(pages)) == 12 - allocator.num_free
         assert set(held) <= set(allocator.resident)
         assert allocator.num_references == len(held)
         movable = sum(len(allocator.pages(victim)) for victim in allocator._victims(12))
