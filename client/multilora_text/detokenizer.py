@@ -1,8 +1,8 @@
 """Token ids → text as it grows, cut at stop strings.
 
-Law: the deltas of `push` and `flush` put together are the decoded text up to the first stop
-string, however the ids were split. A delta never ends in half a character, and text that may begin
-a stop string is held back until it is decided.
+Law: the deltas of `push` and `flush` put together are the decoded text up to the stop string that
+is complete first, the longest of several that end there, however the ids were split. A delta never
+ends in half a character, and text that may begin a stop string is held back until it is decided.
 
 A window of the last ids is decoded without and with the new id; the difference is new text. U+FFFD
 at the end of that text may be the beginning of a character (byte-fallback decoders write it for
@@ -59,11 +59,11 @@ class Detokenizer:
         if not self._stop:
             return delta
         text = self._held + delta
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.stopped = True
             self._held = ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         held = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -1,11 +1,15 @@
 """Text as it grows equals the text decoded at once, for every kind of tokenizer."""
 
-import random
+import itertools
+from typing import cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from multilora_text.detokenizer import Detokenizer
 from multilora_text.tokenizer import Tokenizer
+from support.laws import LAW
 from support.tiny.tokenizers import KINDS
 
 TEXTS = [
@@ -41,18 +45,53 @@ def test_deltas_add_up_to_the_whole(tokenizer: Tokenizer, text: str) -> None:
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_random_valid_text_with_special_tokens(tokenizer: Tokenizer, seed: int) -> None:
-    rng = random.Random(seed)
-    words = ["the", "hello", "w", "é", "漢", "😀", " ", "</s>", "a"]
-    ids = tokenizer.encode("".join(rng.choices(words, k=200)))
+WORDS = st.lists(st.sampled_from(["the", "hello", "w", "é", "漢", "😀", " ", "</s>", "a"]))
+
+
+@LAW
+@given(WORDS)
+def test_valid_text_with_special_tokens(tokenizer: Tokenizer, words: list[str]) -> None:
+    ids = tokenizer.encode("".join(words))
     assert "".join(deltas(tokenizer, ids)) == tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_random_bytes(bytes_tokenizer: Tokenizer, seed: int) -> None:
-    ids = random.Random(seed).choices(range(256), k=300)
+@LAW
+@given(st.lists(st.integers(0, 255)))
+def test_any_bytes(bytes_tokenizer: Tokenizer, ids: list[int]) -> None:
     assert "".join(deltas(bytes_tokenizer, ids)) == bytes_tokenizer.decode(ids)
+
+
+@settings(LAW, max_examples=300)
+@given(
+    st.text("ab", max_size=12),
+    st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3),
+    st.lists(st.integers(1, 5), min_size=1),
+)
+def test_stop_strings_cut_the_same_however_text_arrives(
+    text: str, stops: list[str], sizes: list[int]
+) -> None:
+    """The one that is complete first cuts, and of two the longer one."""
+    ends = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    expected = text[: min(ends)[1]] if ends else text
+    pieces, rest = [], text
+    for size in itertools.cycle(sizes):
+        pieces.append(rest[:size])
+        rest = rest[size:]
+        if not rest:
+            break
+    letters = Letters(pieces)
+    found = deltas(cast(Tokenizer, letters), list(range(len(pieces))), tuple(stops))
+    assert "".join(found) == expected
+
+
+class Letters:
+    """A tokenizer whose token `i` is the text `pieces[i]`."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self._pieces = pieces
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self._pieces[each] for each in ids)
 
 
 def test_no_half_characters(bytes_tokenizer: Tokenizer) -> None:
