@@ -169,11 +169,12 @@ class EngineConfig:
 def parse_bytes(name: str, text: str) -> int:
     """ "512MB", "2GiB", "1073741824" → bytes; raises StartupError naming the setting."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if not match or match[2] not in _UNITS:
+    size = float(match[1]) * _UNITS.get(match[2], math.nan) if match else math.nan
+    if not math.isfinite(size):
         raise StartupError(
             f"{name} must be a size such as 512MB or 2GiB; got {text!r} ({_FLAG_NOTE})"
         )
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(size)
 
 
 def _parse_int(name: str, text: str) -> int:

@@ -74,7 +74,10 @@ class JsonFields:
     def number(self, name: str, default: float | None = None) -> float:
         """A positive finite number."""
         value = self._value(name, default)
-        number = float(value) if isinstance(value, int | float) else math.nan
+        try:
+            number = float(value) if isinstance(value, int | float) else math.nan
+        except OverflowError:  # a whole number beyond every float
+            number = math.inf
         if isinstance(value, bool) or not (math.isfinite(number) and number > 0):
             raise self.error(name, f"must be a positive number; got {value!r}")
         return number
