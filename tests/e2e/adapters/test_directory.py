@@ -37,9 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    elsewhere = tmp_path_factory.mktemp("elsewhere") / "rot13"
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "größe"
     shutil.copytree(DEMO / "adapters/rot13", elsewhere)
-    names = f"upper, spin={elsewhere}, team/reverse"
+    names = f"upper, spin={elsewhere}, team/reverse, Ünder={elsewhere}"
     with demo_server(LORA_ADAPTERS=names, ADAPTERS_DIR=str(folder)) as server:
         yield server
 
@@ -59,6 +59,23 @@ def answer_becomes(server: TritonServer, adapter_id: str, want: str) -> float:
     while (last := generate(server, TEXT, adapter_id)) != want:
         assert time.monotonic() - start < 20, last
     return time.monotonic() - start
+
+
+def test_names_beyond_ascii(server: TritonServer, folder: Path) -> None:
+    """The interpreter of the Python backend takes paths for ASCII."""
+    drop("upper", folder / "漢 字/ü")
+    listed = {entry["id"]: entry for entry in administer(server, action="list")["adapters"]}
+    for name, answer in (("漢 字/ü", "upper"), ("Ünder", "rot13"), ("spin", "rot13")):
+        assert generate(server, TEXT, name) == ANSWERS[answer]
+    assert listed["漢 字/ü"]["source"] == str(folder / "漢 字/ü")
+    assert listed["spin"]["source"].endswith("/größe")
+    source = listed["spin"]["source"]
+    assert administer(server, action="load", adapter_id="again", source=source)["source"] == source
+    administer(server, action="unload", adapter_id="again")
+    (folder / "漢 字/ü/adapter_config.json").write_text("[]")
+    status, refused = post(server, {"action": "load", "adapter_id": "漢 字/ü"}, model="adapters")
+    assert status == 400 and "漢 字/ü" in refused["error"]
+    shutil.rmtree(folder / "漢 字")
 
 
 def test_start_with_demo_names_a_folder_and_a_relative_name(server: TritonServer):

@@ -27,7 +27,10 @@ class RequestError(Exception):
     @property
     def tagged(self) -> str:
         """The message with its code behind it: a gRPC stream carries the text of an error alone."""
-        return f"{self.message} [{self.code.value}]"
+        text = f"{self.message} [{self.code.value}]"
+        return text.encode("utf-8", "surrogateescape").decode(
+            "utf-8", "replace"
+        )  # it may name paths
 
 
 def invalid(message: str) -> RequestError:

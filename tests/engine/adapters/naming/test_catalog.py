@@ -131,7 +131,8 @@ def test_the_folders_an_administrator_may_name(root: Path) -> None:
     ):  # fmt: skip
         message = refusal(catalog.source, "new", location, "", code=ErrorCode.INVALID_ARG)
         assert "must be below --adapters-dir, be in LORA_ADAPTERS or match" in message
-    refusal(catalog.source, "new", f"{models}/\0", "", code=ErrorCode.INVALID_ARG)
+    for odd in ("\0", "\ud800"):
+        refusal(catalog.source, "new", f"{models}/{odd}", "", code=ErrorCode.INVALID_ARG)
     refusal(catalog_of().source, "new", f"{models}/x", "", code=ErrorCode.INVALID_ARG)
     assert (
         catalog_of(allow="/*").source("new", str(models / "out"), "").location == "/etc"

@@ -58,6 +58,17 @@ class FileStamp(NamedTuple):
         )
 
 
+def path_of(name: str) -> str:
+    """A name as a path. The Python backend's interpreter takes paths for ASCII whatever the locale
+    says; all other bytes of a path are surrogates there. A path stays as it is."""
+    return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+
+
+def name_of(path: str) -> str:
+    """The reverse of `path_of`; ValueError when the path is not UTF-8."""
+    return os.fsencode(path).decode("utf-8")
+
+
 def read_settled(
     folder: Path, names: Sequence[str], limits: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, bytes]:

@@ -92,7 +92,8 @@ def _logprobs(
 
 
 def _string(text: str) -> np.ndarray:
-    return np.array([[text.encode("utf-8")]], dtype=np.object_)
+    # Paths of files in an answer may hold surrogates for bytes: see adapters/files.py.
+    return np.array([[text.encode("utf-8", "surrogateescape")]], dtype=np.object_)
 
 
 class Client(Protocol):

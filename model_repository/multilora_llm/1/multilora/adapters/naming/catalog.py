@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from multilora.adapters.files import path_of
 from multilora.adapters.naming.allow import AllowList
 from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource, check_name
@@ -151,9 +152,11 @@ class AdapterCatalog:
 
     def _allowed_folder(self, location: str) -> str:
         """The folder with its symlinks resolved, so that the folder checked is the one read."""
-        if "\0" in location:
-            raise invalid(f"source {shown(location)} holds a control character; remove it")
-        path = os.path.realpath(os.path.expanduser(location))
+        try:
+            path = os.path.realpath(os.path.expanduser(path_of(location)))
+        except ValueError:  # a zero byte, or half of a surrogate pair
+            message = f"source {shown(location)} holds a control character; remove it"
+            raise invalid(message) from None
         registered = (
             os.path.expanduser(source.location) for source in self._named() if source.is_folder
         )

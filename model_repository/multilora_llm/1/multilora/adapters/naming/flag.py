@@ -4,11 +4,12 @@ Items are separated by commas; `split_item` says which forms they have. An item 
 folder of the adapters directory, or else a Hub repository.
 """
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from multilora.adapters.files import CONFIG_FILE
+from multilora.adapters.files import CONFIG_FILE, name_of
 from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource, check_name
 from multilora.errors import RequestError, StartupError
@@ -54,10 +55,12 @@ def _parse_item(item: str) -> AdapterSource:
             "name=/path, name=org/repo@revision or name=scheme://..., separated by commas"
         )
     name, location, revision = split
+    with contextlib.suppress(ValueError):  # else the name is refused below
+        name = name_of(name)  # as clients write it: variables of the environment come as paths do
     if is_folder_path(name):
         raise StartupError(f"LORA_ADAPTERS item {item} needs a name: write name={item}")
     known = is_folder_path(location) or is_url(location) or is_hub_id(location)
-    if location != name and not known:
+    if location != split[0] and not known:
         raise StartupError(
             f"LORA_ADAPTERS item {item}: {location!r} is neither a Hub id (org/name) nor a URL nor "
             "a folder (start it with / or ./)"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from multilora.adapters.files import CONFIG_FILE, FILES, FileStamp
+from multilora.adapters.files import CONFIG_FILE, FILES, FileStamp, name_of, path_of
 from multilora.adapters.naming.source import AdapterSource, check_name, named_error
 from multilora.errors import RequestError, StartupError, invalid
 from multilora_api.admin import Origin
@@ -48,7 +48,7 @@ class AdapterFolders:
         out of the root.
         """
         check_name(adapter_id)
-        parts = adapter_id.split("/")
+        parts = path_of(adapter_id).split("/")
         if len(parts) > _MAX_DEPTH or any(part.startswith(".") for part in parts):
             return None
         path = self.location(adapter_id)
@@ -70,7 +70,7 @@ class AdapterFolders:
 
     def location(self, name: str) -> str:
         """The location that a source with this relative name has."""
-        return os.path.join(self.root, name)
+        return os.path.join(self.root, path_of(name))
 
     def contains(self, path: str) -> bool:
         """Whether `path` is the root or below it, once symlinks are resolved."""
@@ -92,8 +92,8 @@ class AdapterFolders:
                 entries = list(os.scandir(folder.path))
                 if any(entry.name == CONFIG_FILE and entry.is_file() for entry in entries):
                     signature = _signature(entries, root)
-                    if signature and _is_name(folder.name):
-                        found[folder.name] = signature
+                    if signature and (name := _adapter_name(folder.name)):
+                        found[name] = signature
                 elif len(folder.real) <= _MAX_DEPTH:
                     waiting.extend(_subfolders(folder, entries, root))
         self.known = tuple(sorted(found))
@@ -141,8 +141,9 @@ def _is_file(path: str) -> bool:
         return False
 
 
-def _is_name(name: str) -> bool:
-    with contextlib.suppress(RequestError):
-        check_name(name)
-        return True
-    return False
+def _adapter_name(path: str) -> str:
+    """The adapter's name of a relative path; "" when it is none that an adapter can have."""
+    with contextlib.suppress(RequestError, ValueError):
+        check_name(name := name_of(path))
+        return name
+    return ""
