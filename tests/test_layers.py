@@ -109,6 +109,9 @@ SCRIPTS = {
         "launcher benchmarks.common", "torch multilora multilora_api multilora_kernels"
     ),
     "benchmarks.gateway": Room("launcher", "tritonclient multilora_client multilora_gateway"),
+    "torture": Room(
+        "launcher benchmarks.common", "tritonclient grpc multilora_client multilora_api"
+    ),
     "generate": Room("", "multilora_api"),
     "serve": Room("launcher"),
     "demo": Room("launcher"),

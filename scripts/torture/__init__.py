@@ -1,0 +1,1 @@
+"""A server under attack: what breaks is counted. run.py begins."""

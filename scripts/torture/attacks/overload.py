@@ -1,0 +1,28 @@
+"""Many times more clients than the server takes requests: each is answered rightly, or refused with
+a word of when to come again."""
+
+import random
+import time
+
+from torture.findings import Round, Unexplained, WrongAnswer
+from torture.server import MOST_REQUESTS
+
+_PAUSE_SECONDS = 0.5  # after a refusal; a polite client would wait longer
+
+
+def overload(round_: Round, times: int) -> None:
+    server = round_.server
+
+    def act(rng: random.Random) -> None:
+        example = rng.choice(server.examples)
+        answer = server.ask(example, example.adapter_id, seconds=120.0)
+        if answer.status == 200:
+            text = answer.json()["generated_text"]
+            if text != example.answer:
+                raise WrongAnswer(f"{text!r}, not {example}")
+        elif answer.is_refusal and not answer.problem:
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            raise Unexplained(str(answer))
+
+    round_.repeat(times * MOST_REQUESTS, act)

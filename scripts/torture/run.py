@@ -1,0 +1,204 @@
+"""Attack a server for a while and print what broke: one row an attack, one column a kind of fault.
+
+    python scripts/torture.py                        a minute of all attacks, and their overhead
+    python scripts/torture.py --seconds 3600 --markdown
+    python scripts/torture.py --only storm,churn --seed 7
+
+Columns. operations: what the attack did. wrong: answers that are not the known ones. leaks: what is
+held when all is quiet again, by /metrics and /proc. errors: those that explain nothing. deaths:
+processes that ended without the attack having ended them. pace: the canary's 99th percentile
+between tokens ÷ the same of a quiet server. canary: whether its texts were right. The exit code is
+1 when a column that counts faults is not 0, a text of the canary is wrong, or its pace is above
+--pace.
+"""
+
+import argparse
+import functools
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.common.statistics import markdown_table, text_table
+from launcher.process import LaunchError
+from torture.attacks.adapters import churn, listing
+from torture.attacks.bodies import bodies
+from torture.attacks.folders import folders, templates
+from torture.attacks.kills import kills, stops
+from torture.attacks.overload import overload
+from torture.attacks.raw import gateway_bytes, triton_bytes
+from torture.attacks.soak import soak
+from torture.attacks.storm import storm
+from torture.attacks.tensors import tensors
+from torture.canary import Canary, Song, pace
+from torture.findings import Findings, Round
+from torture.processes import HELPER
+from torture.quiet import QuietState
+from torture.server import ServerUnderTest
+
+_QUIET_SECONDS = 4.0
+_SERVES_AGAIN_SECONDS = 30.0
+_LOG_LINES = 60
+
+
+class Attack(NamedTuple):
+    """`share` of the seconds. `breaks`: it ends streams of others, as the canary's, on purpose;
+    `crowds`: it fills the server, so that the canary may be refused."""
+
+    run: Callable[[Round], None]
+    share: float = 1.0
+    breaks: bool = False
+    crowds: bool = False
+
+
+ATTACKS = {
+    "churn": Attack(churn, 2),
+    "listing": Attack(listing),
+    "storm": Attack(storm, 2),
+    "bodies": Attack(bodies, 2),
+    "tensors": Attack(tensors),
+    "folders": Attack(folders),
+    "overload10": Attack(functools.partial(overload, times=10), crowds=True),
+    "overload50": Attack(functools.partial(overload, times=50), crowds=True),
+    "raw": Attack(gateway_bytes, 2),
+    "soak": Attack(soak, 4),
+    "templates": Attack(templates, 2),
+    "triton": Attack(triton_bytes),
+    "kills": Attack(kills, 2, breaks=True),
+    "stops": Attack(stops, 2, breaks=True),
+}
+_COLUMNS = ["attack", "operations", "wrong", "leaks", "errors", "deaths", "pace", "canary"]
+
+
+class Row(NamedTuple):
+    """`pace` is None when the canary had no two tokens."""
+
+    name: str
+    findings: Findings
+    pace: float | None = None
+    canary: str = ""
+
+    @property
+    def cells(self) -> list[str]:
+        found = self.findings
+        counts = found.operations, found.wrong, found.leaks, found.errors, found.deaths
+        shown = "" if self.pace is None else f"{self.pace:.2f}"
+        return [self.name, *map(str, counts), shown, self.canary]
+
+    def is_faulty(self, most_pace: float) -> bool:
+        found = self.findings
+        faults = found.wrong + found.leaks + found.errors + found.deaths
+        too_slow = bool(most_pace and self.pace and self.pace > most_pace)
+        return bool(faults) or self.canary == "WRONG" or too_slow
+
+
+def main(arguments: list[str] | None = None) -> int:
+    flags = _flags(arguments)
+    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+        server = ServerUnderTest(Path(folder), flags.memory_guard)
+        try:
+            rows = _all_rounds(server, flags)
+        except LaunchError as error:
+            rows = []
+            print(f"error: {error}", file=sys.stderr)
+        finally:
+            server.stop()
+        faulty = [row for row in rows if row.is_faulty(flags.pace)]
+        if faulty or not rows:
+            print("", *server.log.read_text(errors="replace").splitlines()[-_LOG_LINES:], sep="\n")
+    for row in rows:
+        for sample in row.findings.samples:
+            print(f"{row.name}, seed {flags.seed}: {sample}")
+    cells = [_COLUMNS, *(row.cells for row in rows)]
+    print(f"\n{markdown_table(cells) if flags.markdown else text_table(cells)}")
+    if faulty:
+        names = ",".join(row.name for row in faulty if row.name in ATTACKS)
+        print(f"\nagain: --seed {flags.seed} --seconds {flags.seconds:g} --only {names}")
+    return 1 if faulty or not rows else 0
+
+
+def _flags(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=60, help="of all attacks together")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed sends the same inputs")
+    parser.add_argument("--only", default=",".join(ATTACKS), help=f"some of {', '.join(ATTACKS)}")
+    parser.add_argument("--pace", type=float, default=2.0, help="the slowest pace; 0: any")
+    help_ = "MB that a process may grow by before it is ended"
+    parser.add_argument("--memory-guard", type=float, default=3000, help=help_)
+    parser.add_argument("--markdown", action="store_true", help="the table for a page")
+    flags = parser.parse_args(arguments)
+    flags.only = [name.strip() for name in flags.only.split(",") if name.strip()]
+    if unknown := [name for name in flags.only if name not in ATTACKS]:
+        parser.error(f"there is no attack {unknown[0]}; there are {', '.join(ATTACKS)}")
+    return flags
+
+
+def _all_rounds(server: ServerUnderTest, flags: argparse.Namespace) -> list[Row]:
+    quiet = _started(server)
+    canary = Canary(server.gateway, [e for e in server.examples if e.adapter_id in ("sql", "")])
+    rows: list[Row] = []
+    try:
+        canary.sing()
+        time.sleep(_QUIET_SECONDS)
+        still = pace(canary.rest())
+        shares = sum(ATTACKS[name].share for name in flags.only)
+        for name in flags.only:
+            seconds = flags.seconds * ATTACKS[name].share / shares
+            print(f"{name}: {seconds:.0f} s", flush=True)
+            findings = Findings()
+            songs = _round(
+                server, canary, quiet, Round(name, server, flags.seed, seconds, findings)
+            )
+            rows.append(_row(name, findings, songs, still))
+            if not server.is_running:
+                server.stop()
+                quiet = _started(server)
+    finally:
+        canary.close()
+    end = Findings()
+    for what in server.stop():
+        end.fault("leaks", what)
+    return [*rows, Row("the end", end)]
+
+
+def _started(server: ServerUnderTest) -> QuietState:
+    """Every pool and connection of the server is made once before anything is counted."""
+    server.start()
+    for attack in (storm, listing):
+        attack(Round("warm-up", server, 0, 2.0, Findings()))
+    return QuietState(server)
+
+
+def _round(server: ServerUnderTest, canary: Canary, quiet: QuietState, round_: Round) -> list[Song]:
+    """The canary's songs."""
+    findings, before = round_.findings, server.processes()
+    server.on_greed = functools.partial(findings.fault, "deaths")
+    canary.sing()
+    try:
+        ATTACKS[round_.name].run(round_)
+    except Exception as error:  # the next attacks can still tell something
+        findings.fault("errors", f"the attack itself: {type(error).__name__}: {error}")
+    songs = canary.rest()
+    if not server.wait_serving(_SERVES_AGAIN_SECONDS):
+        findings.fault("errors", f"no right answer within {_SERVES_AGAIN_SECONDS:.0f} s")
+    for what in quiet.leaks() if server.is_running else ():
+        findings.fault("leaks", what)
+    after = server.processes()
+    for pid in before.keys() - after.keys() - findings.ended:
+        if before[pid] != HELPER:
+            findings.fault("deaths", f"{before[pid]} (process {pid}) has ended")
+    return songs
+
+
+def _row(name: str, findings: Findings, songs: list[Song], still: float | None) -> Row:
+    wrong = [song.problem for song in songs if song.problem and not song.broken]
+    findings.samples += [f"canary: {problem}" for problem in wrong]
+    broken = [song.problem for song in songs if song.broken]
+    refused = ATTACKS[name].crowds and all("overloaded" in problem for problem in broken)
+    if broken and not ATTACKS[name].breaks and not refused:
+        findings.fault("errors", f"{len(broken)} streams of the canary broke; {broken[0]}")
+    now = pace(songs)
+    ratio = now / still if now and still else None
+    return Row(name, findings, ratio, "WRONG" if wrong else "right" if songs else "silent")

@@ -1,0 +1,36 @@
+"""A short run of the attacks on a server of their own: nothing breaks, and a fault is counted."""
+
+import subprocess
+import sys
+
+import pytest
+
+from launcher.repository import REPOSITORY
+from torture.findings import Findings
+from torture.run import Row
+
+SECONDS = 300.0
+ATTACKS = ("churn", "storm", "bodies", "tensors")
+
+
+def test_no_attack_breaks_the_server() -> None:
+    """The pace is not judged here: other tests may run beside this one."""
+    command = [sys.executable, str(REPOSITORY / "scripts/torture.py"), "--pace=0"]
+    command += ["--seconds=8", f"--only={','.join(ATTACKS)}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    for attack in ATTACKS:
+        row = next(row for row in rows if row and row[0] == attack and len(row) > 5)
+        assert int(row[1]) > 0 and row[-1] == "right", done.stdout
+
+
+@pytest.mark.parametrize("kind", ["wrong", "leaks", "errors", "deaths"])
+def test_a_fault_of_any_kind_is_one(kind: str) -> None:
+    findings = Findings()
+    assert not Row("storm", findings, 1.9, "right").is_faulty(2.0)
+    assert Row("storm", findings, 2.1, "right").is_faulty(2.0)
+    assert Row("storm", findings, 2.1, "WRONG").is_faulty(0)
+    findings.fault(kind, "what happened")
+    assert Row("storm", findings, 1.0, "right").is_faulty(2.0)
+    assert findings.samples == [f"{kind}: what happened"]
