@@ -36,7 +36,7 @@ def test_a_published_prefix_is_found_by_the_same_adapter_only():
 
 
 @LAW
-@given(st.lists(st.integers(0, 3), max_size=6 * SIZE), st.integers(0, 6))
+@given(st.lists(st.integers(0, 3), min_size=2 * SIZE, max_size=6 * SIZE), st.integers(0, 6))
 def test_a_chain_of_digests_can_be_continued(tokens: list[int], after: int):
     whole = list(prefix_digests(of("a"), tokens, SIZE))
     after = min(after, len(whole))

@@ -103,7 +103,11 @@ ACTS = ("reserve", "reserve for one who waits", "copied", "use", "release", "wan
 
 @LAW
 @given(
-    st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 5), st.integers(1, 5)), max_size=99)
+    st.lists(
+        st.tuples(st.sampled_from(ACTS), st.integers(0, 3), st.integers(1, 5)),
+        min_size=40,
+        max_size=99,
+    )
 )
 def test_no_trace_shares_or_loses_a_page(trace: list[tuple[str, int, int]]) -> None:
     """Each step does an act to an adapter, if it may, with a count of pages or as a yes or no."""
