@@ -64,7 +64,7 @@ ENGINE = {
         "multilora_api",
     ),
     "download": Room("errors adapters.files adapters.naming", "huggingface_hub fsspec"),
-    "grammar": Room("errors", "llguidance multilora_api"),
+    "grammar": Room("errors", "llguidance multilora_api multilora_sandbox"),
     "startup": Room(
         "errors config request base_model scheduling lora forward adapters download grammar",
         "torch multilora_kernels huggingface_hub multilora_api multilora_text",
@@ -72,7 +72,7 @@ ENGINE = {
     "engine": Room(
         "errors config request metrics scheduling.batch scheduling.sequence forward.runner "
         "adapters.admin.admin adapters.naming.source startup.build",
-        "multilora_api",
+        "multilora_api multilora_text",
     ),
     "wire": Room(
         "errors json_fields request metrics engine adapters.admin.command adapters.naming.source "
@@ -95,7 +95,7 @@ GATEWAY = {
     "openai": Room("errors settings http backend generation", API),
     "tgi": Room("errors settings http backend generation", API),
     "routes": Room("errors settings http backend generation openai tgi", HTTP),
-    "app": Room("settings http backend routes", "fastapi starlette"),
+    "app": Room("settings http backend routes", "fastapi starlette multilora_text"),
     "cli": Room("settings http json_lines app", "uvicorn"),
     "__main__": Room("cli"),
 }
@@ -124,7 +124,8 @@ PACKAGES = {  # the other packages, which have one room each
     "kernels/multilora_kernels": "torch numpy",
     "client/multilora_api": "",
     "client/multilora_client": "grpc tritonclient multilora_api",
-    "client/multilora_text": "tokenizers jinja2",
+    "client/multilora_text": "tokenizers jinja2 multilora_sandbox",
+    "client/multilora_sandbox": "",
 }
 TRITON_MODELS = {"tokenizer", "multilora_llm"}
 

@@ -1,5 +1,6 @@
 """The ASGI application: routes, middleware, error answers, and the state that routes share."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,7 @@ from multilora_gateway.routes.invocations import router as sagemaker_routes
 from multilora_gateway.routes.openai import router as openai_routes
 from multilora_gateway.routes.tgi import router as tgi_routes
 from multilora_gateway.settings import Settings
+from multilora_text.renderer import TemplateRenderer
 
 
 class Gateway:
@@ -28,6 +30,11 @@ class Gateway:
         self.access = access
         self.metrics = metrics
         self.backend = Backend(settings.triton_url, settings.admin_key)
+        self.renderer = TemplateRenderer()
+
+    async def close(self) -> None:
+        await self.backend.close()
+        await asyncio.to_thread(self.renderer.close)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -39,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.gateway = Gateway(settings, access, metrics)
         yield
-        await app.state.gateway.backend.close()
+        await app.state.gateway.close()
 
     app = FastAPI(title="Multi-LoRA gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
     add_handlers(app)

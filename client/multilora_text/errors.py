@@ -1,5 +1,9 @@
-"""The error of this package; its message is for whoever sent or configured the text."""
+"""The errors of this package; their messages are for whoever sent or configured the text."""
 
 
 class TextError(ValueError):
     """A tokenizer or template that cannot be used, or messages that it refuses; says what to do."""
+
+
+class RenderingBusy(TextError):
+    """No chat can be rendered at the moment; the same request may succeed later."""

@@ -1,4 +1,4 @@
-"""Text ↔ token ids of the base model, and its chat template.
+"""Text ↔ token ids of the base model, and the source of its chat template.
 
 Both are read from the files of an HF checkpoint. Nothing here needs torch or transformers.
 """
@@ -103,33 +103,18 @@ class Tokenizer:
         """The base model's own template."""
         return self._chat_template
 
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        template: ChatTemplate | None = None,
-        **variables: Any,
-    ) -> str:
-        """The prompt text of a conversation that the assistant continues.
-
-        `template` is an adapter's own, None for the base model's; `variables` are names that it may
-        know, such as tools. Raises TextError without a template, and when it refuses the messages.
-        """
-        template = template or self._chat_template
-        if template is None:
+    def template(self, own: ChatTemplate | None) -> ChatTemplate:
+        """What renders a chat: the `own` template of an adapter, else the base model's. Raises
+        TextError without any."""
+        if (template := own or self._chat_template) is None:
             raise TextError(
                 "the base model has no chat template; render the messages yourself and send them "
                 "as text_input without chat"
             )
-        return template.render(messages, **variables)
+        return template
 
-    def encode_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        template: ChatTemplate | None = None,
-        **variables: Any,
-    ) -> list[int]:
-        """The ids of `chat(…)`; the template writes its own special tokens."""
-        text = self.chat(messages, template, **variables)
+    def encode_rendered(self, text: str) -> list[int]:
+        """The ids of a rendered chat, in which the template has written the special tokens."""
         return self._ids(text, add_special_tokens=False)
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:

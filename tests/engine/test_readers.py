@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.flags import parse_flags
-from multilora.adapters.admin.command import parse_admin_command
 from multilora.adapters.checkpoint.peft_config import parse_config
+from multilora.adapters.merging.recipe import parse_merge
 from multilora.adapters.naming.flag import parse_lora_adapters
 from multilora.base_model.config import BaseConfig
 from multilora.config import DEMO, EngineConfig
 from multilora.errors import RequestError, StartupError
-from multilora.wire.chat import parse_messages
+from multilora.wire.prompt import parse_messages
 from multilora.wire.sampling_parameters import parse_sampling_parameters, sampling_params
 from multilora_gateway.settings import parse_settings
 from support.laws import LAW
@@ -51,18 +51,18 @@ SAMPLING = ("max_tokens", "temperature", "top_k", "seed", "stop", "logit_bias", 
             "logprobs", "stop_token_ids", "ignore_eos")  # fmt: skip
 PEFT = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "bias",
         "use_rslora", "init_lora_weights", "modules_to_save")  # fmt: skip
-ADMIN = ("action", "adapter_id", "source", "revision", "cancel", "timeout", "merge")
+MERGE = ("ids", "weights", "merge_strategy", "density", "majority_sign_method")
 
 
 @pytest.mark.parametrize(
     ("read", "names"),
     [
         (sampling, SAMPLING),
-        (parse_admin_command, ADMIN),
+        (parse_merge, MERGE),
         (parse_messages, ("role", "content")),
         (lambda text: parse_config(text.encode(errors="surrogatepass")), PEFT),
     ],
-    ids=["sampling_parameters", "admin", "messages", "adapter_config.json"],
+    ids=["sampling_parameters", "merge", "messages", "adapter_config.json"],
 )
 def test_what_requests_and_adapters_bring(
     read: Callable[[str], object], names: tuple[str, ...]

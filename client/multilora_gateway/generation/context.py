@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from multilora_gateway.backend.client import Backend
 from multilora_gateway.http.access import Caller, inference
 from multilora_gateway.settings import Settings
+from multilora_text.renderer import TemplateRenderer
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class RequestContext:
     """
 
     backend: Backend
+    renderer: TemplateRenderer
     settings: Settings
     caller: Caller
     arrived: float = field(default_factory=time.perf_counter)
@@ -29,7 +31,7 @@ async def _request_context(
     request: Request, caller: Annotated[Caller, Depends(inference)]
 ) -> RequestContext:
     gateway: Any = request.app.state.gateway
-    return RequestContext(gateway.backend, gateway.settings, caller)
+    return RequestContext(gateway.backend, gateway.renderer, gateway.settings, caller)
 
 
 Context = Annotated[RequestContext, Depends(_request_context)]

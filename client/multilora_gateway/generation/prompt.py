@@ -1,10 +1,13 @@
 """Prompts as token ids, made beside the event loop where that may take long."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from multilora_gateway.errors import unavailable
 from multilora_text.chat_template import ChatTemplate
+from multilora_text.errors import RenderingBusy
+from multilora_text.renderer import TemplateRenderer
 from multilora_text.tokenizer import Tokenizer
 
 _LONG = 8192  # characters; for a shorter text a thread would cost more than the tokenising
@@ -12,19 +15,36 @@ _LONG = 8192  # characters; for a shorter text a thread would cost more than the
 
 async def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """The token ids of a text, with the tokens that the tokenizer puts around a prompt."""
-    if len(text) > _LONG:
-        return await asyncio.to_thread(tokenizer.encode, text)
-    return tokenizer.encode(text)
+    return await _encoded(tokenizer.encode, text)
+
+
+async def render_chat(
+    renderer: TemplateRenderer,
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    own: ChatTemplate | None,
+    **variables: Any,
+) -> str:
+    """The text of a chat; `own` is an adapter's template, None for the base model's. Raises
+    TextError, and GatewayError when it may succeed later."""
+    try:
+        rendered = renderer.render(tokenizer.template(own), messages, **variables)
+        return await asyncio.wrap_future(rendered)
+    except RenderingBusy as error:
+        raise unavailable(str(error)) from None
 
 
 async def encode_chat(
+    renderer: TemplateRenderer,
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
-    template: ChatTemplate | None,
+    own: ChatTemplate | None,
     **variables: Any,
 ) -> list[int]:
-    """The token ids of a chat; `template` None is the base model's. Raises TextError.
+    """The token ids of a chat; raises like `render_chat`."""
+    text = await render_chat(renderer, tokenizer, messages, own, **variables)
+    return await _encoded(tokenizer.encode_rendered, text)
 
-    A template is a program of whoever made the adapter, and may run long, so it has a thread.
-    """
-    return await asyncio.to_thread(tokenizer.encode_chat, messages, template, **variables)
+
+async def _encoded(encode: Callable[[str], list[int]], text: str) -> list[int]:
+    return await asyncio.to_thread(encode, text) if len(text) > _LONG else encode(text)

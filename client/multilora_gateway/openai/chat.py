@@ -84,7 +84,7 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
     messages = template_messages(body.messages)
     model = await resolve(context, body.model, body.selection)
     own = await context.backend.template(model.adapter_id, body.selection.token)
-    prompt = await _encode(body, base, own, messages, tools)
+    prompt = await _encode(body, context, base, own, messages, tools)
     template = own or base.tokenizer.chat_template
     form = tool_format(context.settings.tool_call_parser, template.source if template else "")
     if forced:
@@ -127,8 +127,9 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
 
 async def _encode(
     body: ChatBody,
+    context: RequestContext,
     base: ServedModel,
-    template: ChatTemplate | None,
+    own: ChatTemplate | None,
     messages: list[dict[str, Any]],
     tools: Sequence[Tool],
 ) -> list[int]:
@@ -139,7 +140,7 @@ async def _encode(
     variables["tools"] = [tool.for_template() for tool in tools] or None
     variables["documents"] = None
     try:
-        prompt = await encode_chat(base.tokenizer, messages, template, **variables)
+        prompt = await encode_chat(context.renderer, base.tokenizer, messages, own, **variables)
     except TextError as error:
         raise invalid(str(error), "messages") from None
     if not prompt:

@@ -81,7 +81,7 @@ async def _encode(
         template = await context.backend.template(adapter_id, given.selection.token)
         messages = [{"role": "user", "content": inputs}]
         try:
-            ids = await encode_chat(base.tokenizer, messages, template)
+            ids = await encode_chat(context.renderer, base.tokenizer, messages, template)
         except TextError as error:
             raise GatewayError(422, "template_error", f"Template error: {error}") from None
     else:

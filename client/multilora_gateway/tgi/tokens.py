@@ -18,6 +18,7 @@ from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.generation.chat_messages import template_messages
 from multilora_gateway.generation.context import RequestContext
+from multilora_gateway.generation.prompt import render_chat
 from multilora_gateway.tgi.parameters import ChatTokenizeRequest
 from multilora_text.detokenizer import Detokenizer
 from multilora_text.errors import TextError
@@ -95,15 +96,12 @@ async def chat_tokens(
     template = await context.backend.template(adapter_id)
     messages = template_messages(request.messages)
     variables = {"tools": request.tools} if request.tools else {}
-
-    def answer() -> dict[str, Any]:
-        text = base.tokenizer.chat(messages, template, **variables)
-        return {"tokenize_response": text_tokens(base, text, False), "templated_text": text}
-
     try:
-        return await asyncio.to_thread(answer)
+        text = await render_chat(context.renderer, base.tokenizer, messages, template, **variables)
     except TextError as error:
         raise GatewayError(422, "template_error", f"Template error: {error}") from None
+    tokens = await asyncio.to_thread(text_tokens, base, text, False)
+    return {"tokenize_response": tokens, "templated_text": text}
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,7 @@
-"""The Triton model `tokenizer`: text, or a JSON list of chat messages, → ids of the base model.
+"""The Triton model `tokenizer`: text → ids of the base model.
 
-It shares the engine's settings and chats, in `multilora_llm/1` next door.
+It shares the engine's settings, in `multilora_llm/1` next door. A list of chat messages becomes
+a placeholder.
 """
 
 import json
@@ -18,7 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "multilora_llm" / "1")
 from multilora.config import EngineConfig
 from multilora.errors import RequestError, StartupError, internal, invalid
 from multilora.startup.base_folder import base_folder, base_tokenizer
-from multilora.wire.prompt import encode_chat, encode_text, parse_messages
+from multilora.wire.prompt import encode_text, parse_messages
 from multilora.wire.triton_request import read_request, scalar
 
 _LOG = logging.getLogger("multilora.tokenizer")
@@ -59,10 +60,8 @@ class TritonPythonModel:
         text = scalar(tensors, "text_input", "")
         if not scalar(tensors, "chat", False):
             return encode_text(self._tokenizer, text)
-        messages = parse_messages(text)
-        if scalar(tensors, "adapter_id", ""):
-            return [0]  # multilora_llm renders it: the adapter may have its own template
-        return encode_chat(self._tokenizer, messages)
+        parse_messages(text)
+        return [0]  # multilora_llm renders it
 
 
 def _failure(error: RequestError) -> Any:

@@ -17,6 +17,7 @@ from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.base_model.config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
 from multilora_text.tokenizer import Tokenizer
+from support.chats import chat
 from support.engine.files import CONFIG, WEIGHTS, read, settle, write
 from support.tiny.adapters import make_adapter
 from support.tiny.base import write_adapter, write_base
@@ -198,7 +199,7 @@ def test_weights_and_template_are_of_one_version(
     monkeypatch.setattr(adapter_module, "_parse", replace_and_parse)
     adapter = read_adapter(folder, "mine", base.sites, torch.float32, 16, tokenizer)
     assert adapter.chat_template and replaced
-    text = adapter.chat_template.render([{"role": "user", "content": "hi"}])
+    text = chat(tokenizer, [{"role": "user", "content": "hi"}], adapter.chat_template)
     if after == "parsing":
         assert (adapter.rank, text) == (4, "old:hi"), "all that was read is of before"
     else:
@@ -210,6 +211,6 @@ def test_text_is_no_part_of_the_digest_and_is_not_read_without_a_tokenizer(tmp_p
     folder = tmp_path / "adapter"
     write_version(folder, 4, NEW_TEMPLATE)
     first = read_adapter(folder, "mine", base.sites, torch.float32, 16)
-    (folder / "chat_template.jinja").write_text("{% if %}")  # which would be refused
+    (folder / "chat_template.jinja").write_bytes(b"\xff")  # which would be refused
     again = read_adapter(folder, "mine", base.sites, torch.float32, 16)
     assert first.key == again.key and again.chat_template is None

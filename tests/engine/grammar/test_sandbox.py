@@ -120,16 +120,16 @@ def test_a_deep_schema_does_not_end_the_process(
 
 def test_the_process_that_dies_is_replaced(grammars: GrammarCache) -> None:
     grammars.matcher(Grammar("regex", "a"))
-    (process,) = grammars._sandbox._idle
+    (process,) = grammars._sandbox._pool._idle
     process.end()
     assert grammars.matcher(Grammar("regex", "b")).allowed()
-    (other,) = grammars._sandbox._idle
-    assert other is not process and grammars._sandbox._all == {other}
+    (other,) = grammars._sandbox._pool._idle
+    assert other is not process and grammars._sandbox._pool._all == {other}
 
 
 def test_closing_ends_what_is_being_tried(grammars: GrammarCache) -> None:
     grammars.matcher(Grammar("regex", "a"))
-    (process,) = grammars._sandbox._idle
+    (process,) = grammars._sandbox._pool._idle
     errors: list[RequestError] = []
 
     def slow() -> None:
@@ -139,7 +139,7 @@ def test_closing_ends_what_is_being_tried(grammars: GrammarCache) -> None:
 
     thread = threading.Thread(target=slow)
     thread.start()
-    while grammars._sandbox._idle:
+    while grammars._sandbox._pool._idle:
         time.sleep(0.01)
     grammars.close()
     thread.join(20)

@@ -1,13 +1,14 @@
 """The intake: Triton requests on their way into the engine, and stops that meet them there."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from multilora.config import EngineConfig
+from multilora.config import DEMO, EngineConfig
 from multilora.engine import Engine
 from multilora.errors import ErrorCode
 from multilora.wire.intake import EarlyStops, Intake
@@ -38,11 +39,28 @@ def test_who_comes_or_goes_too_soon_is_not_stopped() -> None:
     assert not stops.end(key)
 
 
+DOUBLING = "{% set n = namespace(s='x') %}" + "{% set n.s = n.s ~ n.s %}" * 60
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+ON_GO = "{{% if messages[0].content == 'go' %}}{}{{% endif %}}{{{{ messages[0].content }}}}"
+TEMPLATES = {
+    "broken": "{% if %}",
+    "doubling": DOUBLING,
+    "doubles-on-go": ON_GO.format(DOUBLING),
+    "endless-on-go": ON_GO.format(ENDLESS),
+}
+
+
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    """The demo, which has a tokenizer."""
-    sizes: dict[str, Any] = {"kv_cache_memory": 1 << 24, "adapter_memory": 1 << 24}
-    engine = Engine(EngineConfig(device="cpu", dtype="float32", threads=1, **sizes))
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """The demo, which has a tokenizer, with copies of an adapter that have TEMPLATES."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, source in TEMPLATES.items():
+        shutil.copytree(DEMO / "adapters" / "reverse", folder / name)
+        (folder / name / "chat_template.jinja").write_text(source)
+    settings: dict[str, Any] = {
+        "kv_cache_memory": 1 << 24, "adapter_memory": 1 << 24, "adapters_dir": str(folder),
+    }  # fmt: skip
+    engine = Engine(EngineConfig(device="cpu", dtype="float32", threads=1, **settings))
     engine.start()
     yield engine
     engine.close()
@@ -112,6 +130,48 @@ def test_a_chat_is_rendered_here(engine: Engine, door: Door) -> None:
     for adapter_id, answer in (("", "hello world"), ("reverse", "world hello")):
         inputs = {"input_ids": [0], "chat": True, "text_input": messages, "max_tokens": 40}
         assert door.ask(**inputs, adapter_id=adapter_id).text == answer
+
+
+def chat(door: Door, content: str, adapter_id: str = "") -> FakeClient:
+    """Sent, and not answered yet."""
+    messages = json.dumps([{"role": "user", "content": content}])
+    return door.send(
+        input_ids=[0], chat=True, text_input=messages, max_tokens=40, adapter_id=adapter_id
+    )
+
+
+@pytest.mark.parametrize(
+    ("adapter_id", "reason"),
+    [("broken", "does not compile (Expected"), ("doubling", "takes more memory than the server")],
+)
+def test_an_adapter_with_a_harmful_template_is_not_loaded(
+    door: Door, adapter_id: str, reason: str
+) -> None:
+    (error,) = door.ask(input_ids=[1], adapter_id=adapter_id).errors
+    assert f"its chat template {reason}" in error.message and "fix or remove it" in error.message
+    assert error.code is ErrorCode.INVALID_ARG
+
+
+def test_a_template_that_breaks_a_limit_fails_its_request(door: Door) -> None:
+    for _ in range(2):
+        client = chat(door, "go", "doubles-on-go")
+        until(lambda client=client: client.errors)
+        (error,) = client.errors
+        assert error.code is ErrorCode.INVALID_ARG
+        assert error.message.startswith("the chat template takes more memory than")
+    assert door.ask(input_ids=[1], adapter_id="doubles-on-go").responses  # the adapter is sound
+
+
+def test_chats_go_on_beside_an_endless_template(door: Door) -> None:
+    known = chat(door, "hello", "endless-on-go")
+    until(lambda: known.responses)
+    attacks = [chat(door, "go", "endless-on-go") for _ in range(8)]
+    client = chat(door, "hello world")
+    until(lambda: client.responses)
+    assert client.text == "hello world" and not all(attack.errors for attack in attacks)
+    for attack in attacks:
+        until(lambda attack=attack: attack.errors)
+    assert {attack.errors[0].code for attack in attacks} == {ErrorCode.INVALID_ARG}
 
 
 def test_a_grammar_is_compiled_on_the_way(engine: Engine, door: Door) -> None:

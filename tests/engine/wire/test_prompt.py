@@ -3,7 +3,8 @@
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.wire.prompt import LONGEST_TEXT, encode_chat, encode_text, parse_messages
+from multilora.wire.prompt import LONGEST_TEXT, chat_error, encode_text, parse_messages
+from multilora_text.errors import RenderingBusy, TextError
 from multilora_text.tokenizer import Tokenizer
 from support.tiny.tokenizers import byte_level
 
@@ -26,9 +27,10 @@ def test_bad_messages(text: str, reason: str) -> None:
 
 
 def test_a_refusal_is_the_requests_own() -> None:
-    with pytest.raises(RequestError, match="no chat template; render") as caught:
-        encode_chat(Tokenizer(byte_level()), [{"role": "user", "content": "hi"}])
-    assert caught.value.code is ErrorCode.INVALID_ARG
+    refused = chat_error(TextError("no chat template; render it"))
+    busy = chat_error(RenderingBusy("others wait; try again later"))
+    assert (refused.code, refused.message) == (ErrorCode.INVALID_ARG, "no chat template; render it")
+    assert busy.code is ErrorCode.UNAVAILABLE
 
 
 def test_a_text() -> None:

@@ -9,9 +9,6 @@ from multilora.errors import ErrorCode, RequestError
 from multilora.request import RequestLimits
 from multilora.wire.triton_request import TritonRequest, is_stop, parse_request
 from multilora_api.sampling import Grammar
-from multilora_text.chat_template import find_template
-from multilora_text.tokenizer import Tokenizer
-from support.tiny.tokenizers import byte_level
 
 Tensors = dict[str, np.ndarray]
 LIMITS = RequestLimits(max_input_tokens=1000, max_total_tokens=2000, vocab_size=100)
@@ -216,20 +213,13 @@ def test_bad_chats() -> None:
     refused("text_input is not valid UTF-8", chat=scalar(True), text_input=invalid_utf8)
 
 
-def test_messages_are_rendered_by_the_template_of_the_adapter() -> None:
-    base = find_template("base: {{ messages[0].content }}", {}, {})
-    own = find_template("own: {{ messages[0].content }}", {}, {})
-    tokenizer = Tokenizer(byte_level(), base)
+def test_the_prompt_of_a_chat_comes_later() -> None:
     chat = parse(
         chat=scalar(True), text_input=scalar(MESSAGES), adapter_id=scalar("a"), stream=scalar(True)
     )
-    for template, text in ((own, "own: hé"), (None, "base: hé")):
-        rendered = chat.with_template(template, tokenizer)
-        assert tokenizer.decode(rendered.request.prompt_token_ids) == text
-        assert rendered.request.adapter_id == "a" and rendered.stream
-    assert parse().with_template(own, tokenizer).request.prompt_token_ids == (5, 6, 7)
-    with pytest.raises(RequestError, match="no chat template"):
-        chat.with_template(None, Tokenizer(byte_level()))
+    rendered = chat.with_prompt([1, 2])
+    assert rendered.request.prompt_token_ids == (1, 2)
+    assert rendered.request.adapter_id == "a" and rendered.stream
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_its_numbers_are_read() -> None:

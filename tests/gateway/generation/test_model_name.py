@@ -25,6 +25,7 @@ from multilora_gateway.openai.completions import CompletionBody
 from multilora_gateway.routes.openai import list_models
 from multilora_gateway.settings import Settings
 from multilora_text.tokenizer import Tokenizer
+from support.chats import RENDERER
 from support.e2e.triton import DEMO
 
 NAMED = Settings(served_model_name="short")
@@ -95,7 +96,7 @@ class Server:
 
 
 def context(server: Server | None, caller: Caller) -> RequestContext:
-    return RequestContext(cast(Backend, server), NAMED, caller)
+    return RequestContext(cast(Backend, server), RENDERER, NAMED, caller)
 
 
 def resolved(server: Server, caller: Caller, **fields: Any) -> ResolvedModel:

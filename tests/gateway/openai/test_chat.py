@@ -15,6 +15,8 @@ from multilora_gateway.openai.chat import ChatBody, chat_job
 from multilora_gateway.openai.job import CompletionJob
 from multilora_gateway.settings import Settings
 from multilora_text.chat_template import ChatTemplate
+from multilora_text.renderer import TemplateRenderer
+from support.chats import RENDERER
 from support.gateway.tgi import MAX_TOTAL, base_model
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -22,6 +24,7 @@ ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "o
 LISTS_TOOLS = (
     "{{ messages[0].content }}{% for tool in tools or [] %} {{ tool.function.name }}{% endfor %}"
 )
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
 class Server:
@@ -39,13 +42,23 @@ class Server:
 
     async def template(self, adapter_id: str, token: str) -> ChatTemplate:
         self.templates.append((adapter_id, token))
-        return ChatTemplate(LISTS_TOOLS, {})
+        if adapter_id.startswith("endless"):
+            return ChatTemplate(ENDLESS + adapter_id, {})
+        return ChatTemplate(
+            "{{ raise_exception('no') }}" if adapter_id == "refuses" else LISTS_TOOLS, {}
+        )
+
+
+async def job(
+    server: Server | None = None, renderer: TemplateRenderer = RENDERER, **fields: Any
+) -> CompletionJob:
+    body = ChatBody.model_validate({"model": "base", "messages": HELLO, **fields})
+    context = RequestContext(cast(Backend, server or Server()), renderer, Settings(), Caller())
+    return await chat_job(body, context)
 
 
 def prepared(server: Server | None = None, **fields: Any) -> CompletionJob:
-    body = ChatBody.model_validate({"model": "base", "messages": HELLO, **fields})
-    context = RequestContext(cast(Backend, server or Server()), Settings(), Caller())
-    return asyncio.run(chat_job(body, context))
+    return asyncio.run(job(server, **fields))
 
 
 def prompt_of(**fields: Any) -> str:
@@ -108,3 +121,33 @@ def test_more_choices_than_ever_run_at_once_are_refused() -> None:
 def test_a_templates_own_variables_cannot_be_replaced(name: str) -> None:
     with pytest.raises(GatewayError, match=f"must not hold {name}"):
         prepared(chat_template_kwargs={name: []})
+
+
+def test_chats_go_on_beside_harmful_templates() -> None:
+    """More of them than asyncio has threads for what would block the event loop."""
+
+    async def run() -> None:
+        await job()
+        attacks = [asyncio.create_task(job(model=f"endless{n}")) for n in range(50)]
+        attacks += [asyncio.create_task(job(model="endless")) for _ in range(50)]
+        await asyncio.sleep(0)
+        for _ in range(20):
+            assert (await job()).requests
+            assert await asyncio.to_thread(lambda: True)
+        assert sum(attack.done() for attack in attacks) < 50
+        for attack in attacks:
+            attack.cancel()
+        await asyncio.gather(*attacks, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_a_chat_that_nobody_can_render_now_may_be_sent_again() -> None:
+    renderer = TemplateRenderer()
+    renderer.close()
+    with pytest.raises(GatewayError, match="try again later") as caught:
+        asyncio.run(job(renderer=renderer))
+    assert caught.value.status == 503 and caught.value.headers["Retry-After"]
+    with pytest.raises(GatewayError, match="the chat template refuses these messages") as caught:
+        prepared(messages=[{"role": "user", "content": "x"}], tools=[ADD], model="refuses")
+    assert caught.value.status == 422

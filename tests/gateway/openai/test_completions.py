@@ -13,6 +13,7 @@ from multilora_gateway.http.access import Caller
 from multilora_gateway.openai.completions import CompletionBody, completion_job
 from multilora_gateway.openai.job import CompletionJob
 from multilora_gateway.settings import Settings
+from support.chats import RENDERER
 from support.gateway.tgi import base_model
 
 
@@ -28,7 +29,7 @@ class Server:
 
 def prepared(**fields: Any) -> CompletionJob:
     body = CompletionBody.model_validate({"model": "base", "prompt": "hello", **fields})
-    context = RequestContext(cast(Backend, Server()), Settings(), Caller())
+    context = RequestContext(cast(Backend, Server()), RENDERER, Settings(), Caller())
     return asyncio.run(completion_job(body, context))
 
 

@@ -14,6 +14,7 @@ from multilora_gateway.http.access import Caller
 from multilora_gateway.openai.completions import TextChoice
 from multilora_gateway.openai.job import CompletionJob, events
 from multilora_gateway.settings import Settings
+from support.chats import RENDERER
 
 
 class Breaking:
@@ -27,7 +28,7 @@ class Breaking:
 
 def test_an_error_in_the_stream_is_an_event_before_done() -> None:
     job: Any = CompletionJob(
-        context=RequestContext(cast(Backend, Breaking()), Settings(), Caller()),
+        context=RequestContext(cast(Backend, Breaking()), RENDERER, Settings(), Caller()),
         base=None, requests=[GenerationRequest(b"hi")],  # pyright: ignore
         id_prefix="cmpl", object="text_completion", chunk_object="text_completion",
         model=ResolvedModel("base", ""),

@@ -16,6 +16,7 @@ from multilora_gateway.settings import Settings
 from multilora_gateway.tgi.job import TgiJob, prepare
 from multilora_gateway.tgi.parameters import GenerateRequest
 from multilora_text.chat_template import ChatTemplate
+from support.chats import RENDERER
 from support.gateway.tgi import MAX_TOTAL, base_model
 
 MERGED = {"ids": ["mine/a", "mine/b"], "weights": [1.0, 0.5], "density": 0.5}
@@ -51,7 +52,7 @@ def prepared(
 ) -> TgiJob:
     request = GenerateRequest.model_validate({"inputs": inputs, "parameters": parameters})
     backend = cast(Backend, server or Server())
-    context = RequestContext(backend, Settings(), caller or Caller())
+    context = RequestContext(backend, RENDERER, Settings(), caller or Caller())
     return asyncio.run(prepare(request, context, stream))
 
 

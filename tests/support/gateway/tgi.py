@@ -11,6 +11,7 @@ from multilora_gateway.settings import Settings
 from multilora_gateway.tgi.job import TgiJob
 from multilora_gateway.tgi.parameters import GenerateRequest
 from multilora_text.tokenizer import Tokenizer
+from support.chats import RENDERER
 from support.tiny import tokenizers as tiny_tokenizers
 
 MAX_INPUT = 64
@@ -48,7 +49,7 @@ def job(prompt: str = "hello", *, seed: int | None = None, **parameters: Any) ->
     assert request.parameters is not None
     sampling = {} if seed is None else {"seed": seed}
     return TgiJob(
-        context=RequestContext(cast(Backend, None), Settings(), Caller(), arrived=0.0),
+        context=RequestContext(cast(Backend, None), RENDERER, Settings(), Caller(), arrived=0.0),
         base=base,
         requests=[GenerationRequest(base.tokenizer.encode(prompt), sampling=sampling)],
         request=request,

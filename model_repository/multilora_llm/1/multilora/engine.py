@@ -24,6 +24,7 @@ from multilora.scheduling.batch import Batch
 from multilora.scheduling.sequence import TokenMatcher
 from multilora.startup.build import EngineParts, load_parts
 from multilora_api.sampling import Grammar
+from multilora_text.renderer import TemplateRenderer
 
 _LOG = logging.getLogger(__name__)
 _IDLE_SECONDS = 1.0  # how long to sleep while all that waits needs an adapter that loads
@@ -40,7 +41,12 @@ class Engine:
         self.config = config
         self.outputs: queue.SimpleQueue[list[TokenOutput] | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._parts: EngineParts = load_parts(config, self._inbox.put)
+        self.renderer = TemplateRenderer()
+        try:
+            self._parts: EngineParts = load_parts(config, self._inbox.put, self.renderer)
+        except BaseException:
+            self.renderer.close()
+            raise
         self.base = self._parts.base
         self.model_folder = self._parts.model_folder
         self.tokenizer = self._parts.tokenizer
@@ -85,6 +91,7 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
         self._parts.grammars.close()
+        self.renderer.close()
         self._parts.admin.close()  # also when the thread was never started
         self._parts.adapters.close()
         self.outputs.put(None)

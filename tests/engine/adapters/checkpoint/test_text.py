@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerFast
 from multilora.adapters.checkpoint.text import TEXT_LIMITS, adapter_template
 from multilora.adapters.files import OPTIONAL_FILES, read_settled
 from multilora.errors import ErrorCode, RequestError
-from multilora_text.chat_template import ChatTemplate, _compile
+from multilora_text.chat_template import ChatTemplate
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
+from support.chats import chat, encode_chat
 from support.tiny.tokenizers import byte_level
 
 BASE_TEMPLATE = "{{ bos_token }}base:{{ messages[0]['content'] }}"
@@ -88,9 +89,9 @@ def test_its_template_renders_chats(adapter: Path, base: Tokenizer, place: str) 
         write(adapter, "chat_template.jinja", OWN_TEMPLATE)
     write(adapter, "tokenizer_config.json", config)
     template = read_text(adapter, base)
-    assert base.chat(MESSAGES, template) == "<s>own:hé</s>"  # the base model's special tokens
-    assert base.chat(MESSAGES) == "<s>base:hé"
-    ids = base.encode_chat(MESSAGES, template)
+    assert chat(base, MESSAGES, template) == "<s>own:hé</s>"  # the base model's special tokens
+    assert chat(base, MESSAGES) == "<s>base:hé"
+    ids = encode_chat(base, MESSAGES, template)
     assert ids == byte_level().encode("<s>own:hé</s>", add_special_tokens=False).ids
 
 
@@ -98,14 +99,14 @@ def test_its_special_tokens_are_its_own(adapter: Path, base: Tokenizer) -> None:
     config = {"chat_template": OWN_TEMPLATE, "eos_token": {"content": "<s>"}, "pad_token": "</s>"}
     write(adapter, "tokenizer_config.json", config)
     write(adapter, "special_tokens_map.json", {"bos_token": "</s>", "eos_token": "</s>"})
-    assert base.chat(MESSAGES, read_text(adapter, base)) == "</s>own:hé<s>"
+    assert chat(base, MESSAGES, read_text(adapter, base)) == "</s>own:hé<s>"
 
 
 def test_copies_of_the_tokenizer_of_the_base_pass(adapter: Path, base: Tokenizer) -> None:
     saved(OWN_TEMPLATE, pad_token="</s>").save_pretrained(str(adapter))
     write(adapter, "added_tokens.json", {"<s>": byte_level().token_to_id("<s>")})
     write(adapter, "special_tokens_map.json", {"bos_token": {"content": "<s>"}})
-    assert base.chat(MESSAGES, read_text(adapter, base)) == "<s>own:hé</s>"
+    assert chat(base, MESSAGES, read_text(adapter, base)) == "<s>own:hé</s>"
 
 
 def test_a_special_token_that_the_base_only_names_passes(adapter: Path, base_folder: Path) -> None:
@@ -162,15 +163,16 @@ def test_tokens_under_another_id(adapter: Path, base: Tokenizer, name: str) -> N
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("chat_template.jinja", "{% if %}", "its chat template is broken .*; fix or remove it"),
-        ("chat_template.jinja", "{{ 1 // 0 ", "its chat template is broken"),
         (
             "chat_template.jinja",
             "x" * (1 << 20) + "y",
             "chat_template.jinja is larger than 1048576",
         ),
-        ("tokenizer_config.json", {"chat_template": "{{ x("}, "its chat template is broken"),
-        ("tokenizer_config.json", {"chat_template": 7}, "chat_template must be a string; got int"),
+        (
+            "tokenizer_config.json",
+            {"chat_template": 7},
+            "broken .*got int.; fix or remove",
+        ),
         ("tokenizer_config.json", {"chat_template": "x" * (1 << 20)}, "chat_template of tokenizer"),
         ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
         ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json is not JSON"),
@@ -231,15 +233,4 @@ def test_its_template_runs_in_the_sandbox(adapter: Path, base: Tokenizer) -> Non
     write(adapter, "chat_template.jinja", "{{ ''.__class__.__mro__[1].__subclasses__() }}")
     template = read_text(adapter, base)
     with pytest.raises(TextError, match="unsafe"):
-        base.chat(MESSAGES, template)
-
-
-def test_equal_templates_are_compiled_once(tmp_path: Path, base: Tokenizer) -> None:
-    source = OWN_TEMPLATE + "{# nobody else has this #}"
-    before = _compile.cache_info().misses
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        write(tmp_path / name, "chat_template.jinja", source)
-        template = read_text(tmp_path / name, base)
-        assert template and template.render(MESSAGES)
-    assert _compile.cache_info().misses == before + 1
+        chat(base, MESSAGES, template)

@@ -4,7 +4,6 @@ A matcher lets JSON have one space between its parts, as most models write it, a
 space: a small model could write white space for ever.
 """
 
-import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -43,15 +42,14 @@ class GrammarCompiler:
         """RequestError (INVALID_ARG) when no grammar can be compiled for this base model."""
         self._own_tokenizer(_llguidance())
 
-    def setup(self) -> str:
+    def setup(self) -> dict[str, Any]:
         """The first line for the process of a GrammarSandbox; call `prepare` before."""
         assert self._tokenizer_json is not None
-        setup = {
+        return {
             "tokenizer": self._tokenizer_json(),
             "vocab_size": self._vocab_size,
             "eos_token_ids": self._eos_token_ids,
         }
-        return json.dumps(setup)
 
     def compile(self, grammar: Grammar) -> Any:
         """An LLMatcher at the start of `grammar`; raises RequestError (INVALID_ARG)."""

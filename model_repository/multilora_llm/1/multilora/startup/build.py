@@ -21,7 +21,7 @@ from multilora.base_model.config import BaseConfig
 from multilora.config import DEMO, EngineConfig
 from multilora.download.folder import adapter_folder
 from multilora.download.transfer import DownloadLimits
-from multilora.errors import ErrorCode, RequestError, StartupError
+from multilora.errors import ErrorCode, RequestError, StartupError, invalid
 from multilora.forward.decoder import load_decoder
 from multilora.forward.graphs import DecodeGraphs
 from multilora.forward.kv_cache import KVCache
@@ -37,6 +37,8 @@ from multilora.startup.kernel_warm_up import warm_up
 from multilora.startup.memory_plan import MemoryPlan, PoolSettings, plan_gpu, plan_host
 from multilora.startup.memory_probe import CudaMeter, Meter, Profile, measure
 from multilora_api.admin import Origin
+from multilora_text.errors import RenderingBusy
+from multilora_text.renderer import TemplateRenderer
 from multilora_text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 Post = Callable[[Callable[[], None]], None]  # runs a function on the engine thread
@@ -128,8 +130,8 @@ class AdapterParts:
         self.manager.copy(None)
 
 
-def load_parts(config: EngineConfig, post: Post) -> EngineParts:
-    """Load base model and adapters; raises StartupError."""
+def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> EngineParts:
+    """Load base model and adapters; raises StartupError. `renderer` tries their chat templates."""
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
@@ -139,10 +141,12 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
     dtype = _dtype(config.dtype, base.dtype, device)
     _LOG.info("loading %s as %s on %s", folder, dtype, device)
     model = load_decoder(folder, base, dtype, device)
-    tokenizer = base_tokenizer(folder) if (folder / TOKENIZER_FILE).is_file() else None
+    tokenizer = _tokenizer(folder, renderer) if (folder / TOKENIZER_FILE).is_file() else None
     profile = Profile(model, config, max_total, dtype, device)
     pools = _pools(profile)
-    adapters = make_adapters(config, base, dtype, pools.pages, tokenizer, lambda: post(_nothing))
+    adapters = make_adapters(
+        config, base, dtype, pools.pages, tokenizer, renderer, lambda: post(_nothing)
+    )
     scheduler = _scheduler(config, base, pools.kv, max_total, adapters.manager)
     admin = _admin(config, adapters, scheduler, post)
     watch = None
@@ -168,6 +172,16 @@ def load_parts(config: EngineConfig, post: Post) -> EngineParts:
         runner=runner,
         grammars=_grammars(base, tokenizer),
     )
+
+
+def _tokenizer(folder: Path, renderer: TemplateRenderer) -> Tokenizer:
+    tokenizer = base_tokenizer(folder)
+    try:
+        if tokenizer.chat_template:
+            renderer.check(tokenizer.chat_template)
+    except ValueError as error:
+        raise StartupError(f"the chat template in {folder} {error}; fix or remove it") from None
+    return tokenizer
 
 
 def _grammars(base: BaseConfig, tokenizer: Tokenizer | None) -> GrammarCache:
@@ -277,6 +291,7 @@ def make_adapters(
     dtype: torch.dtype,
     pages: RankPagePool,
     tokenizer: Tokenizer | None,
+    renderer: TemplateRenderer,
     wake: Callable[[], None],
 ) -> AdapterParts:
     """Everything but the reading of the registered adapters; raises StartupError.
@@ -286,7 +301,7 @@ def make_adapters(
     folders = AdapterFolders(Path(config.adapters_dir)) if config.adapters_dir else None
     catalog = AdapterCatalog(_registered(config, folders), folders, config.adapter_allow)
     manager = AdapterManager(
-        _adapter_reader(config, base, dtype, tokenizer, folders),
+        _adapter_reader(config, base, dtype, tokenizer, renderer, folders),
         pages,
         config.adapter_host_memory,
         wake,
@@ -321,6 +336,7 @@ def _adapter_reader(
     base: BaseConfig,
     dtype: torch.dtype,
     tokenizer: Tokenizer | None,
+    renderer: TemplateRenderer,
     folders: AdapterFolders | None,
 ) -> Callable[[AdapterSource], Adapter]:
     """What a loader thread does with a source."""
@@ -335,8 +351,20 @@ def _adapter_reader(
             raise RequestError(ErrorCode.NOT_FOUND, message)
         with about_adapter(source.adapter_id):
             folder = adapter_folder(source, limits)
-            return read_adapter(
+            adapter = read_adapter(
                 folder, source.adapter_id, base.sites, dtype, config.max_lora_rank, tokenizer
             )
+            _check_template(adapter, renderer)
+            return adapter
 
     return read
+
+
+def _check_template(adapter: Adapter, renderer: TemplateRenderer) -> None:
+    try:
+        if adapter.chat_template:
+            renderer.check(adapter.chat_template)
+    except RenderingBusy as error:
+        raise RequestError(ErrorCode.UNAVAILABLE, str(error)) from None
+    except ValueError as error:
+        raise invalid(f"its chat template {error}; fix or remove it") from None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from multilora.adapters.admin.command import AdminCommand
 from multilora.errors import RequestError, cancelled, internal, invalid
 from multilora.grammar.threads import GrammarThreads
+from multilora.wire.prompt import chat_error, encode_text
 from multilora.wire.responder import Responder
 from multilora.wire.stream import Client, json_response, stopped_response
 from multilora.wire.triton_request import (
@@ -26,6 +27,8 @@ from multilora.wire.triton_request import (
     parse_request,
 )
 from multilora_api.tensors import is_of_a_web_page
+from multilora_text.chat_template import ChatTemplate
+from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer, read_tokenizer_files
 
 if TYPE_CHECKING:  # torch: the stub that completes the configuration must not load it
@@ -88,18 +91,14 @@ class Intake:
             return self._begin(parsed, client)
         request = parsed.request
         if not request.adapter_id:
-            return self._begin(parsed.with_template(None, self._tokenizer), client)
+            return self._render(parsed, None, client)
         template = self._engine.admin.chat_template(
             request.adapter_id, request.adapter_timeout, request.adapter_token
         )
-        self._when_done(
-            template,
-            client,
-            lambda own: self._begin(parsed.with_template(own, self._tokenizer), client),
-        )
+        self._when_done(template, client, lambda own: self._render(parsed, own, client))
 
     def _encode(self, parsed: TritonRequest, client: Client) -> None:
-        self._begin(parsed.with_text_encoded(self._tokenizer), client)
+        self._begin(parsed.with_prompt(encode_text(self._tokenizer, parsed.text or "")), client)
 
     def _stop(self, client: Client, client_id: str) -> None:
         if not client_id:
@@ -114,6 +113,16 @@ class Intake:
             return client.send(json_response(describe(self._engine)))
         answer = self._engine.admin.execute(command, self._timeout)
         self._when_done(answer, client, lambda result: client.send(json_response(result)))
+
+    def _render(self, parsed: TritonRequest, own: ChatTemplate | None, client: Client) -> None:
+        """In a process of its own; then go on with the ids of what has come out."""
+        template, tokenizer = self._tokenizer.template(own), self._tokenizer
+        rendered = self._engine.renderer.render(template, parsed.messages or [])
+        self._when_done(
+            rendered,
+            client,
+            lambda text: self._begin(parsed.with_prompt(tokenizer.encode_rendered(text)), client),
+        )
 
     def _begin(self, parsed: TritonRequest, client: Client) -> None:
         if parsed.request.sampling.grammar:  # compiling it takes time that others need
@@ -155,6 +164,8 @@ class Intake:
             work(*arguments)
         except RequestError as error:
             self._fail(client, error)
+        except TextError as error:
+            self._fail(client, chat_error(error))
         except Exception as error:
             _LOG.exception("a request could not be read")
             self._fail(client, internal(f"internal error: {error!r}"))

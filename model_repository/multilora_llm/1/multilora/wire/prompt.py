@@ -1,12 +1,10 @@
 """The prompt of a Triton request in `text_input`: a text, or the messages of a chat as JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multilora.errors import invalid
-from multilora_text.chat_template import ChatTemplate
-from multilora_text.errors import TextError
+from multilora.errors import ErrorCode, RequestError, invalid
+from multilora_text.errors import RenderingBusy, TextError
 from multilora_text.tokenizer import Tokenizer
 
 LONGEST_TEXT = 1 << 22  # characters, beyond any prompt; the limit bounds a thread's time
@@ -38,24 +36,15 @@ def parse_messages(text: str) -> list[dict[str, Any]]:
     return messages
 
 
-def encode_chat(
-    tokenizer: Tokenizer,
-    messages: Sequence[Mapping[str, Any]],
-    template: ChatTemplate | None = None,
-) -> list[int]:
-    """The ids of a conversation that the assistant continues; raises RequestError (INVALID_ARG).
-
-    `template` is an adapter's own, None for the base model's.
-    """
-    try:
-        return tokenizer.encode_chat(messages, template)
-    except TextError as error:
-        raise invalid(str(error)) from None
-
-
 def _check_length(text: str) -> None:
     if len(text) > LONGEST_TEXT:
         raise invalid(
             f"text_input has {len(text)} characters, but at most {LONGEST_TEXT} are tokenized; "
             "shorten it, or send its token ids as input_ids"
         )
+
+
+def chat_error(error: TextError) -> RequestError:
+    """Why a chat has not become a prompt, as its request's own error."""
+    code = ErrorCode.UNAVAILABLE if isinstance(error, RenderingBusy) else ErrorCode.INVALID_ARG
+    return RequestError(code, str(error))

@@ -20,7 +20,7 @@ from multilora.adapters.admin.command import AdminCommand, parse_admin_command
 from multilora.adapters.naming.source import hub_token
 from multilora.errors import invalid
 from multilora.request import ADAPTER_TIMEOUT, Request, RequestLimits
-from multilora.wire.prompt import encode_chat, encode_text, parse_messages
+from multilora.wire.prompt import parse_messages
 from multilora.wire.sampling_parameters import (
     adapter_name,
     check_names,
@@ -34,8 +34,6 @@ from multilora_api.tensors import (
     SAMPLING_INPUTS,
     is_tritons,
 )
-from multilora_text.chat_template import ChatTemplate
-from multilora_text.tokenizer import Tokenizer
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -61,22 +59,8 @@ class TritonRequest:
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
 
-    def with_template(self, template: ChatTemplate | None, tokenizer: Tokenizer) -> "TritonRequest":
-        """The same with its messages rendered by an adapter's template, or by the base model's.
-
-        Raises RequestError (INVALID_ARG).
-        """
-        if self.messages is None:
-            return self
-        return self._with_prompt(encode_chat(tokenizer, self.messages, template))
-
-    def with_text_encoded(self, tokenizer: Tokenizer) -> "TritonRequest":
-        """The same with its text as token ids. Raises RequestError (INVALID_ARG)."""
-        if self.text is None:
-            return self
-        return self._with_prompt(encode_text(tokenizer, self.text))
-
-    def _with_prompt(self, token_ids: Sequence[int]) -> "TritonRequest":
+    def with_prompt(self, token_ids: Sequence[int]) -> "TritonRequest":
+        """The same with what its messages, or its text, have become."""
         request = dataclasses.replace(self.request, prompt_token_ids=tuple(token_ids))
         return dataclasses.replace(self, request=request)
 

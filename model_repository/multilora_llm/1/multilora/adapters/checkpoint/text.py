@@ -42,7 +42,7 @@ def adapter_template(files: Mapping[str, bytes], tokenizer: Tokenizer) -> ChatTe
     """The chat template that an adapter brings in its `files`, None when it brings none.
 
     `tokenizer` is the base model's. Raises RequestError (INVALID_ARG): a file is broken, the
-    template does not compile or is too large, or the adapter adds tokens.
+    template is too large, or the adapter adds tokens. Nothing here compiles the template.
     """
     config = _object(files, TOKENIZER_CONFIG)
     special = _object(files, SPECIAL_FILE)

@@ -1,0 +1,110 @@
+"""The program that compiles and renders chat templates, in a process of its own: see worker.serve.
+
+A question is [source, names]: the source of a template, and the names that it may know. The answer
+has the `seconds` of processor time, and one of `text`, what the template makes; `refused`, why it
+has raised an error; `broken`, why the source does not compile; `longer`, the number of characters
+that the text may have. Nothing but jinja2 and the standard library is imported here, so that a
+process starts fast.
+"""
+
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from multilora_sandbox.worker import serve
+
+MOST_SECONDS = 2.0  # of a core, for one question
+MOST_BYTES = 512 << 20  # of address space, beside the program's own
+_MORE_TEXT = 1 << 20  # characters that a text may have beside twice those of its question
+_MOST_REASON = 1000  # characters
+_KEPT_SOURCES = 4 << 20  # characters of compiled templates; thousands of adapters share a few
+
+
+class TemplateCache:
+    """Templates by source, the least recently used first."""
+
+    def __init__(self) -> None:
+        self._environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
+        )
+        self._environment.filters["tojson"] = _to_json
+        self._environment.globals["raise_exception"] = _raise_exception
+        self._environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self._compiled: OrderedDict[str, jinja2.Template] = OrderedDict()
+        self._characters = 0
+
+    def compiled(self, source: str) -> jinja2.Template:
+        if (found := self._compiled.get(source)) is not None:
+            self._compiled.move_to_end(source)
+            return found
+        template = self._environment.from_string(source)
+        self._compiled[source] = template
+        self._characters += len(source)
+        while self._characters > _KEPT_SOURCES:
+            oldest, _ = self._compiled.popitem(last=False)
+            self._characters -= len(oldest)
+        return template
+
+
+class _GenerationTag(Extension):
+    """Ignores the tags `{% generation %}…{% endgeneration %}`, which mark training targets."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own interface
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def main() -> None:
+    serve(_prepare, MOST_SECONDS, MOST_BYTES)
+
+
+def _prepare(_: Any) -> Callable[[bytes], dict[str, Any]]:
+    templates = TemplateCache()
+
+    def answer(question: bytes) -> dict[str, Any]:
+        begin = time.process_time()
+        kind = "refused"
+        try:
+            source, names = json.loads(question)
+            kind = "broken"
+            template = templates.compiled(source)
+            kind = "refused"
+            text = template.render(names)
+            text.encode()  # nobody can tokenise half a surrogate pair
+            kind = "text"
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program, also at compile time: anything
+            text = str(error)[:_MOST_REASON] or type(error).__name__
+        most = _MORE_TEXT + 2 * len(question)
+        if len(text) > most:
+            kind, text = "longer", most
+        return {kind: text, "seconds": time.process_time() - begin}
+
+    return answer
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: object, **options: Any) -> str:
+    """JSON in which HTML characters stay as they are: jinja2's own tojson escapes them."""
+    return json.dumps(value, **{"ensure_ascii": False, **options})
+
+
+if __name__ == "__main__":
+    main()
