@@ -16,7 +16,6 @@ RUNNING = (
 )
 
 _TRITON_PARAMETERS = ("id", "priority", "timeout", "binary_data_output")
-_BROWSER_HEADERS = ("origin", "sec-fetch-site")  # the launcher has Triton pass them on
 
 
 class Tensor(NamedTuple):
@@ -84,8 +83,3 @@ ENGINE_INPUTS = (
 def is_tritons(name: str) -> bool:
     """Whether a request parameter of that name is the Triton server's own."""
     return name in _TRITON_PARAMETERS or name.startswith(("triton_", "sequence_"))
-
-
-def is_of_a_web_page(name: str) -> bool:
-    """Whether a request parameter of that name is a header that only browsers send."""
-    return name.lower() in _BROWSER_HEADERS

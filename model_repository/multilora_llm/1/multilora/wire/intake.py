@@ -26,7 +26,6 @@ from multilora.wire.triton_request import (
     is_stop,
     parse_request,
 )
-from multilora_api.tensors import is_of_a_web_page
 from multilora_text.chat_template import ChatTemplate
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer, read_tokenizer_files
@@ -67,11 +66,6 @@ class Intake:
         self, client: Client, read: Callable[[], tuple[str, Tensors, Mapping[str, Any]]]
     ) -> None:
         client_id, tensors, parameters = read()
-        if any(map(is_of_a_web_page, parameters)):
-            raise invalid(
-                "a web page sent this; Triton's ports serve none, use the gateway, which has "
-                "--cors-allow-origin"
-            )
         if is_stop(tensors):
             return self._stop(client, client_id)
         if is_admin(tensors):
