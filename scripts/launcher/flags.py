@@ -16,7 +16,7 @@ from typing import Any
 from launcher.gateway.flags import add_gateway_flags
 from launcher.hub_cache_folder import writable_hub_cache
 from launcher.repository import REPOSITORY
-from launcher.triton.server import Ports
+from launcher.triton.ports import CLOSED, Ports
 from multilora_api.adapter_names import is_folder_path, split_item
 from multilora_gateway.settings import port, read_variables
 
@@ -59,7 +59,7 @@ _ALIASES = {  # TGI's names for the same
     "gpu-memory-utilization": ["--cuda-memory-fraction"],
 }
 _TEXTS = {
-    "triton-hostname": "address of Triton's ports (127.0.0.1)",
+    "triton-hostname": "address of Triton's ports (127.0.0.1), which know no API keys",
     "hf-hub-cache": "folder of downloads",
     "model-repository": "default: the one of this project",
 }
@@ -132,7 +132,22 @@ def _add_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     verbose = parser.add_argument(
         "--log-verbose", action="store_true", default=None, help="show the whole server log"
     )
-    return [*actions, verbose, *add_gateway_flags(parser)]
+    apis = parser.add_argument(
+        "--triton-open-apis",
+        type=_apis,
+        help=f"APIs to open on Triton's ports: {', '.join(CLOSED)}; commas",
+    )
+    return [*actions, verbose, apis, *add_gateway_flags(parser)]
+
+
+def _apis(text: str) -> tuple[str, ...]:
+    """The type of --triton-open-apis."""
+    names = tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in names if name not in CLOSED]:
+        raise argparse.ArgumentTypeError(
+            f"knows {', '.join(CLOSED)}, with commas between; got {unknown[0]!r}"
+        )
+    return names
 
 
 def engine_environment(
@@ -160,6 +175,11 @@ def engine_environment(
 def ports(flags: argparse.Namespace) -> Ports:
     given = {name: _value(flags, name) for name in _PORTS}
     return Ports(*(_PORTS[name] if value is None else value for name, value in given.items()))
+
+
+def open_apis(flags: argparse.Namespace) -> tuple[str, ...]:
+    """The APIs that are opened on Triton's ports."""
+    return flags.triton_open_apis or ()
 
 
 def model_repository(flags: argparse.Namespace) -> Path:

@@ -4,7 +4,6 @@ make serve                                    the embedded demo
 make serve ARGS="--model-id org/base --lora-adapters sql=/adapters/sql,org/adapter"
 """
 
-import argparse
 import json
 import shlex
 import signal
@@ -13,12 +12,13 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from launcher.flags import engine_environment, model_repository, parse_flags, ports
+from launcher.flags import engine_environment, model_repository, open_apis, parse_flags, ports
 from launcher.gateway.flags import gateway_environment, gateway_flags, gateway_settings, useless
 from launcher.gateway.process import GatewayFailure, GatewayProcess, check_address
-from launcher.process import LaunchError
+from launcher.process import LaunchError, stack_warning
 from launcher.screen import Screen
 from launcher.triton import end, log
+from launcher.triton.ports import exposure
 from launcher.triton.server import SettingsRefused, TritonServer
 from multilora_api.adapter_names import split_item
 from multilora_api.tensors import TEXT_MODEL
@@ -26,27 +26,37 @@ from multilora_api.tensors import TEXT_MODEL
 _TAIL_LINES = 30
 _START_LINES = 2000
 _PATIENCE_SECONDS = 3.0
+_LOOK_SECONDS = 0.2
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 after Ctrl-C or SIGTERM, 1 when the server did not start or died."""
+    """Exit code 0 after Ctrl-C or SIGTERM, 1 when the server did not start, or died for good."""
     flags = parse_flags(arguments)
     settings = None if flags.no_gateway else gateway_settings(flags)
     screen = Screen(bool(flags.log_verbose), bool(flags.json_output))
     for number in _ENDINGS:
         signal.signal(number, _interrupt)
-    for warning in useless(flags):
+    hostname = flags.triton_hostname or "127.0.0.1"
+    for warning in (*useless(flags), *stack_warning(), *exposure(hostname, open_apis(flags))):
         screen.warn(warning)
     server: TritonServer | None = None
     gateway: GatewayProcess | None = None
     try:
         environment = engine_environment(flags)
-        server = _server(flags, environment, screen)
+        server = TritonServer(
+            environment,
+            ports=ports(flags),
+            hostname=hostname,
+            open_apis=open_apis(flags),
+            model_repository=model_repository(flags),
+            on_line=screen.log if flags.log_verbose else None,
+        )
         if settings:
             check_address(settings, server.ports)
             gateway = GatewayProcess(server, gateway_flags(flags), gateway_environment(settings))
-        _serve(server, gateway, screen, environment)
+        _start(server, gateway, screen, environment)
+        _watch(server, gateway)
     except KeyboardInterrupt:
         screen.stopping()
         return 0
@@ -65,13 +75,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _stop(server: TritonServer | None, gateway: GatewayProcess | None, screen: Screen) -> None:
-    """Stop the gateway first, so that its requests to the server end with it."""
+    """Stop the gateway first, so that its requests to the server end with it; but after a server
+    that is broken, so that its clients are told."""
 
     def say() -> None:
         screen.waiting(end.waits_for(server.log_tail(_START_LINES) if server else []))
 
     patience = threading.Timer(_PATIENCE_SECONDS, say)
     patience.start()
+    if server and server.is_broken():
+        server.stop()
     if gateway:
         gateway.stop()
     if server:
@@ -79,23 +92,13 @@ def _stop(server: TritonServer | None, gateway: GatewayProcess | None, screen: S
     patience.cancel()
 
 
-def _server(flags: argparse.Namespace, environment: dict[str, str], screen: Screen) -> TritonServer:
-    return TritonServer(
-        environment,
-        ports=ports(flags),
-        hostname=flags.triton_hostname or "127.0.0.1",
-        model_repository=model_repository(flags),
-        on_line=screen.log if flags.log_verbose else None,
-    )
-
-
-def _serve(
+def _start(
     server: TritonServer,
     gateway: GatewayProcess | None,
     screen: Screen,
     environment: dict[str, str],
-) -> NoReturn:
-    """Start, wait, then watch; LaunchError or KeyboardInterrupt end it."""
+) -> None:
+    """Returns once all serve; LaunchError or KeyboardInterrupt end it."""
     start = time.monotonic()
     server.start()
     server.wait_ready(progress=screen.progress)
@@ -110,11 +113,15 @@ def _serve(
         f"metrics {server.metrics_url}",
         _example(server, gateway, environment),
     )
+
+
+def _watch(server: TritonServer, gateway: GatewayProcess | None) -> NoReturn:
+    """LaunchError or KeyboardInterrupt end it."""
     while True:
         server.check()
         if gateway:
-            gateway.check()
-        time.sleep(0.5)
+            gateway.serves()
+        time.sleep(_LOOK_SECONDS)
 
 
 def _example(

@@ -1,15 +1,15 @@
 """The gateway as a process beside a Triton server: started, watched and stopped."""
 
 import contextlib
-import os
 import select
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from launcher.process import LaunchError, Startable
-from launcher.triton.server import Ports, TritonServer
+from launcher.process import LaunchError, Startable, end_child, start_child
+from launcher.triton.ports import Ports
+from launcher.triton.server import TritonServer
 from multilora_gateway.http.listener import ListenError, listen
 from multilora_gateway.settings import Settings
 
@@ -53,20 +53,21 @@ class GatewayProcess(Startable):
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Returns once the gateway listens; raises GatewayFailure when it does not."""
+        """Returns once the gateway listens; raises GatewayFailure when it does not.
+
+        Started again, the gateway listens on the same port.
+        """
         server = self._server
-        self._process = subprocess.Popen(
+        same = [f"--port={self.url.rpartition(':')[2]}"] if self.url else []
+        self._process = start_child(
             [
                 *(sys.executable, "-m", "multilora_gateway"),
                 *("--triton-url", server.grpc_address),
                 *("--triton-metrics-url", server.metrics_url),
                 *self._flags,
+                *same,
             ],
-            env={**os.environ, **self._environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches the launcher alone
+            self._environment,
         )
         line = self._first_line()
         if not line.startswith(_READY):
@@ -74,11 +75,12 @@ class GatewayProcess(Startable):
             raise GatewayFailure("the gateway did not start; see its message above")
         self.url = line.removeprefix(_READY).strip()
 
-    def check(self) -> None:
-        """Raises GatewayFailure when the gateway has died."""
+    def serves(self) -> bool:
+        """True; raises GatewayFailure when the gateway has died."""
         code = self._process.poll() if self._process else None
         if code is not None:
             raise GatewayFailure(f"the gateway died with exit code {code}; see the log above")
+        return True
 
     def stop(self) -> None:
         """End the gateway: in order, and after a while by force. Safe to call twice."""
@@ -87,8 +89,7 @@ class GatewayProcess(Startable):
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_SECONDS)
-        self._process.kill()
-        self._process.wait()
+        end_child(self._process)
 
     def _first_line(self) -> str:
         assert self._process is not None and self._process.stdout is not None

@@ -40,6 +40,12 @@ def is_warning(line: str) -> bool:
     return bool(re.match(r"[WE]\d{4} |[WEC] multilora", line)) and not _NOISE.search(line)
 
 
+def lost_lock(lines: Iterable[str]) -> bool:
+    """Whether the server died of a race in the Python backend, which one start in dozens loses on a
+    busy machine."""
+    return any("boost::interprocess::lock_exception" in line for line in lines)
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why the server could not start, in one line."""

@@ -10,7 +10,7 @@ import pytest
 from launcher.flags import engine_environment, model_repository, parse_flags, ports
 from launcher.process import LaunchError
 from launcher.repository import REPOSITORY
-from launcher.triton.server import Ports
+from launcher.triton.ports import Ports
 from multilora.config import EngineConfig
 
 
@@ -83,7 +83,7 @@ def test_the_folder_of_downloads_has_two_names(tmp_path: Path) -> None:
 
 # Permissions mean nothing to root, so the program becomes nobody once it is imported.
 AS_NOBODY = """
-import os, sys
+import os, shutil, sys  # argparse imports shutil when nobody may read Python any more
 sys.path[:0] = %r
 from launcher.flags import engine_environment, parse_flags
 if os.getuid() == 0:

@@ -7,7 +7,7 @@ import pytest
 from launcher.flags import engine_environment, parse_flags
 from launcher.gateway.flags import gateway_environment, gateway_flags, gateway_settings, useless
 from launcher.gateway.process import GatewayFailure, check_address
-from launcher.triton.server import Ports
+from launcher.triton.ports import Ports
 from multilora_gateway.settings import Settings, parse_settings
 
 

@@ -1,0 +1,66 @@
+"""A child of the launcher: its stack, its group, and its end with its launcher."""
+
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.process import end_child, stack_bytes, stack_warning, start_child
+
+LIMITS = "import resource; print(resource.getrlimit(resource.RLIMIT_STACK)[0])"
+LAUNCHER = f"""
+import sys, time
+sys.path[:0] = {sys.path!r}
+from launcher.process import start_child
+child = start_child(["sh", "-c", "sleep 60 & echo $$ $!; trap '' TERM; wait"], {{}})
+print(child.stdout.readline(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_its_threads_have_a_large_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stack_bytes() == 256 << 20 and stack_warning() == []
+    child = start_child([sys.executable, "-c", LIMITS], {})
+    assert child.stdout and child.stdout.readline().strip() == str(256 << 20)
+    end_child(child)
+    limits = (1 << 20, 100 << 20)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    assert stack_bytes() == 100 << 20
+    assert "stacks of 102400 KiB" in stack_warning()[0]
+
+
+def test_its_group_ends_with_it() -> None:
+    child = start_child(["sh", "-c", 'sleep 60 & echo "$! $WORD"'], {"WORD": "hello"})
+    assert child.stdout
+    pid, word = child.stdout.readline().split()
+    child.wait()
+    assert word == "hello" and runs(pid)
+    end_child(child)
+    assert_ends(pid)
+    end_child(child)
+
+
+def test_its_group_ends_with_its_launcher() -> None:
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout
+        pids = launcher.stdout.readline().decode().split()
+        assert len(pids) == 2 and all(map(runs, pids))
+        launcher.kill()
+    assert_ends(*pids)
+
+
+def runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text() != ""  # empty for a zombie
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def assert_ends(*pids: str) -> None:
+    deadline = time.monotonic() + 10
+    while any(map(runs, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
