@@ -137,7 +137,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         type=_apis,
         help=f"APIs to open on Triton's ports: {', '.join(CLOSED)}; commas",
     )
-    return [*actions, verbose, apis, *add_gateway_flags(parser)]
+    no_restart = parser.add_argument(
+        "--no-restart",
+        action="store_true",
+        default=None,
+        help="end with the first process that dies, for an orchestrator to start all again",
+    )
+    return [*actions, verbose, apis, no_restart, *add_gateway_flags(parser)]
 
 
 def _apis(text: str) -> tuple[str, ...]:

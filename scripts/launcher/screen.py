@@ -61,22 +61,35 @@ class Screen:
         with self._lock:
             self._say("INFO", "stopping", "\nstopping")
 
+    def say(self, message: str) -> None:
+        with self._lock:
+            self._say("INFO", message, message)
+
     def waiting(self, what: str) -> None:
         """Say why stopping takes so long."""
+        self.say(f"waiting for {what}")
+
+    def died(self, reason: str, tail: Sequence[str]) -> None:
+        """Say which process is started again, below the end of the server's log."""
         with self._lock:
-            self._say("INFO", f"waiting for {what}", f"waiting for {what}")
+            self._tail(tail)
+            self._say("WARNING", reason, f"warning: {reason}", sys.stderr)
 
     def failed(self, reason: str, tail: Sequence[str]) -> None:
-        """Say why the launcher ends, below the end of the server's log unless that was shown."""
+        """Say why the launcher ends, below the end of the server's log."""
         with self._lock:
             if self._in_place:
                 print()
-            if tail and not self._verbose:
-                if not self._json:
-                    print("last lines of the server log:", file=sys.stderr)
-                for line in tail:
-                    self._server(line, f"  {line}")
+            self._tail(tail)
             self._say("ERROR", reason, f"error: {reason}", sys.stderr)
+
+    def _tail(self, lines: Sequence[str]) -> None:
+        """Show the end of the server's log, unless it was shown already."""
+        if lines and not self._verbose:
+            if not self._json:
+                print("last lines of the server log:", file=sys.stderr)
+            for line in lines:
+                self._server(line, f"  {line}")
 
     def _server(self, line: str, text: str) -> None:
         level = _LEVELS.get(line[:1], "INFO")

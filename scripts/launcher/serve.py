@@ -16,6 +16,7 @@ from launcher.flags import engine_environment, model_repository, open_apis, pars
 from launcher.gateway.flags import gateway_environment, gateway_flags, gateway_settings, useless
 from launcher.gateway.process import GatewayFailure, GatewayProcess, check_address
 from launcher.process import LaunchError, stack_warning
+from launcher.restart import Restarted
 from launcher.screen import Screen
 from launcher.triton import end, log
 from launcher.triton.ports import exposure
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             check_address(settings, server.ports)
             gateway = GatewayProcess(server, gateway_flags(flags), gateway_environment(settings))
         _start(server, gateway, screen, environment)
-        _watch(server, gateway)
+        _watch(server, gateway, screen, restart=not flags.no_restart)
     except KeyboardInterrupt:
         screen.stopping()
         return 0
@@ -115,12 +116,20 @@ def _start(
     )
 
 
-def _watch(server: TritonServer, gateway: GatewayProcess | None) -> NoReturn:
-    """LaunchError or KeyboardInterrupt end it."""
+def _watch(
+    server: TritonServer, gateway: GatewayProcess | None, screen: Screen, restart: bool
+) -> NoReturn:
+    """Start again what dies; LaunchError or KeyboardInterrupt end it."""
+
+    def tail() -> list[str]:
+        return server.log_tail(_TAIL_LINES)
+
+    watched = [Restarted(server, "the server", screen, log_tail=tail, restart=restart)]
+    if gateway:
+        watched.append(Restarted(gateway, "the gateway", screen, restart=restart))
     while True:
-        server.check()
-        if gateway:
-            gateway.serves()
+        for each in watched:
+            each.look()
         time.sleep(_LOOK_SECONDS)
 
 

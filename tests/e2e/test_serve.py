@@ -7,7 +7,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,31 +17,16 @@ import pytest
 import requests
 
 from launcher.process import LaunchError
-from launcher.repository import REPOSITORY
 from launcher.triton.server import TritonServer
 from launcher.triton.stubs import stubs
+from support.e2e.launcher import SECONDS, children, is_alive, start_launcher
 from support.e2e.triton import DEMO, DIRECT
 from support.tiny.adapters import make_adapter
-
-SERVE = [sys.executable, str(REPOSITORY / "scripts/serve.py")]
-FREE_PORTS = ["--port=0", "--http-port=0", "--grpc-port=0", "--metrics-port=0"]
-SECONDS = 90.0
-
-
-def start(*flags: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [*SERVE, *FREE_PORTS, *flags],  # a later flag wins
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "THREADS": "1", "MODEL_ID": "", "LORA_ADAPTERS": ""},
-        cwd=REPOSITORY.parent,
-    )
 
 
 @pytest.fixture
 def serving() -> Iterator["subprocess.Popen[str]"]:
-    process = start()
+    process = start_launcher()
     yield process
     if process.poll() is None:
         process.terminate()
@@ -58,19 +42,9 @@ def read_until_curl(process: "subprocess.Popen[str]") -> str:
     raise AssertionError(f"no example command: {process.communicate()[1]}")
 
 
-def children(process: "subprocess.Popen[str]") -> list[int]:
-    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return [int(pid) for pid in path.read_text().split()]
-
-
 def child(process: "subprocess.Popen[str]") -> int:
     """The process id of its tritonserver."""
-    return children(process)[0]
-
-
-def stub(process: "subprocess.Popen[str]", model: str) -> int:
-    """The process id in which its tritonserver runs a Python model."""
-    return next(pid for pid, name in stubs(child(process)).items() if name == model)
+    return children(process.pid)[0]
 
 
 def test_bad_settings_are_told_in_one_line(tmp_path: Path) -> None:
@@ -137,24 +111,25 @@ def test_idle_connections_do_not_hold_up_the_end(serving: "subprocess.Popen[str]
     assert "\nwaiting for clients to close their connections to Triton's HTTP port (1)" in stdout
 
 
-@pytest.mark.parametrize(
-    ("victim", "message"),
-    [
-        ("", "error: the Triton server died with exit code -9"),
-        ("multilora_llm", "error: the process of the Triton model multilora_llm died"),
-    ],
-)
-def test_a_dead_process_ends_the_launcher(
-    serving: "subprocess.Popen[str]", victim: str, message: str
-) -> None:
-    read_until_curl(serving)
-    server = child(serving)
-    processes = [server, *stubs(server)]
-    os.kill(stub(serving, victim) if victim else server, signal.SIGKILL)
-    _, stderr = serving.communicate(timeout=SECONDS)
-    assert serving.returncode == 1
-    assert stderr.splitlines()[-1].startswith(message)
-    assert not any(_alive(pid) for pid in processes)
+def test_without_restarts_a_dead_process_ends_the_launcher_and_clients_are_told() -> None:
+    process = start_launcher("--no-restart")
+    try:
+        url = shlex.split(read_until_curl(process))[2]
+        processes = [child(process), *(found := stubs(child(process)))]
+        body = {"inputs": "hello", "parameters": {"ignore_eos_token": True, "max_new_tokens": 900}}
+        lines = requests.post(url, json=body, stream=True, timeout=SECONDS).iter_lines()
+        assert next(lines).startswith(b"data:")
+        os.kill(next(pid for pid in found if found[pid] == "multilora_llm"), signal.SIGKILL)
+        last = json.loads([line for line in lines if line][-1].removeprefix(b"data:"))
+        assert last["error_type"] == "unavailable"
+        _, stderr = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert stderr.splitlines()[-1].startswith(
+        "error: the process of the Triton model multilora_llm died"
+    )
+    assert not any(map(is_alive, processes))
 
 
 # As a guide to TGI gives it, for the folder of the demo's base model.
@@ -163,7 +138,8 @@ GUIDE = "--max-batch-prefill-tokens 4096 --max-input-length 2048 --max-total-tok
 
 def test_a_command_line_of_tgi() -> None:
     flags = ["--model-id", str(DEMO / "base"), *GUIDE.split(), "--num-shard", "1", "--api-key=k"]
-    process = start(*flags, f"--lora-adapters=upper={DEMO}/adapters/upper")
+    flags.append("--no-restart")
+    process = start_launcher(*flags, f"--lora-adapters=upper={DEMO}/adapters/upper")
     try:
         assert process.stdout is not None
         said = list(iter(process.stdout.readline, "\n"))
@@ -176,7 +152,7 @@ def test_a_command_line_of_tgi() -> None:
         headers["Authorization"] = "Bearer k"
         answer = requests.post(api, json=data, headers=headers, timeout=SECONDS)
         assert answer.json() == {"generated_text": "HELLO WORLD"}
-        gateway = next(pid for pid in children(process) if "multilora_gateway" in command(pid))
+        gateway = next(pid for pid in children(process.pid) if "multilora_gateway" in command(pid))
         os.kill(gateway, signal.SIGKILL)
         _, stderr = process.communicate(timeout=SECONDS)
     finally:
@@ -202,15 +178,7 @@ def test_python_api_raises(tmp_path: Path) -> None:
         TritonServer(model_repository=tmp_path / "none").start()
 
 
-def _alive(pid: int) -> bool:
-    """False for a zombie too: an orphan's remains are its new parent's to bury."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text() != ""
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def _run(*flags: str) -> tuple[int, str]:
-    process = start(*flags)
+    process = start_launcher(*flags)
     _, stderr = process.communicate(timeout=SECONDS)
     return process.returncode, stderr

@@ -62,13 +62,14 @@ def test_a_flag_wins_over_its_variable() -> None:
 
 def test_variables_by_the_names_of_tgi() -> None:
     environ = {"MAX_INPUT_LENGTH": "7", "CUDA_MEMORY_FRACTION": "0.75", "NO_GATEWAY": "1",
-               "TRITON_HOSTNAME": "0.0.0.0", "HOSTNAME": "4f2a"}  # fmt: skip
+               "TRITON_HOSTNAME": "0.0.0.0", "HOSTNAME": "4f2a", "NO_RESTART": "true"}  # fmt: skip
     flags = parse_flags([], environ)
     assert engine_environment(flags, {}) == {
         "MAX_INPUT_TOKENS": "7",
         "GPU_MEMORY_UTILIZATION": "0.75",
     }
     assert (flags.no_gateway, flags.triton_hostname, flags.hostname) == (True, "0.0.0.0", None)
+    assert flags.no_restart
     both = {**environ, "MAX_INPUT_TOKENS": "8"}
     assert engine_environment(parse_flags([], both), {})["MAX_INPUT_TOKENS"] == "8"
 
