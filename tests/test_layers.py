@@ -87,7 +87,7 @@ GATEWAY = {
     "api_keys": Room(""),
     "json_lines": Room(""),
     "settings": Room("api_keys"),
-    "http": Room("errors settings api_keys", f"{HTTP} prometheus_client multilora_api"),
+    "http": Room("errors settings api_keys", f"{HTTP} uvicorn prometheus_client multilora_api"),
     "backend": Room("errors", "grpc tritonclient multilora_client multilora_api multilora_text"),
     "generation": Room(
         "errors settings http backend", "fastapi pydantic multilora_api multilora_text"

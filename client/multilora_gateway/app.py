@@ -1,7 +1,7 @@
 """The ASGI application: routes, middleware, error answers, and the state that routes share."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -11,7 +11,10 @@ from multilora_gateway.backend.client import Backend
 from multilora_gateway.http.access import Access
 from multilora_gateway.http.body_limit import BodyLimit
 from multilora_gateway.http.error_answers import add_handlers
+from multilora_gateway.http.host_check import HostCheck
+from multilora_gateway.http.json_bodies import JsonBodies
 from multilora_gateway.http.metrics import GatewayMetrics, MetricsMiddleware
+from multilora_gateway.http.shutdown import ShutdownAnswers
 from multilora_gateway.routes.adapters import router as adapter_routes
 from multilora_gateway.routes.health import page_files
 from multilora_gateway.routes.health import router as health_routes
@@ -37,8 +40,9 @@ class Gateway:
         await asyncio.to_thread(self.renderer.close)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application, which connects to the Triton server when it starts."""
+def create_app(settings: Settings, allowed_hosts: Sequence[str]) -> FastAPI:
+    """The application, which connects to the Triton server when it starts. `allowed_hosts` holds
+    patterns of names by which requests may call it."""
     access = Access(settings)
     metrics = GatewayMetrics(settings.triton_metrics_url)
 
@@ -53,11 +57,14 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (tgi_routes, sagemaker_routes, openai_routes, adapter_routes, health_routes):
         app.include_router(router)
     app.mount("/page", page_files())
+    app.add_middleware(JsonBodies)
+    app.add_middleware(HostCheck, allowed=allowed_hosts)
     app.add_middleware(BodyLimit, most=settings.payload_limit)
     if settings.cors_allow_origin:
         origins = list(settings.cors_allow_origin)
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
+    app.add_middleware(ShutdownAnswers)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     return app

@@ -11,7 +11,10 @@ from collections.abc import Iterator, Sequence
 import uvicorn
 
 from multilora_gateway.app import create_app
-from multilora_gateway.http.listener import ListenError, listen, url_of
+from multilora_gateway.http.connections import ConnectionLimits
+from multilora_gateway.http.host_check import allowed_hosts
+from multilora_gateway.http.listener import ListenError, listen, raise_file_limit, url_of
+from multilora_gateway.http.protocol import HttpConfig
 from multilora_gateway.json_lines import JsonLines
 from multilora_gateway.settings import parse_settings
 
@@ -20,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM. The exit code is 1 when the address cannot be used."""
     settings = parse_settings(arguments, os.environ)
     logging.basicConfig(format="%(levelname).1s %(name)s: %(message)s", level=logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a warning tells of a client's mistake
     if settings.json_output:
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonLines())
@@ -29,11 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ListenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    port = listener.getsockname()[1]
-    config = uvicorn.Config(
-        create_app(settings), log_config=None, access_log=False, timeout_keep_alive=75,
-        timeout_graceful_shutdown=5,
-    )  # fmt: skip
+    address, port = listener.getsockname()[:2]
+    limits = ConnectionLimits(
+        raise_file_limit(settings.max_connections), settings.max_connections_per_client
+    )
+    app = create_app(settings, allowed_hosts(settings, address))
+    config = HttpConfig(app, limits, timeout_keep_alive=75, timeout_graceful_shutdown=5)
     server = _Server(config, f"ready: {url_of(settings.hostname, port)}")
     server.run(sockets=[listener])
     return 0

@@ -12,12 +12,23 @@ from dataclasses import dataclass
 from multilora_gateway.api_keys import read_keys
 
 TOOL_PARSERS = ("auto", "hermes", "llama3")
-_NUMBERS = ("max_best_of", "max_stop_sequences", "max_top_n_tokens", "payload_limit")
+_NUMBERS = {
+    "max_best_of": "most sequences of one request with best_of",
+    "max_stop_sequences": "most stop strings of one request",
+    "max_top_n_tokens": "most alternatives reported for each token",
+    "payload_limit": "most bytes of a request's body",
+    "max_connections": "most open connections, 0 for no limit",
+    "max_connections_per_client": "most of them from one address (from one /64 of IPv6), 0 for no "
+    "limit; the clients of a proxy share its address",
+}
 _TEXTS = {
     "hostname": "address to listen on (127.0.0.1)",
     "triton_url": "gRPC address of the Triton server (localhost:8001)",
     "triton_metrics_url": "where the Triton server shows its metrics",
     "served_model_name": "name of the base model for clients; its id if not given",
+    "allowed_hosts": "names by which requests may call the server in Host, separated by commas: "
+    "*.example.com matches many, * any; default any, but without API keys on a loopback address "
+    "localhost alone",
     "admin_key": "key for changing adapters; without it nobody may",
 }
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -43,6 +54,9 @@ class Settings:
     max_stop_sequences: int = 4
     max_top_n_tokens: int = 5
     payload_limit: int = 2_000_000
+    max_connections: int = 4096
+    max_connections_per_client: int = 1024
+    allowed_hosts: tuple[str, ...] = ()
     cors_allow_origin: tuple[str, ...] = ()
     tool_call_parser: str = "auto"
     json_output: bool = False
@@ -75,7 +89,8 @@ def parse_settings(
     given = {name: value for name, value in vars(flags).items() if value is not None}
     given |= {
         "admin_key": (flags.admin_key or "").strip(),
-        "cors_allow_origin": tuple(origin.strip() for origin in origins if origin.strip()),
+        "allowed_hosts": _words((flags.allowed_hosts or "").lower().split(",")),
+        "cors_allow_origin": _words(origins),
         "api_keys": keys,
     }
     given.pop("api_key", None)
@@ -127,8 +142,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     texts = {name: parser.add_argument(_flag(name), help=help_) for name, help_ in _TEXTS.items()}
     texts.pop("hostname")
     actions = [*texts.values()]
-    for name in ("port", *_NUMBERS):
-        help_ = f"default {getattr(default, name)}"
+    for name, what in {"port": "port to listen on", **_NUMBERS}.items():
+        help_ = f"{what} ({getattr(default, name)})"
         kind = port if name == "port" else natural
         actions.append(parser.add_argument(_flag(name), type=kind, help=help_))
     actions.append(parser.add_argument("--tool-call-parser", choices=TOOL_PARSERS))
@@ -136,6 +151,10 @@ def _add_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     parser.add_argument("--api-key", action="append", metavar="KEY[:PATTERN,PATTERN]")
     parser.add_argument("--cors-allow-origin", action="append")
     return actions
+
+
+def _words(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(text.strip() for text in texts if text.strip())
 
 
 def _flag(name: str) -> str:

@@ -17,7 +17,9 @@ def leave_early(url: str, number: int) -> None:
     chance = random.Random(number)
     body = {"inputs": "hello world", "parameters": {"adapter_id": "upper", "max_new_tokens": 20}}
     content = json.dumps(body).encode()
-    head = f"POST /generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+    head = (
+        f"POST /generate_stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
+    )
     host, _, port = url.removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)

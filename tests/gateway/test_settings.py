@@ -35,6 +35,12 @@ def test_a_flag_wins_over_its_variable() -> None:
     assert parse_settings([], environ).api_keys == ("one", "two:a*")
 
 
+def test_names_of_the_server() -> None:
+    environ = {"ALLOWED_HOSTS": "LLM.example, *.llm.example,"}
+    assert parse_settings([], environ).allowed_hosts == ("llm.example", "*.llm.example")
+    assert parse_settings(["--allowed-hosts=*"], environ).allowed_hosts == ("*",)
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("true", True), ("1", True), ("False", False), ("0", False)]
 )  # fmt: skip

@@ -1,9 +1,13 @@
-"""The socket that the gateway listens on."""
+"""The socket that the gateway listens on, and how many connections it may take."""
 
 import errno
+import logging
+import resource
 import socket
 
 _BACKLOG = 1024
+_OTHER_FILES = 256
+_LOG = logging.getLogger("multilora.gateway")
 
 
 class ListenError(Exception):
@@ -30,6 +34,22 @@ def listen(hostname: str, port: int) -> socket.socket:
             f"{hostname}:{port} (--hostname, --port) cannot be used: {reason.partition(' (')[0]}; "
             f"{_remedy(error)}"
         ) from None
+
+
+def raise_file_limit(connections: int) -> int:
+    """Let this process open as many files as `connections` need, 0 as many as it may. Returns for
+    how many connections that is enough: where it is fewer, accepting one more would fail."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY in (soft, hard):
+        return connections
+    needed = connections + _OTHER_FILES if connections else hard
+    if needed > soft:
+        soft = min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    most = max(1, soft - _OTHER_FILES)
+    if connections > most:
+        _LOG.warning("%d connections at most: raise the limit of open files (ulimit -n)", most)
+    return min(connections or most, most)
 
 
 def _remedy(error: OSError | UnicodeError) -> str:

@@ -1,7 +1,7 @@
 """Server-sent events, and answers that end when their client goes.
 
 Laws: a client that goes away is noticed at once, also before the first token, and then its request
-ends. A client that does not read is given up after a while.
+ends. The protocol (protocol.py) gives up a client that does not read.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 KEEP_ALIVE_SECONDS = 15.0
-SEND_SECONDS = 60.0  # how long a client may refuse to take an event
 _WATCH_SECONDS = 5.0
 _KEEP_ALIVE = b":\n\n"
 _T = TypeVar("_T")
@@ -43,7 +42,7 @@ class EventStream(Response):
         serve = asyncio.create_task(self._serve(send, writer))
         others = (
             asyncio.create_task(_disconnected(receive)),
-            asyncio.create_task(writer.watch()),
+            asyncio.create_task(writer.keep_alive()),
         )
         try:
             await asyncio.wait((serve, *others), return_when=asyncio.FIRST_COMPLETED)
@@ -63,7 +62,7 @@ class EventStream(Response):
 
 
 class _Writer:
-    """Writes events. A task beside the writing watches the times: a timer for each event would cost
+    """Writes events. A task beside the writing watches the time: a timer for each event would cost
     more than the event."""
 
     def __init__(self, send: Send) -> None:
@@ -77,14 +76,11 @@ class _Writer:
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         self._writing = False
 
-    async def watch(self) -> None:
-        """Keeps the connection alive; returns when the client has not read for too long."""
+    async def keep_alive(self) -> None:
+        """Writes what says nothing whenever nothing was written for long; never returns."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            silent = time.monotonic() - self._since
-            if self._writing and silent > SEND_SECONDS:
-                return
-            if not self._writing and silent > KEEP_ALIVE_SECONDS:
+            if not self._writing and time.monotonic() - self._since > KEEP_ALIVE_SECONDS:
                 await self.write(_KEEP_ALIVE)
 
 

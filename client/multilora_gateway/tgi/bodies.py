@@ -27,7 +27,7 @@ class ErrorBody(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 422, 424, 429, 500, 503)
+    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 415, 422, 424, 429, 500, 503)
 }
 
 

@@ -15,6 +15,11 @@ _PASSED = {
     "max-stop-sequences": "most stop strings of one request (4)",
     "max-top-n-tokens": "most alternatives reported for each token (5)",
     "payload-limit": "most bytes of a request (2000000)",
+    "max-connections": "most open connections of the gateway, 0 for no limit (4096)",
+    "max-connections-per-client": "most of them from one address (from one /64 of IPv6), 0 for no "
+    "limit; the clients of a proxy share its address (1024)",
+    "allowed-hosts": "names by which requests may call the gateway in Host, separated by commas, * "
+    "for any; by default any, but without API keys on a loopback address localhost alone",
     "tool-call-parser": "auto, hermes or llama3",
 }
 _SHORT = {"port": ["-p"]}

@@ -36,7 +36,7 @@ def test_a_client_that_goes_frees_its_sequence(
 ) -> None:
     host, port = gateway.removeprefix("http://").split(":")
     body = json.dumps({"inputs": "hello", "parameters": LONG}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     before = metrics(server)["multilora_generated_tokens_total"]
     with socket.create_connection((host, int(port)), SECONDS) as client:
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)

@@ -62,5 +62,6 @@ def test_bad_input_is_never_our_fault(gateway: str, path: str) -> None:
         if answer.status_code != 200:
             assert {"error", "error_type"} == set(answer.json())
     for raw in (b"", b"{", b"\xff", b"[" * 100_000, b'{"inputs": NaN}', b"1" * 5000):
-        answer = requests.post(f"{gateway}{path}", data=raw, timeout=SECONDS)
+        headers = {"Content-Type": "application/json"}
+        answer = requests.post(f"{gateway}{path}", data=raw, headers=headers, timeout=SECONDS)
         assert answer.status_code in (400, 422), (raw[:20], answer.text)

@@ -3,16 +3,15 @@
 import asyncio
 import http.client
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-import uvicorn
 
 from multilora_gateway.http import body_limit
 from multilora_gateway.http.body_limit import BodyLimit
+from support.gateway.serving import serving
 
 MOST = 2_000_000
 TIMEOUT = 20
@@ -25,17 +24,11 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
-@asynccontextmanager
-async def serving() -> AsyncIterator[int]:
+@pytest.fixture
+def port() -> Iterator[int]:
     """The port of a server with the limit."""
-    config = uvicorn.Config(BodyLimit(app, MOST), port=0, log_level="error", lifespan="off")
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    await task
+    with serving(BodyLimit(app, MOST)) as served:
+        yield served.port
 
 
 def post(port: int, body: Any, **headers: str) -> tuple[int, bytes]:
@@ -46,17 +39,12 @@ def post(port: int, body: Any, **headers: str) -> tuple[int, bytes]:
 
 
 @pytest.mark.parametrize("size", [2_100_000, 20_000_000])
-def test_an_asynchronous_client_is_told(size: int) -> None:
+def test_an_asynchronous_client_is_told(port: int, size: int) -> None:
     async def status() -> int:
-        async with (
-            serving() as port,
-            openai.AsyncOpenAI(
-                base_url=f"http://127.0.0.1:{port}/v1",
-                api_key="none",
-                max_retries=0,
-                timeout=TIMEOUT,
-            ) as client,
-        ):
+        url = f"http://127.0.0.1:{port}/v1"
+        async with openai.AsyncOpenAI(
+            base_url=url, api_key="none", max_retries=0, timeout=TIMEOUT
+        ) as client:
             with pytest.raises(openai.APIStatusError, match="--payload-limit") as caught:
                 await client.completions.create(model="x", prompt="x" * size)
             return caught.value.status_code
@@ -64,36 +52,25 @@ def test_an_asynchronous_client_is_told(size: int) -> None:
     assert asyncio.run(status()) == 413
 
 
-def test_the_limit_itself_is_taken_and_pieces_are_counted() -> None:
-    async def answers() -> list[tuple[int, bytes]]:
-        async with serving() as port:
-            bodies = (b"x" * MOST, iter([b"x" * 700_000] * 2), iter([b"x" * 700_000] * 5))
-            return [await asyncio.to_thread(post, port, body) for body in bodies]
-
-    whole, pieces, many = asyncio.run(answers())
+def test_the_limit_itself_is_taken_and_pieces_are_counted(port: int) -> None:
+    bodies = (b"x" * MOST, iter([b"x" * 700_000] * 2), iter([b"x" * 700_000] * 5))
+    whole, pieces, many = (post(port, body) for body in bodies)
     assert (whole, pieces) == ((200, b"2000000"), (200, b"1400000"))
     assert many[0] == 413 and json.loads(many[1])["error_type"] == "too_large"
 
 
-def test_nothing_is_read_of_what_its_client_holds_back_or_has_no_end() -> None:
-    async def answers() -> list[tuple[int, bytes]]:
-        async with serving() as port:
-            return [
-                await asyncio.to_thread(post, port, b"x", **headers)
-                for headers in (
-                    {"Content-Length": "3000000", "Expect": "100-continue"},
-                    {"Content-Length": str(10**12)},
-                )
-            ]
-
-    assert [status for status, _ in asyncio.run(answers())] == [413, 413]
+@pytest.mark.parametrize(
+    "headers",
+    [{"Content-Length": "3000000", "Expect": "100-continue"}, {"Content-Length": str(10**12)}],
+)
+def test_nothing_is_read_of_what_its_client_holds_back_or_has_no_end(
+    port: int, headers: dict[str, str]
+) -> None:
+    assert post(port, b"x", **headers)[0] == 413
 
 
-def test_a_body_too_large_that_dribbles_in_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_too_large_that_dribbles_in_is_too_large(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(body_limit, "BODY_SECONDS", 0.2)
-
-    async def answer() -> tuple[int, bytes]:
-        async with serving() as port:
-            return await asyncio.to_thread(post, port, b"x", **{"Content-Length": "3000000"})
-
-    assert asyncio.run(answer())[0] == 413
+    assert post(port, b"x", **{"Content-Length": "3000000"})[0] == 413

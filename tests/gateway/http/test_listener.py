@@ -2,6 +2,8 @@
 
 import errno
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -58,3 +60,27 @@ def test_a_port_that_one_may_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_urls() -> None:
     assert url_of("0.0.0.0", 80) == "http://0.0.0.0:80"
     assert url_of("::", 80) == url_of("[::]", 80) == "http://[::]:80"
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted", "possible", "files"),
+    [
+        ((300, 5000), 4096, 4096, 4352),
+        ((300, 5000), 0, 4744, 5000),
+        ((300, 1000), 4096, 744, 1000),
+        ((1000, 1000), 10, 10, 1000),
+        ((100, 100), 4096, 1, 100),
+    ],
+)
+def test_files_for_connections(
+    limits: tuple[int, int], wanted: int, possible: int, files: int
+) -> None:
+    """In a process of its own, whose limits may be lowered."""
+    program = (
+        "import resource as r; from multilora_gateway.http.listener import raise_file_limit; "
+        f"r.setrlimit(r.RLIMIT_NOFILE, {limits}); "
+        f"print(raise_file_limit({wanted}), r.getrlimit(r.RLIMIT_NOFILE)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == [str(possible), str(files)], done.stderr
+    assert ("(ulimit -n)" in done.stderr) == (possible < wanted)

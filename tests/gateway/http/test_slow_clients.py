@@ -9,7 +9,9 @@ from starlette.requests import Request
 
 from multilora_gateway.http import body_limit, streaming
 from multilora_gateway.http.body_limit import BodyLimit
+from multilora_gateway.http.connections import ConnectionLimits
 from multilora_gateway.http.streaming import ClientGone, EventStream, until_disconnected
+from support.gateway.serving import GET, serving, wait_for
 
 SCOPE: dict[str, Any] = {"type": "http", "path": "/generate", "method": "POST", "headers": []}
 SECONDS = 10
@@ -18,14 +20,15 @@ SECONDS = 10
 class Events:
     """A stream that says when it was closed."""
 
-    def __init__(self, pause: float) -> None:
+    def __init__(self, pause: float, text: bytes = b"") -> None:
         self.pause = pause
+        self.text = text
         self.closed = False
 
     async def __call__(self) -> AsyncGenerator[bytes, None]:
         try:
             for number in range(1000):
-                yield b"data:%d\n\n" % number
+                yield b"data:%d%s\n\n" % (number, self.text)
                 await asyncio.sleep(self.pause)
         finally:
             self.closed = True
@@ -69,17 +72,16 @@ def test_a_client_that_leaves_within_its_body_is_forgotten() -> None:
     run(BodyLimit(app_that_must_not_run, 1000)(SCOPE, receive, send))
 
 
-def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "SEND_SECONDS", 0.1)
-    monkeypatch.setattr(streaming, "_WATCH_SECONDS", 0.02)
-    events = Events(0)
+def test_a_client_that_does_not_read_is_given_up() -> None:
+    events = Events(0, b"x" * 100_000)
 
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.body":
-            await never()
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await EventStream(events())(scope, receive, send)
 
-    run(EventStream(events())(SCOPE, never, send))
-    assert events.closed
+    with serving(app, ConnectionLimits(write_seconds=0.2)) as served, served.connect() as client:
+        client.sendall(GET)
+        wait_for(lambda: events.closed)
+        wait_for(lambda: not served.connections)
 
 
 def test_a_client_that_leaves_a_stream_ends_it() -> None:

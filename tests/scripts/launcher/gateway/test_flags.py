@@ -15,6 +15,7 @@ def test_flags_reach_the_gateway_and_keys_only_its_environment() -> None:
     words = "-p 0 --max-best-of 3 --max-stop-sequences 5 --payload-limit 9 --json-output"
     keys = ["--api-key=one", "--api-key=two:sql*, org/*", "--api-key=base:", "--admin-key=root"]
     more = ["--hostname=0.0.0.0", "--cors-allow-origin=https://a.example"]
+    more += ["--max-connections=9", "--max-connections-per-client=0", "--allowed-hosts=a,b"]
     flags = parse_flags([*words.split(), *keys, *more], {})
     command = gateway_flags(flags)
     assert not any(secret in word for word in command for secret in ("one", "two", "root"))
@@ -24,6 +25,8 @@ def test_flags_reach_the_gateway_and_keys_only_its_environment() -> None:
     assert (settings.port, settings.max_best_of, settings.max_stop_sequences) == (0, 3, 5)
     assert (settings.payload_limit, settings.json_output, settings.hostname) == (9, True, "0.0.0.0")
     assert settings.cors_allow_origin == ("https://a.example",)
+    assert (settings.max_connections, settings.max_connections_per_client) == (9, 0)
+    assert settings.allowed_hosts == ("a", "b")
     assert settings.api_keys == ("one", "two:sql*,org/*", "base:")
     assert settings.admin_key == "root"
 

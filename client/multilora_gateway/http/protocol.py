@@ -1,0 +1,196 @@
+"""HTTP/1.1 before routes and bodies: what connections and the heads of requests may take.
+
+Laws: memory and time are bounded before a client has shown a key. Whatever proxies may read
+otherwise than llhttp is refused. A refusal is never written into, or after, another answer: then
+the connection is closed without one.
+"""
+
+import asyncio
+import sys
+from http import HTTPStatus
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from multilora_gateway.errors import GatewayError
+from multilora_gateway.http.connections import ConnectionLimits, Connections
+from multilora_gateway.http.error_answers import error_answer
+
+MOST_HEADERS = 100
+HEAD_BYTES = 65_536  # names and values of a request's headers
+TARGET_BYTES = 16_384  # path and query
+MOST_PIPELINED = 100  # requests of a connection that wait for the answer to another
+_BYTES_ON_THE_WIRE = 8  # for each byte of a body; chunks of one byte take six
+
+
+class HttpConfig(uvicorn.Config):
+    """A server of `app` with limits."""
+
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits, **settings: Any) -> None:
+        super().__init__(
+            app, http=LimitedHttp, ws="none", log_config=None, access_log=False, **settings
+        )
+        self.limits = limits
+        self.open_connections = Connections(limits)
+
+
+class LimitedHttp(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(
+        self, config: HttpConfig, server_state: ServerState, *rest: Any, **more: Any
+    ) -> None:
+        super().__init__(config, server_state, *rest, **more)
+        self.url = b""
+        self._limits = config.limits
+        self._open_connections = config.open_connections
+        self._address = ""
+        self._in_head = False  # between a request's first byte and the end of its headers
+        self._head_bytes = 0
+        self._room = HEAD_BYTES  # bytes that may still come without adding to a body
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._address = self.client[0] if self.client else ""
+        if error := self._open_connections.open(self._address):
+            self._answer(error)
+            transport.close()
+        else:
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._open_connections.close(self._address)
+        for timer in (self._head_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._room -= len(data)
+        super().data_received(data)
+        if self._room < 0:
+            self._refuse(_too_large() if self._in_head else _wrong("its chunks hold too little"))
+        elif self._head_timer is None and (self._in_head or self._is_idle()):
+            self._await_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > TARGET_BYTES:
+            raise GatewayError(414, "validation", f"the URL has more than {TARGET_BYTES} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # A trailer is dropped, so that it cannot pass for a header.
+        self._head_bytes += len(name) + len(value)
+        if len(self.headers) >= MOST_HEADERS or self._head_bytes > HEAD_BYTES:
+            raise _too_large()
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._check_head()
+        super().on_headers_complete()
+        self._in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def on_body(self, body: bytes) -> None:
+        self._room += _BYTES_ON_THE_WIRE * len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._room = HEAD_BYTES
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self.loop.call_later(self._limits.write_seconds, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self._limits.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.transport.abort()  # What is still unsent its client has refused to read all this time.
+
+    def send_400_response(self, msg: str) -> None:
+        """Replaces uvicorn's answer to what its parser, or a method of this class, refuses."""
+        error = sys.exception()
+        cause = error.__context__ if error else None
+        self._refuse(cause if isinstance(cause, GatewayError) else _wrong(str(error)))
+
+    def _check_head(self) -> None:
+        assert self.parser is not None
+        version = self.parser.get_http_version()
+        coding = b"".join(value for name, value in self.headers if name == b"transfer-encoding")
+        if version not in ("1.0", "1.1"):
+            raise GatewayError(505, "validation", f"HTTP/{version} is not served; use HTTP/1.1")
+        if not self.url.startswith(b"/"):
+            raise _wrong("its target is no path; this server is no proxy")
+        if coding and version == "1.0":
+            raise _wrong("HTTP/1.0 has no Transfer-Encoding")
+        if coding and coding.lower() != b"chunked":
+            raise GatewayError(501, "validation", "send the body plainly, or in chunks")
+        if len(self.pipeline) >= MOST_PIPELINED:
+            raise _wrong("too many others wait before it")
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self._limits.head_seconds, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        if not self._is_idle():  # A client may wait for one answer before it asks on.
+            return self._await_head()
+        seconds = self._limits.head_seconds
+        late = f"the headers did not arrive in {seconds:.0f} s; send them faster"
+        self._refuse(GatewayError(408, "timeout", late))
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Close the connection, with an answer if one is due."""
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            due = self._is_idle()
+        else:
+            due = not (self._is_idle() or self.cycle.response_started or self.pipeline)
+        if due:
+            self._answer(error)
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        self.transport.close()
+
+    def _answer(self, error: GatewayError) -> None:
+        answer = error_answer(self.url.decode("latin-1"), error)
+        status = f"HTTP/1.1 {answer.status_code} {HTTPStatus(answer.status_code).phrase}".encode()
+        headers = [*self.server_state.default_headers, *answer.raw_headers]
+        lines = [status, *(b"%s: %s" % header for header in headers), b"connection: close"]
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
+
+
+def _too_large() -> GatewayError:
+    most = f"{MOST_HEADERS} headers, or of {HEAD_BYTES} bytes in them"
+    return GatewayError(431, "validation", f"the request has more than {most}; send fewer")
+
+
+def _wrong(reason: str) -> GatewayError:
+    return GatewayError(400, "validation", f"this is no HTTP/1.1 request ({reason}); correct it")
