@@ -22,6 +22,7 @@ from multilora_gateway.http.error_answers import error_answer
 MOST_HEADERS = 100
 HEAD_BYTES = 65_536  # names and values of a request's headers
 TARGET_BYTES = 16_384  # path and query
+_WITHOUT_BODY = TARGET_BYTES + HEAD_BYTES  # bytes of a request that add nothing to its body
 MOST_PIPELINED = 100  # requests of a connection that wait for the answer to another
 _BYTES_ON_THE_WIRE = 8  # for each byte of a body; chunks of one byte take six
 
@@ -49,8 +50,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._open_connections = config.open_connections
         self._address = ""
         self._in_head = False  # between a request's first byte and the end of its headers
-        self._head_bytes = 0
-        self._room = HEAD_BYTES  # bytes that may still come without adding to a body
+        self._room = _WITHOUT_BODY
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -75,7 +75,9 @@ class LimitedHttp(HttpToolsProtocol):
             return
         self._room -= len(data)
         super().data_received(data)
-        if self._room < 0:
+        if self._in_head and (error := self._head_error()):
+            self._refuse(error)
+        elif self._room < 0:
             self._refuse(_too_large() if self._in_head else _wrong("its chunks hold too little"))
         elif self._head_timer is None and (self._in_head or self._is_idle()):
             self._await_head()
@@ -83,25 +85,13 @@ class LimitedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        self._head_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        if len(self.url) > TARGET_BYTES:
-            raise GatewayError(414, "validation", f"the URL has more than {TARGET_BYTES} bytes")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return  # A trailer is dropped, so that it cannot pass for a header.
-        self._head_bytes += len(name) + len(value)
-        if len(self.headers) >= MOST_HEADERS or self._head_bytes > HEAD_BYTES:
-            raise _too_large()
-        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._check_head()
+        if error := self._head_error() or self._framing_error():
+            raise error
         super().on_headers_complete()
         self._in_head = False
+        self.headers = []  # for trailers, which must not pass for headers
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -111,13 +101,13 @@ class LimitedHttp(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._room = HEAD_BYTES
+        self._room = _WITHOUT_BODY
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.transport.is_closing() and self.transport.get_write_buffer_size():
-            self.loop.call_later(self._limits.write_seconds, self.transport.abort)
+        if self.transport.is_closing():
+            self._close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -137,20 +127,30 @@ class LimitedHttp(HttpToolsProtocol):
         cause = error.__context__ if error else None
         self._refuse(cause if isinstance(cause, GatewayError) else _wrong(str(error)))
 
-    def _check_head(self) -> None:
+    def _head_error(self) -> GatewayError | None:
+        """What is too large in the part of a head that has arrived."""
+        if len(self.url) > TARGET_BYTES:
+            most = f"the URL has more than {TARGET_BYTES} bytes; shorten it"
+            return GatewayError(414, "validation", most)
+        size = sum([len(name) + len(value) for name, value in self.headers])
+        return _too_large() if size > HEAD_BYTES or len(self.headers) > MOST_HEADERS else None
+
+    def _framing_error(self) -> GatewayError | None:
+        """What proxies may read otherwise, or this server does not do."""
         assert self.parser is not None
         version = self.parser.get_http_version()
-        coding = b"".join(value for name, value in self.headers if name == b"transfer-encoding")
         if version not in ("1.0", "1.1"):
-            raise GatewayError(505, "validation", f"HTTP/{version} is not served; use HTTP/1.1")
+            return GatewayError(505, "validation", f"HTTP/{version} is not served; use HTTP/1.1")
         if not self.url.startswith(b"/"):
-            raise _wrong("its target is no path; this server is no proxy")
-        if coding and version == "1.0":
-            raise _wrong("HTTP/1.0 has no Transfer-Encoding")
-        if coding and coding.lower() != b"chunked":
-            raise GatewayError(501, "validation", "send the body plainly, or in chunks")
+            return _wrong("its target is no path; this server is no proxy")
+        for name, value in self.headers:
+            if name == b"transfer-encoding" and version == "1.0":
+                return _wrong("HTTP/1.0 has no Transfer-Encoding")
+            if name == b"transfer-encoding" and value.lower() != b"chunked":
+                return GatewayError(501, "validation", "send the body plainly, or in chunks")
         if len(self.pipeline) >= MOST_PIPELINED:
-            raise _wrong("too many others wait before it")
+            return _wrong("too many others wait before it")
+        return None
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -177,7 +177,13 @@ class LimitedHttp(HttpToolsProtocol):
             self._answer(error)
         if self.cycle is not None:
             self.cycle.disconnected = True
+        self._close()
+
+    def _close(self) -> None:
+        """Close the connection once its client has read all, for which it has bounded time."""
         self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(self._limits.write_seconds, self.transport.abort)
 
     def _answer(self, error: GatewayError) -> None:
         answer = error_answer(self.url.decode("latin-1"), error)

@@ -41,6 +41,16 @@ def test_the_page_is_there_without_a_server(lonely: str) -> None:
     assert answer.status_code == 200 and answer.text.startswith("<!doctype html>")
 
 
+def test_the_process_checks_what_comes_in(lonely: str) -> None:
+    page = requests.get(lonely, headers={"Host": "evil.example"}, timeout=SECONDS)
+    assert page.status_code == 403 and "--allowed-hosts evil.example " in page.json()["error"]
+    headers = {f"X-{number}": "" for number in range(200)}
+    refused = requests.get(lonely, headers=headers, timeout=SECONDS)
+    assert refused.status_code == 431 and refused.json()["error_type"] == "validation"
+    form = requests.post(f"{lonely}/generate", data='{"inputs": "a"}', timeout=SECONDS)
+    assert form.status_code == 415
+
+
 @pytest.mark.parametrize("path", ["/info", "/metrics"])
 def test_head_is_get_without_a_body(gateway: str, path: str) -> None:
     whole = requests.get(gateway + path, timeout=SECONDS)

@@ -27,7 +27,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         body += message.get("body", b"")
         more = message.get("more_body", False)
     if scope["path"] == "/slow":
-        await asyncio.sleep(3 * SOON)
+        await asyncio.sleep(5 * SOON)
     names = [name.decode() for name, _ in scope["headers"]]
     text = json.dumps([scope["path"], body.decode(), names]).encode()
     if scope["path"] == "/huge":
@@ -35,6 +35,20 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     head = {"headers": [(b"content-length", str(len(text)).encode())], "status": 200}
     await send({"type": "http.response.start", **head})
     await send({"type": "http.response.body", "body": text})
+
+
+async def never_more() -> Any:
+    return {"type": "http.request"}
+
+
+async def fill(served: Served, send: Any) -> None:
+    """Answers with more than a client that does not read takes."""
+    (connection,) = served.server.server_state.connections
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while not connection.transport.get_write_buffer_size():
+        await send({"type": "http.response.body", "body": bytes(1000), "more_body": True})
+        await asyncio.sleep(0)
+    await send({"type": "http.response.body"})
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +108,7 @@ REFUSED = {
     "* as target": (request(b"OPTIONS * HTTP/1.1"), 400),
     "other letters in the target": (request(b"GET /\xc3\xa4 HTTP/1.1"), 400),
     "a long target": (request(b"GET /" + b"x" * 20_000 + b" HTTP/1.1"), 414),
-    "an endless target": (b"GET /" + b"x" * 20_000, 414),
+    "an endless target": (b"GET /" + b"x" * 500_000, 414),
     "many headers": (request(b"GET / HTTP/1.1", *[b"X: y"] * MOST_HEADERS), 431),
     "a long header": (request(b"GET / HTTP/1.1", b"X: " + b"y" * 70_000), 431),
     "an endless header": (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 500_000, 431),
@@ -235,10 +249,31 @@ def test_slow_answers_slow_bodies_and_idle_connections_are_left_alone(hasty: Ser
             client.sendall(bytes([piece]))
         assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
         time.sleep(1.5 * SOON)
-        client.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\nGET /late HT")
-        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
-        client.sendall(b"TP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert statuses(rest_of(client)) == [200]
+        client.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n" + LAST[:10])
+        time.sleep(1.5 * SOON)
+        client.sendall(LAST[10:])
+        assert statuses(rest_of(client)) == [200, 200]
+
+
+def test_limits_are_those_of_each_request(patient: Served) -> None:
+    with patient.connect() as client:
+        for _ in range(4):
+            client.sendall(request(b"GET / HTTP/1.1", b"X: " + b"y" * 60_000))
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_reads_in_the_end_is_kept() -> None:
+    """Writing stops for a while, as the answer is larger than all buffers."""
+    limits = ConnectionLimits(write_seconds=1)
+    with serving(app, limits) as served, served.connect() as client:
+        client.sendall(b"GET /huge HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.2)
+        left = HUGE
+        while left > 0:
+            left -= len(client.recv(1_000_000))
+        time.sleep(1.2)
+        client.sendall(LAST)
+        assert rest_of(client).endswith(b'["host", "connection"]]')
 
 
 @pytest.mark.parametrize("headers", [b"", CLOSE])
@@ -250,20 +285,36 @@ def test_a_client_that_does_not_read_is_given_up(hasty: Served, headers: bytes) 
         assert len(rest_of(client)) < HUGE
 
 
-@pytest.mark.parametrize("headers", [b"", CLOSE])
-def test_the_end_of_an_answer_that_nobody_reads_is_dropped(headers: bytes) -> None:
+@pytest.mark.parametrize(("headers", "more"), [(b"", b""), (CLOSE, b""), (b"", b"\0")])
+def test_the_end_of_an_answer_that_nobody_reads_is_dropped(headers: bytes, more: bytes) -> None:
     """It is less than what stops the writing, and so the answer is complete."""
 
-    async def fill(scope: Any, receive: Any, send: Any) -> None:
-        (connection,) = served.server.server_state.connections
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        while not connection.transport.get_write_buffer_size():
-            await send({"type": "http.response.body", "body": bytes(1000), "more_body": True})
-            await asyncio.sleep(0)
-        await send({"type": "http.response.body"})
+    async def filling(scope: Any, receive: Any, send: Any) -> None:
+        await fill(served, send)
 
     limits = ConnectionLimits(write_seconds=SOON)
-    with serving(fill, limits, timeout_keep_alive=SOON) as served, served.connect() as client:
+    with serving(filling, limits, timeout_keep_alive=SOON) as served, served.connect() as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n")
         wait_for(lambda: served.server.server_state.total_requests == 1)
+        client.sendall(more)
         wait_for(lambda: served.connections == 0)
+
+
+def test_no_answer_follows_a_refusal() -> None:
+    """Though the client reads neither at once, and the application answers before it is told."""
+
+    async def hurried(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "POST":
+            await asyncio.sleep(2 * SOON)
+            await app({**scope, "path": "/"}, never_more, send)
+        else:
+            await fill(served, send)
+
+    with serving(hurried) as served, served.connect() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: served.server.server_state.total_requests == 1)
+        client.sendall(chunked(b"3\r\n"))
+        wait_for(lambda: served.requests == 1)
+        client.sendall(b"abcd")
+        wait_for(lambda: served.requests == 0)
+        assert statuses(rest_of(client)) == [200, 400]
