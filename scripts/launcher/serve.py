@@ -22,7 +22,7 @@ from launcher.triton import end, log
 from launcher.triton.ports import exposure
 from launcher.triton.server import SettingsRefused, TritonServer
 from multilora_api.adapter_names import split_item
-from multilora_api.tensors import TEXT_MODEL
+from multilora_api.tensors import ENGINE_MODEL
 
 _TAIL_LINES = 30
 _START_LINES = 2000
@@ -146,7 +146,7 @@ def _example(
             kind += "-H 'Authorization: Bearer KEY' "
         body = {"inputs": "hello world", "parameters": {**adapter, "max_new_tokens": 32}}
     else:
-        url, kind = f"{server.http_url}/v2/models/{TEXT_MODEL}/generate_stream", ""
+        url, kind = f"{server.http_url}/v2/models/{ENGINE_MODEL}/generate_stream", ""
         body = {"text_input": "hello world", "max_tokens": 32, "stream": True, **adapter}
     return f"curl -N {shlex.quote(url)} {kind}-d '{json.dumps(body, ensure_ascii=False)}'"
 
