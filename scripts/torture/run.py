@@ -38,6 +38,7 @@ from torture.processes import HELPER
 from torture.quiet import QuietState
 from torture.server import ServerUnderTest
 
+_WARM_SECONDS = 1.0  # of an attack
 _QUIET_SECONDS = 4.0
 _SERVES_AGAIN_SECONDS = 30.0
 _LOG_LINES = 60
@@ -167,7 +168,7 @@ def _started(server: ServerUnderTest) -> QuietState:
     """Every pool and connection of the server is made once before anything is counted."""
     server.start()
     for attack in (storm, listing):
-        attack(Round("warm-up", server, 0, 2.0, Findings()))
+        attack(Round("warm-up", server, 0, _WARM_SECONDS, Findings()))
     return QuietState(server)
 
 

@@ -7,8 +7,6 @@ import time
 from torture.findings import Round, Unexplained, WrongAnswer
 from torture.server import MOST_REQUESTS
 
-_PAUSE_SECONDS = 0.5  # after a refusal; a polite client would wait longer
-
 
 def overload(round_: Round, times: int) -> None:
     server = round_.server
@@ -21,7 +19,7 @@ def overload(round_: Round, times: int) -> None:
             if text != example.answer:
                 raise WrongAnswer(f"{text!r}, not {example}")
         elif answer.is_refusal and not answer.problem:
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(int(answer.headers["retry-after"]) * rng.uniform(1, 2))
         else:
             raise Unexplained(str(answer))
 
