@@ -9,8 +9,8 @@ import struct
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from multilora_api.admin import ADMIN_INPUTS
 from multilora_api.tensors import (
+    ADMIN_INPUTS,
     ADMIN_MODEL,
     ENGINE_INPUTS,
     ENGINE_MODEL,
