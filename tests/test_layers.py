@@ -48,7 +48,7 @@ ENGINE = {
     "adapters.naming": Room("errors adapters.files adapters.background_thread", "multilora_api"),
     "adapters.checkpoint": Room(
         "errors json_fields base_model lora adapters.files",
-        "torch multilora_kernels safetensors multilora_text",
+        "torch multilora_kernels safetensors multilora_text multilora_sandbox",
     ),
     "adapters.memory": Room(
         "errors request metrics lora adapters.background_thread adapters.naming "

@@ -6,18 +6,15 @@ target_modules, initialisations that leave the base weights alone…) are ignore
 """
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from multilora.adapters.checkpoint.patterns import first_matches
 from multilora.adapters.files import CONFIG_FILE
 from multilora.errors import invalid
 from multilora.json_fields import json_object
 
-# Keys come from the adapter's author: keep matching from backtracking for ever.
-_MAX_REPEATS = 3
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
 _RETRAIN = "retrain without it, or merge the adapter into the base model and serve that"
 _REFUSED = {  # field → what it is; refused when set
     "use_dora": "DoRA (weight magnitudes)",
@@ -48,9 +45,16 @@ _IGNORED = frozenset({
 })  # fmt: skip
 
 
+class ModuleConfig(NamedTuple):
+    """`scaling` is alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv:2312.03732)."""
+
+    rank: int
+    scaling: float
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Ranks and scalings. Filled by `parse_config`; a module is named as in the base model."""
+    """Ranks and scalings by patterns. Filled by `parse_config`."""
 
     r: int
     lora_alpha: float
@@ -58,14 +62,20 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
 
-    def rank(self, module: str) -> int:
-        return _match(self.rank_pattern, module, self.r)
-
-    def scaling(self, module: str) -> float:
-        """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv:2312.03732)."""
-        rank = self.rank(module)
-        alpha = _match(self.alpha_pattern, module, self.lora_alpha)
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+    def of_modules(self, modules: Sequence[str]) -> dict[str, ModuleConfig]:
+        """What holds for each module, named as in the base model; RequestError(INVALID_ARG) when
+        the patterns cannot be matched."""
+        names = ("rank_pattern", "alpha_pattern")
+        keys = {names[0]: list(self.rank_pattern), names[1]: list(self.alpha_pattern)}
+        found = first_matches(keys, modules)
+        ranks = [self.r if key is None else self.rank_pattern[key] for key in found[names[0]]]
+        alphas = [
+            self.lora_alpha if key is None else self.alpha_pattern[key] for key in found[names[1]]
+        ]
+        return {
+            module: ModuleConfig(rank, alpha / (math.sqrt(rank) if self.use_rslora else rank))
+            for module, rank, alpha in zip(modules, ranks, alphas, strict=True)
+        }
 
 
 def parse_config(content: bytes) -> AdapterConfig:
@@ -126,27 +136,7 @@ def _pattern(fields: dict[str, Any], kind: str) -> list[tuple[str, Any]]:
     pattern = fields.get(name) or {}
     if not isinstance(pattern, dict):
         raise invalid(f"{CONFIG_FILE}: {name} must be an object of module names; save it again")
-    for key in pattern:
-        try:
-            re.compile(key)
-        except re.error as error:
-            raise invalid(
-                f"{CONFIG_FILE}: {name} key {key!r} is not a regular expression ({error}); fix it"
-            ) from None
-        if _REPEATED_GROUP.search(key) or sum(key.count(c) for c in "*+{") > _MAX_REPEATS:
-            raise invalid(
-                f"{CONFIG_FILE}: {name} key {key!r} repeats too much to match it quickly; "
-                "write out the module names"
-            )
     return list(pattern.items())
-
-
-def _match(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """PEFT's rule: the first key that is the name, or its end after a dot, as a regex."""
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
 
 
 def _rank(value: object, name: str) -> int:

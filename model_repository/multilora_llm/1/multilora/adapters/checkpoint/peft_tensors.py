@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from multilora.adapters.checkpoint.peft_config import AdapterConfig
+from multilora.adapters.checkpoint.peft_config import AdapterConfig, ModuleConfig
 from multilora.adapters.files import CONFIG_FILE
 from multilora.base_model.sites import LoRASite, Slice, modules, short_names
 from multilora.errors import RequestError, invalid
@@ -82,7 +82,8 @@ def lora_factors(
     if foreign or not halves:
         raise _refusal(foreign, bool(halves), sites)
     touched = dict.fromkeys(module for module, _ in halves)
-    return {module: _pair(known.sites[module], halves, config, max_rank) for module in touched}
+    configs = config.of_modules([half.module for half in halves.values()])
+    return {module: _pair(known.sites[module], halves, configs, max_rank) for module in touched}
 
 
 class _KnownModules:
@@ -139,7 +140,7 @@ def _refusal(foreign: list[str], some_match: bool, sites: Sequence[LoRASite]) ->
 def _pair(
     place: tuple[LoRASite, Slice],
     halves: Mapping[tuple[str, str], _Half],
-    config: AdapterConfig,
+    configs: Mapping[str, ModuleConfig],
     max_rank: int,
 ) -> Factors:
     site, part = place
@@ -151,10 +152,10 @@ def _pair(
             f"tensor {present.name!r} has no {missing} beside it; save the trained adapter again"
         )
     _check_shapes(a, b, site.in_features, part.out_features)
-    _check_rank(a, config.rank(a.module), max_rank)
+    _check_rank(a, configs[a.module].rank, max_rank)
     for half in (a, b):
         _check_dtype(half)
-    return Factors(a.tensor, b.tensor, config.scaling(a.module))
+    return Factors(a.tensor, b.tensor, configs[a.module].scaling)
 
 
 def _check_shapes(a: _Half, b: _Half, in_features: int, out_features: int) -> None:
