@@ -19,7 +19,7 @@ from typing import Any
 from multilora_sandbox.worker import MEMORY_STATUS
 
 _START_SECONDS = 120.0
-_PART_BYTES = 1 << 20
+_PART_BYTES = 1 << 16
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TZ", "LANG", "LC_ALL", "PYTHONHOME")
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+_BUFFER_BYTES = 1 << 18
 MEMORY_STATUS = 86  # of a process that ran out of the memory that it may take
 
 
@@ -26,11 +27,12 @@ def serve(
     """
     _plain_signals()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    answer = prepare(json.loads(sys.stdin.buffer.readline()))
+    lines = open(0, "rb", buffering=_BUFFER_BYTES, closefd=False)  # noqa: SIM115 - until it ends
+    answer = prepare(json.loads(lines.readline()))
     own = _address_space()
     _limit_address_space(own + most_bytes)
     _say(None)
-    for line in sys.stdin.buffer:
+    for line in lines:
         signal.setitimer(signal.ITIMER_PROF, most_seconds)
         try:
             _say(answer(line))

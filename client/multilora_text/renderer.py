@@ -5,7 +5,6 @@ turns. All that are new, or were slow, leave one process to those that were alwa
 with a usual template is answered whatever other templates do.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -61,11 +60,11 @@ class _Defect(TextError):
 
 @dataclass(frozen=True)
 class _Chat:
-    """One piece of work. `source` stands for the template's."""
+    """One piece of work. `source` is the hash of the template's."""
 
     template: ChatTemplate
     names: Mapping[str, Any]
-    source: bytes
+    source: int
     future: "Future[Any]" = field(default_factory=Future)
     until: float = field(default_factory=lambda: time.monotonic() + _WAIT_SECONDS)
 
@@ -79,7 +78,7 @@ class TemplateRenderer:
         self._history = _History()
         self._threads: list[threading.Thread] = []
         self._condition = threading.Condition()  # guards what follows
-        self._waiting: OrderedDict[bytes, deque[_Chat]] = OrderedDict()  # whose turn is next: first
+        self._waiting: OrderedDict[int, deque[_Chat]] = OrderedDict()  # whose turn is next: first
         self._slow = 0  # how many are being rendered that may take long
         self._closed = False
 
@@ -97,7 +96,7 @@ class TemplateRenderer:
     def check(self, template: ChatTemplate) -> None:
         """Raises ValueError, which says what the template does: it does not compile, or breaks a
         limit with one short message. Raises RenderingBusy too."""
-        if self._history.has_ended_well(_digest(template.source.encode("utf-8", "surrogatepass"))):
+        if self._history.has_ended_well(hash(template.source)):
             return
         try:
             self._submit(template, _TRIAL).result()
@@ -128,7 +127,7 @@ class TemplateRenderer:
             **variables,
             "messages": messages,
         }
-        chat = _Chat(template, names, _digest(template.source.encode("utf-8", "surrogatepass")))
+        chat = _Chat(template, names, hash(template.source))
         if defect := self._history.defect(chat.source):
             chat.future.set_exception(_Defect(defect))
             return chat.future
@@ -190,7 +189,7 @@ class TemplateRenderer:
             question = json.dumps([chat.template.source, chat.names]).encode()
         except (RecursionError, ValueError) as error:
             raise _Refusal(str(error)) from None
-        for name in (chat.source, _digest(question)):
+        for name in (chat.source, hash(question)):
             if defect := self._history.defect(name):
                 raise _Defect(defect)
         try:
@@ -218,7 +217,7 @@ class TemplateRenderer:
 
 
 class _History:
-    """What is known of templates, each named by the digest of its source. Any thread.
+    """What is known of templates, each named by the hash of its source. Any thread.
 
     What breaks a limit is remembered as the template's fault when it has never ended well, else as
     that of one question, so that nobody's odd messages take a template from everybody else.
@@ -226,34 +225,34 @@ class _History:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards what follows
-        self._slow_until: OrderedDict[bytes, float] = OrderedDict()  # of what has ended well
-        self._defects: OrderedDict[bytes, tuple[float, str]] = OrderedDict()  # until then
+        self._slow_until: OrderedDict[int, float] = OrderedDict()  # of what has ended well
+        self._defects: OrderedDict[int, tuple[float, str]] = OrderedDict()  # until then
 
-    def has_ended_well(self, source: bytes) -> bool:
+    def has_ended_well(self, source: int) -> bool:
         with self._lock:
             return source in self._slow_until
 
-    def is_quick(self, source: bytes) -> bool:
+    def is_quick(self, source: int) -> bool:
         with self._lock:
             return self._slow_until.get(source, math.inf) < time.monotonic()
 
-    def ended_well(self, source: bytes, seconds: float) -> None:
+    def ended_well(self, source: int, seconds: float) -> None:
         with self._lock:
             slow_until = self._slow_until.pop(source, 0.0)
             if seconds > _QUICK_SECONDS:
                 slow_until = time.monotonic() + _REMEMBERED_SECONDS
             _keep(self._slow_until, source, slow_until)
 
-    def broken(self, source: bytes, question: bytes, what: str) -> None:
+    def broken(self, source: int, question: bytes, what: str) -> None:
         until = time.monotonic() + _REMEMBERED_SECONDS
         with self._lock:
             if source in self._slow_until:
                 self._slow_until[source] = until
-                source = _digest(question)
+                source = hash(question)
             _keep(self._defects, source, (until, what))
 
-    def defect(self, name: bytes) -> str | None:
-        """What the template, or the question, of this digest has done not long ago."""
+    def defect(self, name: int) -> str | None:
+        """What the template, or the question, of this hash has done not long ago."""
         with self._lock:
             until, what = self._defects.get(name, (0.0, ""))
             return what if until > time.monotonic() else None
@@ -262,14 +261,10 @@ class _History:
 _T = TypeVar("_T")
 
 
-def _keep(kept: OrderedDict[bytes, _T], name: bytes, value: _T) -> None:
+def _keep(kept: OrderedDict[int, _T], name: int, value: _T) -> None:
     kept[name] = value
     while len(kept) > _MOST_REMEMBERED:
         kept.popitem(last=False)
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
 
 
 def _fail(chat: _Chat, error: TextError) -> None:

@@ -151,3 +151,21 @@ def test_a_chat_that_nobody_can_render_now_may_be_sent_again() -> None:
     with pytest.raises(GatewayError, match="the chat template refuses these messages") as caught:
         prepared(messages=[{"role": "user", "content": "x"}], tools=[ADD], model="refuses")
     assert caught.value.status == 422
+
+
+@pytest.mark.parametrize("depth", [100, 900, 985])
+def test_deeply_nested_tools_are_the_clients_fault(depth: int) -> None:
+    parameters: dict[str, Any] = {}
+    for _ in range(depth):
+        parameters = {"items": parameters}
+    tool = {"type": "function", "function": {"name": "add", "parameters": parameters}}
+    if depth == 100:
+        assert prepared(tools=[tool], tool_choice="required").requests
+        return
+    for choice in ("required", "auto"):
+        try:
+            prepared(tools=[tool], tool_choice=choice)
+        except GatewayError as error:
+            assert error.status == 422
+        else:
+            assert choice == "auto"

@@ -87,12 +87,18 @@ def _named(tools: Sequence[Tool], chosen: Sequence[ChosenTool]) -> list[Tool]:
 
 
 def call_grammar(tools: Sequence[Tool], arguments: str) -> dict[str, Any]:
-    """The engine's `grammar` for exactly one call: {"name": …, `arguments`: …}."""
+    """The engine's `grammar` for exactly one call: {"name": …, `arguments`: …}. Raises
+    GatewayError."""
     calls = [_call(number, tool, arguments) for number, tool in enumerate(tools)]
-    definitions = {
-        _definition(number): _moved(tool.function.parameters or _ANYTHING, number)
-        for number, tool in enumerate(tools)
-    }
+    try:
+        definitions = {
+            _definition(number): _moved(tool.function.parameters or _ANYTHING, number)
+            for number, tool in enumerate(tools)
+        }
+    except RecursionError:
+        raise invalid(
+            "the parameters of a tool are nested too deeply; simplify them", "tools"
+        ) from None
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return json_grammar({**schema, "$defs": definitions})
 
