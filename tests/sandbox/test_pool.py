@@ -154,7 +154,7 @@ def test_closing_ends_all(pool: ProcessPool) -> None:
 
     def work() -> None:
         try:
-            ask(pool, "time.sleep(60)")
+            ask(pool, "time.sleep(60)", 60)
         except PoolClosed as error:
             errors.append(type(error))
 
