@@ -43,9 +43,20 @@ def running(work) -> Iterator[None]:
         thread.join()
 
 
-def test_a_folder_that_is_never_still_is_busy(tmp_path: Path) -> None:
+def test_a_folder_that_is_never_still_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next write follows each read: a thread that writes may be held up on a busy machine."""
     write(tmp_path, "one")
-    with running(lambda: write(tmp_path, "two")), pytest.raises(RequestError) as caught:
+    really_read = adapter_files._read
+
+    def and_then_write(path: Path, size: int) -> bytes | None:
+        content = really_read(path, size)
+        write(tmp_path, "two")
+        return content
+
+    monkeypatch.setattr(adapter_files, "_read", and_then_write)
+    with pytest.raises(RequestError) as caught:
         read(tmp_path)
     assert caught.value.code is ErrorCode.UNAVAILABLE
     assert f"folder {tmp_path} is being written; try again" in caught.value.message
