@@ -92,12 +92,13 @@ class Round:
         return False
 
     def repeat(self, workers: int, *acts: Callable[[random.Random], None]) -> None:
-        """Operations on `workers` threads until the time is over; worker i does acts[i % n]."""
+        """Operations on `workers` threads until the time is over, at least one on each; worker i
+        does acts[i % n]."""
 
         def work(worker: int) -> None:
             lower_priority()
             act, number, faults = acts[worker % len(acts)], 0, 0
-            while self.left > 0 and faults < _GIVES_UP:
+            while number == 0 or (self.left > 0 and faults < _GIVES_UP):
                 faults += not self.attempt(act, worker, number)
                 number += 1
 
