@@ -2,15 +2,13 @@
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from multilora.adapters import files as adapter_files
 from multilora.errors import ErrorCode, RequestError
-from support.engine.files import CONFIG, WEIGHTS, read, settle, write
+from support.engine.files import CONFIG, WEIGHTS, read, settle, unprivileged, write
 
 SLEEP = time.sleep
 
@@ -78,25 +76,10 @@ def test_a_fifo_put_in_place_of_a_file_does_not_block(
         read(tmp_path)
 
 
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """As a user who is not root, whom no file mode would stop."""
-    was_root = os.geteuid() == 0
-    if was_root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if was_root:
-            os.seteuid(0)
-
-
 def test_a_file_without_leave_to_read_it(tmp_path: Path) -> None:
-    for parent in (tmp_path, *tmp_path.parents[:2]):  # pytest's own folders are private
-        parent.chmod(0o755)
     write(tmp_path, "one")
     (tmp_path / WEIGHTS).chmod(0)
-    with unprivileged(), pytest.raises(RequestError) as caught:
+    with unprivileged(tmp_path), pytest.raises(RequestError) as caught:
         read(tmp_path)
     assert caught.value.code is ErrorCode.INVALID_ARG
     assert f"{WEIGHTS} cannot be read (Permission denied)" in caught.value.message

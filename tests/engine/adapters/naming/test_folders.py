@@ -12,6 +12,7 @@ from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode, RequestError, StartupError
 from multilora_api.admin import Origin
+from support.engine.files import unprivileged
 
 
 def make(folder: Path, weights: str = "w") -> Path:
@@ -216,17 +217,11 @@ def test_folders_that_come_and_go_during_a_scan(root: Path) -> None:
 
 
 def test_a_folder_without_leave_to_list_it(root: Path) -> None:
-    for parent in (root.parent, *root.parent.parents[:2]):  # pytest's own folders are private
-        parent.chmod(0o755)
     (root / "team").chmod(0)
-    was_root = os.geteuid() == 0
-    if was_root:  # whom no file mode would stop
-        os.seteuid(65534)
     try:
-        folders = AdapterFolders(root)
-        assert list(folders.scan()) == ["sql"]
-        assert folders.find("team/eu/de") is None
+        with unprivileged(root):
+            folders = AdapterFolders(root)
+            assert list(folders.scan()) == ["sql"]
+            assert folders.find("team/eu/de") is None
     finally:
-        if was_root:
-            os.seteuid(0)
         (root / "team").chmod(0o755)
