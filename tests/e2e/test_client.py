@@ -141,16 +141,6 @@ def test_cancelling_a_task_stops_the_server(server: TritonServer) -> None:
     assert_cancelled(server, before)
 
 
-def test_killing_a_client_stops_the_server(server: TritonServer) -> None:
-    before = settled(server)
-    arguments = ["--max-tokens", str(LONG), "--ignore-eos"]
-    with command(server, "generate", "--stream", *arguments, "hello") as process:
-        assert process.stdout is not None
-        process.stdout.read(1)
-        process.kill()
-    assert_cancelled(server, before)
-
-
 @pytest.mark.parametrize("verb", [["generate"], ["generate", "--stream"], ["chat"]])
 def test_command_line(server: TritonServer, demo: list[Example], verb: list[str]) -> None:
     example = next(example for example in demo if example.adapter_id == "emoji")
@@ -169,13 +159,16 @@ def test_command_line_error(server: TritonServer) -> None:
     assert errors.count("\n") == 1
 
 
-def test_interrupting_the_command_line_stops_the_server(server: TritonServer) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_ending_the_command_line_stops_the_server(
+    server: TritonServer, number: signal.Signals, code: int
+) -> None:
     before = settled(server)
     arguments = ["--max-tokens", str(LONG), "--ignore-eos"]
     with command(server, "generate", "--stream", *arguments, "hello") as process:
         assert process.stdout is not None
         process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert_cancelled(server, before)

@@ -1,6 +1,8 @@
 """Bad input gets its code and a sentence with a remedy, and nobody else notices."""
 
+import json
 import threading
+import urllib.error
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from launcher.triton.server import TritonServer
-from support.e2e.triton import Example, GrpcStream, grpc_error, post, token_ids
+from support.e2e.triton import DIRECT, SECONDS, Example, GrpcStream, grpc_error, post, token_ids
 
 INVALID, NOT_FOUND = "INVALID_ARG", "NOT_FOUND"
 BAD_TEXT: list[tuple[dict[str, Any], str, str]] = [
@@ -81,7 +83,7 @@ def test_wrong_dtype(server: TritonServer, dtype: Any) -> None:
 
 
 def test_a_prompt_that_is_missing(server: TritonServer) -> None:
-    """The Triton server itself takes any of the optional inputs for the one that it requires."""
+    """Every input is optional for the Triton server: the model says what is missing."""
     chat = {"name": "chat", "datatype": "BOOL", "shape": [1, 1], "data": [True]}
     code, answer = post(server, {"inputs": [chat]}, "tokenizer", "infer")
     assert code == 400 and "text_input is missing; send a prompt [INVALID_ARG]" in answer["error"]
@@ -110,3 +112,15 @@ def test_json_of_the_wrong_type(server: TritonServer) -> None:
     for body in ({"text_input": 5}, {"text_input": "abc", "max_tokens": "many"}):
         code, answer = post(server, body)
         assert code in (400, 500) and "parse" in answer["error"].lower()
+
+
+@pytest.mark.parametrize("model", ["multilora", "multilora_llm", "tokenizer", "adapters"])
+@pytest.mark.parametrize("extra", [b'"zz\xb9": 5', b'"zz": "\xb9"', b'"id": "\xb9"'])
+def test_names_and_values_that_are_no_utf8(server: TritonServer, model: str, extra: bytes) -> None:
+    """They reach a model as parameters, where Python cannot read them."""
+    first = b'"action": "list"' if model == "adapters" else b'"text_input": "hi"'
+    url = f"{server.http_url}/v2/models/{model}/generate"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        DIRECT.open(url, b"{" + first + b", " + extra + b"}", timeout=SECONDS)
+    message = json.load(caught.value)["error"]
+    assert caught.value.code == 400 and "is not valid UTF-8; encode the request so" in message

@@ -10,13 +10,13 @@ from torture.findings import Findings
 from torture.run import Row
 
 SECONDS = 300.0
-ATTACKS = ("churn", "storm", "bodies", "tensors")
+ATTACKS = ("churn", "listing", "storm", "bodies", "tensors")
 
 
 def test_no_attack_breaks_the_server() -> None:
     """The pace is not judged here: other tests may run beside this one."""
     command = [sys.executable, str(REPOSITORY / "scripts/torture.py"), "--pace=0"]
-    command += ["--seconds=6", f"--only={','.join(ATTACKS)}"]
+    command += ["--seconds=7", f"--only={','.join(ATTACKS)}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]

@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from multilora_api.tensors import ENGINE_MODEL, RUNNING
 from multilora_client.errors import MultiLoRAError, ProcessDied, ServerLost, from_message
+from multilora_client.protocol import new_request
 from multilora_client.tensors import add_input, outputs
 from multilora_gateway.errors import (
     GatewayError,
@@ -72,8 +73,7 @@ class Delta:
 
 def engine_request(asked: GenerationRequest) -> service_pb2.ModelInferRequest:
     """The gRPC message of a generation request, with a new request id."""
-    message = service_pb2.ModelInferRequest(model_name=ENGINE_MODEL, id=uuid.uuid4().hex)
-    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    message = new_request(ENGINE_MODEL, uuid.uuid4().hex)
     add_input(message, "input_ids", "INT32", list(asked.prompt_ids))
     if asked.adapter_id:
         add_input(message, "adapter_id", "BYTES", asked.adapter_id)
