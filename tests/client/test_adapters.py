@@ -76,6 +76,12 @@ def test_only_what_was_given_travels(server: FakeAdapters, client: MultiLoRAClie
     ]
 
 
+def test_the_admin_key_goes_with_every_action(server: FakeAdapters) -> None:
+    with MultiLoRAClient(server.url, admin_key="key") as client:
+        client.adapters.pin("sql")
+    assert inputs(server) == [{"action": ["pin"], "adapter_id": ["sql"], "admin_key": ["key"]}]
+
+
 def test_a_merge_is_a_recipe(server: FakeAdapters, client: MultiLoRAClient) -> None:
     client.adapters.merge({"sql": 1, "org/json": 0.5})
     client.adapters.merge({"a": 1.0}, "ties", 0.5, "frequency", adapter_token="hf_x", timeout=3)

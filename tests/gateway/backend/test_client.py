@@ -195,3 +195,20 @@ def test_the_connection_is_followed_after_a_failure(
 
     assert run(models()) == ["first", "second"]
     assert "odd" in caplog.text
+
+
+def test_an_action_goes_with_the_admin_key_and_on_without_its_client(server: FakeAdapters) -> None:
+    async def leave() -> None:
+        async with connected(server, "key") as backend:
+            asked = asyncio.create_task(backend.adapters("load", adapter_id="silent"))
+            while not server.received:
+                await asyncio.sleep(0.01)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            await asyncio.sleep(0.3)
+            assert server.cancelled == 0, "the Triton server may lose a stream that is cancelled"
+            await asyncio.to_thread(server.close)
+
+    run(leave())
+    assert server.received[0][2]["admin_key"] == ["key"]

@@ -145,3 +145,9 @@ def test_one_port_twice() -> None:
 @pytest.mark.parametrize(("given", "setting"), [("0", "off"), ("1,2,4", "on"), ("off", "off")])
 def test_cuda_graphs_as_tgi_gives_them(given: str, setting: str) -> None:
     assert engine_environment(parse_flags(["--cuda-graphs", given]))["CUDA_GRAPHS"] == setting
+
+
+def test_the_engine_hears_of_the_admin_key() -> None:
+    assert engine_environment(parse_flags(["--admin-key", " root "], {}), {}) == {
+        "ADMIN_KEY": "root"
+    }

@@ -27,6 +27,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, port: int = 0) -> None:
         self.dead = self.ending = False
+        self.cancelled = 0  # streams that their clients broke off
         self.received: list[tuple[str, str, dict[str, list[Scalar]]]] = []
         self.meeting = threading.Barrier(4)
         self._stopped: dict[str, threading.Event] = {}
@@ -48,7 +49,15 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         request_iterator: Iterator[service_pb2.ModelInferRequest],
         context: grpc.ServicerContext,
     ) -> Iterator[service_pb2.ModelStreamInferResponse]:
-        for request in request_iterator:
+        whole: list[bool] = []
+        context.add_callback(lambda: self._count(whole))
+        yield from self._answers(request_iterator)
+        whole.append(True)
+
+    def _answers(
+        self, requests: Iterator[service_pb2.ModelInferRequest]
+    ) -> Iterator[service_pb2.ModelStreamInferResponse]:
+        for request in requests:
             if self.dead:
                 message = "Stub process 'multilora_llm_0_0' is not healthy."
                 yield service_pb2.ModelStreamInferResponse(error_message=message)
@@ -88,6 +97,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             yield _response(piece, finish_reason="None", tokens=len(PIECES) // len(pieces))
         if adapter_id != "truncated":
             yield _response(final=True, finish_reason="stop")
+
+    def _count(self, whole: list[bool]) -> None:
+        self.cancelled += not whole
 
     def _event(self, request_id: str) -> threading.Event:
         return self._stopped.setdefault(request_id, threading.Event())

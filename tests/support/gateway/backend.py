@@ -25,8 +25,8 @@ def description(model_id: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def connected(server: FakeAdapters) -> AsyncIterator[Backend]:
-    backend = Backend(server.url)
+async def connected(server: FakeAdapters, admin_key: str = "") -> AsyncIterator[Backend]:
+    backend = Backend(server.url, admin_key)
     try:
         yield backend
     finally:
