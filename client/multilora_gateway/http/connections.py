@@ -30,6 +30,7 @@ class Connections:
         self._limits = limits
         self._clients: Counter[str | bytes] = Counter()
         self._told = -_TELL_SECONDS
+        self.lingering = 0  # refused and not closed yet, which do not count as open
 
     def open(self, address: str) -> GatewayError | None:
         """Count one more; returns why it is not served. `close` is due in any case."""

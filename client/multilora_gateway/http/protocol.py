@@ -2,7 +2,7 @@
 
 Laws: memory and time are bounded before a client has shown a key. Whatever proxies may read
 otherwise than llhttp is refused. A refusal is never written into, or after, another answer: then
-the connection is closed without one.
+the connection is closed without one. A client that is refused while it still sends can read why.
 """
 
 import asyncio
@@ -24,6 +24,9 @@ HEAD_BYTES = 65_536  # names and values of a request's headers
 TARGET_BYTES = 16_384  # path and query
 _WITHOUT_BODY = TARGET_BYTES + HEAD_BYTES  # bytes of a request that add nothing to its body
 MOST_PIPELINED = 100  # requests of a connection that wait for the answer to another
+_LINGER_SECONDS = 2.0  # after a refusal, in which a client may notice it and close
+_LINGER_BYTES = 1 << 20
+_MOST_LINGERING = 128  # connections, beside those that are served
 _BYTES_ON_THE_WIRE = 8  # for each byte of a body; chunks of one byte take six
 
 
@@ -49,6 +52,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._limits = config.limits
         self._open_connections = config.open_connections
         self._address = ""
+        self._refused = False
         self._in_head = False  # between a request's first byte and the end of its headers
         self._room = _WITHOUT_BODY
         self._head_timer: asyncio.TimerHandle | None = None
@@ -59,12 +63,15 @@ class LimitedHttp(HttpToolsProtocol):
         self._address = self.client[0] if self.client else ""
         if error := self._open_connections.open(self._address):
             self._answer(error)
-            transport.close()
+            self._linger()
         else:
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._open_connections.close(self._address)
+        if self._refused:
+            self._open_connections.lingering -= 1
+        else:
+            self._open_connections.close(self._address)
         for timer in (self._head_timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
@@ -74,6 +81,10 @@ class LimitedHttp(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._room -= len(data)
+        if self._refused:
+            if self._room < 0:
+                self.transport.abort()
+            return
         super().data_received(data)
         if self._in_head and (error := self._head_error()):
             self._refuse(error)
@@ -105,6 +116,8 @@ class LimitedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        if self._refused:
+            return
         super().on_response_complete()
         if self.transport.is_closing():
             self._close()
@@ -167,17 +180,35 @@ class LimitedHttp(HttpToolsProtocol):
 
     def _refuse(self, error: GatewayError) -> None:
         """Close the connection, with an answer if one is due."""
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
         if self._in_head:
             due = self._is_idle()
         else:
             due = not (self._is_idle() or self.cycle.response_started or self.pipeline)
-        if due:
-            self._answer(error)
         if self.cycle is not None:
             self.cycle.disconnected = True
-        self._close()
+        if due:
+            self._answer(error)
+            self._linger()
+        else:
+            self._close()
+
+    def _linger(self) -> None:
+        """Close the connection once its client has closed it, or after some time.
+
+        What arrives until then is dropped, up to a limit. Were it left unread, closing would reset
+        the connection, and its client might lose the answer.
+        """
+        if self._open_connections.lingering >= _MOST_LINGERING:
+            return self._close()
+        self._refused = True
+        self._room = _LINGER_BYTES
+        self._open_connections.close(self._address)
+        self._open_connections.lingering += 1
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_SECONDS, self._close)
 
     def _close(self) -> None:
         """Close the connection once its client has read all, for which it has bounded time."""

@@ -91,3 +91,17 @@ def test_who_is_one_client(first: str, second: str, same: bool) -> None:
     connections.close(second)
     connections.close(first)
     assert connections.open(second) is None
+
+
+def test_a_client_that_is_refused_while_it_sends_can_read_why() -> None:
+    """A reset of the connection, which unread bytes cause, would lose the answer."""
+    with serving(app, ConnectionLimits(in_all=1, per_client=0)) as served:
+        first = served.connect()
+        wait_for(lambda: served.connections == 1)
+        for _ in range(20):
+            with served.connect() as client:
+                client.sendall(GET)
+                time.sleep(0.02)
+                client.sendall(GET)
+                assert statuses(rest_of(client)) == [503]
+        first.close()
