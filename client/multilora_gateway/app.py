@@ -15,6 +15,7 @@ from multilora_gateway.http.host_check import HostCheck
 from multilora_gateway.http.json_bodies import JsonBodies
 from multilora_gateway.http.metrics import GatewayMetrics, MetricsMiddleware
 from multilora_gateway.http.shutdown import ShutdownAnswers
+from multilora_gateway.http.turns import Turns
 from multilora_gateway.routes.adapters import router as adapter_routes
 from multilora_gateway.routes.health import page_files
 from multilora_gateway.routes.health import router as health_routes
@@ -65,6 +66,7 @@ def create_app(settings: Settings, allowed_hosts: Sequence[str]) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
+    app.add_middleware(Turns)
     app.add_middleware(ShutdownAnswers)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     return app

@@ -63,6 +63,7 @@ class Backend:
         self._probe = ModelProbe(self._stub, self.url)
         self._watch = EngineWatch(self._probe.ask)
         self._leaving: set[asyncio.Task[Any]] = set()  # read to their end, for nobody
+        self.generating = 0  # how many generations run
         self._connection = asyncio.create_task(self._follow_connection())
 
     async def close(self) -> None:
@@ -82,6 +83,7 @@ class Backend:
             lambda: self._probe.stop(request.id, _STOP_SECONDS),
         )
         logprobs, complete = asked.with_logprobs, False
+        self.generating += 1
         try:
             with self._watch.over(stream) as watched:
                 async for message in stream:
@@ -98,6 +100,7 @@ class Backend:
             complete = True  # the engine says nothing after an error
             raise self._translated(error, ENGINE_MODEL) from None
         finally:
+            self.generating -= 1
             if not stream.at_end:
                 self._leave(asyncio.create_task(stream.leave(complete)))
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from multilora_gateway.backend.client import Backend
+from multilora_gateway.backend.served_model import ServedModel
+from multilora_gateway.errors import overloaded
 from multilora_gateway.http.access import Caller, inference
 from multilora_gateway.settings import Settings
 from multilora_text.renderer import TemplateRenderer
@@ -25,6 +27,14 @@ class RequestContext:
     settings: Settings
     caller: Caller
     arrived: float = field(default_factory=time.perf_counter)
+
+    async def admitted(self) -> ServedModel:
+        """The base model. GatewayError 429 where the engine would refuse one request more, which
+        costs nothing when it is known before the prompt is rendered and encoded."""
+        base = await self.backend.base()
+        if self.backend.generating >= base.max_concurrent_requests:
+            raise overloaded()
+        return base
 
 
 async def _request_context(

@@ -70,7 +70,7 @@ class ChatBody(CompletionFields):
 
 async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
     """Raises GatewayError."""
-    base = await context.backend.base()
+    base = await context.admitted()
     logprobs, n = body.most_logprobs(), body.n or 1
     check_count(n, base)
     sampling = body.sampling(base, context.settings)

@@ -52,7 +52,7 @@ class CompletionBody(CompletionFields):
 
 async def completion_job(body: CompletionBody, context: RequestContext) -> CompletionJob:
     """Raises GatewayError."""
-    base = await context.backend.base()
+    base = await context.admitted()
     body.check()
     sampling = body.sampling(base, context.settings)
     if body.logprobs is not None:

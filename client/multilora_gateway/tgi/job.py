@@ -52,7 +52,7 @@ async def prepare(request: GenerateRequest, context: RequestContext, stream: boo
     """Raises GatewayError for a request that cannot be served."""
     given = request.parameters or Parameters()
     check_parameters(given, context.settings, stream)
-    base = await context.backend.base()
+    base = await context.admitted()
     check_inputs(request.inputs, given, base)
     adapter_id = await selected_adapter(given.selection, context)
     prompt = await _encode(request.inputs, given, adapter_id, base, context)
