@@ -7,9 +7,13 @@
 Columns. operations: what the attack did. wrong: answers that are not the known ones. leaks: what is
 held when all is quiet again, by /metrics and /proc. errors: those that explain nothing. deaths:
 processes that ended without the attack having ended them. pace: the canary's 99th percentile
-between tokens ÷ the same of a quiet server. canary: whether its texts were right. The exit code is
-1 when a column that counts faults is not 0, a text of the canary is wrong, or its pace is above
---pace.
+between tokens ÷ the same beside so many clients who do no harm as the next column says; that is how
+many requests of the attack run at once. canary: whether its texts were right. The exit code is 1
+when a column that counts faults is not 0, a text of the canary is wrong, or, with --roomy, its pace
+is above --pace.
+
+By default the server has little memory: sequences are preempted and adapters evicted all the time,
+which finds faults, and makes streams wait. With --roomy nobody waits for memory.
 """
 
 import argparse
@@ -36,41 +40,58 @@ from torture.canary import Canary, Song, pace
 from torture.findings import Findings, Round
 from torture.processes import HELPER
 from torture.quiet import QuietState
-from torture.server import ServerUnderTest
+from torture.server import MOST_REQUESTS, ServerUnderTest
 
 _WARM_SECONDS = 1.0  # of an attack
-_QUIET_SECONDS = 4.0
+_CALM_SECONDS = 6.0
 _SERVES_AGAIN_SECONDS = 30.0
 _LOG_LINES = 60
 
 
 class Attack(NamedTuple):
-    """`share` of the seconds. `breaks`: it ends streams of others, as the canary's, on purpose;
-    `crowds`: it fills the server, so that the canary may be refused."""
+    """`share` of the seconds. `running`: how many requests of the attack run at once, 0 where none
+    need be good. `breaks`: it ends streams of others, as the canary's, on purpose; `crowds`: it
+    fills the server, so that the canary may be refused."""
 
     run: Callable[[Round], None]
     share: float = 1.0
+    running: int = 0
     breaks: bool = False
     crowds: bool = False
 
 
+def _overload(times: int) -> Attack:
+    run = functools.partial(overload, clients=times * MOST_REQUESTS)
+    return Attack(run, running=MOST_REQUESTS - 1, crowds=True)
+
+
 ATTACKS = {
-    "churn": Attack(churn, 2),
-    "listing": Attack(listing),
-    "storm": Attack(storm, 2),
+    "churn": Attack(churn, 2, running=6),
+    "listing": Attack(listing, running=8),
+    "storm": Attack(storm, 2, running=8),
     "bodies": Attack(bodies, 2),
     "tensors": Attack(tensors),
-    "folders": Attack(folders),
-    "overload10": Attack(functools.partial(overload, times=10), crowds=True),
-    "overload50": Attack(functools.partial(overload, times=50), crowds=True),
+    "folders": Attack(folders, running=3),
+    "overload10": _overload(10),
+    "overload50": _overload(50),
     "raw": Attack(gateway_bytes, 2),
-    "soak": Attack(soak, 4),
+    "soak": Attack(soak, 4, running=4),
     "templates": Attack(templates, 2),
     "triton": Attack(triton_bytes),
     "kills": Attack(kills, 2, breaks=True),
     "stops": Attack(stops, 2, breaks=True),
 }
-_COLUMNS = ["attack", "operations", "wrong", "leaks", "errors", "deaths", "pace", "canary"]
+_COLUMNS = [
+    "attack",
+    "operations",
+    "wrong",
+    "leaks",
+    "errors",
+    "deaths",
+    "pace",
+    "beside",
+    "canary",
+]
 
 
 class Row(NamedTuple):
@@ -79,6 +100,7 @@ class Row(NamedTuple):
     name: str
     findings: Findings
     pace: float | None = None
+    beside: int = 0
     canary: str = ""
 
     @property
@@ -86,9 +108,9 @@ class Row(NamedTuple):
         found = self.findings
         counts = found.operations, found.wrong, found.leaks, found.errors, found.deaths
         shown = "" if self.pace is None else f"{self.pace:.2f}"
-        return [self.name, *map(str, counts), shown, self.canary]
+        return [self.name, *map(str, counts), shown, shown and str(self.beside), self.canary]
 
-    def is_faulty(self, most_pace: float) -> bool:
+    def is_faulty(self, most_pace: float = 0) -> bool:
         found = self.findings
         faults = found.wrong + found.leaks + found.errors + found.deaths
         too_slow = bool(most_pace and self.pace and self.pace > most_pace)
@@ -98,7 +120,7 @@ class Row(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     flags = _flags(arguments)
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        server = ServerUnderTest(Path(folder), flags.memory_guard)
+        server = ServerUnderTest(Path(folder), flags.memory_guard, roomy=flags.roomy)
         try:
             rows = _all_rounds(server, flags)
         except LaunchError as error:
@@ -106,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
         finally:
             server.stop()
-        faulty = [row for row in rows if row.is_faulty(flags.pace)]
+        faulty = [row for row in rows if row.is_faulty(flags.pace if flags.roomy else 0)]
         if faulty or not rows:
             print("", *server.log.read_text(errors="replace").splitlines()[-_LOG_LINES:], sep="\n")
     for row in rows:
@@ -125,6 +147,7 @@ def _flags(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60, help="of all attacks together")
     parser.add_argument("--seed", type=int, default=0, help="the same seed sends the same inputs")
     parser.add_argument("--only", default=",".join(ATTACKS), help=f"some of {', '.join(ATTACKS)}")
+    parser.add_argument("--roomy", action="store_true", help="memory for all; judges the pace")
     parser.add_argument("--pace", type=float, default=2.0, help="the slowest pace; 0: any")
     help_ = "MB that a process may grow by before it is ended"
     parser.add_argument("--memory-guard", type=float, default=3000, help=help_)
@@ -141,9 +164,8 @@ def _all_rounds(server: ServerUnderTest, flags: argparse.Namespace) -> list[Row]
     canary = Canary(server.gateway, [e for e in server.examples if e.adapter_id in ("sql", "")])
     rows: list[Row] = []
     try:
-        canary.sing()
-        time.sleep(_QUIET_SECONDS)
-        still = pace(canary.rest())
+        beside = {name: ATTACKS[name].running if flags.roomy else 0 for name in flags.only}
+        calm = {each: _calm_pace(server, canary, each) for each in sorted({*beside.values()})}
         shares = sum(ATTACKS[name].share for name in flags.only)
         for name in flags.only:
             seconds = flags.seconds * ATTACKS[name].share / shares
@@ -152,7 +174,9 @@ def _all_rounds(server: ServerUnderTest, flags: argparse.Namespace) -> list[Row]
             songs = _round(
                 server, canary, quiet, Round(name, server, flags.seed, seconds, findings)
             )
-            rows.append(_row(name, findings, songs, still))
+            now = pace(songs)
+            ratio = now / calm[beside[name]] if now else None
+            rows.append(Row(name, findings, ratio, beside[name], _heard(name, findings, songs)))
             if not server.is_running:
                 server.stop()
                 quiet = _started(server)
@@ -170,6 +194,19 @@ def _started(server: ServerUnderTest) -> QuietState:
     for attack in (storm, listing):
         attack(Round("warm-up", server, 0, _WARM_SECONDS, Findings()))
     return QuietState(server)
+
+
+def _calm_pace(server: ServerUnderTest, canary: Canary, clients: int) -> float:
+    """The canary's, beside so many clients who do no harm."""
+    canary.sing()
+    calm = Round(f"calm {clients}", server, 0, _CALM_SECONDS, Findings())
+    overload(calm, clients)
+    time.sleep(max(0.0, calm.left))
+    found = pace(canary.rest())
+    if not found:
+        raise LaunchError("no stream of the canary has tokens")
+    print(f"the pace beside {clients} clients: {1000 * found:.0f} ms", flush=True)
+    return found
 
 
 def _round(server: ServerUnderTest, canary: Canary, quiet: QuietState, round_: Round) -> list[Song]:
@@ -193,13 +230,12 @@ def _round(server: ServerUnderTest, canary: Canary, quiet: QuietState, round_: R
     return songs
 
 
-def _row(name: str, findings: Findings, songs: list[Song], still: float | None) -> Row:
+def _heard(name: str, findings: Findings, songs: list[Song]) -> str:
+    """What became of the canary's texts."""
     wrong = [song.problem for song in songs if song.problem and not song.broken]
     findings.samples += [f"canary: {problem}" for problem in wrong]
     broken = [song.problem for song in songs if song.broken]
     refused = ATTACKS[name].crowds and all("overloaded" in problem for problem in broken)
     if broken and not ATTACKS[name].breaks and not refused:
         findings.fault("errors", f"{len(broken)} streams of the canary broke; {broken[0]}")
-    now = pace(songs)
-    ratio = now / still if now and still else None
-    return Row(name, findings, ratio, "WRONG" if wrong else "right" if songs else "silent")
+    return "WRONG" if wrong else "right" if songs else "silent"

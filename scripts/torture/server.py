@@ -1,7 +1,7 @@
 """The server under test: scripts/serve.py as a process of its own, with small pools.
 
-The pools hold few adapters and little more than one long sequence, so that eviction and preemption
-happen all the time.
+Unless it is roomy, its pools hold few adapters and little more than one long sequence, so that
+eviction and preemption happen all the time.
 """
 
 import itertools
@@ -31,9 +31,10 @@ _STOP_SECONDS = 75.0
 _WATCH_SECONDS = 0.1
 _LARGE_MB = 500.0  # what any process may take at its start
 _FLAGS = (
-    *("--kv-cache-memory=4MiB", "--adapter-memory=8MB", "--adapter-host-memory=16MB"),
     *(f"--max-concurrent-requests={MOST_REQUESTS}", "--threads=1", f"--admin-key={ADMIN_KEY}"),
 )
+_SMALL = ("--kv-cache-memory=4MiB", "--adapter-memory=8MB", "--adapter-host-memory=16MB")
+_ROOMY = ("--kv-cache-memory=256MiB", "--adapter-memory=64MB", "--adapter-host-memory=64MB")
 
 
 class Example(NamedTuple):
@@ -48,7 +49,7 @@ class ServerUnderTest:
     """`folder` is for its log and its adapters. `guard` is how many MB any of its processes may
     grow by: one that exceeds them is ended, for the sake of the machine, and `on_greed` told."""
 
-    def __init__(self, folder: Path, guard: float) -> None:
+    def __init__(self, folder: Path, guard: float, *, roomy: bool = False) -> None:
         self.adapters_dir = folder / "adapters"
         self.adapters_dir.mkdir()
         self.log = folder / "server.log"
@@ -62,6 +63,7 @@ class ServerUnderTest:
         self.on_greed: Callable[[str], None] = print
         self.shared: set[str] = set()  # files in /dev/shm that its processes have ever mapped
         self._guard = guard
+        self._flags = (*_FLAGS, *(_ROOMY if roomy else _SMALL))
         self._process: subprocess.Popen[bytes] | None = None
         triton, front = Ports().resolve(), Ports().resolve()
         self.gateway = Address("127.0.0.1", front.http)
@@ -76,7 +78,7 @@ class ServerUnderTest:
 
     def start(self) -> None:
         """Returns once it serves; raises LaunchError when it does not."""
-        command = [sys.executable, str(REPOSITORY / "scripts/serve.py"), *_FLAGS, *self._ports]
+        command = [sys.executable, str(REPOSITORY / "scripts/serve.py"), *self._flags, *self._ports]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, f"--adapters-dir={self.adapters_dir}"],

@@ -1,5 +1,6 @@
 """Bodies that no client would send, to every route of the gateway."""
 
+import copy
 import json
 import random
 from typing import Any
@@ -94,11 +95,12 @@ def _spoil(value: dict[str, Any], rng: random.Random) -> None:
     """Change one place of an object: below it, or its own."""
     key = rng.choice(sorted(value)) if value else "a"
     inner, pick = value.get(key), rng.random()
+    nasty = copy.deepcopy(rng.choice(_NASTY))  # the next change may be inside it
     if isinstance(inner, dict) and rng.random() < 0.8:
         _spoil(inner, rng)
     elif pick < 0.7:
-        value[key] = rng.choice(_NASTY)
+        value[key] = nasty
     elif pick < 0.85:
         value.pop(key, None)
     else:
-        value[rng.choice(("extra", "", "__proto__", "x" * 2000, key.upper()))] = rng.choice(_NASTY)
+        value[rng.choice(("extra", "", "__proto__", "x" * 2000, key.upper()))] = nasty

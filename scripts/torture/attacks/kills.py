@@ -48,7 +48,7 @@ def _one_by_one(round_: Round, hurt: Callable[[int, random.Random], None], secon
         round_.findings.ended |= gateway if name == "gateway" else {*found.values()} - gateway
         heard: list[Song] = []
         listener = threading.Thread(
-            target=lambda: heard.append(stream(server.gateway, server.examples[0], tokens=900))
+            target=lambda: heard.append(stream(server.gateway, server.examples[0], tokens=300))
         )
         listener.start()
         time.sleep(0.3)

@@ -1,14 +1,13 @@
-"""Many times more clients than the server takes requests: each is answered rightly, or refused with
-a word of when to come again."""
+"""Clients who ask on and on, as many as the server takes requests or many times more: each is
+answered rightly, or refused with a word of when to come again."""
 
 import random
 import time
 
 from torture.findings import Round, Unexplained, WrongAnswer
-from torture.server import MOST_REQUESTS
 
 
-def overload(round_: Round, times: int) -> None:
+def overload(round_: Round, clients: int) -> None:
     server = round_.server
 
     def act(rng: random.Random) -> None:
@@ -23,4 +22,4 @@ def overload(round_: Round, times: int) -> None:
         else:
             raise Unexplained(str(answer))
 
-    round_.repeat(times * MOST_REQUESTS, act)
+    round_.repeat(clients, act)
