@@ -2,6 +2,7 @@
 small, no two classes share a name."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -337,6 +338,34 @@ def test_files_and_functions_are_small(path: Path) -> None:
         and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
     ]
     assert not too_long, f"more than {MAX_FUNCTION_LINES} lines: {', '.join(too_long)}"
+
+
+def test_who_may_look_at_the_clock() -> None:
+    """Clocks are set forward and back: what is measured, waited for or forgotten goes by
+    time.monotonic(). The others tell people or programs what time it is, or read times of files."""
+    telling = {
+        "client/multilora_text/template_process.py",
+        "client/multilora_gateway/json_lines.py",
+        "client/multilora_gateway/openai/job.py",
+        "client/multilora_gateway/routes/openai.py",
+        "client/multilora_client/adapters/cli.py",
+        *(
+            f"model_repository/multilora_llm/1/multilora/{path}.py"
+            for path in ("wire/metrics", "adapters/admin/admin", "adapters/files",
+                         "adapters/merging/cache")
+        ),
+        "scripts/benchmarks/common/machine.py",
+    }  # fmt: skip
+    look = re.compile(
+        r"\btime\.time(_ns)?\(|\b(datetime|date)\.(now|utcnow|today)\(|from time import"
+    )
+    looking = {
+        name_of(path)
+        for root in ("kernels", "client", "model_repository", "scripts")
+        for path in sources(ROOT / root)
+        if look.search(path.read_text())
+    }
+    assert looking == telling
 
 
 def test_the_engine_has_few_files() -> None:

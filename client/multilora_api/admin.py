@@ -14,6 +14,7 @@ SignMethod = Literal["total", "frequency"]
 STRATEGIES: tuple[str, ...] = get_args(MergeStrategy)
 SIGN_METHODS: tuple[str, ...] = get_args(SignMethod)
 CHANGES = ("load", "unload", "pin", "unpin")  # where there is an admin key, they need it
+MOST_LISTED = 1000  # adapters of the directory in one answer to `list`
 ACTIONS = ("list", "info", "load", "unload", "pin", "unpin", "merge", "template", "describe")
 
 
@@ -38,6 +39,7 @@ class AdminKey(NamedTuple):
 KEYS = MappingProxyType(
     {
         "adapter_id": AdminKey("BYTES", ("info", *CHANGES, "template")),
+        "after": AdminKey("BYTES", ("list",)),
         "source": AdminKey("BYTES", ("load",)),
         "revision": AdminKey("BYTES", ("load",)),
         "cancel": AdminKey("BOOL", ("unload",)),

@@ -41,11 +41,12 @@ class Gateway:
         await asyncio.to_thread(self.renderer.close)
 
 
-def create_app(settings: Settings, allowed_hosts: Sequence[str]) -> FastAPI:
+def create_app(
+    settings: Settings, allowed_hosts: Sequence[str], metrics: GatewayMetrics
+) -> FastAPI:
     """The application, which connects to the Triton server when it starts. `allowed_hosts` holds
     patterns of names by which requests may call it."""
     access = Access(settings)
-    metrics = GatewayMetrics(settings.triton_metrics_url)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -59,7 +60,7 @@ def create_app(settings: Settings, allowed_hosts: Sequence[str]) -> FastAPI:
         app.include_router(router)
     app.mount("/page", page_files())
     app.add_middleware(JsonBodies)
-    app.add_middleware(HostCheck, allowed=allowed_hosts)
+    app.add_middleware(HostCheck, allowed=allowed_hosts, refused=metrics.refuse)
     app.add_middleware(BodyLimit, most=settings.payload_limit)
     if settings.cors_allow_origin:
         origins = list(settings.cors_allow_origin)

@@ -14,6 +14,7 @@ from multilora_gateway.app import create_app
 from multilora_gateway.http.connections import ConnectionLimits
 from multilora_gateway.http.host_check import allowed_hosts
 from multilora_gateway.http.listener import ListenError, listen, raise_file_limit, url_of
+from multilora_gateway.http.metrics import GatewayMetrics
 from multilora_gateway.http.protocol import HttpConfig
 from multilora_gateway.json_lines import JsonLines
 from multilora_gateway.settings import parse_settings
@@ -36,8 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limits = ConnectionLimits(
         raise_file_limit(settings.max_connections), settings.max_connections_per_client
     )
-    app = create_app(settings, allowed_hosts(settings, address))
-    config = HttpConfig(app, limits, timeout_keep_alive=75, timeout_graceful_shutdown=5)
+    metrics = GatewayMetrics(settings.triton_metrics_url)
+    app = create_app(settings, allowed_hosts(settings, address), metrics)
+    config = HttpConfig(
+        app, limits, metrics.refuse, timeout_keep_alive=75, timeout_graceful_shutdown=5
+    )
     server = _Server(config, f"ready: {url_of(settings.hostname, port)}")
     server.run(sockets=[listener])
     return 0

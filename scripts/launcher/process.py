@@ -22,6 +22,7 @@ exec 3<&0 </dev/null
 exec 3<&-
 ulimit -S -s "$1" && shift && exec "$@"
 """
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STACK_BYTES = 256 << 20  # Triton's HTTP library overflows 8 MiB by one body of 4.2 MB
 
 
@@ -55,6 +56,26 @@ class Startable(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def leave_init_behind() -> None:
+    """Go on as a child when this is the first process of a container, which inherits the orphans of
+    all others: what stays behind buries them, passes signals on, and ends as the child does."""
+    if os.getpid() != 1:
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # until it is clear who takes them
+    child = os.fork()
+    if child:
+        for number in _PASSED_ON:
+            signal.signal(number, lambda number, _: os.kill(child, number))
+    else:
+        os.setpgid(0, 0)  # so that Ctrl-C comes from the init alone
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+    while child:
+        ended, status = os.wait()
+        if ended == child:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
 
 
 def start_child(

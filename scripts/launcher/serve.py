@@ -15,7 +15,7 @@ from typing import NoReturn
 from launcher.flags import engine_environment, model_repository, open_apis, parse_flags, ports
 from launcher.gateway.flags import gateway_environment, gateway_flags, gateway_settings, useless
 from launcher.gateway.process import GatewayFailure, GatewayProcess, check_address
-from launcher.process import LaunchError, stack_warning
+from launcher.process import LaunchError, leave_init_behind, stack_warning
 from launcher.restart import Restarted
 from launcher.screen import Screen
 from launcher.triton import end, log
@@ -33,6 +33,7 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 after Ctrl-C or SIGTERM, 1 when the server did not start, or died for good."""
+    leave_init_behind()
     flags = parse_flags(arguments)
     settings = None if flags.no_gateway else gateway_settings(flags)
     screen = Screen(bool(flags.log_verbose), bool(flags.json_output))

@@ -48,6 +48,20 @@ def test_list_and_memory(client: MultiLoRAClient) -> None:
     assert client.adapters.memory() == AdapterMemory(**MEMORY)
 
 
+def test_a_long_list_comes_in_parts() -> None:
+    server = FakeAdapters(on_disk=2500)
+    try:
+        with MultiLoRAClient(server.url) as client:
+            told = [info.id for info in client.adapters.list()]
+        disk = [f"disk/{number:05}" for number in range(2500)]
+        assert sorted(told) == sorted([*(entry["id"] for entry in ENTRIES), *disk])
+        assert [asked.get("after") for asked in inputs(server)] == [
+            None, ["disk/00999"], ["disk/01999"],
+        ]  # fmt: skip
+    finally:
+        server.close()
+
+
 def test_infos_cannot_be_changed(client: MultiLoRAClient) -> None:
     info = client.adapters.info("sql")
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -165,7 +179,7 @@ def test_an_answer_that_lacks_something() -> None:
     [
         ({"adapter_id": 5}, "adapter_id must be text; got"),
         ({"timeout": "soon"}, "timeout must be a value of type FP32; got 'soon'"),
-        ({"color": "blue"}, "unknown input color; there are action, adapter_id, source"),
+        ({"color": "blue"}, "unknown input color; there are action, adapter_id, after"),
     ],
 )
 def test_what_cannot_travel_is_named(

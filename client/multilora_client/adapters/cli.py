@@ -105,9 +105,10 @@ def run_adapters(client: MultiLoRAClient, args: argparse.Namespace) -> int:
         inputs["merge"] = merge_text(
             args.parts, args.strategy, args.density, args.majority_sign_method
         )
-    values = client.adapters.ask(args.action, adapter_id=getattr(args, "id", None), **inputs)
     if args.action == "list":
-        values = _filtered(values, args.filter)
+        values = _filtered(client.adapters.listed(), args.filter)
+    else:
+        values = client.adapters.ask(args.action, adapter_id=getattr(args, "id", None), **inputs)
     text = json.dumps(values, indent=2) if args.json else _text(args.action, values)
     print(text)
     return 0

@@ -35,7 +35,18 @@ class AsyncAdapters:
 
     async def list(self) -> list[AdapterInfo]:
         """Every adapter that is registered, in the adapters directory, or in memory."""
-        return adapter_infos(await self.ask("list"))
+        return adapter_infos(await self.listed())
+
+    async def listed(self) -> dict[str, Any]:
+        """The server's answer to `list` as JSON, in which no adapter is left for a `next` one."""
+        answer = await self.ask("list")
+        rest = answer
+        entries = {}
+        while after := rest.get("next"):
+            entries.update((entry["id"], entry) for entry in rest["adapters"])
+            rest = await self.ask("list", after=after)
+        entries.update((entry["id"], entry) for entry in rest["adapters"])
+        return {**answer, "adapters": [*entries.values()], "next": ""}
 
     async def memory(self) -> AdapterMemory:
         """What the adapters occupy on the device and in host memory."""
@@ -126,6 +137,7 @@ class Adapters:
         self._asyncio = adapters
 
     list = blocking(AsyncAdapters.list)
+    listed = blocking(AsyncAdapters.listed)
     memory = blocking(AsyncAdapters.memory)
     info = blocking(AsyncAdapters.info)
     load = blocking(AsyncAdapters.load)

@@ -4,6 +4,7 @@ import logging
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from multilora_gateway.errors import GatewayError, unavailable
@@ -24,10 +25,12 @@ class ConnectionLimits:
 
 
 class Connections:
-    """The open connections of a server, counted by their clients' addresses."""
+    """The open connections of a server, counted by their clients' addresses. `refused` is told of
+    each that is not served, and why."""
 
-    def __init__(self, limits: ConnectionLimits) -> None:
+    def __init__(self, limits: ConnectionLimits, refused: Callable[[str], None]) -> None:
         self._limits = limits
+        self._refused = refused
         self._clients: Counter[str | bytes] = Counter()
         self._told = -_TELL_SECONDS
         self.lingering = 0  # refused and not closed yet, which do not count as open
@@ -37,8 +40,10 @@ class Connections:
         client = _client(address)
         self._clients[client] += 1
         if 0 < self._limits.per_client < self._clients[client]:
+            self._refused("connections_per_client")
             return self._refusal("from your address", "--max-connections-per-client")
         if 0 < self._limits.in_all < self._clients.total():
+            self._refused("connections")
             return self._refusal("in all", "--max-connections")
         return None
 

@@ -5,7 +5,7 @@ server there, so its browser would let it read answers; its requests still hold 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
 
@@ -30,14 +30,18 @@ def allowed_hosts(settings: Settings, address: str) -> tuple[str, ...]:
 
 class HostCheck:
     """ASGI middleware: 403 for a Host header that no pattern of `allowed` covers, whatever its
-    port; 400 where there is not exactly one such header."""
+    port; 400 where there is not exactly one such header. `refused` is told of each."""
 
-    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, allowed: Sequence[str], refused: Callable[[str], None]
+    ) -> None:
         self._app = app
+        self._refused = refused
         self._allowed = tuple(allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (error := self._refusal(scope)):
+            self._refused("host")
             return await error_answer(scope["path"], error)(scope, receive, send)
         await self._app(scope, receive, send)
 

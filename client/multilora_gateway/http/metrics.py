@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _SECONDS = 5.0
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy
+REFUSALS = ("connections", "connections_per_client", "head_size", "head_time", "malformed", "host")
 _OTHER = "other"  # label of unknown paths, which must not become series
 
 
@@ -32,6 +33,12 @@ class GatewayMetrics:
         self._open = Gauge(
             "gateway_open_requests", "HTTP requests being answered", registry=self._registry
         )
+        self._refused = Counter(
+            "gateway_refused", "Connections and requests refused before any route was chosen",
+            ("reason",), registry=self._registry,
+        )  # fmt: skip
+        for reason in REFUSALS:
+            self._refused.labels(reason)
 
     def begin(self) -> float:
         self._open.inc()
@@ -41,6 +48,10 @@ class GatewayMetrics:
         self._open.dec()
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(time.perf_counter() - began)
+
+    def refuse(self, reason: str) -> None:
+        """Count a connection, or a request, that was refused for one of the REFUSALS."""
+        self._refused.labels(reason).inc()
 
     async def text(self) -> bytes:
         """In Prometheus' text format; without the Triton server's part while the server is away."""

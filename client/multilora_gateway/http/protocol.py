@@ -7,6 +7,7 @@ the connection is closed without one. A client that is refused while it still se
 
 import asyncio
 import sys
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -27,18 +28,27 @@ MOST_PIPELINED = 100  # requests of a connection that wait for the answer to ano
 _LINGER_SECONDS = 2.0  # after a refusal, in which a client may notice it and close
 _LINGER_BYTES = 1 << 20
 _MOST_LINGERING = 128  # connections, beside those that are served
+_REASONS = {408: "head_time", 414: "head_size", 431: "head_size"}  # others are "malformed"
 _BYTES_ON_THE_WIRE = 8  # for each byte of a body; chunks of one byte take six
 
 
 class HttpConfig(uvicorn.Config):
-    """A server of `app` with limits."""
+    """A server of `app` with limits. `refused` is told why something was refused, as
+    GatewayMetrics.refuse is."""
 
-    def __init__(self, app: ASGIApp, limits: ConnectionLimits, **settings: Any) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: ConnectionLimits,
+        refused: Callable[[str], None] = lambda reason: None,
+        **settings: Any,
+    ) -> None:
         super().__init__(
             app, http=LimitedHttp, ws="none", log_config=None, access_log=False, **settings
         )
         self.limits = limits
-        self.open_connections = Connections(limits)
+        self.refused = refused
+        self.open_connections = Connections(limits, refused)
 
 
 class LimitedHttp(HttpToolsProtocol):
@@ -51,8 +61,9 @@ class LimitedHttp(HttpToolsProtocol):
         self.url = b""
         self._limits = config.limits
         self._open_connections = config.open_connections
+        self._refused = config.refused
         self._address = ""
-        self._refused = False
+        self._lingers = False
         self._in_head = False  # between a request's first byte and the end of its headers
         self._room = _WITHOUT_BODY
         self._head_timer: asyncio.TimerHandle | None = None
@@ -68,7 +79,7 @@ class LimitedHttp(HttpToolsProtocol):
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._refused:
+        if self._lingers:
             self._open_connections.lingering -= 1
         else:
             self._open_connections.close(self._address)
@@ -81,7 +92,7 @@ class LimitedHttp(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._room -= len(data)
-        if self._refused:
+        if self._lingers:
             if self._room < 0:
                 self.transport.abort()
             return
@@ -116,7 +127,7 @@ class LimitedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        if self._refused:
+        if self._lingers:
             return
         super().on_response_complete()
         if self.transport.is_closing():
@@ -180,8 +191,9 @@ class LimitedHttp(HttpToolsProtocol):
 
     def _refuse(self, error: GatewayError) -> None:
         """Close the connection, with an answer if one is due."""
-        if self._refused or self.transport.is_closing():
+        if self._lingers or self.transport.is_closing():
             return
+        self._refused(_REASONS.get(error.status, "malformed"))
         if self._in_head:
             due = self._is_idle()
         else:
@@ -202,7 +214,7 @@ class LimitedHttp(HttpToolsProtocol):
         """
         if self._open_connections.lingering >= _MOST_LINGERING:
             return self._close()
-        self._refused = True
+        self._lingers = True
         self._room = _LINGER_BYTES
         self._open_connections.close(self._address)
         self._open_connections.lingering += 1

@@ -21,6 +21,7 @@ export function startAdapters({ find, element, call, say }) {
   const rows = new Map(); // adapter id → {row, cells, pin}
   let before = new Map(); // adapter id → {tokens, then, rate}
   let entries = [];
+  let more = false; // whether there are others than the server tells of
   let admin = true; // whether the server has an admin key
   let asked = 0; // how often the list was asked for
   let lost = ""; // what is said while the list cannot be had
@@ -121,6 +122,7 @@ export function startAdapters({ find, element, call, say }) {
     find("more").hidden = found.length <= shown;
     find("count").textContent = found.length === entries.length
       ? `${entries.length}` : `${found.length} of ${entries.length}`;
+    if (more) find("count").textContent += ", and others on the disk";
   }
 
   function rates(list) {
@@ -158,6 +160,7 @@ export function startAdapters({ find, element, call, say }) {
       if (turn !== asked) return; // a later answer is on its way, or here
       rates(told.adapters);
       entries = told.adapters;
+      more = told.more;
       admin = told.admin;
       allow(find("load-run"));
       find("base").textContent = told.base.model_id;

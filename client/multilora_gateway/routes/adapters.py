@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from multilora_gateway.errors import GatewayError, invalid
 from multilora_gateway.http.access import Caller, admin, inference
@@ -41,15 +41,17 @@ class VllmUnload(Fields):
 @router.get("/adapters")
 async def list_adapters(
     request: Request, caller: Annotated[Caller, Depends(inference)]
-) -> dict[str, Any]:
-    """The adapters that the caller may use, and the memory of all."""
+) -> JSONResponse:
+    """The adapters in memory and the first of the others, as far as the caller may use them, and
+    the memory of all; `more`: whether there are others."""
     gateway = request.app.state.gateway
     base = await gateway.backend.base()
     answer = await gateway.backend.adapters("list", _LIST_SECONDS)
+    answer["more"] = bool(answer.pop("next", ""))
     answer["adapters"] = [entry for entry in answer["adapters"] if caller.may_use(entry["id"])]
     answer["base"] = {"model_id": gateway.settings.served_model_name or base.model_id}
     answer["admin"] = gateway.access.has_admin
-    return answer
+    return JSONResponse(answer)
 
 
 @router.post("/adapters/load", dependencies=[Depends(admin)])
@@ -80,9 +82,7 @@ async def vllm_load(request: Request, body: VllmLoad) -> Response:
     """vLLM's way to load."""
     if not body.lora_name or not body.lora_path:
         raise invalid("Both 'lora_name' and 'lora_path' must be provided.")
-    known = await request.app.state.gateway.backend.adapters("list", _LIST_SECONDS)
-    taken = any(e["id"] == body.lora_name and e["tier"] != "disk" for e in known["adapters"])
-    if taken and not body.load_inplace:
+    if not body.load_inplace and await _in_memory(request, body.lora_name):
         raise GatewayError(
             400, "validation",
             f"The lora adapter '{body.lora_name}' has already been loaded; unload it first, or "
@@ -97,6 +97,16 @@ async def vllm_unload(request: Request, body: VllmUnload) -> Response:
     """vLLM's way to unload."""
     await _act(request, "unload", adapter_id=body.lora_name)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+
+async def _in_memory(request: Request, name: str) -> bool:
+    try:
+        entry = await request.app.state.gateway.backend.adapters("info", adapter_id=name)
+    except GatewayError as error:
+        if error.status not in (404, 422):  # 422: no adapter can have such a name
+            raise
+        return False
+    return entry["tier"] != "disk"
 
 
 async def _act(request: Request, action: str, **inputs: Any) -> dict[str, Any]:

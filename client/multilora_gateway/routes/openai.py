@@ -1,13 +1,15 @@
 """The OpenAI API: chats, completions, and the models as OpenAI and vLLM list them."""
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.responses import JSONResponse, StreamingResponse
 
 from multilora_gateway.backend.served_model import ServedModel
-from multilora_gateway.generation.context import Context
+from multilora_gateway.generation.context import Context, RequestContext
 from multilora_gateway.generation.model_name import base_names, resolve, served_name
 from multilora_gateway.openai.bodies import parse, request_schema
 from multilora_gateway.openai.chat import ChatBody, chat_job
@@ -43,17 +45,13 @@ async def completions(
     return await respond(request, await completion_job(body, context), bool(body.stream))
 
 
-@router.get("/v1/models")
-async def list_models(context: Context) -> dict[str, Any]:
+@router.get("/v1/models", response_class=JSONResponse)
+async def list_models(context: Context) -> Response:
     """The base model and the adapters."""
     base = await context.backend.base()
-    entries = (await context.backend.adapters("list"))["adapters"]
-    adapters = [
-        _adapter(entry, base, context.settings)
-        for entry in entries
-        if context.caller.may_use(entry["id"])
-    ]
-    return {"object": "list", "data": [_base(base, context.settings), *adapters]}
+    parts = _list_in_parts(context, base)
+    first = await anext(parts)  # what is wrong shows before the answer begins
+    return StreamingResponse(_joined(first, parts), media_type="application/json")
 
 
 @router.get("/v1/models/{name:path}")
@@ -65,6 +63,33 @@ async def get_model(name: str, context: Context) -> dict[str, Any]:
         return _base(base, context.settings)
     entry = await context.backend.adapters("info", adapter_id=model.adapter_id)
     return _adapter(entry, base, context.settings)
+
+
+async def _list_in_parts(context: RequestContext, base: ServedModel) -> AsyncGenerator[str, None]:
+    """The list as JSON, in parts: there may be so many adapters that to make one text of all would
+    hold up everybody."""
+    told: set[str] = set()
+    after = ""
+    text = '{"object": "list", "data": [' + json.dumps(_base(base, context.settings))
+    while True:
+        answer = await context.backend.adapters("list", after=after)
+        entries = [entry for entry in answer["adapters"] if entry["id"] not in told]
+        told = told or {entry["id"] for entry in entries}  # the first part has what is in memory
+        for entry in entries:
+            if context.caller.may_use(entry["id"]):
+                text += ", " + json.dumps(_adapter(entry, base, context.settings))
+        after = answer.get("next", "")
+        if not after:
+            break
+        yield text
+        text = ""
+    yield text + "]}"
+
+
+async def _joined(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    yield first
+    async for part in rest:
+        yield part
 
 
 def _base(base: ServedModel, settings: Settings) -> dict[str, Any]:

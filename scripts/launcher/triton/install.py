@@ -7,12 +7,14 @@ through `python3` on PATH and ignores PYTHONPATH, so the folder of the running i
 first on PATH.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,10 +126,11 @@ def _link_backend(server: Path) -> Path:
     source = server / "backends" / "python"
     backends = CACHE / f"backends-{version}"
     folder = backends / "python"
-    folder.mkdir(parents=True, exist_ok=True)
     parts = (source / "libtriton_python.so", source / "triton_python_backend_utils.py", stub)
-    for part in parts:
-        _link(folder / part.name, part)
+    with written_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in parts:
+            _link(folder / part.name, part)
     return backends
 
 
@@ -138,3 +141,15 @@ def _link(link: Path, target: Path) -> None:
     temporary = link.with_name(f"{link.name}.{os.getpid()}")
     temporary.symlink_to(target)
     temporary.replace(link)
+
+
+@contextlib.contextmanager
+def written_to(folder: Path) -> Iterator[None]:
+    """Turn an OSError within into a LaunchError about `folder`."""
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(
+            f"{folder} cannot be written ({error.strerror}); free some of its disk, or let user "
+            f"{os.getuid()} write to it"
+        ) from None

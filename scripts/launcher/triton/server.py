@@ -20,7 +20,7 @@ from launcher.process import LaunchError, Startable, end_child, start_child
 from launcher.repository import REPOSITORY
 from launcher.triton import log, shared_memory, stubs
 from launcher.triton.end import wait_for_end
-from launcher.triton.install import CACHE, find_install
+from launcher.triton.install import CACHE, find_install, written_to
 from launcher.triton.ports import Ports, restrictions
 
 _TAIL_LINES = 2000
@@ -92,7 +92,8 @@ class TritonServer(Startable):
             raise LaunchError(f"the model repository {self._model_repository} does not exist")
         self.ports = self.ports.resolve()
         folder = CACHE / "run"  # the working directory is importable in the models: keep it empty
-        folder.mkdir(parents=True, exist_ok=True)
+        with written_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         shared_memory.remove_leftovers()
         self._serving, self._stubs, self.stage = False, {}, "starting"
         self._tail.clear()

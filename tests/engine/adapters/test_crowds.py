@@ -93,5 +93,5 @@ def test_thousands_of_folders_replaced_at_once_hold_nothing_up(
         location = str(tmp_path / name)
         engine._parts.adapters.register(AdapterSource(name, location, origin=Origin.DIRECTORY))
     start = time.thread_time()
-    engine.admin._follow(FolderChanges((), names, ()))
+    engine.admin._follow({str(tmp_path / name) for name in names}, set())
     assert time.thread_time() - start < 0.3

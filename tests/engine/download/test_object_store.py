@@ -67,6 +67,18 @@ def test_old_versions_do_not_pile_up(memory: fsspec.AbstractFileSystem, cache: P
     assert len(list(cache.glob("object-stores/*/versions/*"))) == 2
 
 
+def test_the_version_that_may_be_open_stays_whatever_the_times_say(
+    memory: fsspec.AbstractFileSystem,
+):
+    found: list[Path] = []
+    for number in range(3):
+        memory.pipe_file("/adapters/sql/adapter_model.safetensors", bytes([number]) * 100)
+        if len(found) == 2:
+            found[0].chmod(0o755)  # it looks newer than the second one, as after a clock's jump
+        found.append(fetch(MEMORY))
+    assert [folder.is_dir() for folder in found] == [False, True, True]
+
+
 def test_what_is_missing_is_said(memory: fsspec.AbstractFileSystem):
     error = refusal("memory://adapters/none")
     assert error.code is ErrorCode.NOT_FOUND and "memory://adapters/none" in error.message

@@ -3,9 +3,11 @@
 import asyncio
 import dataclasses
 import json
+from collections.abc import Awaitable
 from typing import Any, cast
 
 import pytest
+from starlette.responses import Response, StreamingResponse
 
 from multilora.adapters.naming.source import check_name
 from multilora.errors import RequestError
@@ -137,8 +139,14 @@ def test_a_name_of_both_is_nobodys(base: ServedModel, name: str) -> None:
         assert openai_status(no.value) == 400
     assert resolved(server, Caller(), model=f"{name}:{name}").adapter_id == name
     assert resolved(server, Caller(), adapter_id="__base_model__").adapter_id == ""
-    listed = asyncio.run(list_models(context(server, Caller())))["data"]
+    listed = json.loads(asyncio.run(body_of(list_models(context(server, Caller())))))["data"]
     assert [model["id"] for model in listed] == ["short", f"{name}:{name}"]
+
+
+async def body_of(answer: Awaitable[Response]) -> str:
+    streamed = await answer
+    assert isinstance(streamed, StreamingResponse)
+    return "".join([str(part) async for part in streamed.body_iterator])
 
 
 @pytest.mark.parametrize("model", ["tgi", "dummy"])

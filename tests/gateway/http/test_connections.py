@@ -85,7 +85,7 @@ def test_clients_that_were_refused_do_not_count() -> None:
     ],
 )
 def test_who_is_one_client(first: str, second: str, same: bool) -> None:
-    connections = Connections(ConnectionLimits(per_client=1))
+    connections = Connections(ConnectionLimits(per_client=1), refused=lambda reason: None)
     assert connections.open(first) is None
     assert (connections.open(second) is not None) == same
     connections.close(second)

@@ -7,6 +7,7 @@ import pytest
 
 from multilora_gateway.app import create_app
 from multilora_gateway.http.host_check import allowed_hosts
+from multilora_gateway.http.metrics import GatewayMetrics
 from multilora_gateway.settings import Settings
 from support.gateway.serving import Served, serving
 
@@ -17,7 +18,7 @@ AWAY = "127.0.0.1:9"  # a Triton server that is not there
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Served]:
     settings = Settings(triton_url=AWAY, allowed_hosts=("llm.example", "*.llm.example"))
-    app = create_app(settings, allowed_hosts(settings, "127.0.0.1"))
+    app = create_app(settings, allowed_hosts(settings, "127.0.0.1"), GatewayMetrics(""))
     with serving(app, lifespan="on") as served:
         yield served
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from multilora_gateway.app import create_app
+from multilora_gateway.http.metrics import GatewayMetrics
 from multilora_gateway.settings import Settings
 from support.gateway.serving import Served, serving
 
@@ -16,7 +17,7 @@ JSON = "Content-Type: application/json"
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Served]:
     settings = Settings(triton_url="127.0.0.1:9", admin_key="root")
-    with serving(create_app(settings, ("*",)), lifespan="on") as served:
+    with serving(create_app(settings, ("*",), GatewayMetrics("")), lifespan="on") as served:
         yield served
 
 

@@ -52,6 +52,40 @@ def test_its_group_ends_with_its_launcher() -> None:
     assert_ends(*pids)
 
 
+INIT = f"""
+import glob, os, signal, subprocess, sys, time
+sys.path[:0] = {sys.path!r}
+from launcher.process import leave_init_behind
+leave_init_behind()
+assert os.getpid() != 1
+subprocess.run(["sh", "-c", "sleep 0.05 & sleep 0.05 &"])  # orphans
+assert subprocess.Popen(["sh", "-c", "sleep 0.1; exit 7"]).wait() == 7
+caught = []
+signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
+os.kill(1, signal.SIGTERM)
+deadline = time.monotonic() + 10
+zombies = ["?"]
+while (zombies or not caught) and time.monotonic() < deadline:
+    time.sleep(0.02)
+    stats = [open(path).read() for path in glob.glob("/proc/[0-9]*/stat")]
+    states = [stat.rpartition(")")[2].split()[0] for stat in stats]
+    zombies = [state for state in states if state == "Z"]
+print(zombies, len(states), len(caught))
+sys.exit(5)
+"""
+
+
+def test_the_first_process_of_a_container_buries_orphans() -> None:
+    apart = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("a namespace of processes is not allowed here")
+    done = subprocess.run(
+        [*apart, sys.executable, "-c", INIT], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["[]", "2", "1"], done.stderr
+    assert done.returncode == 5
+
+
 def runs(pid: str) -> bool:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text() != ""  # empty for a zombie

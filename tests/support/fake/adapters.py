@@ -12,6 +12,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
+from multilora_api.admin import MOST_LISTED
 from multilora_client.tensors import Scalar, add_input
 from support.fake.triton import FakeTriton
 
@@ -63,12 +64,14 @@ ENTRIES = [
 
 
 class FakeAdapters(FakeTriton):
-    """`received` holds the actions too. `base` is what it describes."""
+    """`received` holds the actions too. `base` is what it describes, `on_disk` how many adapters
+    `disk/00000`, … it has beside the ENTRIES."""
 
     models = (*FakeTriton.models, "adapters")
 
-    def __init__(self, port: int = 0, base: dict[str, Any] | None = None) -> None:
+    def __init__(self, port: int = 0, base: dict[str, Any] | None = None, on_disk: int = 0) -> None:
         self._closed = threading.Event()
+        self._on_disk = on_disk
         self._base = base or {}
         super().__init__(port)
 
@@ -86,13 +89,16 @@ class FakeAdapters(FakeTriton):
         if adapter_id == "silent":
             self._closed.wait(10)
         action = str(inputs["action"][0])
-        result = self._base if action == "describe" else _result(action, adapter_id, inputs)
+        if action == "describe":
+            result = self._base
+        elif action == "list":
+            result = _listed(str(inputs.get("after", [""])[0]), self._on_disk)
+        else:
+            result = _result(action, adapter_id, inputs)
         yield _response("{" if adapter_id == "garbled" else json.dumps(result))
 
 
 def _result(action: str, adapter_id: str, inputs: dict[str, list[Scalar]]) -> dict[str, Any]:
-    if action == "list":
-        return {"adapters": ENTRIES, "memory": MEMORY, "colour": "blue"}
     if action == "template":
         return {"chat_template": None, "special_tokens": {}}
     if action == "unload":
@@ -101,6 +107,21 @@ def _result(action: str, adapter_id: str, inputs: dict[str, list[Scalar]]) -> di
         return entry(adapter_id, origin="on demand", tier="disk", **UNREAD)
     source = str(inputs.get("source", ["/adapters"])[0])
     return entry(adapter_id, source=source, pinned=action == "pin")
+
+
+def _listed(after: str, on_disk: int) -> dict[str, Any]:
+    """Without `after` the ENTRIES too, and an adapter that a later part tells of again."""
+    first = int(after.removeprefix("disk/")) + 1 if after else 0
+    names = [f"disk/{number:05}" for number in range(first, min(first + MOST_LISTED, on_disk))]
+    told = [entry(name, tier="disk", **UNREAD) for name in names]
+    more = first + len(names) < on_disk
+    loaded = [entry(f"disk/{on_disk - 1:05}")] if more else []
+    return {
+        "adapters": told if after else [*ENTRIES, *told, *loaded],
+        "next": names[-1] if more else "",
+        "memory": MEMORY,
+        "colour": "blue",
+    }
 
 
 def _response(result: str) -> service_pb2.ModelStreamInferResponse:

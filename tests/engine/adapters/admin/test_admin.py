@@ -26,6 +26,8 @@ from support.engine.requests import (
 from support.fake.hub import HubServer
 from support.tiny.base import write_adapter
 
+DAY = 86400.0
+
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
@@ -48,6 +50,9 @@ def test_list_shows_tiers_facts_and_counts(make_engine: MakeEngine, folder: Path
     assert (shown["requests"], shown["running"], shown["waiting"]) == (1, 0, 0)
     assert shown["origin"] == "registered" and len(shown["modules"]) == 7
     assert abs(shown["last_used"] - time.time()) < 30
+    with pytest.MonkeyPatch.context() as patch:  # the clock is set forward
+        patch.setattr(time, "time", lambda now=time.time: now() + DAY)
+        assert abs(entry(engine, "a")["last_used"] - shown["last_used"] - DAY) < 0.1
     memory = ask(engine, "list")["memory"]
     assert (memory["device_pages"], memory["page_bytes"]) == (2, size)
     assert memory["host_bytes_used"] <= memory["host_bytes"] == 2 * size

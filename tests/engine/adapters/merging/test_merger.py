@@ -1,7 +1,9 @@
 """Merges asked of an engine: one adapter for one recipe, made once, by the rules of requests."""
 
+import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +155,37 @@ def test_the_least_recently_used_leave(make_engine: MakeEngine, cache: Path):
         engine.submit(request("r", second))
     assert merge(engine, "a", "b", weights=[1, 3])["id"] == second
     assert len(alone(engine, [request("r", second)])["r"]) == 12
+
+
+def test_a_clock_that_was_set_back_does_not_change_what_leaves(
+    make_engine: MakeEngine, cache: Path
+):
+    engine = make_engine()
+    merger(engine)._cache = MergeCache(2)
+    first = merge(engine, "a", "b", weights=[1, 2])["id"]
+    for folder in cache.iterdir():  # used when the clock was a day ahead
+        tomorrow = time.time() + 86400
+        os.utime(folder, (tomorrow, tomorrow))
+    second, third = (merge(engine, "a", "b", weights=[1, weight])["id"] for weight in (3, 4))
+    for name in (second, third):
+        assert len(alone(engine, [request("r", name)])["r"]) == 12
+    with pytest.raises(RequestError, match="ask for the merge again"):
+        engine.submit(request("r", first))
+
+
+def test_a_clock_that_is_set_forward_removes_no_draft(make_engine: MakeEngine, cache: Path):
+    engine = make_engine()
+    cache.mkdir(parents=True)
+    draft = cache / ".draft-of-another-process"
+    draft.mkdir()
+    os.utime(draft, (1e9, 1e9))  # so old it looks when the clock has been set forward
+    writing = os.open(draft, os.O_RDONLY)
+    fcntl.flock(writing, fcntl.LOCK_EX)
+    merge(engine, "a", "b")
+    assert draft.exists()
+    os.close(writing)
+    merge(engine, "a", "c")
+    assert not draft.exists()
 
 
 def test_a_lost_folder_is_made_again(make_engine: MakeEngine, cache: Path):

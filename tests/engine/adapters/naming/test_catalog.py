@@ -1,5 +1,6 @@
 """Which adapters a request, and an administrator, may have; and what refusals cost."""
 
+import os
 import sys
 import threading
 import time
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from multilora.adapters.naming import folders
 from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode, RequestError
-from multilora_api.admin import Origin
+from multilora_api.admin import MOST_LISTED, Origin
 from support.engine.catalogs import catalog_of, refusal
 
 
@@ -55,7 +57,7 @@ def test_refusals_say_what_would_make_it_work(root: Path) -> None:
     assert message.startswith("adapter 'sql-v3' is not known; did you mean 'sql-v2'?")
     assert "LORA_ADAPTERS" in message and "--adapters-dir" in message
     assert "did you mean" not in refusal(catalog.resolve, "zebra")
-    catalog.sources()  # what a scan has seen may be meant too
+    catalog.listed()  # what a scan has seen may be meant too
     assert "did you mean 'org/name'?" in refusal(catalog.resolve, "org/nam")
 
 
@@ -64,14 +66,38 @@ def test_what_is_registered_later(root: Path) -> None:
     source = AdapterSource("sql", "/b")
     catalog.register(source)
     assert catalog.resolve("sql") == source
-    assert [source.adapter_id for source in catalog.sources()] == ["a", "sql", "org/name"]
+    assert [source.adapter_id for source in catalog.listed().sources] == ["a", "sql", "org/name"]
     assert catalog.unregister("sql") is True
     assert catalog.unregister("sql") is False
     assert catalog.resolve("sql").origin is Origin.DIRECTORY
     assert catalog.unregister("a")
     assert "'a' has been unloaded; load it again" in refusal(catalog.resolve, "a")
-    assert [source.adapter_id for source in catalog.sources()] == ["org/name", "sql"]
-    assert all(source.is_folder for source in catalog.sources())
+    assert [source.adapter_id for source in catalog.listed().sources] == ["org/name", "sql"]
+    assert all(source.is_folder for source in catalog.listed().sources)
+
+
+def test_many_folders_are_listed_in_parts_without_a_look_at_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2 * MOST_LISTED + 1):
+        folder = tmp_path / f"{number:05}"
+        folder.mkdir()
+        (folder / "adapter_config.json").touch()
+    catalog = catalog_of("00003=/x", tmp_path)
+    assert catalog.listed().next == f"{MOST_LISTED - 1:05}"  # it scans, which takes time
+
+    def scan(path: str) -> Iterator[os.DirEntry[str]]:
+        raise AssertionError(f"{path} is looked at again")
+
+    monkeypatch.setattr(folders, "_QUICK_SECONDS", 0.0)  # however fast this machine is
+    monkeypatch.setattr(os, "scandir", scan)
+    told: list[str] = []
+    after = ""
+    while after or not told:
+        sources, after = catalog.listed(after)
+        assert len(sources) <= MOST_LISTED + 1
+        told += [source.adapter_id for source in sources]
+    assert sorted(told) == [f"{number:05}" for number in range(2 * MOST_LISTED + 1)]
 
 
 def test_the_place_an_administrator_leaves_out_is_what_requests_get(root: Path) -> None:
@@ -179,7 +205,7 @@ def test_threads_share_a_catalog() -> None:
         try:
             while not done.is_set():
                 assert catalog.resolve("stays").location == "/x"
-                assert catalog.sources()[0].adapter_id == "stays"
+                assert catalog.listed().sources[0].adapter_id == "stays"
                 catalog.source("new", "/x", "")
         except BaseException as error:
             failures.append(error)
@@ -202,4 +228,4 @@ def test_threads_share_a_catalog() -> None:
     done.set()
     reader.join()
     assert not failures
-    assert len(catalog.sources()) == 1 + 3 * 150
+    assert len(catalog.listed().sources) == 1 + 3 * 150

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from multilora.adapters.naming import watch as watching
 from multilora.adapters.naming.folders import AdapterFolders, Signature
 from multilora.adapters.naming.watch import AdapterWatch, FolderChanges
 
@@ -30,11 +31,14 @@ class Scripted(AdapterFolders):
         super().__init__(root)
         self.scans = 0
         self.at_scan: Callable[[int], None] = lambda number: None
+        self.after_scan: Callable[[], object] = lambda: None
 
-    def scan(self) -> dict[str, Signature]:
+    def scan(self, pause: Callable[[], None] = lambda: None) -> dict[str, Signature]:
         self.scans += 1
         self.at_scan(self.scans)
-        return super().scan()
+        found = super().scan(pause)
+        self.after_scan()
+        return found
 
 
 @pytest.fixture(name="folders")
@@ -80,6 +84,43 @@ def test_added_replaced_and_removed_are_told_once(folders: Scripted, reports: Re
         wait_for_scans(folders, 4)
         assert reports.empty()
     assert folders.known == ("old", "team/new")
+
+
+def test_a_long_scan_is_paced_and_ends_with_the_watch(
+    folders: Scripted, reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_BURST_SECONDS", 0.0)  # a pause after each folder
+    monkeypatch.setattr(watching, "_SHARE", 1e-9)  # that never ends
+    make(Path(folders.root) / "new")
+    before = folders.scans
+    watch = AdapterWatch(folders, reports.put, WATCHED)
+    watch.start()
+    deadline = time.monotonic() + 20
+    while folders.scans < before + 2:  # the first is not paced: the server does not serve yet
+        assert time.monotonic() < deadline
+        time.sleep(WATCHED)
+    time.sleep(5 * WATCHED)
+    assert folders.scans == before + 2, "the scan does not pause"
+    watch.close()
+    assert not watch._thread.is_alive()
+
+
+def test_what_arrives_during_a_scan_is_not_told_as_removed(
+    folders: Scripted, reports: Reports
+) -> None:
+    """It is in memory at once, as a request may ask for it; the scan has seen its place before."""
+    loaded: list[str] = []
+
+    def arrive() -> None:
+        if folders.scans == 2:
+            make(Path(folders.root) / "new")
+            loaded.append("new")
+
+    folders.after_scan = arrive
+    watch = AdapterWatch(folders, reports.put, WATCHED, in_memory=lambda: loaded)
+    watch.start()
+    assert reports.get(timeout=20) == FolderChanges(("new",), (), ())
+    watch.close()
 
 
 def test_several_changes_in_one_report(folders: Scripted, reports: Reports) -> None:

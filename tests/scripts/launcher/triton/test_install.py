@@ -33,6 +33,15 @@ def pytriton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return server
 
 
+@pytest.mark.usefixtures("pytriton")
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    with pytest.raises(
+        LaunchError, match=r"cache/backends-.* cannot be written \(Not a directory\)"
+    ):
+        find_install()
+
+
 def test_the_parts_are_linked_for_this_python(pytriton: Path) -> None:
     install = find_install()
     parts = {path.name: path.resolve() for path in (install.backends / "python").iterdir()}

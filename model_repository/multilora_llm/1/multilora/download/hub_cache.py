@@ -92,10 +92,13 @@ class HubCache:
             draft = pointer.with_name(f".{name}.{os.getpid()}.tmp")
             draft.unlink(missing_ok=True)
             try:
-                draft.symlink_to(target)
-            except OSError:  # a file system without symbolic links
-                shutil.copyfile(self.blob(etag), draft)
-            draft.replace(pointer)
+                try:
+                    draft.symlink_to(target)
+                except OSError:  # a file system without symbolic links
+                    shutil.copyfile(self.blob(etag), draft)
+                draft.replace(pointer)
+            finally:
+                draft.unlink(missing_ok=True)
 
     def note_absent(self, commit: str, names: Iterable[str]) -> None:
         folder = self.folder / ".no_exist" / commit

@@ -1,7 +1,7 @@
 """PartialFile: a file that is still arriving, and the disk on which it arrives.
 
 Law: a file under its final name is whole. A partial file has a name of its own, stays for the next
-attempt to go on from, and is removed when the disk is full.
+attempt to go on from, and is removed when the disk is full or fails.
 """
 
 import contextlib
@@ -35,17 +35,14 @@ class PartialFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        with self._removed_by_errors():  # network file systems may tell only now
+            os.close(self._fd)
 
     def write(self, chunk: bytes) -> None:
-        try:
-            with on_disk(self.path.parent):
-                left = memoryview(chunk)
-                while left:
-                    left = left[os.write(self._fd, left) :]
-        except RequestError:
-            self.path.unlink(missing_ok=True)  # other files may need the room
-            raise
+        with self._removed_by_errors():
+            left = memoryview(chunk)
+            while left:
+                left = left[os.write(self._fd, left) :]
         self.size += len(chunk)
 
     def restart(self) -> None:
@@ -57,8 +54,20 @@ class PartialFile:
 
     def settle(self) -> None:
         """Return once the bytes are on the disk itself: a power cut must not shorten the file."""
-        with on_disk(self.path.parent):
+        with self._removed_by_errors():
             os.fsync(self._fd)
+
+    @contextlib.contextmanager
+    def _removed_by_errors(self) -> Iterator[None]:
+        """An error of the disk removes the file: nobody knows which bytes it holds, and others may
+        need the room."""
+        try:
+            with on_disk(self.path.parent):
+                yield
+        except RequestError:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+            raise
 
 
 def write_atomically(path: Path, content: str) -> None:

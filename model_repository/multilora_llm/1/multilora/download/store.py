@@ -11,6 +11,7 @@ import contextlib
 import logging
 import shutil
 import uuid
+from collections.abc import Container
 from hashlib import sha256
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from multilora.errors import ErrorCode, RequestError
 
 _LOG = logging.getLogger("multilora.download")
 _ATTEMPTS = 3  # to read one version whole: an adapter may be replaced meanwhile
-_KEPT_VERSIONS = 2  # on disk: the current one, and the one that a reader may still have open
 
 
 class StoreDownload:
@@ -150,23 +150,23 @@ class _StoreCache:
     def publish(self, version: str) -> Path:
         """Make incomplete(version), whose files are whole, the complete copy of the version."""
         folder = self.folder / "versions" / version
+        before = self.latest()  # which a reader may still have open
         with on_disk(self.folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             self.incomplete(version).replace(folder)
         self.note_latest(version)
-        self._tidy()
+        self._tidy(keep=(folder, before))
         return folder
 
     def note_latest(self, version: str) -> None:
         if self.latest() != self.folder / "versions" / version:
             write_atomically(self.folder / "latest", version)
 
-    def _tidy(self) -> None:
-        """Drop older versions."""
-        versions = sorted(
-            (self.folder / "versions").iterdir(), key=lambda path: path.stat().st_ctime_ns
-        )
-        for folder in versions[:-_KEPT_VERSIONS]:
+    def _tidy(self, keep: Container[Path | None]) -> None:
+        """Drop the other versions."""
+        for folder in list((self.folder / "versions").iterdir()):
+            if folder in keep:
+                continue
             doomed = folder.with_name(f"dropped-{uuid.uuid4().hex}")
             with contextlib.suppress(OSError):
                 folder.rename(doomed)  # so that no reader sees half a folder

@@ -6,6 +6,7 @@ thread. The answers are described in docs/adapters.md.
 """
 
 import hmac
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -100,8 +101,12 @@ class AdapterAdmin:
         return pending.future
 
     def folders_changed(self, changes: FolderChanges) -> None:
-        """Any thread: the watch of the adapters directory reports changes."""
-        self._post(lambda: self._follow(changes))
+        """Any thread: the watch of the adapters directory reports changes, maybe very many."""
+        assert self._folders is not None  # or nobody would watch
+        location = self._folders.location
+        fresh = {location(name) for name in changes.added + changes.replaced}
+        gone = {location(name) for name in changes.removed}
+        self._post(lambda: self._follow(fresh, gone))
 
     def names_of_directory(self) -> list[str]:
         """Adapters of the watched directory that are in memory. Any thread."""
@@ -116,9 +121,12 @@ class AdapterAdmin:
     def _prepared(self, command: AdminCommand) -> Callable[[DeadlineFuture], None]:
         """What the engine thread has to do; all that may look at the disk is done here, before."""
         if command.action == "list":
-            sources = self._catalog.sources()
+            sources, following = self._catalog.listed(command.after)
             entries = {s.adapter_id: _entry(AdapterState(s), "disk", 0, 0) for s in sources}
-            return lambda pending: pending.complete(None, lambda: self._list(entries))
+            others = not command.after
+            return lambda pending: pending.complete(
+                None, lambda: {**self._list(entries, others), "next": following}
+            )
         if command.action == "load":
             source = self._catalog.source(command.adapter_id, command.source, command.revision)
             source = replace(source, token=command.adapter_token or source.token)
@@ -129,11 +137,12 @@ class AdapterAdmin:
             return lambda pending: self._unload(command, pending, was_registered)
         return self._with_source(command)
 
-    def _list(self, entries: dict[str, Answer]) -> Answer:
-        """`entries` are of all adapters that could be loaded, as if none had ever been."""
+    def _list(self, entries: dict[str, Answer], others: bool) -> Answer:
+        """`entries` are of adapters that could be loaded, as if none had ever been; `others`: with
+        all that are in memory or in use."""
         counts = self._scheduler.counts()
         for name, state in self._manager.states.items():
-            if name in entries or state.is_known or name in counts:
+            if name in entries or (others and (state.is_known or name in counts)):
                 entries[name] = self._shown(state, counts)
         device, host = self._manager.device, self._manager.host
         pages = device.allocator
@@ -259,21 +268,17 @@ class AdapterAdmin:
 
         self._manager.ensure_loaded(source, loaded)
 
-    def _follow(self, changes: FolderChanges) -> None:
-        assert self._folders is not None  # or nobody would watch
-        at: dict[str, list[AdapterState]] = {}  # LORA_ADAPTERS may name a watched folder too
-        for state in self._manager.states.values():
-            at.setdefault(state.source.location, []).append(state)
-        for name in changes.added + changes.replaced:
-            for state in at.get(self._folders.location(name), ()):
-                self._manager.refresh(state.adapter_id)
-        for name in changes.removed:
-            for state in at.get(self._folders.location(name), ()):
-                if state.source.origin is Origin.DIRECTORY:
-                    message = f"the folder of adapter {name!r} has been removed; name another"
-                    reason = RequestError(ErrorCode.NOT_FOUND, message)
-                    self._scheduler.abort_adapter(name, reason, running=False)
-                    self._manager.unload(name)
+    def _follow(self, fresh: set[str], gone: set[str]) -> None:
+        """Folders with new files, and folders that have been removed. LORA_ADAPTERS may name a
+        watched folder too."""
+        for name, state in list(self._manager.states.items()):
+            if state.source.location in fresh:
+                self._manager.refresh(name)
+            elif state.source.location in gone and state.source.origin is Origin.DIRECTORY:
+                message = f"the folder of adapter {name!r} has been removed; name another"
+                reason = RequestError(ErrorCode.NOT_FOUND, message)
+                self._scheduler.abort_adapter(name, reason, running=False)
+                self._manager.unload(name)
 
     def _info(self, adapter_id: str) -> Answer:
         return self._shown(self._manager.states[adapter_id], self._scheduler.counts())
@@ -302,7 +307,12 @@ def _entry(state: AdapterState, tier: str, running: int, waiting: int) -> Answer
         "waiting": waiting,
         "requests": state.usage.requests,
         "tokens": state.usage.tokens,
-        "last_used": state.last_used,
+        "last_used": _since_1970(state.last_used),
         "state": "unloading" if state.unload_waiters else state.load_state.value,
         "error": state.error.message if state.error else None,
     }
+
+
+def _since_1970(moment: float | None) -> float | None:
+    """Of time.monotonic(), in seconds, by the clock as it is now."""
+    return None if moment is None else round(time.time() - time.monotonic() + moment, 3)

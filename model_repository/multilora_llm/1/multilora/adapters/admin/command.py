@@ -12,12 +12,13 @@ from multilora_api.admin import ACTIONS, KEYS
 
 _MAX_SECONDS = 1e9  # deadlines are added to clocks: keep them finite
 _LONGEST = 4096  # characters, as of paths
-_TEXTS = ("adapter_id", "source", "revision")
+_TEXTS = ("adapter_id", "source", "revision", "after")
 
 
 @dataclass(frozen=True)
 class AdminCommand:
-    """`source` "" leaves the choice to the catalog; `timeout` (seconds) None to the server.
+    """`source` "" leaves the choice to the catalog; `timeout` (seconds) None to the server. `after`
+    is what an earlier list named as `next`.
 
     `cancel`: an unload ends the running sequences instead of waiting for them. `adapter_token` is
     the Hub token for what must be downloaded, `admin_key` opens a server that has one; neither is
@@ -28,6 +29,7 @@ class AdminCommand:
     adapter_id: str = ""
     source: str = ""
     revision: str = ""
+    after: str = ""
     cancel: bool = False
     timeout: float | None = None
     merge: MergeRecipe | None = None

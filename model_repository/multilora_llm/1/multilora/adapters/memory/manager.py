@@ -55,7 +55,7 @@ class AdapterManager:
             self.device.want(state.key, True)
             return CacheMiss.LOADING
         self.device.acquire(state.key)
-        state.last_used = time.time()
+        state.last_used = time.monotonic()
         return AdapterSet.of(state.key)
 
     def release(self, key: AdapterSet) -> None:

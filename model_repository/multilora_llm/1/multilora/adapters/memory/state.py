@@ -51,7 +51,7 @@ class AdapterState:
     files_changed: bool = False  # while they were being read
     ticket: int = 0
     usage: AdapterUsage = field(default_factory=AdapterUsage)
-    last_used: float | None = None  # seconds since 1970
+    last_used: float | None = None  # time.monotonic()
     load_waiters: list[Done] = field(default_factory=list)
     unload_waiters: list[Done] = field(default_factory=list)
 

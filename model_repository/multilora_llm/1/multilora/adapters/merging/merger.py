@@ -5,6 +5,7 @@ one adapter, however often it is asked for. Nothing here runs on the engine thre
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -120,7 +121,7 @@ class AdapterMerger:
             with self._computing:
                 if not self._cache.touch(digest):  # no other thread has made it meanwhile
                     digest = self._compute(recipe, parts)
-                    dropped = [_name(gone) for gone in self._cache.prune(self._used_at)]
+                    dropped = [_name(gone) for gone in self._cache.prune(self._unused)]
         location = str(self._cache.folder(digest))
         return Merged(AdapterSource(_name(digest), location, origin=Origin.MERGED), dropped)
 
@@ -168,11 +169,12 @@ class AdapterMerger:
                 _keep(self._digests, version, known, _KEPT_DIGESTS)
         return known
 
-    def _used_at(self, digest: str) -> float:
+    def _unused(self, digest: str) -> float:
+        """For how many seconds nobody has used the merge; inf: not since it was read."""
         state = self._states.get(_name(digest))
-        if state is None:
+        if state and (state.pinned or state.wanted):
             return 0.0
-        return time.time() if state.pinned or state.wanted else state.last_used or 0.0
+        return time.monotonic() - state.last_used if state and state.last_used else math.inf
 
 
 def _keep(kept: OrderedDict[KeyT, ValueT], key: KeyT, value: ValueT, limit: int) -> None:

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from multilora.adapters.files import path_of
 from multilora.adapters.naming.allow import AllowList
@@ -26,11 +27,18 @@ from multilora_api.adapter_names import (
     shown,
     split_revision,
 )
-from multilora_api.admin import Origin
+from multilora_api.admin import MOST_LISTED, Origin
 
 _HINTS = 2  # similar names in a refusal, at most
 _NEIGHBOURS = 8  # names that are compared on each side, in alphabetical order
 _LONGEST_COMPARED = 64  # characters
+
+
+class Listing(NamedTuple):
+    """Some of the adapters. `next` is what the rest comes after, "" when there is none."""
+
+    sources: list[AdapterSource]
+    next: str
 
 
 class AdapterCatalog:
@@ -104,18 +112,23 @@ class AdapterCatalog:
             self._exchange(rest)
         return was_registered
 
-    def sources(self) -> list[AdapterSource]:
-        """The registered adapters, then those of the adapters directory, which is scanned."""
+    def listed(self, after: str = "") -> Listing:
+        """The registered adapters, and the first MOST_LISTED of the adapters directory in order of
+        their names; with `after` those of the directory alone whose names come after it."""
         registered = self._registered
-        sources = list(registered.values())
-        if self._folders:
-            location = self._folders.location
-            sources += [
-                AdapterSource(name, location(name), origin=Origin.DIRECTORY)
-                for name in sorted(self._folders.scan())
-                if name not in registered
-            ]
-        return sources
+        sources = [] if after else list(registered.values())
+        if self._folders is None:
+            return Listing(sources, "")
+        names = self._folders.names()
+        first = bisect.bisect_right(names, after)
+        page = names[first : first + MOST_LISTED]
+        location = self._folders.location
+        sources += [
+            AdapterSource(name, location(name), origin=Origin.DIRECTORY)
+            for name in page
+            if name not in registered
+        ]
+        return Listing(sources, page[-1] if first + len(page) < len(names) else "")
 
     @property
     def registered(self) -> list[AdapterSource]:

@@ -8,7 +8,8 @@ start with a dot are hidden, and the folders inside a PEFT folder (checkpoints) 
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +18,9 @@ from multilora.adapters.naming.source import AdapterSource, check_name, named_er
 from multilora.errors import RequestError, StartupError, invalid
 from multilora_api.admin import Origin
 
-Signature = tuple[FileStamp, ...]
+Signature = int  # changes with the stamps of an adapter's files; there may be very many adapters
 _MAX_DEPTH = 8
+_QUICK_SECONDS = 0.02  # of a processor, which whoever asks for the names may spend on a scan
 
 
 class _Folder(NamedTuple):
@@ -33,6 +35,8 @@ class AdapterFolders:
     def __init__(self, root: Path) -> None:
         self.root = os.path.abspath(root.expanduser())
         self.known: tuple[str, ...] = ()  # names of the latest scan, sorted
+        self._found: dict[str, Signature] = {}  # what that scan returned
+        self._seconds = 0.0  # of a processor, which it took
         if not os.path.isdir(self.root):
             raise StartupError(f"adapters_dir {str(root)!r} is no folder; check --adapters-dir")
         if os.path.isfile(os.path.join(self.root, CONFIG_FILE)):
@@ -76,28 +80,44 @@ class AdapterFolders:
         """Whether `path` is the root or below it, once symlinks are resolved."""
         return is_below(os.path.realpath(path), os.path.realpath(self.root))
 
-    def scan(self) -> dict[str, Signature]:
-        """Relative name of every adapter → stamps of its files.
+    def names(self) -> tuple[str, ...]:
+        """The names of all adapters, sorted: as they are now if a scan is quick, else as the latest
+        scan has seen them. OSError as `scan`."""
+        if self._seconds < _QUICK_SECONDS:
+            self.scan()
+        return self.known
 
-        A folder that vanishes meanwhile is left out. Raises OSError only when the root itself
-        cannot be listed.
+    def scan(self, pause: Callable[[], None] = lambda: None) -> dict[str, Signature]:
+        """Relative name of every adapter → signature of its files; the dict must not be changed.
+
+        `pause` is called between any two folders. A folder that vanishes meanwhile is left out.
+        Raises OSError only when the root itself cannot be listed.
         """
+        began = time.thread_time()
+        found = dict(self._adapters(pause))
+        if found.keys() != self._found.keys():
+            self.known = tuple(sorted(found))
+        self._found = found
+        self._seconds = time.thread_time() - began
+        return found
+
+    def _adapters(self, pause: Callable[[], None]) -> Iterator[tuple[str, Signature]]:
         root = os.path.realpath(self.root)
-        found: dict[str, Signature] = {}
-        entries = list(os.scandir(root))
-        waiting = list(_subfolders(_Folder(root, "", (root,)), entries, root))
+        waiting = [_subfolders(_Folder(root, "", (root,)), list(os.scandir(root)), root)]
         while waiting:
-            folder = waiting.pop()
+            folder = next(waiting[-1], None)
+            if folder is None:
+                waiting.pop()
+                continue
+            pause()
             with contextlib.suppress(OSError):
                 entries = list(os.scandir(folder.path))
                 if any(entry.name == CONFIG_FILE and entry.is_file() for entry in entries):
                     signature = _signature(entries, root)
-                    if signature and (name := _adapter_name(folder.name)):
-                        found[name] = signature
+                    if signature is not None and (name := _adapter_name(folder.name)):
+                        yield name, signature
                 elif len(folder.real) <= _MAX_DEPTH:
-                    waiting.extend(_subfolders(folder, entries, root))
-        self.known = tuple(sorted(found))
-        return found
+                    waiting.append(_subfolders(folder, entries, root))
 
 
 def is_below(path: str, root: str) -> bool:
@@ -121,17 +141,17 @@ def _subfolders(folder: _Folder, entries: list[os.DirEntry[str]], root: str) -> 
             yield _Folder(entry.path, name, (*folder.real, real))
 
 
-def _signature(entries: list[os.DirEntry[str]], root: str) -> Signature:
-    """Stamps of an adapter's files, sorted; () when one is a symlink that leads out of `root`."""
+def _signature(entries: list[os.DirEntry[str]], root: str) -> Signature | None:
+    """Of an adapter's files; None when one is a symlink that leads out of `root`."""
     stamps: list[FileStamp] = []
     for entry in entries:
         if entry.name not in FILES:
             continue
         if entry.is_symlink() and not is_below(os.path.realpath(entry.path), root):
-            return ()
+            return None
         with contextlib.suppress(OSError):
             stamps.append(FileStamp.of(entry.name, entry.stat()))
-    return tuple(sorted(stamps))
+    return hash(tuple(sorted(stamps)))
 
 
 def _is_file(path: str) -> bool:
