@@ -141,7 +141,7 @@ def test_list_filter(server: FakeAdapters, pattern: str, ids: list[str]) -> None
 
 def test_json_is_the_servers_answer(server: FakeAdapters) -> None:
     listed = json.loads(stdout(server, "list", "--json"))
-    assert listed == {"adapters": ENTRIES, "memory": MEMORY, "colour": "blue"}
+    assert listed == {"adapters": ENTRIES, "memory": MEMORY, "next": "", "colour": "blue"}
     assert json.loads(stdout(server, "info", "sql", "--json"))["colour"] == "blue"
 
 
