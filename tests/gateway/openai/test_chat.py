@@ -30,6 +30,8 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% 
 class Server:
     """Knows its base, and has one chat template for every adapter."""
 
+    generating = 0
+
     def __init__(self, base: ServedModel | None = None) -> None:
         self._base = base or base_model()
         self.templates: list[tuple[str, str]] = []

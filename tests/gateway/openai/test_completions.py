@@ -20,6 +20,8 @@ from support.gateway.tgi import base_model
 class Server:
     """Knows its base, and takes any other name for an adapter's."""
 
+    generating = 0
+
     async def base(self) -> ServedModel:
         return base_model()
 

@@ -25,6 +25,8 @@ MERGED = {"ids": ["mine/a", "mine/b"], "weights": [1.0, 0.5], "density": 0.5}
 class Server:
     """Knows its base, and merges whatever it is told to."""
 
+    generating = 0
+
     def __init__(self) -> None:
         self.merges: list[dict[str, Any]] = []
         self.templates: list[tuple[str, str]] = []
