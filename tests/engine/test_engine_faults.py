@@ -1,5 +1,6 @@
 """The engine when something is wrong: requests, files, forward passes, settings."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,13 @@ def test_startup_errors_are_one_clear_line(
 def test_an_adapter_that_never_fits_is_refused(make_engine: MakeEngine, folder: Path):
     with pytest.raises(StartupError, match="--adapter-memory"):
         make_engine(adapter_memory=3 * page_bytes(folder))
+
+
+def test_progress_counts_only_the_adapters_that_are_loaded(
+    make_engine: MakeEngine, folder: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "multilora.startup.build")
+    with pytest.raises(StartupError, match=r"^adapter 'gone': there is no folder"):
+        make_engine({"a": folder / "a", "gone": folder / "nowhere"})
+    said = [line for line in caplog.messages if line.startswith("loaded ")]
+    assert said in ([], ["loaded 1 of 2 adapters"])

@@ -148,3 +148,18 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(StartupError, match=r"neither model\.safetensors nor"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["consolidated.safetensors", "model-Q4_K_M.gguf"])
+def test_other_forms_of_weights_are_named(tmp_path: Path, name: str) -> None:
+    (write_base(tmp_path) / "model.safetensors").rename(tmp_path / name)
+    with pytest.raises(StartupError, match=rf"has its weights as {name}; .* transformers saves it"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_clone_without_its_large_files(tmp_path: Path, name: str) -> None:
+    write_base(tmp_path)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\nsize 1\n")
+    with pytest.raises(StartupError, match=f"{name} is a Git LFS pointer.*git lfs pull"):
+        load(tmp_path)

@@ -2,6 +2,8 @@
 
 from enum import Enum
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 class ErrorCode(Enum):
     """How a failed request is reported. Names equal those of `TritonError`."""
@@ -62,6 +64,16 @@ def shutting_down() -> RequestError:
 def internal(message: str) -> RequestError:
     """A defect on our side, of which the log has the traceback."""
     return RequestError(ErrorCode.INTERNAL, f"{message}; the server's log says more")
+
+
+def lfs_problem(content: bytes) -> str:
+    """What to do about a file that begins with `content`, when it is a Git LFS pointer; else ""."""
+    if not content.startswith(_LFS_POINTER):
+        return ""
+    return (
+        "is a Git LFS pointer, not the file that it stands for; run git lfs pull in its folder, or "
+        "download the file again"
+    )
 
 
 class StartupError(Exception):

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from multilora.errors import StartupError, invalid
+from multilora.errors import StartupError, invalid, lfs_problem
 
 
 def json_object(value: object, name: str, remedy: str) -> dict[str, Any]:
@@ -15,6 +15,8 @@ def json_object(value: object, name: str, remedy: str) -> dict[str, Any]:
     """
     if isinstance(value, str | bytes):
         try:
+            if isinstance(value, bytes) and (problem := lfs_problem(value)):
+                raise invalid(f"{name} {problem}")
             text = value.decode("utf-8-sig") if isinstance(value, bytes) else value
             value = json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -95,6 +95,21 @@ def test_the_config_of_an_old_peft_is_enough(folder: Path, base: BaseConfig) -> 
     assert torch.equal(read(folder, base).weights.data, before)
 
 
+@pytest.mark.parametrize("start", ["whole", "dummy"])
+def test_a_save_of_one_zero3_process(folder: Path, base: BaseConfig, start: str) -> None:
+    """Every tensor is empty, and those that come first may be no LoRA at all."""
+
+    def empty(tensors: Tensors) -> None:
+        tensors.update({name: torch.zeros(0) for name in tensors})
+        if start == "dummy":
+            tensors["base_model.model.lm_head.weight"] = torch.zeros(0)
+
+    change_tensors(folder, empty)
+    message = refused(folder, base)
+    assert "has shape [0]: it is what one process of DeepSpeed ZeRO-3" in message
+    assert "stage3_gather_16bit_weights_on_model_save" in message
+
+
 def set_value(tensors: Tensors, name: str, value: float) -> None:
     tensors[name][0, 0] = value
 
@@ -109,8 +124,9 @@ CHANGED_TENSORS: list[tuple[Callable[[Tensors], object], str]] = [
      "[64, 8]"),
     (lambda t: t.update({Q_B: t[Q_B][:, :4].contiguous()}), "[64, 4], but the base model needs "
      "[64, 8]"),
-    (lambda t: t.update({Q_A: torch.zeros(0)}), "has shape [0], but the base model needs"),
-    (lambda t: t.update({Q_A: torch.zeros(0, 64), Q_B: torch.zeros(64, 0)}), "has rank 0; gather"),
+    (lambda t: t.update({Q_A: torch.zeros(0, 64), Q_B: torch.zeros(64, 0)}), "has shape [0, 64]: "
+     "it is what one process of DeepSpeed ZeRO-3 or FSDP held; gather"),
+    (lambda t: t.update({Q_A: torch.zeros(100)}), "has shape [100]: it is what one process"),
     (lambda t: set_value(t, Q_A, float("nan")), "q_proj.lora_A.weight' holds values that are not"),
     (lambda t: set_value(t, Q_B, float("-inf")), "q_proj.lora_B.weight' holds values that are not"),
     (lambda t: t.update({Q_A: t[Q_A].to(torch.int8)}), "has dtype torch.int8"),
@@ -132,7 +148,11 @@ CHANGED_TENSORS: list[tuple[Callable[[Tensors], object], str]] = [
     (lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(130, 64)}),
      "is the output head (added or trained vocabulary)"),
     (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(8, 64)}),
-     "is the output head"),
+     "is LoRA on the output head, which"),
+    (lambda t: t.update({"base_model.model.model.unembed_tokens.lora_A.weight": torch.ones(8, 64)}),
+     "is LoRA on the output head, which"),
+    (lambda t: t.update({"base_model.model.lm_head.lora_unembed_B": torch.ones(8, 64)}),
+     "is LoRA on the output head, which"),
     (lambda t: t.update({"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta":
                          torch.ones(2, 64)}), "is trained token embeddings"),
     (lambda t: t.update({"base_model.model.score.modules_to_save.weight": torch.ones(2, 64)}),
@@ -232,6 +252,15 @@ def test_what_is_no_file_is_not_opened(
     assert f"{name} in {folder} is not a regular file" in refused(folder, base)
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_git_lfs_pointer_is_called_one(folder: Path, base: BaseConfig, name: str) -> None:
+    (folder / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    )
+    message = refused(folder, base)
+    assert message.startswith(f"{name} is a Git LFS pointer") and "git lfs pull" in message
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -241,7 +270,6 @@ def test_what_is_no_file_is_not_opened(
         lambda data: b"",
         lambda data: b"\xff" * 8 + data[8:],
         lambda data: data[:8] + b"[" + data[9:],
-        lambda data: b"version https://git-lfs.github.com/spec/v1\n",
     ],
 )
 def test_damaged_weights(folder: Path, base: BaseConfig, damage: Callable[[bytes], bytes]) -> None:

@@ -36,8 +36,11 @@ REFUSED_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"init_lora_weights": "OLoRA"}, "path_initial_model_for_weight_conversion"),
     ({"init_lora_weights": "corda"}, "path_initial_model_for_weight_conversion"),
     ({"init_lora_weights": "lora_ga"}, "path_initial_model_for_weight_conversion"),
-    ({"init_lora_weights": "loftq"}, "path_initial_model_for_weight_conversion"),
     ({"init_lora_weights": "newest"}, "init_lora_weights='newest' is not known"),
+    (
+        {"init_lora_weights": "loftq"},
+        "save that one (unload() after the initialisation), name it in --model-id",
+    ),
     ({"use_newest_trick": True}, "'use_newest_trick' is not known"),
     ({"newest_config": {"a": 1}}, "'newest_config' is not known"),
     ({"r": 0}, "r must be a positive integer, got 0"),

@@ -16,6 +16,7 @@ from multilora.json_fields import JsonFields
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "pytorch_model*.json", "*.pt", "*.pth")
+_OTHERS = ("consolidated*.safetensors", "*.gguf")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -103,6 +104,8 @@ def _no_weights(folder: Path) -> StartupError:
             f"{folder} has only pickled weights ({min(pickles)}), which can run code when loaded; "
             "convert them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
         )
+    others = [file.name for pattern in _OTHERS for file in folder.glob(pattern)]
+    found = f"has its weights as {min(others)}" if others else f"has neither {_SINGLE} nor {_INDEX}"
     return StartupError(
-        f"{folder} has neither {_SINGLE} nor {_INDEX}; download the checkpoint again"
+        f"{folder} {found}; serve a checkpoint as transformers saves it, in safetensors"
     )

@@ -4,6 +4,7 @@ One decoder serves four architectures that differ only in biases, QK norm, windo
 Absent fields take the defaults of the transformers configuration class of the architecture.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from multilora.base_model.sites import LoRASite, Slice
-from multilora.errors import StartupError
+from multilora.errors import StartupError, lfs_problem
 from multilora.json_fields import JsonFields
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -194,13 +195,21 @@ class BaseConfig:
 def check_base_folder(folder: Path) -> None:
     """StartupError for a folder that holds no base model."""
     if (folder / "config.json").is_file():
-        return
+        return _check_no_pointers(folder)
     remedy = "--model-id must name a Hugging Face checkpoint"
     if (folder / "adapter_config.json").is_file():
         remedy = (
             "it is an adapter, for --lora-adapters NAME=FOLDER; --model-id names its base model"
         )
     raise StartupError(f"{folder} has no config.json; {remedy}")
+
+
+def _check_no_pointers(folder: Path) -> None:
+    """StartupError when git has cloned the folder without its large files."""
+    for path in (*sorted(folder.glob("model*.safetensors")), folder / "tokenizer.json"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if problem := lfs_problem(file.read(64)):
+                raise StartupError(f"{path} {problem}")
 
 
 def _read(config: JsonFields, eos_token_ids: tuple[int, ...]) -> BaseConfig:

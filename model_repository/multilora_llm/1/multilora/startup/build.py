@@ -114,11 +114,14 @@ class AdapterParts:
         """
         sources = self.catalog.registered
         failures: list[RequestError] = []
+        num_loaded = 0
 
         def loaded(error: RequestError | None) -> None:
+            nonlocal num_loaded
             if error:
-                failures.append(error)
-            _LOG.info("loaded %d of %d adapters", len(sources) - self.manager.loading, len(sources))
+                return failures.append(error)
+            num_loaded += 1
+            _LOG.info("loaded %d of %d adapters", num_loaded, len(sources))
 
         for source in sources:
             self.manager.pin(source, True)

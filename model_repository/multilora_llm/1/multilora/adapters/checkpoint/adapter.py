@@ -33,7 +33,7 @@ from multilora.adapters.files import (
     read_settled,
 )
 from multilora.base_model.sites import LoRASite, short_names
-from multilora.errors import RequestError, invalid
+from multilora.errors import RequestError, invalid, lfs_problem
 from multilora.lora.rank_pages import PageTensors, bytes_per_page
 from multilora_kernels.segments import PAGE_RANK
 from multilora_text.chat_template import ChatTemplate
@@ -159,6 +159,8 @@ def _missing(folder: Path, name: str) -> RequestError:
 
 
 def _parse(content: bytes) -> dict[str, torch.Tensor]:
+    if problem := lfs_problem(content):
+        raise invalid(f"{WEIGHTS_FILE} {problem}")
     try:
         return parse_safetensors(content)
     except (SafetensorError, KeyError, ValueError) as error:

@@ -34,7 +34,7 @@ _REFUSED = {  # field → what it is; refused when set
 }
 # Initialisations that do not touch the base weights: their trained A and B mean what they say.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga")
 _IGNORED = frozenset({
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
     "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode", "init_lora_weights",
@@ -119,7 +119,14 @@ def _check_features(fields: dict[str, Any]) -> None:
 def _check_init(value: object) -> None:
     if value in _PLAIN_INITS:
         return
-    if str(value).lower().startswith(_BASE_CHANGING_INITS):
+    name = str(value).lower()
+    if name == "loftq":
+        raise invalid(
+            f"{CONFIG_FILE}: init_lora_weights={value!r} has quantised the base weights, so this "
+            "adapter fits only the base model as LoftQ has made it; save that one (unload() after "
+            "the initialisation), name it in --model-id, and set init_lora_weights to true"
+        )
+    if name.startswith(_BASE_CHANGING_INITS):
         raise invalid(
             f"{CONFIG_FILE}: init_lora_weights={value!r} changes the base weights, so this adapter "
             "does not fit the original base model; convert it: save_pretrained(..., "

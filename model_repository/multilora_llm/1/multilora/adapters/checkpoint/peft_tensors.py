@@ -22,6 +22,8 @@ _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_mod
 _FOREIGN = (  # part of a tensor name → what it is
     ("lora_magnitude_vector", "a DoRA magnitude"),
     ("lora_embedding_", "LoRA on the token embeddings"),
+    ("unembed", "LoRA on the output head"),
+    ("lm_head.lora_", "LoRA on the output head"),
     ("token_adapter", "trained token embeddings"),
     ("trainable_tokens_", "trained token embeddings"),
     ("embed_tokens", "an embedding table (added or trained vocabulary)"),
@@ -63,6 +65,7 @@ def lora_factors(
     RequestError(INVALID_ARG) for tensors that are unknown, unpaired, of the wrong shape, over
     `max_rank`, and when none fits the base model.
     """
+    _check_not_empty(tensors)
     known = _KnownModules(sites)
     halves: dict[tuple[str, str], _Half] = {}
     foreign: list[str] = []
@@ -84,6 +87,21 @@ def lora_factors(
     touched = dict.fromkeys(module for module, _ in halves)
     configs = config.of_modules([half.module for half in halves.values()])
     return {module: _pair(known.sites[module], halves, configs, max_rank) for module in touched}
+
+
+def _check_not_empty(tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.numel():
+            raise _not_gathered(name, tensor)
+
+
+def _not_gathered(name: str, tensor: torch.Tensor) -> RequestError:
+    return invalid(
+        f"tensor {name!r} has shape {list(tensor.shape)}: it is what one process of DeepSpeed "
+        "ZeRO-3 or FSDP held; gather the weights before saving "
+        "(stage3_gather_16bit_weights_on_model_save: true), or make the whole ones of the training "
+        "checkpoint with zero_to_fp32.py"
+    )
 
 
 class _KnownModules:
@@ -161,6 +179,8 @@ def _pair(
 def _check_shapes(a: _Half, b: _Half, in_features: int, out_features: int) -> None:
     rank = a.tensor.shape[0] if a.tensor.ndim == 2 else "rank"
     for half, shape in ((a, [rank, in_features]), (b, [out_features, rank])):
+        if half.tensor.ndim == 1:
+            raise _not_gathered(half.name, half.tensor)
         if list(half.tensor.shape) != shape:
             raise invalid(
                 f"tensor {half.name!r} has shape {list(half.tensor.shape)}, but the base model "
@@ -170,8 +190,6 @@ def _check_shapes(a: _Half, b: _Half, in_features: int, out_features: int) -> No
 
 def _check_rank(a: _Half, expected: int, max_rank: int) -> None:
     rank = a.tensor.shape[0]
-    if rank == 0:
-        raise invalid(f"tensor {a.name!r} has rank 0; gather sharded weights before saving")
     if rank != expected:
         raise invalid(
             f"tensor {a.name!r} has rank {rank}, but {CONFIG_FILE} says {expected} (r or "

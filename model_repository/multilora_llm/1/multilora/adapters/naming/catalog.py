@@ -219,7 +219,8 @@ def _resembling(name: str, *sorted_names: Sequence[str]) -> list[str]:
         place = bisect.bisect(names, name)
         near = names[max(0, place - _NEIGHBOURS) : place + _NEIGHBOURS]
         candidates += [other for other in near if len(other) <= _LONGEST_COMPARED]
-    return difflib.get_close_matches(name, dict.fromkeys(candidates), n=_HINTS, cutoff=0.7)
+    others = dict.fromkeys(other for other in candidates if other != name)  # it may just have gone
+    return difflib.get_close_matches(name, others, n=_HINTS, cutoff=0.7)
 
 
 def _at_revision(source: AdapterSource, revision: str) -> AdapterSource:
