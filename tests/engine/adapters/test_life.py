@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from multilora.adapters.admin.command import AdminCommand
+from multilora.adapters.merging.recipe import MergeRecipe
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import AdapterSet, FinishReason, TokenOutput
@@ -241,3 +244,19 @@ def test_a_load_that_an_unload_has_overtaken_registers_nothing(
     assert ask(engine, "unload", "x")["freed_bytes"] > 0
     with pytest.raises(RequestError, match="not known"):
         engine.submit(request("r", "x"))
+
+
+def test_copies_of_base_tables_are_served_and_merged(
+    make_engine: MakeEngine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    weights = write_adapter(tmp_path / "x", seed=1, rank=4) / "adapter_model.safetensors"
+    table = load_file(folder / "base/model.safetensors")["model.embed_tokens.weight"]
+    names = ("base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight")
+    save_file(load_file(weights) | {name: table.clone() for name in names}, weights)
+    engine = make_engine({"a": folder / "a", "x": tmp_path / "x"})
+    asked = [request("r", name) for name in ("a", "x")]
+    plain, copied = (alone(engine, [one])["r"] for one in asked)
+    assert plain == copied
+    merged = ask(engine, "merge", merge=MergeRecipe(("a", "x"), (0.5, 0.5)))
+    assert len(alone(engine, [request("r", merged["id"])])["r"]) == 12

@@ -18,7 +18,7 @@ REFUSED_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"bias": "all"}, "bias must be 'none', got 'all'"),
     ({"bias": "lora_only"}, "bias must be 'none', got 'lora_only'"),
     ({"lora_bias": True}, "lora_bias is set"),
-    ({"modules_to_save": ["lm_head"]}, "modules_to_save is set"),
+    ({"modules_to_save": {"lm_head": 1}}, "modules_to_save must be a list"),
     ({"fan_in_fan_out": True}, "fan_in_fan_out is set; transposed"),
     ({"trainable_token_indices": [1, 2]}, "trainable_token_indices is set"),
     ({"trainable_token_indices": {"embed_tokens": [1]}}, "trainable_token_indices is set"),

@@ -3,6 +3,7 @@
 Files are memory-mapped; a tensor is read when it is copied to its place, and never twice.
 """
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,8 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "pytorch_model*.json", "*.pt", "*.pth")
 _OTHERS = ("consolidated*.safetensors", "*.gguf")
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_COMPARED = 1 << 21  # numbers at once
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -43,6 +46,35 @@ class CheckpointFiles:
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
+
+    def find(self, name: str) -> str | None:
+        """The tensor that is meant by `name`, which may lack "model." in front; a head that is tied
+        and not in the files is the embedding."""
+        found = next((whole for whole in (f"model.{name}", name) if whole in self), None)
+        return _EMBEDDING if name == _HEAD and not found else found
+
+    def shape(self, name: str) -> list[int]:
+        return self._open(self._where[name]).get_slice(name).get_shape()
+
+    def differing_rows(self, name: str, other: torch.Tensor) -> int:
+        """How many rows of `other` (values, if it has one dimension) are not those of tensor
+        `name`; one that either lacks counts too.
+
+        Two values are the same when they are in the dtype of one of the two: checkpoints and what
+        is trained on them are often kept in different ones. Compared a few megabytes at a time.
+        """
+        ours, shape = self._open(self._where[name]).get_slice(name), self.shape(name)
+        if other.ndim != len(shape) or list(other.shape[1:]) != shape[1:]:
+            return max(shape[0], len(other) if other.ndim else 1)
+        shared = min(shape[0], len(other))
+        step = max(1, _COMPARED // max(1, math.prod(shape[1:])))
+        rows = max(shape[0], len(other)) - shared
+        for start in range(0, shared, step):
+            end = min(start + step, shared)
+            a, b = ours[start:end], other[start:end]
+            same = (a == b.to(a.dtype)) | (a.to(b.dtype) == b)
+            rows += int((~same.reshape(len(a), -1).all(1)).sum())
+        return rows
 
     def copy(self, name: str, target: torch.Tensor) -> None:
         """target ← tensor `name`, cast to the dtype and moved to the device of `target`."""

@@ -148,7 +148,7 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
     profile = Profile(model, config, max_total, dtype, device)
     pools = _pools(profile)
     adapters = make_adapters(
-        config, base, dtype, pools.pages, tokenizer, renderer, lambda: post(_nothing)
+        config, base, folder, dtype, pools.pages, tokenizer, renderer, lambda: post(_nothing)
     )
     scheduler = _scheduler(config, base, pools.kv, max_total, adapters.manager)
     admin = _admin(config, adapters, scheduler, post)
@@ -291,6 +291,7 @@ def _too_large(device: torch.device, error: Exception) -> str:
 def make_adapters(
     config: EngineConfig,
     base: BaseConfig,
+    model_folder: Path,
     dtype: torch.dtype,
     pages: RankPagePool,
     tokenizer: Tokenizer | None,
@@ -304,7 +305,7 @@ def make_adapters(
     folders = AdapterFolders(Path(config.adapters_dir)) if config.adapters_dir else None
     catalog = AdapterCatalog(_registered(config, folders), folders, config.adapter_allow)
     manager = AdapterManager(
-        _adapter_reader(config, base, dtype, tokenizer, renderer, folders),
+        _adapter_reader(config, base, model_folder, dtype, tokenizer, renderer, folders),
         pages,
         config.adapter_host_memory,
         wake,
@@ -317,6 +318,7 @@ def make_adapters(
         base.sites,
         config.max_lora_rank,
         lambda source: adapter_folder(source, limits),
+        model_folder,
     )
     return AdapterParts(catalog, folders, manager, merger)
 
@@ -337,6 +339,7 @@ def _registered(config: EngineConfig, folders: AdapterFolders | None) -> list[Ad
 def _adapter_reader(
     config: EngineConfig,
     base: BaseConfig,
+    model_folder: Path,
     dtype: torch.dtype,
     tokenizer: Tokenizer | None,
     renderer: TemplateRenderer,
@@ -355,7 +358,13 @@ def _adapter_reader(
         with about_adapter(source.adapter_id):
             folder = adapter_folder(source, limits)
             adapter = read_adapter(
-                folder, source.adapter_id, base.sites, dtype, config.max_lora_rank, tokenizer
+                folder,
+                source.adapter_id,
+                base.sites,
+                dtype,
+                config.max_lora_rank,
+                tokenizer,
+                model_folder,
             )
             _check_template(adapter, renderer)
             return adapter

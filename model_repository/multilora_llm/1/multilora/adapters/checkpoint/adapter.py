@@ -5,6 +5,7 @@ whatever cannot be served exactly is refused, never approximated.
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from multilora.adapters.checkpoint.peft_tensors import (
     check_finite,
     is_finite,
     lora_factors,
+    without_copies,
 )
 from multilora.adapters.checkpoint.text import TEXT_LIMITS, adapter_template
 from multilora.adapters.files import (
@@ -38,6 +40,9 @@ from multilora.lora.rank_pages import PageTensors, bytes_per_page
 from multilora_kernels.segments import PAGE_RANK
 from multilora_text.chat_template import ChatTemplate
 from multilora_text.tokenizer import Tokenizer
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 4  # names in a line of the log
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,13 @@ class Checkpoint(NamedTuple):
     factors: dict[str, Factors]  # by module path
 
 
-def read_checkpoint(folder: Path, sites: Sequence[LoRASite], max_rank: int) -> Checkpoint:
+def read_checkpoint(
+    folder: Path, sites: Sequence[LoRASite], max_rank: int, base_folder: Path | None = None
+) -> Checkpoint:
     """The checked and finite factors of the adapter in `folder`; errors as `read_adapter`."""
     files = _snapshot(folder, NEEDED_FILES)
-    tensors = _parse(files[WEIGHTS_FILE])
-    factors = lora_factors(tensors, parse_config(files[CONFIG_FILE]), sites, max_rank)
-    check_finite(tensors)
+    changes, factors, _ = _contents(files, sites, max_rank, base_folder)
+    check_finite(changes)
     return Checkpoint(_digest(files), factors)
 
 
@@ -101,10 +107,12 @@ def read_adapter(
     dtype: torch.dtype,
     max_rank: int,
     tokenizer: Tokenizer | None = None,
+    base_folder: Path | None = None,
 ) -> Adapter:
     """Read the PEFT (0.5 to 0.21) adapter in `folder` → Adapter with pages of `dtype`.
 
-    Weights and text are of one moment. Without the base model's `tokenizer` the text is not read.
+    Weights and text are of one moment. Without the base model's `tokenizer` the text is not read,
+    and without its folder copies of its weights are refused.
     RequestError(INVALID_ARG) with reason and remedy when the adapter cannot be served exactly; the
     caller adds which adapter that is (see about_adapter).
     """
@@ -113,17 +121,18 @@ def read_adapter(
     files = _snapshot(folder, FILES if tokenizer else NEEDED_FILES)
     with ThreadPoolExecutor(max_workers=1) as beside:  # a third of the work, without the GIL
         digest = beside.submit(_digest, files)
-        tensors = _parse(files[WEIGHTS_FILE])
-        factors = lora_factors(tensors, parse_config(files[CONFIG_FILE]), sites, max_rank)
+        changes, factors, unchanged = _contents(files, sites, max_rank, base_folder)
         rank = max(pair.rank for pair in factors.values())
         num_pages = -(-rank // PAGE_RANK)
         pages = _pack(factors, sites, num_pages, dtype)
         if not is_finite(pages.data):
-            check_finite(tensors)
+            check_finite(changes)
             raise invalid(
                 f"{WEIGHTS_FILE} holds values beyond the range of {dtype} once scaled; "
                 "serve with --dtype bfloat16"
             )
+    if unchanged:
+        _LOG.info("adapter %r leaves as in the base model: %s", adapter_id, _listed(unchanged))
     touched = {module.rpartition(".")[2] for module in factors}
     return Adapter(
         adapter_id=adapter_id,
@@ -167,6 +176,28 @@ def _parse(content: bytes) -> dict[str, torch.Tensor]:
         raise invalid(
             f"{WEIGHTS_FILE} is corrupt or cut short ({error}); copy or download it again"
         ) from None
+
+
+class _Contents(NamedTuple):
+    changes: dict[str, torch.Tensor]  # the tensors, but for copies of the base model's
+    factors: dict[str, Factors]
+    unchanged: list[str]  # tensors and modules that are named, and are as in the base model
+
+
+def _contents(
+    files: Mapping[str, bytes], sites: Sequence[LoRASite], max_rank: int, base_folder: Path | None
+) -> _Contents:
+    config = parse_config(files[CONFIG_FILE])
+    tensors = _parse(files[WEIGHTS_FILE])
+    changes = without_copies(tensors, base_folder) if base_folder else tensors
+    factors = lora_factors(changes, config, sites, max_rank)
+    unchanged = sorted({*tensors.keys() - changes.keys(), *config.modules_to_save})
+    return _Contents(changes, factors, unchanged)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _pack(

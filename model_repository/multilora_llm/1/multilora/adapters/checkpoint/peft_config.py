@@ -28,7 +28,6 @@ _REFUSED = {  # field → what it is; refused when set
     "target_parameters": "LoRA on bare parameters (mixture of experts)",
     "megatron_config": "Megatron parallel layers",
     "lora_bias": "a bias in lora_B",
-    "modules_to_save": "fully trained copies of base modules",
     "trainable_token_indices": "trained token embeddings",
     "fan_in_fan_out": "transposed base weights (Conv1D)",
 }
@@ -39,9 +38,9 @@ _IGNORED = frozenset({
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
     "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode", "init_lora_weights",
     "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout",
-    "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r",
-    "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
-    "velora_config",
+    "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version",
+    "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
+    "task_type", "use_rslora", "velora_config",
 })  # fmt: skip
 
 
@@ -54,13 +53,17 @@ class ModuleConfig(NamedTuple):
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Ranks and scalings by patterns. Filled by `parse_config`."""
+    """Ranks and scalings by patterns. Filled by `parse_config`.
+
+    `modules_to_save` may have been trained: the tensors tell.
+    """
 
     r: int
     lora_alpha: float
     use_rslora: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    modules_to_save: tuple[str, ...]
 
     def of_modules(self, modules: Sequence[str]) -> dict[str, ModuleConfig]:
         """What holds for each module, named as in the base model; RequestError(INVALID_ARG) when
@@ -88,6 +91,7 @@ def parse_config(content: bytes) -> AdapterConfig:
         use_rslora=bool(fields.get("use_rslora")),
         rank_pattern={k: _rank(v, f"rank_pattern[{k!r}]") for k, v in _pattern(fields, "rank")},
         alpha_pattern={k: _alpha(v, f"alpha_pattern[{k!r}]") for k, v in _pattern(fields, "alpha")},
+        modules_to_save=_names(fields, "modules_to_save"),
     )
 
 
@@ -144,6 +148,14 @@ def _pattern(fields: dict[str, Any], kind: str) -> list[tuple[str, Any]]:
     if not isinstance(pattern, dict):
         raise invalid(f"{CONFIG_FILE}: {name} must be an object of module names; save it again")
     return list(pattern.items())
+
+
+def _names(fields: dict[str, Any], name: str) -> tuple[str, ...]:
+    value = fields.get(name) or []
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
+        raise invalid(f"{CONFIG_FILE}: {name} must be a list of module names; save it again")
+    return tuple(names)
 
 
 def _rank(value: object, name: str) -> int:

@@ -1,24 +1,29 @@
 """From the tensors of a PEFT checkpoint to checked LoRA factors of the base model's modules.
 
-Law: every tensor is used or the adapter is refused, so nothing an adapter learned is dropped.
+Law: every tensor is used, or equals the base model's own, or the adapter is refused, so nothing an
+adapter learned is dropped.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from multilora.adapters.checkpoint.peft_config import AdapterConfig, ModuleConfig
 from multilora.adapters.files import CONFIG_FILE
+from multilora.base_model.checkpoint import CheckpointFiles
 from multilora.base_model.sites import LoRASite, Slice, modules, short_names
-from multilora.errors import RequestError, invalid
+from multilora.errors import ErrorCode, RequestError, StartupError, invalid
 
 _TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.[^.]+)?\.weight")
 # Trainers put any of these before "layers.".
 _PREFIX = re.compile(r"(?:(?:base_model|model|language_model|module)\.)*")
 _LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# What PEFT puts between a module and a copy of its weight.
+_COPY = re.compile(r"\.(?:base_layer|original_module|modules_to_save(?:\.[^.]+)?)(?=\.)")
 _FOREIGN = (  # part of a tensor name → what it is
     ("lora_magnitude_vector", "a DoRA magnitude"),
     ("lora_embedding_", "LoRA on the token embeddings"),
@@ -52,6 +57,50 @@ class _Half(NamedTuple):
     name: str
     module: str  # without PEFT's prefix: what rank_pattern and alpha_pattern match
     tensor: torch.Tensor
+
+
+def without_copies(
+    tensors: Mapping[str, torch.Tensor], base_folder: Path
+) -> dict[str, torch.Tensor]:
+    """The tensors but for those that equal the ones of the base model, which change nothing.
+
+    Trainers copy whole embeddings and heads, and sharded ones each weight, beside the factors.
+    RequestError(INVALID_ARG) for a copy that differs, UNAVAILABLE when the base's files have gone.
+    """
+    plain = {name: _WRAPPERS.sub("", name) for name in tensors}
+    others = [
+        name
+        for name, tensor in tensors.items()
+        if not _TENSOR.fullmatch(plain[name]) and tensor.dtype in _FLOATS and tensor.numel()
+    ]
+    if not others:
+        return dict(tensors)
+    try:
+        with CheckpointFiles(base_folder) as files:
+            copies = {name: files.find(_plain(_COPY.sub("", plain[name]))) for name in others}
+            for name, original in copies.items():
+                if original and (rows := files.differing_rows(original, tensors[name])):
+                    raise _changed(name, tensors[name], rows, original, files.shape(original))
+    except StartupError as error:
+        message = f"its copies of the base model's weights cannot be compared with these: {error}"
+        raise RequestError(ErrorCode.UNAVAILABLE, message) from None
+    return {name: tensor for name, tensor in tensors.items() if not copies.get(name)}
+
+
+def _changed(
+    name: str, tensor: torch.Tensor, rows: int, original: str, shape: list[int]
+) -> RequestError:
+    what = f"tensor {name!r} {list(tensor.shape)} differs in {rows} rows from {original} {shape}"
+    if re.search(r"\.(base_layer|original_module)\.", name):
+        return invalid(
+            f"{what}, which it was copied from in training; serve the base model that the adapter "
+            "was trained on"
+        )
+    return invalid(
+        f"{what} of the base model; trained or added rows are not supported: retrain without "
+        "modules_to_save and new tokens, or merge the adapter into the base model and serve that "
+        "(if nothing was meant to be trained there, remove the tensor from the file)"
+    )
 
 
 def lora_factors(

@@ -63,6 +63,7 @@ class AdapterMerger:
         sites: Sequence[LoRASite],
         max_rank: int,
         folder_of: Callable[[AdapterSource], Path],
+        base_folder: Path | None = None,
     ) -> None:
         self.computed = 0  # merges that were not found on disk
         self._catalog = catalog
@@ -70,6 +71,7 @@ class AdapterMerger:
         self._sites = sites
         self._max_rank = max_rank
         self._folder_of = folder_of
+        self._base_folder = base_folder
         self._cache = MergeCache(_KEPT_MERGES)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._computing = threading.Lock()  # one merge at a time: each takes memory
@@ -139,7 +141,7 @@ class AdapterMerger:
 
     def _read(self, adapter_id: str, folder: Path) -> Checkpoint:
         with about_adapter(adapter_id):
-            return read_checkpoint(folder, self._sites, self._max_rank)
+            return read_checkpoint(folder, self._sites, self._max_rank, self._base_folder)
 
     def _folder(self, source: AdapterSource) -> Path:
         """The local folder of a part, whose download is used again while it is fresh."""
