@@ -54,6 +54,7 @@ ENGINE = {
     "adapters.memory": Room(
         "errors request metrics lora adapters.background_thread adapters.naming "
         "adapters.checkpoint scheduling.adapter_cache",
+        "multilora_api",
     ),
     "adapters.merging": Room(
         "errors json_fields base_model adapters.background_thread adapters.files adapters.naming "
@@ -95,7 +96,7 @@ GATEWAY = {
     ),
     "openai": Room("errors settings http backend generation", API),
     "tgi": Room("errors settings http backend generation", API),
-    "routes": Room("errors settings http backend generation openai tgi", HTTP),
+    "routes": Room("errors settings http backend generation openai tgi", f"{HTTP} multilora_api"),
     "app": Room("settings http backend routes", "fastapi starlette multilora_text"),
     "cli": Room("settings http json_lines app", "uvicorn"),
     "__main__": Room("cli"),

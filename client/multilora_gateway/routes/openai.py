@@ -8,7 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse, StreamingResponse
 
+from multilora_api.admin import Origin
 from multilora_gateway.backend.served_model import ServedModel
+from multilora_gateway.errors import not_found
 from multilora_gateway.generation.context import Context, RequestContext
 from multilora_gateway.generation.model_name import base_names, resolve, served_name
 from multilora_gateway.openai.bodies import parse, request_schema
@@ -47,7 +49,7 @@ async def completions(
 
 @router.get("/v1/models", response_class=JSONResponse)
 async def list_models(context: Context) -> Response:
-    """The base model and the adapters."""
+    """The base model, and the adapters that can answer."""
     base = await context.backend.base()
     parts = _list_in_parts(context, base)
     first = await anext(parts)  # what is wrong shows before the answer begins
@@ -62,6 +64,8 @@ async def get_model(name: str, context: Context) -> dict[str, Any]:
     if not model.adapter_id:
         return _base(base, context.settings)
     entry = await context.backend.adapters("info", adapter_id=model.adapter_id)
+    if _is_refused(entry):
+        raise not_found(entry["error"])
     return _adapter(entry, base, context.settings)
 
 
@@ -76,7 +80,7 @@ async def _list_in_parts(context: RequestContext, base: ServedModel) -> AsyncGen
         entries = [entry for entry in answer["adapters"] if entry["id"] not in told]
         told = told or {entry["id"] for entry in entries}  # the first part has what is in memory
         for entry in entries:
-            if context.caller.may_use(entry["id"]):
+            if context.caller.may_use(entry["id"]) and _may_answer(entry):
                 text += ", " + json.dumps(_adapter(entry, base, context.settings))
         after = answer.get("next", "")
         if not after:
@@ -90,6 +94,17 @@ async def _joined(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator
     yield first
     async for part in rest:
         yield part
+
+
+def _is_refused(entry: Mapping[str, Any]) -> bool:
+    """Whether the adapter's files, as they are, cannot be served."""
+    return entry["state"] == "failed" and entry.get("error_code") != "UNAVAILABLE"
+
+
+def _may_answer(entry: Mapping[str, Any]) -> bool:
+    """False also for a name of a request that may turn out to be misspelt."""
+    is_unread = entry["origin"] == Origin.ON_DEMAND.value and entry["digest"] is None
+    return not (is_unread or _is_refused(entry))
 
 
 def _base(base: ServedModel, settings: Settings) -> dict[str, Any]:

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from launcher.triton.server import TritonServer
 from support.e2e.adapters import administer, settled, used
+from support.e2e.gateway import running_gateway
 from support.e2e.triton import (
     DEMO,
+    SECONDS,
     GrpcStream,
     demo_server,
     eventually,
@@ -194,3 +197,25 @@ def test_names_that_lead_elsewhere_are_refused(
     assert status == 400
     assert refusal["error"].endswith(f"[{code}]"), refusal
     assert len(refusal["error"]) < 600
+
+
+def test_models_are_those_that_can_answer(server: TritonServer, folder: Path) -> None:
+    drop("upper", folder / "models/fine")
+    drop("upper", folder / "models/dora")
+    config = folder / "models/dora/adapter_config.json"
+    good = config.read_text()
+    config.write_text(json.dumps(json.loads(good) | {"use_dora": True}))
+    with running_gateway(server) as url:
+
+        def listed() -> set[str]:
+            answer = requests.get(f"{url}/v1/models", timeout=SECONDS).json()
+            return {model["id"] for model in answer["data"]}
+
+        assert {"models/fine", "spin"} <= listed() and "models/dora" not in listed()
+        refused = requests.get(f"{url}/v1/models/models/dora", timeout=SECONDS)
+        assert refused.status_code == 404 and "DoRA" in refused.json()["error"]["message"]
+        page = requests.get(f"{url}/adapters", timeout=SECONDS).json()["adapters"]
+        (shown,) = (entry for entry in page if entry["id"] == "models/dora")
+        assert shown["state"] == "failed" and "DoRA" in shown["error"]
+        config.write_text(good)
+        assert eventually(lambda: "models/dora" in listed(), True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from multilora.adapters.admin.command import AdminCommand
+from multilora.adapters.checkpoint import adapter as checkpoint
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, Request
 from multilora_api.sampling import SamplingParams
@@ -268,3 +269,72 @@ def test_changes_need_the_admin_key_where_there_is_one(make_engine: MakeEngine, 
     assert ask(engine, "info", "a")["id"] == "a" and ask(engine, "list")["adapters"]
     pinned = engine.admin.execute(AdminCommand("unpin", "a", admin_key="kéy"), 30)
     assert pinned.result(30)["pinned"] is False
+
+
+def test_a_list_tells_what_is_refused_before_anybody_asks(make_engine: MakeEngine, tmp_path: Path):
+    spoilt: dict[str, tuple[str, bytes, str]] = {
+        "dora": ("adapter_config.json", b'{"peft_type": "LORA", "use_dora": true}', "DoRA"),
+        "no-lora": ("adapter_config.json", b"{}", "peft_type must be LORA"),
+        "ranks": ("adapter_config.json", b'{"peft_type": "LORA", "r": 3}', "says 3"),
+        "pointer": ("adapter_model.safetensors", b"version https://git-lfs.github.com/spec/v1\n",
+                    "is a Git LFS pointer"),
+        "text": ("adapter_model.safetensors", b"Not found", "is corrupt or cut short"),
+    }  # fmt: skip
+    write_adapter(tmp_path / "good", seed=1)
+    for name, (file, content, _) in spoilt.items():
+        write_adapter(tmp_path / name, seed=1)
+        (tmp_path / name / file).write_bytes(content)
+    write_adapter(tmp_path / "pickle", seed=1)
+    (tmp_path / "pickle/adapter_model.safetensors").rename(tmp_path / "pickle/adapter_model.bin")
+    engine = make_engine(adapters_dir=str(tmp_path))
+    for asked in (False, True):
+        assert (entry(engine, "good")["state"], entry(engine, "good")["error"]) == ("ready", None)
+        for name, (_, _, reason) in {**spoilt, "pickle": ("", b"", "is a pickle")}.items():
+            for shown in (entry(engine, name), ask(engine, "info", name)):
+                assert (shown["state"], shown["error_code"]) == ("failed", "INVALID_ARG")
+                assert shown["error"].startswith(f"adapter '{name}': ") and reason in shown["error"]
+            if not asked:
+                engine.submit(request("r", name))
+                error = drain(engine, 1)["r"][-1].error
+                assert error is not None and error.code is ErrorCode.INVALID_ARG
+    write_adapter(tmp_path / "dora", seed=2)
+    assert ask(engine, "load", "dora")["state"] == "ready"
+    write_adapter(tmp_path / "ranks", seed=2, rank=3)
+    deadline = time.monotonic() + 10  # the watch notices
+    while entry(engine, "ranks")["state"] != "ready":
+        assert time.monotonic() < deadline
+
+
+def test_adapters_of_one_form_are_checked_once(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checked: list[bytes] = []
+    real = checkpoint.parse_config
+
+    def counted(content: bytes):
+        checked.append(content)
+        return real(content)
+
+    engine = make_engine(adapters_dir=str(tmp_path))
+    for number in range(30):
+        write_adapter(tmp_path / f"x{number}", seed=number)
+    monkeypatch.setattr(checkpoint, "parse_config", counted)
+    for _ in range(3):
+        assert len(ask(engine, "list")["adapters"]) == 6 + 30
+    assert len(checked) == 1
+
+
+def test_the_list_does_not_grow_by_asking(make_engine: MakeEngine, hub: HubServer):
+    write_adapter(hub.root / "org/dora", seed=6)
+    (hub.root / "org/dora/adapter_config.json").write_text('{"use_dora": true}')
+    write_adapter(hub.root / "org/fine", seed=6)
+    engine = make_engine(adapter_allow="org/*")
+    before = [item["id"] for item in ask(engine, "list")["adapters"]]
+    names = [f"org/misspelt{number}" for number in range(20)] + ["org/dora"]
+    for number, name in enumerate([*names, "org/fine"]):
+        engine.submit(request(f"r{number}", name))
+    outputs = drain(engine, len(names) + 1)
+    assert sum(said[-1].error is not None for said in outputs.values()) == len(names)
+    assert [item["id"] for item in ask(engine, "list")["adapters"]] == [*before, "org/fine"]
+    told = ask(engine, "info", "org/dora")
+    assert told["state"] == "failed" and "peft_type" in told["error"]

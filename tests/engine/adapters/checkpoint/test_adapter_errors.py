@@ -124,8 +124,8 @@ CHANGED_TENSORS: list[tuple[Callable[[Tensors], object], str]] = [
      "[64, 8]"),
     (lambda t: t.update({Q_B: t[Q_B][:, :4].contiguous()}), "[64, 4], but the base model needs "
      "[64, 8]"),
-    (lambda t: t.update({Q_A: torch.zeros(0, 64), Q_B: torch.zeros(64, 0)}), "has shape [0, 64]: "
-     "it is what one process of DeepSpeed ZeRO-3 or FSDP held; gather"),
+    (lambda t: t.update({Q_A: torch.zeros(0, 64), Q_B: torch.zeros(64, 0)}), "it is what "
+     "one process of DeepSpeed ZeRO-3 or FSDP held; gather"),
     (lambda t: t.update({Q_A: torch.zeros(100)}), "has shape [100]: it is what one process"),
     (lambda t: set_value(t, Q_A, float("nan")), "q_proj.lora_A.weight' holds values that are not"),
     (lambda t: set_value(t, Q_B, float("-inf")), "q_proj.lora_B.weight' holds values that are not"),

@@ -63,11 +63,11 @@ def test_refusals_say_what_would_make_it_work(root: Path) -> None:
 
 def test_the_name_that_was_asked_for_is_never_proposed(root: Path) -> None:
     """A folder that has just been removed is still in the latest scan."""
-    make(root / "sqlite")
+    make(root / "sqls")
     catalog = catalog_of("", root)
     catalog.sources()
     (root / "sql/adapter_config.json").unlink()
-    assert "did you mean 'sqlite'?" in refusal(catalog.resolve, "sql")
+    assert "did you mean 'sqls'?" in refusal(catalog.resolve, "sql")
 
 
 def test_what_is_registered_later(root: Path) -> None:

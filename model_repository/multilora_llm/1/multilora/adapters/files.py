@@ -84,7 +84,7 @@ def read_settled(
             if stamp.size > limits.get(stamp.name, stamp.size):
                 raise too_large(stamp.name, limits[stamp.name])
         time.sleep(_seconds_until_quiet(before))
-        contents = {stamp.name: _read(folder / stamp.name, stamp.size) for stamp in before}
+        contents = {stamp.name: read_start(folder / stamp.name, stamp.size) for stamp in before}
         if stamps(folder, names) == before:
             return {name: content for name, content in contents.items() if content is not None}
     raise RequestError(
@@ -141,8 +141,8 @@ def _seconds_until_quiet(stamps: list[FileStamp]) -> float:
     return min(_QUIET_SECONDS, max(0.0, _QUIET_SECONDS - age))
 
 
-def _read(path: Path, size: int) -> bytes | None:
-    """Up to `size` bytes of a file; None when the file has gone.
+def read_start(path: Path, size: int) -> bytes | None:
+    """Up to `size` bytes of a file; None when the file has gone. RequestError: it cannot be read.
 
     Opening without blocking keeps a fifo that has taken the file's place from holding the thread.
     """

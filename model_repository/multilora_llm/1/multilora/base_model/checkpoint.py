@@ -61,7 +61,8 @@ class CheckpointFiles:
         `name`; one that either lacks counts too.
 
         Two values are the same when they are in the dtype of one of the two: checkpoints and what
-        is trained on them are often kept in different ones. Compared a few megabytes at a time.
+        is trained on them are often kept in different ones. Compared a few megabytes at a time; a
+        meta tensor has no values, and counts as the same where both have rows.
         """
         ours, shape = self._open(self._where[name]).get_slice(name), self.shape(name)
         if other.ndim != len(shape) or list(other.shape[1:]) != shape[1:]:
@@ -69,6 +70,8 @@ class CheckpointFiles:
         shared = min(shape[0], len(other))
         step = max(1, _COMPARED // max(1, math.prod(shape[1:])))
         rows = max(shape[0], len(other)) - shared
+        if other.is_meta:
+            return rows
         for start in range(0, shared, step):
             end = min(start + step, shared)
             a, b = ours[start:end], other[start:end]

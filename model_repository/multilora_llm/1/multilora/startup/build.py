@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from multilora.adapters.admin.admin import AdapterAdmin
-from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.adapters.checkpoint.adapter import Adapter, AdapterChecks, read_adapter
 from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.merging.merger import AdapterMerger
 from multilora.adapters.naming.catalog import AdapterCatalog
@@ -106,6 +106,7 @@ class AdapterParts:
     folders: AdapterFolders | None
     manager: AdapterManager
     merger: AdapterMerger
+    checks: AdapterChecks
 
     def warm_up(self) -> None:
         """Read and pin the registered adapters, and fill the pool while it has room.
@@ -227,6 +228,7 @@ def _admin(
         post=post,
         folders=adapters.folders,
         merger=adapters.merger,
+        refusal=adapters.checks.refusal,
         switched_on=config.adapter_admin == "on",
         key=config.admin_key,
     )
@@ -320,7 +322,8 @@ def make_adapters(
         lambda source: adapter_folder(source, limits),
         model_folder,
     )
-    return AdapterParts(catalog, folders, manager, merger)
+    checks = AdapterChecks(base.sites, config.max_lora_rank, model_folder)
+    return AdapterParts(catalog, folders, manager, merger, checks)
 
 
 def _limits(config: EngineConfig) -> DownloadLimits:

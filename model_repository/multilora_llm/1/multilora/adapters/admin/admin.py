@@ -6,20 +6,22 @@ thread. The answers are described in docs/adapters.md.
 """
 
 import hmac
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from multilora.adapters.admin.command import AdminCommand
 from multilora.adapters.admin.deadline_futures import DeadlineFuture, DeadlineFutures
 from multilora.adapters.memory.manager import AdapterManager
-from multilora.adapters.memory.state import AdapterState
+from multilora.adapters.memory.state import AdapterState, LoadState
 from multilora.adapters.merging.merger import AdapterMerger, Merged
 from multilora.adapters.naming.catalog import AdapterCatalog
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.adapters.naming.source import AdapterSource
+from multilora.adapters.naming.source import AdapterSource, named_error
 from multilora.adapters.naming.watch import FolderChanges
 from multilora.errors import ErrorCode, RequestError, invalid
 from multilora.scheduling.scheduler import Scheduler
@@ -27,11 +29,13 @@ from multilora_api.admin import CHANGES, Origin
 
 Answer = dict[str, Any]
 _LOADING = "it is still being read"
+_CHECK_SECONDS = 0.2  # for folders that a list tells of: the others are looked at by later lists
 
 
 class AdapterAdmin:
     """`post` runs a function on the engine thread, which also ticks `pending` between its steps.
-    `folders` is the directory that is watched, if there is one. Changes need `key`, unless it is
+    `folders` is the directory that is watched, if there is one; `refusal` tells of a folder in it
+    why it cannot be served, so far as that can be told quickly. Changes need `key`, unless it is
     empty, and that they are `switched_on`."""
 
     def __init__(
@@ -42,6 +46,7 @@ class AdapterAdmin:
         post: Callable[[Callable[[], None]], None],
         folders: AdapterFolders | None,
         merger: AdapterMerger,
+        refusal: Callable[[Path], RequestError | None],
         switched_on: bool,
         key: str,
     ) -> None:
@@ -51,6 +56,7 @@ class AdapterAdmin:
         self._post = post
         self._folders = folders
         self._merger = merger
+        self._refusal = refusal
         self._switched_on = switched_on
         self._key = key.encode()
         self.pending = DeadlineFutures()
@@ -122,7 +128,8 @@ class AdapterAdmin:
         """What the engine thread has to do; all that may look at the disk is done here, before."""
         if command.action == "list":
             sources, following = self._catalog.listed(command.after)
-            entries = {s.adapter_id: _entry(AdapterState(s), "disk", 0, 0) for s in sources}
+            until = time.monotonic() + _CHECK_SECONDS
+            entries = {s.adapter_id: _entry(self._unread(s, until), "disk", 0, 0) for s in sources}
             others = not command.after
             return lambda pending: pending.complete(
                 None, lambda: {**self._list(entries, others), "next": following}
@@ -142,7 +149,8 @@ class AdapterAdmin:
         all that are in memory or in use."""
         counts = self._scheduler.counts()
         for name, state in self._manager.states.items():
-            if name in entries or (others and (state.is_known or name in counts)):
+            is_shown = others and (state.is_known or name in counts)
+            if is_shown or (name in entries and (state.is_known or not entries[name]["error"])):
                 entries[name] = self._shown(state, counts)
         device, host = self._manager.device, self._manager.host
         pages = device.allocator
@@ -157,19 +165,31 @@ class AdapterAdmin:
             },
         }
 
+    def _unread(self, source: AdapterSource, until: float = math.inf) -> AdapterState:
+        """As if nobody had named the adapter yet. Its folder is looked at, unless the time is past
+        `until` (time.monotonic())."""
+        state = AdapterState(source)
+        looked_at = source.origin is Origin.DIRECTORY and time.monotonic() < until
+        if looked_at and (error := self._refusal(Path(source.location))):
+            state.load_state = LoadState.FAILED
+            state.error = named_error(source.adapter_id, error)
+        return state
+
     def _with_source(self, command: AdminCommand) -> Callable[[DeadlineFuture], None]:
         """info, pin and unpin: of an adapter in memory, or else of one that could be loaded."""
         source: AdapterSource | None = None
+        unread: AdapterState | None = None
         refusal: RequestError | None = None
         try:
             source = self._catalog.resolve(command.adapter_id)
+            unread = self._unread(source)
         except RequestError as error:
             refusal = error
 
         def run(pending: DeadlineFuture) -> None:
             state = self._manager.states.get(command.adapter_id)
-            if state is None and source is not None:
-                state = AdapterState(source)
+            if unread and not (state and (state.is_known or not unread.error)):
+                state = unread
             if state is None or (source is None and not state.is_known):
                 assert refusal is not None
                 pending.complete(refusal, lambda: None)
@@ -310,6 +330,7 @@ def _entry(state: AdapterState, tier: str, running: int, waiting: int) -> Answer
         "last_used": _since_1970(state.last_used),
         "state": "unloading" if state.unload_waiters else state.load_state.value,
         "error": state.error.message if state.error else None,
+        "error_code": state.error.code.value if state.error else None,
     }
 
 

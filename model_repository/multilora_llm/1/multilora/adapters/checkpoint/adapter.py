@@ -5,12 +5,13 @@ whatever cannot be served exactly is refused, never approximated.
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -33,9 +34,11 @@ from multilora.adapters.files import (
     PICKLE_REFUSAL,
     WEIGHTS_FILE,
     read_settled,
+    read_start,
+    stamps,
 )
 from multilora.base_model.sites import LoRASite, short_names
-from multilora.errors import RequestError, invalid, lfs_problem
+from multilora.errors import ErrorCode, RequestError, invalid, lfs_problem
 from multilora.lora.rank_pages import PageTensors, bytes_per_page
 from multilora_kernels.segments import PAGE_RANK
 from multilora_text.chat_template import ChatTemplate
@@ -43,6 +46,14 @@ from multilora_text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 4  # names in a line of the log
+_MOST_REMEMBERED, _MOST_FORMS = 200_000, 1000
+_MOST_BYTES, _POINTER_BYTES = 8 << 20, 64
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 @dataclass(frozen=True)
@@ -173,9 +184,11 @@ def _parse(content: bytes) -> dict[str, torch.Tensor]:
     try:
         return parse_safetensors(content)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise invalid(
-            f"{WEIGHTS_FILE} is corrupt or cut short ({error}); copy or download it again"
-        ) from None
+        raise _corrupt(error) from None
+
+
+def _corrupt(error: Exception) -> RequestError:
+    return invalid(f"{WEIGHTS_FILE} is corrupt or cut short ({error}); copy or download it again")
 
 
 class _Contents(NamedTuple):
@@ -193,6 +206,79 @@ def _contents(
     factors = lora_factors(changes, config, sites, max_rank)
     unchanged = sorted({*tensors.keys() - changes.keys(), *config.modules_to_save})
     return _Contents(changes, factors, unchanged)
+
+
+class AdapterChecks:
+    """What is wrong with adapters as far as it shows without reading their numbers: in their config
+    and in the names and shapes of their tensors. Any thread. What is found is remembered."""
+
+    def __init__(self, sites: Sequence[LoRASite], max_rank: int, base_folder: Path) -> None:
+        self._sites = sites
+        self._max_rank = max_rank
+        self._base_folder = base_folder
+        self._found: dict[Path, tuple[int, RequestError | None]] = {}  # with hash of stamps
+        self._forms: dict[bytes, RequestError | None] = {}  # by the digest of what was read
+
+    def refusal(self, folder: Path) -> RequestError | None:
+        """Why a request for the adapter in `folder` would be refused; None: it may be served."""
+        try:
+            version = hash(tuple(stamps(folder, NEEDED_FILES)))
+            known, refusal = self._found.get(folder, (None, None))
+            if known != version:
+                refusal = self._check(*_form(folder))
+                _limit(self._found, _MOST_REMEMBERED)
+                self._found[folder] = version, refusal
+        except RequestError as error:
+            return error
+        return refusal
+
+    def _check(self, config: bytes, header: bytes) -> RequestError | None:
+        """Adapters of one training differ in their numbers alone: one check does for all."""
+        form = hashlib.sha256(hashlib.sha256(config).digest() + header).digest()
+        if form not in self._forms:
+            _limit(self._forms, _MOST_FORMS)
+            self._forms[form] = None
+            try:
+                parsed = parse_config(config)
+                tensors = without_copies(_shapes(header), self._base_folder)
+                if not (parsed.rank_pattern or parsed.alpha_pattern):  # matching takes a process
+                    lora_factors(tensors, parsed, self._sites, self._max_rank)
+            except RequestError as error:
+                if error.code is ErrorCode.INVALID_ARG:
+                    self._forms[form] = invalid(error.message)  # without a traceback
+        return self._forms[form]
+
+
+def _limit(found: dict[Any, Any], most: int) -> None:
+    if len(found) >= most:
+        found.clear()
+
+
+def _form(folder: Path) -> tuple[bytes, bytes]:
+    """The config of an adapter and the head of its weights; RequestError when one is missing."""
+    config = read_start(folder / CONFIG_FILE, _MOST_BYTES)
+    start = read_start(folder / WEIGHTS_FILE, _POINTER_BYTES)
+    for name, content in ((CONFIG_FILE, config), (WEIGHTS_FILE, start)):
+        if content is None:
+            raise _missing(folder, name)
+    assert config is not None and start is not None
+    if problem := lfs_problem(start):
+        raise invalid(f"{WEIGHTS_FILE} {problem}")
+    size = min(int.from_bytes(start[:8], "little"), _MOST_BYTES)
+    return config, (read_start(folder / WEIGHTS_FILE, 8 + size) or b"")[8:]
+
+
+def _shapes(header: bytes) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file without their values."""
+    try:
+        entries = json.loads(header)
+        return {
+            name: torch.empty(entry["shape"], dtype=_DTYPES.get(entry["dtype"]), device="meta")
+            for name, entry in entries.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise _corrupt(error) from None
 
 
 def _listed(names: Sequence[str]) -> str:

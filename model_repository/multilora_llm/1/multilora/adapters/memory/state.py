@@ -11,6 +11,7 @@ from multilora.adapters.checkpoint.adapter import AdapterFacts
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode, RequestError
 from multilora.metrics import AdapterUsage
+from multilora_api.admin import Origin
 
 _LOG = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0  # until a request makes the server read a failed adapter again
@@ -61,8 +62,10 @@ class AdapterState:
 
     @property
     def is_known(self) -> bool:
-        """False when there is nothing to tell but the name."""
-        return bool(self.key or self.error or self.pending or self.unload_waiters)
+        """False when there is nothing to tell but the name, or that a name which a request has
+        brought up, and nobody else, is not that of an adapter."""
+        named = self.source.origin is not Origin.ON_DEMAND
+        return bool(self.key or (self.error and named) or self.pending or self.unload_waiters)
 
     @property
     def recent_failure(self) -> RequestError | None:
