@@ -80,7 +80,11 @@ class HubServer:
             return revision, self._commits[revision]
         if not folder.is_dir():
             return None
-        files = {item.name: item.read_bytes() for item in sorted(folder.iterdir())}
+        files = {
+            item.relative_to(folder).as_posix(): item.read_bytes()
+            for item in sorted(folder.rglob("*"))
+            if item.is_file()
+        }
         digests = [f"{repo}/{name} {_sha256(content)}" for name, content in files.items()]
         commit = hashlib.sha1("\n".join(digests).encode()).hexdigest()
         self._commits[commit] = files
@@ -164,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, path: str, commit: str, files: Mapping[str, bytes], body: bool) -> None:
         if self.hub.cdn and not self.path.startswith("/cdn/") and path.endswith(".safetensors"):
-            return self._to_cdn(path, commit, files[path.rpartition("/")[2]])
+            return self._to_cdn(path, commit, files[path.split("/", 2)[-1]])
         self.hub.hits[path] += body
         known = self.hub.faults.get(path, "")
         refused = known.isdigit() or known in ("gated", "html")  # a HEAD meets this, too
@@ -177,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, _PAGE)
         if fault.isdigit():
             return self._refuse(int(fault), _CODES.get(int(fault), ""))
-        content = files.get(path.rpartition("/")[2])
+        content = files.get(path.split("/", 2)[-1])
         if content is None:
             return self._refuse(404, "EntryNotFound")
         etag = _sha256(content)

@@ -11,11 +11,9 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError, safe_open
 
+from multilora.base_model.config import INDEX, SINGLE, weight_map
 from multilora.errors import StartupError
-from multilora.json_fields import JsonFields
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "pytorch_model*.json", "*.pt", "*.pth")
 _OTHERS = ("consolidated*.safetensors", "*.gguf")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -33,10 +31,10 @@ class CheckpointFiles:
         self._where: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        if (self._folder / _SINGLE).is_file():
-            self._where = dict.fromkeys(self._open(_SINGLE).keys(), _SINGLE)
-        elif (self._folder / _INDEX).is_file():
-            self._where = _weight_map(self._folder / _INDEX)
+        if (self._folder / SINGLE).is_file():
+            self._where = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+        elif (self._folder / INDEX).is_file():
+            self._where = weight_map(self._folder)
         else:
             raise _no_weights(self._folder)
         return self
@@ -111,7 +109,7 @@ class CheckpointFiles:
             path = self._folder / file
             if not path.is_file():
                 raise StartupError(
-                    f"{path} is missing but {_INDEX} lists it; download the checkpoint again"
+                    f"{path} is missing but {INDEX} lists it; download the checkpoint again"
                 )
             try:
                 handle = self._stack.enter_context(safe_open(path, framework="pt"))
@@ -124,14 +122,6 @@ class CheckpointFiles:
         return self._files[file]
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = JsonFields.read(index).fields("weight_map")
-    for name, file in weight_map.data.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise weight_map.error(name, f"must be a file name; got {file!r}")
-    return weight_map.data
-
-
 def _no_weights(folder: Path) -> StartupError:
     pickles = [file.name for pattern in _PICKLES for file in folder.glob(pattern)]
     if pickles:
@@ -140,7 +130,7 @@ def _no_weights(folder: Path) -> StartupError:
             "convert them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
         )
     others = [file.name for pattern in _OTHERS for file in folder.glob(pattern)]
-    found = f"has its weights as {min(others)}" if others else f"has neither {_SINGLE} nor {_INDEX}"
+    found = f"has its weights as {min(others)}" if others else f"has neither {SINGLE} nor {INDEX}"
     return StartupError(
         f"{folder} {found}; serve a checkpoint as transformers saves it, in safetensors"
     )

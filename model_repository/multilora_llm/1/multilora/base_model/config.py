@@ -15,6 +15,8 @@ from multilora.base_model.sites import LoRASite, Slice
 from multilora.errors import StartupError, lfs_problem
 from multilora.json_fields import JsonFields
 
+SINGLE = "model.safetensors"  # the weights, if they are not in the files that INDEX names
+INDEX = "model.safetensors.index.json"
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -202,6 +204,15 @@ def check_base_folder(folder: Path) -> None:
             "it is an adapter, for --lora-adapters NAME=FOLDER; --model-id names its base model"
         )
     raise StartupError(f"{folder} has no config.json; {remedy}")
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Tensor → the file of `folder` that its INDEX says it is in; raises StartupError."""
+    fields = JsonFields.read(folder / INDEX).fields("weight_map")
+    for name, file in fields.data.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise fields.error(name, f"must be a file name; got {file!r}")
+    return fields.data
 
 
 def _check_no_pointers(folder: Path) -> None:
