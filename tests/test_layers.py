@@ -65,7 +65,7 @@ ENGINE = {
         "errors adapters.naming adapters.memory adapters.merging scheduling.scheduler",
         "multilora_api",
     ),
-    "download": Room("errors adapters.files adapters.naming", "huggingface_hub fsspec"),
+    "download": Room("errors json_fields adapters.files adapters.naming", "huggingface_hub fsspec"),
     "grammar": Room("errors", "llguidance multilora_api multilora_sandbox"),
     "startup": Room(
         "errors config request base_model scheduling lora forward adapters download grammar",

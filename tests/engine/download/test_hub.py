@@ -185,3 +185,26 @@ def test_progress_is_lines_of_the_log(
     fetch()
     assert not caplog.records  # nothing to bring, nothing to say
     assert capfd.readouterr().err == ""
+
+
+def test_shards_come_all_or_none(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "hub/org/sql"
+    shards = [f"adapter_model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    (folder / "adapter_model.safetensors").unlink()
+    for shard in shards:
+        (folder / shard).write_text(shard)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    hub.fail(f"org/sql/{shards[1]}", "404", times=1)
+    assert refusal().code is ErrorCode.NOT_FOUND
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert refusal().code is ErrorCode.UNAVAILABLE  # one of the two does not do
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    found = fetch()
+    assert names_in(found) == sorted([FILES[0], FILES[2], *shards])
+    before = hub.asked
+    assert fetch(revision=found.name) == found and hub.asked == before
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch() == found
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    (folder / shards[0]).unlink()
+    assert f"has no {shards[0]}" in refusal().message

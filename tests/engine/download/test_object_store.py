@@ -1,6 +1,7 @@
 """Adapters from object stores through fsspec: memory:// and a web server on loopback."""
 
 import importlib.util
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -197,3 +198,24 @@ def test_an_adapter_that_changes_while_it_is_read_is_of_one_version(
     folder = fetch(MEMORY)
     assert (folder / "adapter_model.safetensors").read_bytes() == b"newest"
     assert (folder / "adapter_config.json").read_bytes() == b'{"r": 1}'
+
+
+@pytest.mark.parametrize("index", ["adapter_model.safetensors", "model.safetensors"])
+def test_shards_are_found_by_their_index(memory: fsspec.AbstractFileSystem, index: str):
+    shards = [f"adapter_model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    memory.rm(f"/adapters/sql/{FILES[1]}")
+    for shard in shards:
+        memory.pipe_file(f"/adapters/sql/{shard}", shard.encode())
+    assert "has no adapter_model.safetensors" in refusal(MEMORY).message
+    places = {f"{shard}.lora_A": shard for shard in shards} | {"x": "../../secret", "y": 7}
+    told = json.dumps({"weight_map": places}).encode()
+    memory.pipe_file(f"/adapters/sql/{index}.index.json", told)
+    found = fetch(MEMORY)
+    assert names_in(found) == sorted([FILES[0], FILES[2], *shards])
+    assert fetch(MEMORY) == found
+    memory.pipe_file(f"/adapters/sql/{shards[1]}", b"new")
+    assert (fetch(MEMORY) / shards[1]).read_bytes() == b"new"
+    memory.rm(f"/adapters/sql/{shards[0]}")
+    assert f"has no {shards[0]}" in refusal(MEMORY).message
+    memory.pipe_file(f"/adapters/sql/{index}.index.json", b"x" * (9 << 20))
+    assert "is larger than 8388608 bytes" in refusal(MEMORY).message

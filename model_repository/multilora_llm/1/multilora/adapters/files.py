@@ -8,10 +8,11 @@ somebody is still copying is waited for instead of being served half.
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -25,7 +26,10 @@ PICKLE_REFUSAL = (
     f"{PICKLE_FILE} is a pickle, which can run code and is never opened; save the adapter with "
     "save_pretrained(..., safe_serialization=True)"
 )
-NEEDED_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+NEEDED_FILES = (CONFIG_FILE, WEIGHTS_FILE)  # of an adapter whose weights are in one file
+# Of one in shards, which transformers writes: their names say how many there are.
+INDEX_FILES = ("adapter_model.safetensors.index.json", "model.safetensors.index.json")
+_SHARD = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
 OPTIONAL_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
@@ -67,6 +71,39 @@ def path_of(name: str) -> str:
 def name_of(path: str) -> str:
     """The reverse of `path_of`; ValueError when the path is not UTF-8."""
     return os.fsencode(path).decode("utf-8")
+
+
+def is_shard(name: str) -> bool:
+    return _SHARD.fullmatch(name) is not None
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Those of `names` that are an adapter's weights: the one file, or else the shards."""
+    found = sorted(name for name in names if name == WEIGHTS_FILE or is_shard(name))
+    return [WEIGHTS_FILE] if WEIGHTS_FILE in found else found
+
+
+def missing_weights(names: Iterable[str]) -> str:
+    """The first file that is missing among `names`, for these to hold all weights; "" if none."""
+    found = weight_files(names)
+    if not found:
+        return WEIGHTS_FILE
+    if found == [WEIGHTS_FILE]:
+        return ""
+    number = max(name.rpartition("-")[2] for name in found)  # 00003.safetensors
+    wanted = (f"adapter_model-{i:05}-of-{number}" for i in range(1, int(number[:5]) + 1))
+    return next((name for name in wanted if name not in found), "")
+
+
+def needed_files(folder: Path | str) -> list[str]:
+    """The config and the weights of the adapter in `folder`, as its names are now."""
+    if os.path.isfile(os.path.join(folder, WEIGHTS_FILE)):
+        return list(NEEDED_FILES)
+    try:
+        shards = weight_files(os.listdir(folder))
+    except OSError:
+        shards = []
+    return [CONFIG_FILE, *(shards or [WEIGHTS_FILE])]
 
 
 def read_settled(
@@ -119,14 +156,13 @@ def check_present(where: str, names: Collection[str]) -> None:
             ErrorCode.NOT_FOUND,
             f"{where} has no {CONFIG_FILE}, so it is no PEFT adapter; check the location",
         )
-    if WEIGHTS_FILE in names:
-        return
-    if PICKLE_FILE in names:
-        raise invalid(f"{where}: {PICKLE_REFUSAL}")
-    raise RequestError(
-        ErrorCode.NOT_FOUND,
-        f"{where} has no {WEIGHTS_FILE}; save the adapter there with save_pretrained",
-    )
+    if missing := missing_weights(names):
+        if missing == WEIGHTS_FILE and PICKLE_FILE in names:
+            raise invalid(f"{where}: {PICKLE_REFUSAL}")
+        raise RequestError(
+            ErrorCode.NOT_FOUND,
+            f"{where} has no {missing}; save the adapter there with save_pretrained",
+        )
 
 
 def _seconds_until_quiet(stamps: list[FileStamp]) -> float:

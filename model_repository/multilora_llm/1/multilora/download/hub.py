@@ -23,7 +23,14 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from multilora.adapters.files import DISK_FULL, FILES, check_present, check_room
+from multilora.adapters.files import (
+    DISK_FULL,
+    FILES,
+    WEIGHTS_FILE,
+    check_present,
+    check_room,
+    weight_files,
+)
 from multilora.download.hub_cache import HubCache, is_commit, is_revision
 from multilora.download.partial_file import Incoming, PartialFile, RemoteFile, locked
 from multilora.download.transfer import Interrupted, Retries, Transfer
@@ -78,7 +85,8 @@ class HubDownload:
             _LOG.warning("%s; serving the copy in the Hub cache", error.message)
             return cache.snapshot(known)
         check_present(self._where, names)
-        wanted = [name for name in FILES if name in names]
+        wanted = [name for name in FILES if name in names and name != WEIGHTS_FILE]
+        wanted += weight_files(names)
         if not all(cache.has(commit, name) for name in wanted):
             with locked(cache.lock, self._transfer):
                 self._bring(cache, commit, wanted)

@@ -20,7 +20,7 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from multilora.adapters.files import FILES, NEEDED_FILES, on_disk
+from multilora.adapters.files import CONFIG_FILE, FILES, missing_weights, needed_files, on_disk
 from multilora.download.partial_file import PartialFile, write_atomically
 from multilora.download.transfer import Interrupted
 
@@ -54,7 +54,9 @@ class HubCache:
         return (self.snapshot(commit) / name).is_file()
 
     def is_usable(self, commit: str) -> bool:
-        return all(self.has(commit, name) for name in NEEDED_FILES)
+        folder = self.snapshot(commit)
+        names = [name for name in needed_files(folder) if self.has(commit, name)]
+        return CONFIG_FILE in names and not missing_weights(names)
 
     def is_complete(self, commit: str) -> bool:
         """Each file of the adapter is here or known not to exist."""

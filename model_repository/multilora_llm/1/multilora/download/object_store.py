@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.core import url_to_fs
 
+from multilora.adapters.files import too_large
 from multilora.download.partial_file import Incoming, RemoteFile
 from multilora.download.transfer import Interrupted, Transfer
 from multilora.errors import ErrorCode, RequestError, invalid
@@ -70,6 +71,16 @@ class ObjectStore:
     def remote_file(self, file: StoredFile) -> RemoteFile:
         label = f"{self.shown}/{file.name}"
         return RemoteFile(label, file.size, partial(self._read, self._path(file.name)))
+
+    def read(self, file: StoredFile, most: int) -> bytes:
+        """The content of a file; RequestError (INVALID_ARG): it has more than `most` bytes."""
+        content = bytearray()
+        with self._read(self._path(file.name), 0) as incoming:
+            for chunk in incoming.chunks:
+                content += chunk
+                if len(content) > most:
+                    raise too_large(file.name, most)
+        return bytes(content)
 
     def forget(self) -> None:
         """Drop the driver's listings, which may be out of date."""

@@ -19,19 +19,25 @@ from huggingface_hub import constants
 
 from multilora.adapters.files import (
     FILES,
+    INDEX_FILES,
     NEEDED_FILES,
     PICKLE_FILE,
+    WEIGHTS_FILE,
     check_present,
     check_room,
+    missing_weights,
     on_disk,
+    weight_files,
 )
 from multilora.download.object_store import ObjectStore, StoredFile
 from multilora.download.partial_file import PartialFile, locked, write_atomically
 from multilora.download.transfer import Interrupted, Transfer
 from multilora.errors import ErrorCode, RequestError
+from multilora.json_fields import json_object
 
 _LOG = logging.getLogger("multilora.download")
 _ATTEMPTS = 3  # to read one version whole: an adapter may be replaced meanwhile
+_MOST_INDEX = 8 << 20  # bytes
 
 
 class StoreDownload:
@@ -76,12 +82,23 @@ class StoreDownload:
         """The adapter's files as they are now."""
         self._store.forget()
         found = {name: self._find(name) for name in FILES}
+        if found[WEIGHTS_FILE] is None:
+            found |= {name: self._find(name) for name in self._shards()}
         files = [file for file in found.values() if file is not None]
         names = {file.name for file in files}
-        if not names.issuperset(NEEDED_FILES) and self._store.find(PICKLE_FILE):
+        if missing_weights(names) == WEIGHTS_FILE and self._store.find(PICKLE_FILE):
             names.add(PICKLE_FILE)
         check_present(self._store.shown, names)
         return files
+
+    def _shards(self) -> list[str]:
+        """The names of shards that an index tells of: not every store can be listed."""
+        for index in filter(None, map(self._find, INDEX_FILES)):
+            fields = json_object(self._store.read(index, _MOST_INDEX), index.name, "save it again")
+            named = fields.get("weight_map")
+            if isinstance(named, dict) and (shards := weight_files(map(str, named.values()))):
+                return sorted(set(shards))
+        return []
 
     def _find(self, name: str) -> StoredFile | None:
         try:

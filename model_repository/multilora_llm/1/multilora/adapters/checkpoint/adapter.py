@@ -7,7 +7,7 @@ whatever cannot be served exactly is refused, never approximated.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +28,16 @@ from multilora.adapters.checkpoint.peft_tensors import (
 from multilora.adapters.checkpoint.text import TEXT_LIMITS, adapter_template
 from multilora.adapters.files import (
     CONFIG_FILE,
-    FILES,
-    NEEDED_FILES,
+    OPTIONAL_FILES,
     PICKLE_FILE,
     PICKLE_REFUSAL,
     WEIGHTS_FILE,
+    missing_weights,
+    needed_files,
     read_settled,
     read_start,
     stamps,
+    weight_files,
 )
 from multilora.base_model.sites import LoRASite, short_names
 from multilora.errors import ErrorCode, RequestError, invalid, lfs_problem
@@ -105,7 +107,7 @@ def read_checkpoint(
     folder: Path, sites: Sequence[LoRASite], max_rank: int, base_folder: Path | None = None
 ) -> Checkpoint:
     """The checked and finite factors of the adapter in `folder`; errors as `read_adapter`."""
-    files = _snapshot(folder, NEEDED_FILES)
+    files = _snapshot(folder)
     changes, factors, _ = _contents(files, sites, max_rank, base_folder)
     check_finite(changes)
     return Checkpoint(_digest(files), factors)
@@ -129,7 +131,7 @@ def read_adapter(
     """
     if not folder.is_dir():
         raise invalid(f"folder {folder} does not exist; check the adapter's path")
-    files = _snapshot(folder, FILES if tokenizer else NEEDED_FILES)
+    files = _snapshot(folder, OPTIONAL_FILES if tokenizer else ())
     with ThreadPoolExecutor(max_workers=1) as beside:  # a third of the work, without the GIL
         digest = beside.submit(_digest, files)
         changes, factors, unchanged = _contents(files, sites, max_rank, base_folder)
@@ -139,7 +141,7 @@ def read_adapter(
         if not is_finite(pages.data):
             check_finite(changes)
             raise invalid(
-                f"{WEIGHTS_FILE} holds values beyond the range of {dtype} once scaled; "
+                f"the weights hold values beyond the range of {dtype} once scaled; "
                 "serve with --dtype bfloat16"
             )
     if unchanged:
@@ -157,38 +159,52 @@ def read_adapter(
     )
 
 
-def _snapshot(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+def _snapshot(folder: Path, optional: Sequence[str] = ()) -> dict[str, bytes]:
     """The files of one moment; RequestError when a needed one is missing."""
-    contents = read_settled(folder, names, TEXT_LIMITS)
-    for name in NEEDED_FILES:
-        if name not in contents:
-            raise _missing(folder, name)
+    contents = read_settled(folder, (*optional, *needed_files(folder)), TEXT_LIMITS)
+    _check_complete(folder, contents)
     return contents
+
+
+def _check_complete(folder: Path, names: Collection[str]) -> None:
+    missing = missing_weights(names) if CONFIG_FILE in names else CONFIG_FILE
+    if missing == WEIGHTS_FILE and (folder / PICKLE_FILE).is_file():
+        raise invalid(PICKLE_REFUSAL)
+    if missing:
+        raise invalid(f"{missing} is missing in {folder}; save the adapter with save_pretrained")
 
 
 def _digest(files: Mapping[str, bytes]) -> str:
     """SHA-256 of the digests of the needed files, so that a byte moved between them changes it."""
-    parts = b"".join(hashlib.sha256(files[name]).digest() for name in NEEDED_FILES)
+    names = (CONFIG_FILE, *weight_files(files))
+    parts = b"".join(hashlib.sha256(files[name]).digest() for name in names)
     return hashlib.sha256(parts).hexdigest()
 
 
-def _missing(folder: Path, name: str) -> RequestError:
-    if name == WEIGHTS_FILE and (folder / PICKLE_FILE).is_file():
-        return invalid(PICKLE_REFUSAL)
-    return invalid(f"{name} is missing in {folder}; save the adapter with save_pretrained")
+def _tensors(files: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for name in weight_files(files):
+        _add(tensors, _parse(name, files[name]), name)
+    return tensors
 
 
-def _parse(content: bytes) -> dict[str, torch.Tensor]:
+def _add(tensors: dict[str, torch.Tensor], more: dict[str, torch.Tensor], file: str) -> None:
+    if twice := tensors.keys() & more.keys():
+        raise invalid(f"{file} holds {min(twice)!r}, as another shard does; save the adapter again")
+    tensors.update(more)
+
+
+def _parse(name: str, content: bytes) -> dict[str, torch.Tensor]:
     if problem := lfs_problem(content):
-        raise invalid(f"{WEIGHTS_FILE} {problem}")
+        raise invalid(f"{name} {problem}")
     try:
         return parse_safetensors(content)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise _corrupt(error) from None
+        raise _corrupt(name, error) from None
 
 
-def _corrupt(error: Exception) -> RequestError:
-    return invalid(f"{WEIGHTS_FILE} is corrupt or cut short ({error}); copy or download it again")
+def _corrupt(name: str, error: Exception) -> RequestError:
+    return invalid(f"{name} is corrupt or cut short ({error}); copy or download it again")
 
 
 class _Contents(NamedTuple):
@@ -201,7 +217,7 @@ def _contents(
     files: Mapping[str, bytes], sites: Sequence[LoRASite], max_rank: int, base_folder: Path | None
 ) -> _Contents:
     config = parse_config(files[CONFIG_FILE])
-    tensors = _parse(files[WEIGHTS_FILE])
+    tensors = _tensors(files)
     changes = without_copies(tensors, base_folder) if base_folder else tensors
     factors = lora_factors(changes, config, sites, max_rank)
     unchanged = sorted({*tensors.keys() - changes.keys(), *config.modules_to_save})
@@ -222,25 +238,25 @@ class AdapterChecks:
     def refusal(self, folder: Path) -> RequestError | None:
         """Why a request for the adapter in `folder` would be refused; None: it may be served."""
         try:
-            version = hash(tuple(stamps(folder, NEEDED_FILES)))
+            version = hash(tuple(stamps(folder, needed_files(folder))))
             known, refusal = self._found.get(folder, (None, None))
             if known != version:
-                refusal = self._check(*_form(folder))
+                refusal = self._check(_form(folder))
                 _limit(self._found, _MOST_REMEMBERED)
                 self._found[folder] = version, refusal
         except RequestError as error:
             return error
         return refusal
 
-    def _check(self, config: bytes, header: bytes) -> RequestError | None:
+    def _check(self, parts: Mapping[str, bytes]) -> RequestError | None:
         """Adapters of one training differ in their numbers alone: one check does for all."""
-        form = hashlib.sha256(hashlib.sha256(config).digest() + header).digest()
+        form = hashlib.sha256(json.dumps([*parts]).encode() + _digest(parts).encode()).digest()
         if form not in self._forms:
             _limit(self._forms, _MOST_FORMS)
             self._forms[form] = None
             try:
-                parsed = parse_config(config)
-                tensors = without_copies(_shapes(header), self._base_folder)
+                parsed = parse_config(parts[CONFIG_FILE])
+                tensors = without_copies(_shapes(parts), self._base_folder)
                 if not (parsed.rank_pattern or parsed.alpha_pattern):  # matching takes a process
                     lora_factors(tensors, parsed, self._sites, self._max_rank)
             except RequestError as error:
@@ -254,31 +270,37 @@ def _limit(found: dict[Any, Any], most: int) -> None:
         found.clear()
 
 
-def _form(folder: Path) -> tuple[bytes, bytes]:
-    """The config of an adapter and the head of its weights; RequestError when one is missing."""
-    config = read_start(folder / CONFIG_FILE, _MOST_BYTES)
-    start = read_start(folder / WEIGHTS_FILE, _POINTER_BYTES)
-    for name, content in ((CONFIG_FILE, config), (WEIGHTS_FILE, start)):
-        if content is None:
-            raise _missing(folder, name)
-    assert config is not None and start is not None
-    if problem := lfs_problem(start):
-        raise invalid(f"{WEIGHTS_FILE} {problem}")
-    size = min(int.from_bytes(start[:8], "little"), _MOST_BYTES)
-    return config, (read_start(folder / WEIGHTS_FILE, 8 + size) or b"")[8:]
+def _form(folder: Path) -> dict[str, bytes]:
+    """The config of an adapter and the heads of its weights; RequestError when one is missing."""
+    parts: dict[str, bytes] = {}
+    for name in needed_files(folder):
+        size = _MOST_BYTES
+        if name != CONFIG_FILE:
+            start = read_start(folder / name, _POINTER_BYTES) or b""
+            if problem := lfs_problem(start):
+                raise invalid(f"{name} {problem}")
+            size = 8 + min(int.from_bytes(start[:8], "little"), _MOST_BYTES)
+        if (content := read_start(folder / name, size)) is not None:
+            parts[name] = content if name == CONFIG_FILE else content[8:]
+    _check_complete(folder, parts)
+    return parts
 
 
-def _shapes(header: bytes) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file without their values."""
-    try:
-        entries = json.loads(header)
-        return {
-            name: torch.empty(entry["shape"], dtype=_DTYPES.get(entry["dtype"]), device="meta")
-            for name, entry in entries.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise _corrupt(error) from None
+def _shapes(parts: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
+    """The tensors of safetensors files, of which there are the heads, without their values."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in weight_files(parts):
+        try:
+            entries = json.loads(parts[file])
+            entries.pop("__metadata__", None)
+            more = {
+                name: torch.empty(entry["shape"], dtype=_DTYPES.get(entry["dtype"]), device="meta")
+                for name, entry in entries.items()
+            }
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise _corrupt(file, error) from None
+        _add(tensors, more, file)
+    return tensors
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from multilora.adapters.background_thread import background_thread
 from multilora.adapters.checkpoint.adapter import Checkpoint, read_checkpoint
-from multilora.adapters.files import NEEDED_FILES, FileStamp, stamps
+from multilora.adapters.files import FileStamp, needed_files, stamps
 from multilora.adapters.memory.state import AdapterStates
 from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
 from multilora.adapters.merging.cache import MergeCache
@@ -162,7 +162,7 @@ class AdapterMerger:
 
     def _digest(self, adapter_id: str, folder: Path) -> str:
         """The digest of the files in `folder`, which are read only when they have changed."""
-        version = (folder, tuple(stamps(folder, NEEDED_FILES)))
+        version = (folder, tuple(stamps(folder, needed_files(folder))))
         with self._lock:
             known = self._digests.get(version)
         if known is None:

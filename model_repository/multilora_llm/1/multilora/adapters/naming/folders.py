@@ -13,7 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from multilora.adapters.files import CONFIG_FILE, FILES, FileStamp, name_of, path_of
+from multilora.adapters.files import (
+    CONFIG_FILE,
+    FILES,
+    FileStamp,
+    is_shard,
+    name_of,
+    needed_files,
+    path_of,
+)
 from multilora.adapters.naming.source import AdapterSource, check_name, named_error
 from multilora.errors import RequestError, StartupError, invalid
 from multilora_api.admin import Origin
@@ -62,7 +70,7 @@ class AdapterFolders:
         if any(_is_file(os.path.join(folder, CONFIG_FILE)) for folder in above):
             return None
         root = os.path.realpath(self.root)
-        links = (os.path.join(path, name) for name in FILES)
+        links = (os.path.join(path, name) for name in (*FILES, *needed_files(path)))
         for target in (path, *filter(os.path.islink, links)):
             if not is_below(os.path.realpath(target), root):
                 error = invalid(
@@ -145,7 +153,7 @@ def _signature(entries: list[os.DirEntry[str]], root: str) -> Signature | None:
     """Of an adapter's files; None when one is a symlink that leads out of `root`."""
     stamps: list[FileStamp] = []
     for entry in entries:
-        if entry.name not in FILES:
+        if entry.name not in FILES and not is_shard(entry.name):
             continue
         if entry.is_symlink() and not is_below(os.path.realpath(entry.path), root):
             return None
