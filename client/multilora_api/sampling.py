@@ -6,7 +6,8 @@ bounds in the gateway's APIs, are derived from it.
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
@@ -14,11 +15,15 @@ from typing import Any, Literal
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 128
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD = 256  # characters
 MAX_LOGIT_BIAS = 100.0
 NUM_SEEDS = 2**64
 
 Kind = Literal["integer", "number", "boolean", "strings", "token_ids", "logit_bias", "grammar"]
 _METADATA = "parameter"
+# re.escape would escape more than the engine's syntax of regular expressions allows.
+_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
 
 
 class ParameterError(ValueError):
@@ -51,8 +56,8 @@ class Parameter:
 
     `name` is a field of SamplingParams and a key of the JSON input `sampling_parameters`. `tensor`
     is the name of the typed input of the Triton models and `datatype` its KServe type; both are ""
-    where JSON alone carries the parameter. `stop`, `stop_token_ids` and `logit_bias` have checks of
-    their own in SamplingParams.
+    where JSON alone carries the parameter. Parameters without a range have checks of their own in
+    SamplingParams.
     """
 
     name: str
@@ -76,6 +81,11 @@ class Grammar:
 
     kind: Literal["json", "regex"]
     text: str
+
+    @staticmethod
+    def of_choices(texts: Iterable[str]) -> "Grammar":
+        """One of these texts, and nothing else."""
+        return Grammar("regex", "|".join(_SPECIAL.sub(r"\\\g<0>", text) for text in texts))
 
 
 _MAX_TOKENS = Range("at least 1", 1)
@@ -102,6 +112,10 @@ class SamplingParams:
     to its logit), each id once. From `min_tokens` on, one of `stop_token_ids` ends the answer as
     end-of-sequence does, also where that is ignored. `grammar` binds the answer, which ends as soon
     as it is complete and cannot go on, whatever `ignore_eos` says.
+    `include_stop_str_in_output` leaves in the text what ended it, a stop string or a token of
+    `stop_token_ids`. `bad_words` are texts that do not come, with or without a space before them,
+    as the tokenizer writes them. Of `allowed_token_ids`, where there are any, one is picked each
+    time; end-of-sequence, too, comes only if it is one of them.
     `logprobs` is how many most likely tokens to report beside the chosen one; None reports nothing.
     """
 
@@ -118,6 +132,9 @@ class SamplingParams:
     seed: int | None = field(default=None, metadata=_row("integer", "UINT64", _SEED))
     stop: tuple[str, ...] = field(default=(), metadata=_STOP)
     stop_token_ids: tuple[int, ...] = field(default=(), metadata=_row("token_ids", ""))
+    include_stop_str_in_output: bool = field(default=False, metadata=_row("boolean", ""))
+    bad_words: tuple[str, ...] = field(default=(), metadata=_row("strings", ""))
+    allowed_token_ids: tuple[int, ...] = field(default=(), metadata=_row("token_ids", ""))
     grammar: Grammar | None = field(default=None, metadata=_row("grammar", "BYTES"))
     ignore_eos: bool = field(default=False, metadata=_row("boolean", "BOOL"))
     logprobs: int | None = field(default=None, metadata=_row("integer", "", _LOGPROBS))
@@ -131,6 +148,7 @@ class SamplingParams:
         if self.min_tokens > self.max_tokens:
             raise _outside("min_tokens", _MIN_TOKENS, self.min_tokens)
         self._check_stops()
+        self._check_words()
         for token_id, bias in self.logit_bias:
             if token_id < 0 or bias not in _BIAS:
                 raise ParameterError(
@@ -148,6 +166,18 @@ class SamplingParams:
             raise ParameterError(
                 f"stop_token_ids must be at most {MAX_STOP_TOKENS} token ids; send fewer than "
                 f"{len(self.stop_token_ids)}"
+            )
+
+    def _check_words(self) -> None:
+        words = self.bad_words
+        if len(words) > MAX_BAD_WORDS or not all(0 < len(word) <= MAX_BAD_WORD for word in words):
+            raise ParameterError(
+                f"bad_words must be at most {MAX_BAD_WORDS} strings of 1 to {MAX_BAD_WORD} "
+                "characters; send fewer, or shorter ones"
+            )
+        if self.allowed_token_ids and self.grammar:
+            raise ParameterError(
+                "allowed_token_ids and a grammar may leave no token together; send one of them"
             )
 
     @property

@@ -1,6 +1,7 @@
-"""The Triton models that clients call, and the tensors of `multilora` and `multilora_llm`.
+"""The Triton models that clients call, and their tensors.
 
-One request is one prompt: a scalar travels as [1, 1], a list as [1, n]. Types are KServe's.
+One request is one prompt: a scalar travels as [1, 1], a list as [1, n]; those of `vllm_model` have
+no batch: [1] and [n]. Types are KServe's.
 """
 
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from multilora_api.sampling import PARAMETERS
 TEXT_MODEL = "multilora"  # the ensemble
 ENGINE_MODEL = "multilora_llm"
 ADMIN_MODEL = "adapters"
+VLLM_MODEL = "vllm_model"  # an ensemble, as clients of the Triton vLLM backend call one
 RUNNING = (
     "None"  # finish_reason of a response that is not the last (the Triton vLLM backend's word)
 )
@@ -60,6 +62,25 @@ _COMMON = (
 _TEXT, _CHAT = Tensor("text_input", "BYTES"), Tensor("chat", "BOOL")
 
 ENSEMBLE_INPUTS = (_TEXT, _CHAT, *_ADAPTER, *_COMMON)
+# The prompt in `vllm_model`: what its client leaves out means what it means to that backend, and
+# so do the outputs.
+VLLM_TEXT = Tensor("vllm_text_input", "BYTES")
+_VLLM_RETURNS = (
+    "finish_reason", "cumulative_logprob", "logprobs", "num_input_tokens", "num_output_tokens"
+)  # fmt: skip
+VLLM_INPUTS = (
+    _TEXT,
+    Tensor("stream", "BOOL"),
+    Tensor("sampling_parameters", "BYTES"),
+    Tensor("exclude_input_in_output", "BOOL"),
+    *(Tensor(f"return_{name}", "BOOL") for name in _VLLM_RETURNS),
+    Tensor("stop", "BOOL"),  # ours: that backend sees a client leave, an ensemble does not
+)
+VLLM_OUTPUTS = tuple(
+    tensor._replace(many=tensor.name != "num_input_tokens")
+    for tensor in OUTPUTS
+    if tensor.name in ("text_output", *_VLLM_RETURNS)
+)
 ADMIN_INPUTS = (
     Tensor("action", "BYTES"),
     *(Tensor(name, key.datatype) for name, key in KEYS.items()),
@@ -68,6 +89,7 @@ ADMIN_OUTPUT = Tensor("result", "BYTES")
 ENGINE_INPUTS = (
     Tensor("input_ids", "INT32", many=True),
     _TEXT,
+    VLLM_TEXT,
     _CHAT,
     *_ADAPTER,
     *_COMMON,

@@ -1,8 +1,9 @@
 """Token ids → text as it grows, cut at stop strings.
 
 Law: the deltas of `push` and `flush` put together are the decoded text up to the stop string that
-is complete first, the longest of several that end there, however the ids were split. A delta never
-ends in half a character, and text that may begin a stop string is held back until it is decided.
+is complete first, the longest of several that end there, however the ids were split; `include_stop`
+leaves that stop string in. A delta never ends in half a character, and text that may begin a stop
+string is held back until it is decided.
 
 A window of the last ids is decoded without and with the new id; the difference is new text. U+FFFD
 at the end of that text may be the beginning of a character (byte-fallback decoders write it for
@@ -18,8 +19,11 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Detokenizer:
     """The text of one sequence. `stopped` is True once a stop string was found."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), include_stop: bool = False
+    ) -> None:
         self.stopped = False
+        self._include_stop = include_stop
         self._tokenizer = tokenizer
         self._stop = stop
         self._window: list[int] = []
@@ -63,7 +67,8 @@ class Detokenizer:
         if found:
             self.stopped = True
             self._held = ""
-            return text[: min(found)[1]]
+            end, start = min(found)
+            return text[: end if self._include_stop else start]
         held = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

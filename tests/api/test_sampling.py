@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-from multilora_api.sampling import PARAMETERS, ParameterError, SamplingParams
+from multilora_api.sampling import PARAMETERS, Grammar, ParameterError, SamplingParams
 
 RANGED = [parameter for parameter in PARAMETERS.values() if parameter.range]
 
@@ -72,3 +73,21 @@ def test_another_number_of_a_range(parameter: Any) -> None:
     value = 1 if parameter.default is None else parameter.default
     other = parameter.range.other_than(value)
     assert other in parameter.range and other != value
+
+
+@pytest.mark.parametrize("words", [("",), ("x" * 257,), ("x",) * 129], ids=len)
+def test_bad_words_are_few_and_short(words: tuple[str, ...]) -> None:
+    with pytest.raises(ParameterError, match="bad_words must be at most 128 strings of 1 to 256"):
+        SamplingParams(bad_words=words)
+
+
+def test_a_grammar_and_allowed_tokens_may_leave_nothing() -> None:
+    with pytest.raises(ParameterError, match="send one of them"):
+        SamplingParams(allowed_token_ids=(1,), grammar=Grammar("regex", "a"))
+
+
+def test_choices_are_taken_literally() -> None:
+    texts = ["a.b", "(c|d)*", "[^]\\", "é"]
+    pattern = re.compile(Grammar.of_choices(texts).text)
+    assert all(pattern.fullmatch(text) for text in texts)
+    assert not pattern.fullmatch("axb") and not pattern.fullmatch("c")

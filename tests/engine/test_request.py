@@ -1,8 +1,10 @@
-"""AdapterSet: what a request runs on, as the key of queues, batches and the prefix cache."""
+"""A request and its limits; AdapterSet: what it runs on, the key of queues, batches and caches."""
 
 import pytest
 
-from multilora.request import BASE_ONLY, AdapterSet, AdapterWeight, Request
+from multilora.errors import RequestError
+from multilora.request import BASE_ONLY, AdapterSet, AdapterWeight, Request, RequestLimits
+from multilora_api.sampling import SamplingParams
 
 
 def test_the_set_of_one_and_of_none() -> None:
@@ -48,3 +50,30 @@ def test_a_request_names_its_adapters_by_id() -> None:
     named, base = Request("r", (1,), "sql"), Request("r", (1,))
     assert named.adapters == AdapterSet.of("sql") and base.adapters == BASE_ONLY
     assert named.adapters is named.adapters  # made once: schedulers ask in every pass
+
+
+def test_the_bits_of_what_is_allowed() -> None:
+    def bits(*ids: int) -> bytes:
+        return Request("r", (1,), sampling=SamplingParams(allowed_token_ids=ids)).allowed_bits
+
+    assert (bits(), bits(0), bits(9, 1, 9), bits(16)) == (b"", b"\1", b"\2\2", b"\0\0\1")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked", "granted"),
+    [(3, (5, 2), (5, 2)), (3, (8, 7), (7, 7)), (9, (16, 4), (1, 1)), (12, (16, 0), (1, 0))],
+)
+def test_what_is_granted_leaves_room_for_the_prompt(
+    prompt: int, asked: tuple[int, int], granted: tuple[int, int]
+) -> None:
+    """Of 10 tokens; a prompt that is too long is refused later."""
+    sampling = SamplingParams(max_tokens=asked[0], min_tokens=asked[1])
+    request = Request("r", (1,) * prompt, sampling=sampling)
+    got = RequestLimits(100, 10, 100).granted(request).sampling
+    assert (got.max_tokens, got.min_tokens) == granted
+
+
+def test_allowed_tokens_are_tokens_of_the_base_model() -> None:
+    request = Request("r", (1,), sampling=SamplingParams(allowed_token_ids=(5, 100)))
+    with pytest.raises(RequestError, match="allowed_token_ids holds 100; token ids of this base"):
+        RequestLimits(100, 100, 100).check(request)

@@ -32,8 +32,10 @@ def bytes_tokenizer() -> Tokenizer:
     return Tokenizer(KINDS["byte_level"]())
 
 
-def deltas(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = ()) -> list[str]:
-    detokenizer = Detokenizer(tokenizer, stop)
+def deltas(
+    tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = (), include_stop: bool = False
+) -> list[str]:
+    detokenizer = Detokenizer(tokenizer, stop, include_stop)
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.flush()]
 
 
@@ -79,9 +81,10 @@ def test_stop_strings_cut_the_same_however_text_arrives(
         rest = rest[size:]
         if not rest:
             break
-    letters = Letters(pieces)
-    found = deltas(cast(Tokenizer, letters), list(range(len(pieces))), tuple(stops))
-    assert "".join(found) == expected
+    letters, ids = cast(Tokenizer, Letters(pieces)), list(range(len(pieces)))
+    assert "".join(deltas(letters, ids, tuple(stops))) == expected
+    whole = text[: min(ends)[0]] if ends else text
+    assert "".join(deltas(letters, ids, tuple(stops), include_stop=True)) == whole
 
 
 class Letters:

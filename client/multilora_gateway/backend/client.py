@@ -82,7 +82,7 @@ class Backend:
             self._stub.ModelStreamInfer(iter([request])),
             lambda: self._probe.stop(request.id, _STOP_SECONDS),
         )
-        logprobs, complete = asked.with_logprobs, False
+        logprobs, complete = asked.logprobs, False
         self.generating += 1
         try:
             with self._watch.over(stream) as watched:

@@ -43,8 +43,9 @@ class GenerationRequest:
     adapter_token: str = field(default="", repr=False)
 
     @property
-    def with_logprobs(self) -> bool:
-        return self.sampling.get("logprobs") is not None
+    def logprobs(self) -> int | None:
+        """How many likeliest tokens to report beside each; None: no log probabilities at all."""
+        return self.sampling.get("logprobs")
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,16 @@ def engine_request(asked: GenerationRequest) -> service_pb2.ModelInferRequest:
         add_input(message, "adapter_token", "BYTES", asked.adapter_token)
     add_input(message, "sampling_parameters", "BYTES", json.dumps(dict(asked.sampling)))
     reports = ["stream", "return_finish_reason", "return_queue_time"]
-    if asked.with_logprobs:
+    if asked.logprobs is not None:
         reports.append("return_logprobs")
     for name in reports:
         add_input(message, name, "BOOL", True)
     return message
 
 
-def delta_of(message: service_pb2.ModelStreamInferResponse, logprobs: bool) -> Delta:
-    """What a response adds. Raises the MultiLoRAError that an error message stands for."""
+def delta_of(message: service_pb2.ModelStreamInferResponse, logprobs: int | None) -> Delta:
+    """What a response adds. `logprobs` is how many of the likeliest tokens the request asks for.
+    Raises the MultiLoRAError that an error message stands for."""
     if message.error_message:
         raise from_message(message.error_message)
     values = outputs(message.infer_response)
@@ -99,8 +101,9 @@ def delta_of(message: service_pb2.ModelStreamInferResponse, logprobs: bool) -> D
     reason = str(values["finish_reason"][0])
     waited = values.get("queue_time")
     tokens = tuple(map(Token, ids))
-    if logprobs:
-        tokens = tuple(map(_token, ids, json.loads(str(values["logprobs"][0]))))
+    if logprobs is not None:
+        entries = json.loads(str(values["logprobs"][0]))
+        tokens = tuple(_token(*each, logprobs) for each in zip(ids, entries, strict=True))
     return Delta(
         str(values["text_output"][0]),
         tokens,
@@ -109,13 +112,13 @@ def delta_of(message: service_pb2.ModelStreamInferResponse, logprobs: bool) -> D
     )
 
 
-def _token(token_id: int, entries: dict[str, dict[str, Any]]) -> Token:
-    """`entries` is {token id: {logprob, rank}} of the token's place; only the likeliest tokens have
-    a rank."""
+def _token(token_id: int, entries: dict[str, dict[str, Any]], count: int) -> Token:
+    """`entries` is {token id: {logprob, rank}} of the token's place: the `count` likeliest tokens
+    and, where it is not one of them, the picked one."""
     ranked = sorted(
         (entry["rank"], int(name), entry["logprob"])
         for name, entry in entries.items()
-        if entry["rank"] is not None
+        if entry["rank"] <= count
     )
     top = tuple((name, logprob) for _, name, logprob in ranked)
     return Token(token_id, entries[str(token_id)]["logprob"], top)

@@ -1,12 +1,12 @@
 """Fields that vLLM adds to the OpenAI API: constraints of the answer, and vLLM's own settings."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
 
+from multilora_api.sampling import Grammar
 from multilora_gateway.errors import invalid
 from multilora_gateway.generation.grammar import (
     json_grammar,
@@ -14,9 +14,6 @@ from multilora_gateway.generation.grammar import (
     regex_grammar,
 )
 from multilora_gateway.http.json_values import Fields, Items, Schema
-
-# re.escape would escape more than the engine's syntax allows.
-_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
 
 
 def only(value: Any) -> AfterValidator:
@@ -60,11 +57,11 @@ class VllmFields(BaseModel):
     guided_regex: str | None = None
     guided_choice: Items[str] | None = None
     stop_token_ids: Items[int] | None = None
+    allowed_token_ids: Items[int] | None = None
+    bad_words: Items[str] | None = None
+    include_stop_str_in_output: bool | None = None
     guided_grammar: Absent = None
     guided_whitespace_pattern: Absent = None
-    allowed_token_ids: Absent = None
-    bad_words: Annotated[Any, only([])] = None
-    include_stop_str_in_output: False_ = None
     length_penalty: Annotated[Any, only(1.0)] = None
     priority: Annotated[Any, only(0)] = None
     prompt_logprobs: Absent = None
@@ -108,5 +105,4 @@ def _grammars(
     if choice is not None:
         if not any(choice):
             raise invalid("choice holds no text; send at least one", "structured_outputs")
-        texts = (_SPECIAL.sub(r"\\\g<0>", text) for text in choice)
-        yield regex_grammar("|".join(texts))
+        yield regex_grammar(Grammar.of_choices(choice).text)

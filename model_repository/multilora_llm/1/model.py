@@ -19,7 +19,7 @@ from multilora.errors import RequestError, StartupError
 from multilora.wire.intake import Intake
 from multilora.wire.metrics import TritonMetrics
 from multilora.wire.responder import Responder
-from multilora.wire.stream import Response
+from multilora.wire.stream import JointResponse, Response
 from multilora.wire.triton_request import read_request
 from multilora_text.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ class TritonClient:
         self._ended = False
         self.outputs: frozenset[str] = frozenset()
 
-    def send(self, response: Response) -> None:
+    def send(self, response: Response | JointResponse) -> None:
         arrays = response.arrays(self.outputs, self._decode)
         tensors = [pb_utils.Tensor(name, array) for name, array in arrays.items()]
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if response.final else 0

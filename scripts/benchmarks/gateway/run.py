@@ -120,7 +120,7 @@ async def _pairs(load: StreamLoad, count: int) -> list[tuple[RoundTimes, RoundTi
         call = GenerationRequest(ids, ADAPTERS[index % len(ADAPTERS)], sampling)
         first = 0.0
         async for message in stub.ModelStreamInfer(iter([engine_request(call)])):
-            delta_of(message, "logprobs" in sampling)  # a client reads its tokens
+            delta_of(message, sampling.get("logprobs"))  # a client reads its tokens
             first = first or time.perf_counter() - began
         return first
 

@@ -130,6 +130,20 @@ def test_stop_cuts_the_text(openai_client: OpenAI) -> None:
         assert streamed == whole.message.content
 
 
+def test_vllms_say_in_which_tokens_come(openai_client: OpenAI) -> None:
+    asked: Any = {"model": "upper", "messages": say("hello world"), "temperature": 0}
+    for fields, text in (
+        ({"stop": "LO W", "include_stop_str_in_output": True}, "HELLO W"),
+        ({"stop_token_ids": [ord("W")], "include_stop_str_in_output": True}, "HELLO W"),
+        ({"allowed_token_ids": [ord("L")], "max_tokens": 3}, "LLL"),
+    ):
+        whole = openai_client.chat.completions.create(**asked, extra_body=fields).choices[0]
+        assert whole.message.content == text
+    fields = {"bad_words": ["W"], "max_tokens": 40}
+    text = openai_client.chat.completions.create(**asked, extra_body=fields).choices[0]
+    assert "W" not in (text.message.content or "") and text.message.content != "HELLO WORLD"
+
+
 def test_a_stop_token_cuts_the_text(openai_client: OpenAI) -> None:
     asked: Any = {"model": "upper", "messages": say("hello world"), "temperature": 0}
     for stops, text in (([ord("W")], "HELLO "), ([], "HELLO WORLD")):

@@ -78,6 +78,7 @@ def test_the_tokens_are_those_of_the_logits_in_batch_order(runner: ModelRunner) 
     logprobs = logits.log_softmax(-1)
     none, picked, two = tokens
     assert (none.logprob, none.top_logprobs, picked.top_logprobs) == (None, (), ())
+    assert (none.rank, picked.rank, two.rank) == (None, 1, 1)
     assert picked.logprob == pytest.approx(logprobs[1].max().item(), abs=1e-5)
     values, ids = logprobs[2].topk(2)
     assert [token_id for token_id, _ in two.top_logprobs] == ids.tolist()

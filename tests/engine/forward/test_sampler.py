@@ -57,6 +57,8 @@ def test_logprobs_are_of_the_untouched_logits() -> None:
     assert result.logprobs is not None
     chosen = expected.gather(1, result.token_ids.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(result.logprobs.double(), chosen, rtol=0, atol=1e-5)
+    assert result.likelier is not None
+    assert torch.equal(result.likelier, (expected > chosen.unsqueeze(1)).sum(-1))
     assert result.top_ids is not None and result.top_logprobs is not None
     best = expected.topk(4, dim=-1)
     assert torch.equal(result.top_ids, best.indices)

@@ -73,6 +73,39 @@ def test_the_end_is_held_back_unless_nothing_else_may_come(kwargs: dict[str, Any
     assert run(logits, bound(item(SamplingParams()), {EOS[0], 30}, 50)).token_ids.item() == EOS[0]
 
 
+@pytest.mark.parametrize(
+    ("output", "banned", "kept_out"),
+    [
+        ((), ((7,), (8,)), {7, 8}),
+        ((9,), ((9, 7), (4, 8)), {7}),
+        ((4, 9), ((4, 9, 7), (9, 8), (4, 5)), {7, 8}),
+        ((9,), ((6, 9, 7),), set()),  # 6 is the end of the prompt, which was not generated
+        ((), ((99,),), set()),  # a token that the base model does not have
+    ],
+)
+def test_a_banned_row_of_tokens_is_not_completed(
+    output: tuple[int, ...], banned: tuple[tuple[int, ...], ...], kept_out: set[int]
+) -> None:
+    logits = torch.zeros(1, 20)
+    params = [SamplingParams(seed=seed, temperature=1.0) for seed in range(400)]
+    rows = [item(each, output=output, banned=banned) for each in params]
+    seen = set(run(logits.expand(400, -1), *rows).token_ids.tolist())
+    assert seen == set(range(20)) - kept_out
+
+
+def test_allowed_token_ids() -> None:
+    logits = torch.randn(1, 37, generator=torch.Generator().manual_seed(7))
+    allowed = (36, 3, EOS[0], 3)
+    rows = [drawn(seed, temperature=5.0, allowed_token_ids=allowed) for seed in range(200)]
+    seen = set(run(logits.expand(200, -1), *rows).token_ids.tolist())
+    assert seen == set(allowed)
+    ending = SamplingParams(allowed_token_ids=(EOS[0], 7), min_tokens=2)
+    assert run(logits, item(ending)).token_ids.item() == 7
+    only = SamplingParams(allowed_token_ids=EOS, min_tokens=2)
+    assert run(logits, item(only)).token_ids.item() in EOS, "nothing else may come"
+    assert run(logits, item(ending, banned=((7,),))).token_ids.item() in (EOS[0], 7)
+
+
 def test_logprobs_of_a_bound_row_are_those_of_the_model() -> None:
     logits = torch.randn(1, 30, generator=torch.Generator().manual_seed(2))
     result = run(logits, bound(item(SamplingParams(logprobs=2)), {4}, 30))

@@ -231,3 +231,38 @@ def test_a_stop_reaches_a_running_request(engine: Engine, door: Door) -> None:
     assert answer.finish_reason == "cancelled"
     until(lambda: running.errors and other.responses)
     assert running.errors[0].code is ErrorCode.CANCELLED and other.text == "hello world"
+
+
+def test_a_prompt_of_the_vllm_backends_clients(door: Door) -> None:
+    """The answer has the prompt as it was sent; there are as many tokens as there is room for."""
+    sampling = json.dumps({"temperature": 0, "max_tokens": 10**6, "lora_name": "upper"})
+    client = door.ask(vllm_text_input="hello world", sampling_parameters=sampling)
+    assert client.text == "hello worldHELLO WORLD"
+
+
+def test_bad_words_do_not_come(door: Door) -> None:
+    asked: dict[str, Any] = {"text_input": "hello world", "adapter_id": "upper", "max_tokens": 40}
+    sampling = json.dumps({"bad_words": ["W"]})
+    text = door.ask(**asked, sampling_parameters=sampling).text
+    assert text.startswith("HELLO") and "W" not in text
+
+
+def test_as_many_answers_as_asked_for(door: Door) -> None:
+    sampling = json.dumps({"temperature": 0, "n": 3, "lora_name": "upper", "max_tokens": 40})
+    asked: dict[str, Any] = {"vllm_text_input": "hello world", "sampling_parameters": sampling}
+    (response,) = door.ask(**asked, exclude_input_in_output=True).responses
+    assert [part.text for part in response.parts] == ["HELLO WORLD"] * 3
+    many = json.dumps({"n": 129})
+    (error,) = door.ask(vllm_text_input="hello", sampling_parameters=many).errors
+    assert error.message.startswith("n is 129, but at most 128 answers are made at a time")
+
+
+def test_answers_that_find_no_room_end_those_that_did(engine: Engine, door: Door) -> None:
+    endless = json.dumps({"n": 100, "max_tokens": 500, "ignore_eos": True, "seed": 1})
+    running = door.send("one", vllm_text_input="hello", sampling_parameters=endless, stream=True)
+    until(lambda: running.responses)
+    (error,) = door.ask(vllm_text_input="hello", sampling_parameters=endless).errors
+    assert error.code is ErrorCode.UNAVAILABLE
+    door.ask("one", stop=True)
+    until(lambda: running.errors)
+    until(lambda: door.ask(vllm_text_input="hello", sampling_parameters='{"n": 128}').responses)

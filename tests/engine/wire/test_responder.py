@@ -1,15 +1,18 @@
 """The responder: outputs of an engine → responses to clients, each ending exactly once."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.request import FinishReason, TokenOutput
-from multilora.wire.stream import Response
+from multilora.request import FinishReason, Request, TokenOutput
+from multilora.wire.stream import JointClient, Response, Stream
+from multilora.wire.triton_request import TritonRequest
+from multilora_api.sampling import SamplingParams
 from multilora_api.tensors import RUNNING
-from support.engine.responder import EOS, Bench, until
+from support.engine.responder import EOS, TOKENIZER, Bench, FakeClient, until
 
 
 @pytest.fixture
@@ -138,7 +141,8 @@ def test_the_observer_ticks_without_traffic(bench: Bench) -> None:
 
 def test_arrays() -> None:
     top = ((104, -0.1), (105, -2.0))
-    tokens = (TokenOutput("a", 104, -0.1, top), TokenOutput("a", 106, -3.0, top))
+    # The second is as likely as the last of `top`, which nothing but the order tells apart.
+    tokens = (TokenOutput("a", 104, -0.1, top, 1), TokenOutput("a", 106, -2.0, top, 2))
     response = Response("text", tokens, "length", 5, -3.1)
     names = ("finish_reason", "num_input_tokens", "num_output_tokens")
     wanted = frozenset({*names, "logprobs", "cumulative_logprob"})
@@ -151,9 +155,77 @@ def test_arrays() -> None:
     assert arrays["cumulative_logprob"].tolist() == [[pytest.approx(-3.1)]]
     first, second = json.loads(arrays["logprobs"].item())
     assert first["104"] == {"logprob": -0.1, "rank": 1, "decoded_token": "<104>"}
-    assert second["106"] == {"logprob": -3.0, "rank": None, "decoded_token": "<106>"}
-    assert set(second) == {"106", "104", "105"}
+    assert second["106"] == {"logprob": -2.0, "rank": 3, "decoded_token": "<106>"}
+    assert [entry["rank"] for entry in second.values()] == [3, 1, 2]
+    silent = dataclasses.replace(response, shows_logprobs=False)
+    assert silent.arrays(wanted, str)["logprobs"].tolist() == [[b"null"]]
     assert set(Response("", finish_reason="stop").arrays(frozenset(), str)) == {
         "text_output",
         "output_ids",
     }
+
+
+def test_several_answers_are_one_response() -> None:
+    client = FakeClient()
+    first, second = JointClient(client, 2, stream=False).parts
+    second.send(Response("b", (TokenOutput("r/1", 7),), "stop", 5, -2.0))
+    assert not client.responses
+    first.send(Response("a", (), "length", 5, -1.0))
+    (joint,) = client.responses
+    outputs = frozenset({"finish_reason", "num_input_tokens", "num_output_tokens", "logprobs"})
+    arrays = joint.arrays(outputs, str)
+    assert joint.final and arrays["text_output"].tolist() == [[b"a", b"b"]]
+    assert arrays["finish_reason"].tolist() == [[b"length", b"stop"]]
+    assert arrays["num_input_tokens"].tolist() == [[5]]
+    assert arrays["num_output_tokens"].tolist() == [[0, 1]]
+
+
+def test_each_piece_of_several_streams_stands_beside_nothing_new() -> None:
+    client = FakeClient()
+    first, second = JointClient(client, 2, stream=True).parts
+    token = (TokenOutput("r", 7),)
+    first.send(Response("a", token, RUNNING, 5, -1.0))
+    second.send(Response("b", token, "stop", 5, -3.0))
+    first.send(Response("c", token, "length", 5, -2.0))
+    outputs = frozenset({"finish_reason", "num_output_tokens", "cumulative_logprob"})
+    seen = [response.arrays(outputs, str) for response in client.responses]
+    texts = [arrays["text_output"][0].tolist() for arrays in seen]
+    assert texts == [[b"a", b""], [b"", b"b"], [b"c", b""]]
+    reasons = [arrays["finish_reason"][0].tolist() for arrays in seen]
+    assert reasons == [[b"None", b"None"], [b"None", b"stop"], [b"length", b"stop"]]
+    assert [arrays["num_output_tokens"][0].tolist() for arrays in seen] == [[1, 0], [0, 1], [1, 0]]
+    sums = [arrays["cumulative_logprob"][0].tolist() for arrays in seen]
+    assert sums == [[-1.0, 0.0], [-1.0, -3.0], [-2.0, -3.0]]
+    assert [response.final for response in client.responses] == [False, False, True]
+
+
+def test_one_failed_answer_ends_the_others() -> None:
+    client = FakeClient()
+    first, second = JointClient(client, 2, stream=True).parts
+    assert not second.is_cancelled()
+    error = RequestError(ErrorCode.UNAVAILABLE, "full")
+    first.fail(error)
+    assert second.is_cancelled()
+    second.send(Response("late"))
+    second.fail(RequestError(ErrorCode.CANCELLED, "cancelled"))
+    assert (client.errors, client.responses) == ([error], [])
+
+
+def test_a_prompt_that_was_sent_as_text_comes_back_as_it_was() -> None:
+    """Its tokens may stand for another text."""
+    request = Request("r", tuple(TOKENIZER.encode("another")))
+    for text, shown in (("As  sent ", "As  sent "), (None, "another")):
+        asked = TritonRequest(request, "", False, True, frozenset(), text=text)
+        response = Stream(asked, FakeClient(), TOKENIZER).take_response(FinishReason.STOP)
+        assert response and response.text == shown
+
+
+def test_what_ended_the_answer_is_text_on_request(bench: Bench) -> None:
+    sampling = SamplingParams(stop=("END",), stop_token_ids=(88,), include_stop_str_in_output=True)
+    by_text, by_token = (bench.add(name, sampling=sampling) for name in "ab")
+    bench.engine.outputs.put(bench.say("a", "go END more"))
+    bench.engine.outputs.put(bench.say("b", "go!", FinishReason.STOP))
+    until(lambda: by_text.text == "go END" and by_token.text == "go!")
+    plain = bench.add("c")
+    bench.engine.outputs.put(bench.say("c", "go!", FinishReason.STOP))
+    until(lambda: plain.text == "go")

@@ -1,5 +1,6 @@
 """Sampling parameters that are objects: grammar and logit_bias; and typical_p."""
 
+import json
 from typing import Any
 
 import pytest
@@ -83,3 +84,48 @@ def test_shapes(value: Any, kind: str, text: str) -> None:
 def test_bad_shapes(value: Any, match: str) -> None:
     with pytest.raises(RequestError, match=match):
         sampling_params({"grammar": value})
+
+
+def structured(value: Any, name: str = "structured_outputs") -> Grammar | None:
+    return read(json.dumps({name: value})).grammar
+
+
+@pytest.mark.parametrize("name", ["structured_outputs", "guided_decoding"])
+def test_vllms_constraints(name: str) -> None:
+    """An object, or its JSON text, as clients of the Triton vLLM backend send it."""
+    for value in ({"json": {"b": 1}}, '{"json": {"b": 1}}', '{"json": "{\\"b\\": 1}"}'):
+        assert structured(value, name) == Grammar("json", '{"b": 1}')
+    assert structured({"regex": "a+", "json": None}, name) == Grammar("regex", "a+")
+    assert structured({"choice": ["a.b", "c"]}, name) == Grammar("regex", "a\\.b|c")
+    assert structured({"json_object": True}, name) == Grammar("json", '{"type": "object"}')
+    assert structured({"json_object": False, "disable_fallback": True}, name) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        ("{", "structured_outputs is not JSON"),
+        ({"grammar": "root ::= x"}, "structured_outputs: grammar 'root ::= x' is not supported"),
+        ({"jsn": {}}, "unknown name 'jsn'; known are json, regex, choice, json_object"),
+        ({"regex": "a", "json": {}}, "one constraint; send json or regex alone"),
+        ({"choice": [""]}, "choice holds no text"),
+        ({"choice": [1]}, "choice must be a string or a list of strings"),
+        ({"regex": 3}, "value must be a regular expression as a string; got 3"),
+    ],
+    ids=str,
+)
+def test_bad_constraints(value: Any, match: str) -> None:
+    with pytest.raises(RequestError, match=match):
+        structured(value)
+
+
+def test_two_names_of_one_thing() -> None:
+    both = '{"grammar": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}'
+    with pytest.raises(RequestError, match="structured_outputs says what grammar says already"):
+        read(both)
+
+
+def test_which_tokens_may_come() -> None:
+    params = read('{"bad_words": ["no"], "allowed_token_ids": [4, "5"]}')
+    assert (params.bad_words, params.allowed_token_ids) == (("no",), (4, 5))
+    assert read('{"include_stop_str_in_output": "true"}').include_stop_str_in_output

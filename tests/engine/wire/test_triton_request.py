@@ -123,7 +123,8 @@ def test_stop() -> None:
         ('{"stop": [1]}', "stop must be a string or a list of strings"),
         ('{"lora_name": 3}', "lora_name must be a string"),
         ('{"n": 2}', "n 2 is not supported"),
-        ('{"bad_words": ["x"]}', "bad_words .* is not supported"),
+        ('{"bad_words": [""]}', "bad_words must be at most 128 strings of 1 to 256 characters"),
+        ('{"prompt_logprobs": 1}', "prompt_logprobs 1 is not supported; leave prompt_logprobs out"),
         ('{"stop_token_ids": 1}', "stop_token_ids must be a list of token ids"),
         ('{"stop_token_ids": ["x"]}', "stop_token_ids: a token id must be a whole number"),
         (f'{{"stop_token_ids": {[1] * 129}}}', "stop_token_ids must be at most 128"),
@@ -168,6 +169,57 @@ def test_stream_with_the_prompt_is_refused() -> None:
     echo = scalar(False)
     assert parse(exclude_input_in_output=echo).echo
     refused("exclude_input_in_output", exclude_input_in_output=echo, stream=scalar(True))
+
+
+def vllm(
+    sampling: str = "", parameters: dict[str, Any] | None = None, **tensors: np.ndarray
+) -> TritonRequest:
+    """As the ensemble `vllm_model` hands a request on."""
+    given = {"vllm_text_input": scalar("hé"), **tensors}
+    if sampling:
+        given["sampling_parameters"] = scalar(sampling)
+    return parse_request(given, parameters or {}, "client", "client#1", LIMITS)
+
+
+def test_what_a_client_of_the_vllm_backend_leaves_out_means_what_it_does_there() -> None:
+    parsed = vllm()
+    sampling = parsed.request.sampling
+    assert (parsed.text, parsed.echo, parsed.stream, parsed.num_answers) == ("hé", True, False, 1)
+    assert (sampling.temperature, sampling.max_tokens, sampling.logprobs) == (1.0, 16, None)
+    assert not vllm(stream=scalar(True)).echo
+    assert not vllm(exclude_input_in_output=scalar(True)).echo
+    with pytest.raises(RequestError, match="exclude_input_in_output"):
+        vllm(stream=scalar(True), exclude_input_in_output=scalar(False))
+    assert vllm('{"temperature": "0", "lora_name": "sql"}').request.sampling.greedy
+    assert vllm('{"temperature": null}').request.sampling.temperature == 1.0
+
+
+def test_logprobs_that_nobody_asked_for_are_not_shown() -> None:
+    asked = {"return_logprobs": scalar(True), "return_cumulative_logprob": scalar(True)}
+    silent, shown = vllm(**asked), vllm('{"logprobs": 0}', **asked)
+    assert (silent.shows_logprobs, silent.request.sampling.logprobs) == (False, 0)
+    assert shown.shows_logprobs and parse(**asked).shows_logprobs
+
+
+def test_request_parameters_count_where_the_tensor_is_missing() -> None:
+    assert vllm("", {"max_tokens": 3, "temperature": 0.5}).request.sampling.max_tokens == 3
+    sampling = vllm('{"max_tokens": 4}', {"temperature": 0.5, "zzz": 1}).request.sampling
+    assert (sampling.max_tokens, sampling.temperature) == (4, 1.0)
+    with pytest.raises(RequestError, match="unknown name 'zzz'"):
+        vllm("", {"zzz": 1})
+
+
+def test_each_of_several_answers_is_a_request() -> None:
+    answers = vllm('{"n": "3", "seed": 18446744073709551615}').answers()
+    assert [each.request.sampling.seed for each in answers] == [2**64 - 1, 0, 1]
+    assert len({each.request.request_id for each in answers}) == 3
+    assert {each.client_id for each in answers} == {"client"}
+    assert [each.request.sampling.seed for each in vllm('{"n": 2}').answers()] == [None, None]
+    (one,) = vllm('{"n": 1}').answers()
+    assert one.request.request_id == "client#1"
+    for wrong in ("0", '"x"', "1.5"):
+        with pytest.raises(RequestError, match="n must be"):
+            vllm(f'{{"n": {wrong}}}')
 
 
 def test_adapter_timeout() -> None:

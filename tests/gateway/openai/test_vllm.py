@@ -103,8 +103,8 @@ def test_a_choice_needs_a_text(choice: Any) -> None:
 
 NEUTRAL = {
     "skip_special_tokens": True, "spaces_between_special_tokens": True,
-    "include_stop_str_in_output": False, "use_beam_search": False, "length_penalty": 1.0,
-    "priority": 0, "request_id": "x", "bad_words": [], "return_token_ids": False,
+    "use_beam_search": False, "length_penalty": 1.0, "priority": 0, "request_id": "x",
+    "return_token_ids": False, "prompt_logprobs": None,
 }  # fmt: skip
 OF_CHATS = {
     "add_generation_prompt": True, "add_special_tokens": False, "continue_final_message": False,
@@ -127,6 +127,15 @@ def test_stop_tokens_are_the_engines() -> None:
             make(stop_token_ids=["5"])
 
 
+def test_which_tokens_may_come_is_for_the_engine_to_say() -> None:
+    base, settings = base_model(), Settings()
+    asked: dict[str, Any] = {
+        "bad_words": ["no"], "allowed_token_ids": [5, 7], "include_stop_str_in_output": True,
+    }  # fmt: skip
+    for make in (text, chat):
+        assert asked.items() <= make(**asked).sampling(base, settings).items()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -136,7 +145,7 @@ def test_stop_tokens_are_the_engines() -> None:
         ("priority", False, "only 0 is supported; leave it out"),
         ("use_beam_search", True, "only false is supported; leave it out"),
         ("guided_grammar", "root ::= x", "not supported; leave it out"),
-        ("allowed_token_ids", [], "not supported; leave it out"),
+        ("prompt_logprobs", 1, "not supported; leave it out"),
     ],
 )
 def test_settings_that_would_change_something_are_refused(

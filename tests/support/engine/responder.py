@@ -3,11 +3,12 @@
 import queue
 import time
 from collections.abc import Callable
+from typing import Any
 
 from multilora.errors import RequestError
 from multilora.request import FinishReason, Request, TokenOutput
 from multilora.wire.responder import Responder
-from multilora.wire.stream import Response
+from multilora.wire.stream import JointResponse, Response
 from multilora.wire.triton_request import TritonRequest
 from multilora_api.sampling import SamplingParams
 from multilora_text.tokenizer import Tokenizer
@@ -28,13 +29,13 @@ class FakeEngine:
 
 class FakeClient:
     def __init__(self) -> None:
-        self.responses: list[Response] = []
+        self.responses: list[Any] = []
         self.outputs: frozenset[str] = frozenset()
         self.errors: list[RequestError] = []
         self.cancelled = False
         self.broken = False
 
-    def send(self, response: Response) -> None:
+    def send(self, response: Response | JointResponse) -> None:
         if self.broken:
             raise RuntimeError("no way back")
         self.responses.append(response)
@@ -76,10 +77,16 @@ class Bench:
             self.responder.start()
 
     def add(
-        self, name: str, *, stream: bool = True, echo: bool = False, stop: tuple[str, ...] = ()
+        self,
+        name: str,
+        *,
+        stream: bool = True,
+        echo: bool = False,
+        stop: tuple[str, ...] = (),
+        sampling: SamplingParams | None = None,
     ) -> FakeClient:
         prompt = tuple(TOKENIZER.encode("prompt "))
-        request = Request(name, prompt, "", SamplingParams(stop=stop))
+        request = Request(name, prompt, "", sampling or SamplingParams(stop=stop))
         client = FakeClient()
         wanted = TritonRequest(request, name.split("#")[0], stream, echo, frozenset())
         self.responder.add(wanted, client)
@@ -89,7 +96,7 @@ class Bench:
         ids = TOKENIZER.encode(text)
         last = len(ids) - 1
         return [
-            TokenOutput(name, token_id, -0.5, (), finish if i == last else None)
+            TokenOutput(name, token_id, -0.5, finish_reason=finish if i == last else None)
             for i, token_id in enumerate(ids)
         ]
 

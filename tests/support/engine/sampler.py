@@ -19,9 +19,12 @@ EOS = (2, 3)
 
 
 def item(
-    params: SamplingParams, prompt: tuple[int, ...] = (5, 6), output: tuple[int, ...] = ()
+    params: SamplingParams,
+    prompt: tuple[int, ...] = (5, 6),
+    output: tuple[int, ...] = (),
+    banned: tuple[tuple[int, ...], ...] = (),
 ) -> BatchItem:
-    sequence = Sequence(Request("r", prompt, sampling=params))
+    sequence = Sequence(Request("r", prompt, sampling=params, banned=banned))
     sequence.token_ids.extend(output)
     return BatchItem.next(sequence, len(sequence.token_ids))
 

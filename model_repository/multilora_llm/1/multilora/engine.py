@@ -107,6 +107,7 @@ class Engine:
         if sampling.seed is None and not sampling.greedy:
             sampling = dataclasses.replace(sampling, seed=secrets.randbits(63))
             request = dataclasses.replace(request, sampling=sampling)
+        _ = request.allowed_bits  # they stay; the engine thread has no time to make many
         with self._lock:
             if self._closed:
                 raise shutting_down()

@@ -1,6 +1,7 @@
 """What a client asks for (Request), what can be served (RequestLimits) and what a step gives for
 it (TokenOutput)."""
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from enum import Enum
@@ -60,7 +61,8 @@ class Request:
 
     `arrived_at` is when it came (time.monotonic()). `adapter_timeout` is how many seconds to wait
     for an adapter that is being loaded, `adapter_token` the Hub token to download it with ("": the
-    server's own); never shown.
+    server's own); never shown. `banned` holds rows of token ids that the output must not complete:
+    its bad_words.
     """
 
     request_id: str
@@ -69,12 +71,23 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     adapter_timeout: float = ADAPTER_TIMEOUT
     adapter_token: str = field(default="", repr=False)
+    banned: tuple[tuple[int, ...], ...] = ()
     arrived_at: float = field(default_factory=time.monotonic, compare=False)
 
     @cached_property
     def adapters(self) -> AdapterSet:
         """By id; see Sequence.adapters for the version that runs."""
         return AdapterSet.of(self.adapter_id)
+
+    @cached_property
+    def allowed_bits(self) -> bytes:
+        """Of allowed_token_ids, as TokenMatcher.allowed gives them; none where any token may come.
+        There may be fewer bits than token ids."""
+        ids = self.sampling.allowed_token_ids
+        bits = bytearray(max(ids) // 8 + 1 if ids else 0)
+        for token_id in ids:
+            bits[token_id >> 3] |= 1 << (token_id & 7)
+        return bytes(bits)
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class TokenOutput:
     `token_id` is None when the request ends without a token (cancelled, error). `logprob` is the
     natural logarithm of the probability before temperature and filters; `top_logprobs` holds
     (token_id, logprob), most likely first, when SamplingParams.logprobs asked for them.
+    `rank` of the token is 1 more than how many were likelier, where logprobs were asked for.
     `queue_time` is how many seconds the request waited before it first ran; None: it never did.
     """
 
@@ -91,6 +105,7 @@ class TokenOutput:
     token_id: int | None
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    rank: int | None = None
     finish_reason: FinishReason | None = None
     error: RequestError | None = None
     queue_time: float | None = None
@@ -117,10 +132,21 @@ class RequestLimits:
                 f"{self.max_total_tokens - count} or raise --max-total-tokens"
             )
         self._check_ids("input_ids", request.prompt_token_ids)
-        if sampling.stop_token_ids:
-            self._check_ids("stop_token_ids", sampling.stop_token_ids)
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            if token_ids := getattr(sampling, name):
+                self._check_ids(name, token_ids)
         if sampling.logit_bias:
             self._check_ids("logit_bias", tuple(token_id for token_id, _ in sampling.logit_bias))
+
+    def granted(self, request: Request) -> Request:
+        """The request with as few max_tokens, and min_tokens, as leave room for its prompt."""
+        sampling = request.sampling
+        most = max(1, self.max_total_tokens - len(request.prompt_token_ids))
+        if sampling.max_tokens <= most:
+            return request
+        least = min(sampling.min_tokens, most)
+        sampling = dataclasses.replace(sampling, max_tokens=most, min_tokens=least)
+        return dataclasses.replace(request, sampling=sampling)
 
     def check_prompt(self, count: int) -> None:
         """Raises RequestError (INVALID_ARG) unless `count` tokens can be a prompt."""

@@ -25,8 +25,7 @@ class InFlight:
         self._host: list[torch.Tensor | None] = []
         if sampled is None:
             return
-        fields = (sampled.token_ids, sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
-        self._host = [None if x is None else x.to("cpu", non_blocking=True) for x in fields]
+        self._host = [None if x is None else x.to("cpu", non_blocking=True) for x in sampled]
         if sampled.token_ids.is_cuda:
             self._done = torch.cuda.Event()
             self._done.record(torch.cuda.current_stream(sampled.token_ids.device))
@@ -37,18 +36,22 @@ class InFlight:
             return []
         if self._done:
             self._done.synchronize()
-        token_ids, logprobs, ids, values = (None if x is None else x.tolist() for x in self._host)
+        lists = (None if x is None else x.tolist() for x in self._host)
+        token_ids, logprobs, likelier, ids, values = lists
         assert token_ids is not None
-        if logprobs is None:
+        if logprobs is None or likelier is None:
             return [SampledToken(token_id) for token_id in token_ids]
         tokens: list[SampledToken] = []
         for row, item in enumerate(self._items):
             wanted = item.sequence.request.sampling.logprobs
+            if wanted is None:
+                tokens.append(SampledToken(token_ids[row]))
+                continue
             top: tuple[tuple[int, float], ...] = ()
             if wanted and ids is not None and values is not None:
                 top = tuple(zip(ids[row][:wanted], values[row][:wanted], strict=True))
-            logprob = logprobs[row] if wanted is not None else None
-            tokens.append(SampledToken(token_ids[row], logprob, top))
+            rank = likelier[row] + 1
+            tokens.append(SampledToken(token_ids[row], logprobs[row], top, rank))
         return tokens
 
 

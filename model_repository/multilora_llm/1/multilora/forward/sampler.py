@@ -1,18 +1,18 @@
 """From logits to tokens. One row is one sequence; rows never influence each other.
 
 Order: logprobs are read off the untouched logits; then logit_bias is added, end-of-sequence tokens
-are suppressed while below min_tokens, so is what a grammar rules out, then penalties; greedy rows
-take the largest logit; the others divide by the temperature, drop what typical_p, min_p, top_k and
-top_p (in this order, each on what the one before left) rule out, and draw. Tokens that are as good
-as the last one that typical_p, top_k or top_p keeps are kept too, so the outcome never depends on a
-sorting order.
+are suppressed while below min_tokens, so are the last tokens of bad_words, and what a grammar or
+allowed_token_ids rule out, then penalties; greedy rows take the largest logit; the others divide by
+the temperature, drop what typical_p, min_p, top_k and top_p (in this order, each on what the one
+before left) rule out, and draw. Tokens that are as good as the last one that typical_p, top_k or
+top_p keeps are kept too, so the outcome never depends on a sorting order.
 
 A draw is a race: token t wins with the smallest E_t / p_t, E_t ~ Exp(1). E_t is a hash of (seed,
 position, t) alone: a seed gives the same tokens in any batch, after a preemption and on any device
 (as far as the logits agree).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -23,13 +23,14 @@ from multilora_kernels.draws import Draws
 _ROWS_AT_ONCE = 16  # bounds the memory of what works on whole rows
 
 
-@dataclass(frozen=True, eq=False)
-class Sampled:
-    """`logprobs` of the picked tokens are None when no row asked; the K most likely, best first,
-    are None when no row asked for more than the picked one."""
+class Sampled(NamedTuple):
+    """`logprobs` of the picked tokens, and `likelier`, how many tokens have a larger one, are None
+    when no row asked; the K most likely, best first, are None when no row asked for more than the
+    picked one."""
 
     token_ids: torch.Tensor  # int64 [N]
     logprobs: torch.Tensor | None  # float32 [N]
+    likelier: torch.Tensor | None  # int64 [N]
     top_ids: torch.Tensor | None  # int64 [N, K]
     top_logprobs: torch.Tensor | None  # float32 [N, K]
 
@@ -67,13 +68,14 @@ def _pick(logits: torch.Tensor, draws: Draws | None) -> torch.Tensor:
 
 def _report(logits: torch.Tensor, token_ids: torch.Tensor, count: int | None) -> Sampled:
     if count is None:
-        return Sampled(token_ids, None, None, None)
+        return Sampled(token_ids, None, None, None, None)
     total = logits.logsumexp(dim=-1, keepdim=True)
-    logprobs = (logits.gather(1, token_ids.unsqueeze(1)) - total).squeeze(1)
+    picked = logits.gather(1, token_ids.unsqueeze(1))
+    logprobs, likelier = (picked - total).squeeze(1), (logits > picked).sum(dim=-1)
     if count == 0:
-        return Sampled(token_ids, logprobs, None, None)
+        return Sampled(token_ids, logprobs, likelier, None, None)
     top, top_ids = logits.topk(min(count, logits.shape[1]), dim=-1)
-    return Sampled(token_ids, logprobs, top_ids, top - total)
+    return Sampled(token_ids, logprobs, likelier, top_ids, top - total)
 
 
 def _bias(logits: torch.Tensor, biases: Biases) -> None:

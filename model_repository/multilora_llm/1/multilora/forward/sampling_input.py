@@ -42,7 +42,7 @@ class Biases(NamedTuple):
 
 
 class TokenMasks(NamedTuple):
-    """For G rows with a grammar: the tokens that may be picked."""
+    """For G rows with a grammar or allowed_token_ids: the tokens that may be picked."""
 
     rows: torch.Tensor  # int64 [G]
     bits: torch.Tensor  # uint8 [G, ceil(V / 8)], as TokenMatcher.allowed
@@ -109,29 +109,53 @@ def _add_biases(pairs: _Pairs, staging: StagingBuffer) -> Callable[[], Biases] |
 def _add_masks(
     pairs: _Pairs, staging: StagingBuffer, vocab_size: int, eos_token_ids: tuple[int, ...]
 ) -> Callable[[], TokenMasks] | None:
-    rows = [row for row, (item, _) in enumerate(pairs) if item.sequence.matcher]
+    rows = [row for row, (item, _) in enumerate(pairs) if _is_bound(item)]
     if not rows:
         return None
-    ends = np.zeros(vocab_size, dtype=bool)
-    ends[[token for token in eos_token_ids if token < vocab_size]] = True
-    others = ~np.packbits(ends, bitorder="little")
-    if vocab_size % 8:
-        others[-1] &= (1 << vocab_size % 8) - 1
-    bits = staging.add(np.stack([_allowed(*pairs[row], others) for row in rows]))
-    row_ids = staging.add(np.array(rows))
+    masks = [_allowed(*pairs[row], vocab_size, eos_token_ids) for row in rows]
+    bits, row_ids = staging.add(np.stack(masks)), staging.add(np.array(rows))
     return lambda: TokenMasks(row_ids(), bits())
 
 
-def _allowed(item: BatchItem, p: SamplingParams, others: np.ndarray) -> np.ndarray:
-    """The bits of a row; `others` are those of all tokens but end-of-sequence. Where a grammar is
-    at its end nothing else can come, also below min_tokens."""
-    assert item.sequence.matcher
-    bits = np.frombuffer(item.sequence.matcher.allowed(), dtype=np.uint8)
-    if p.ignore_eos or item.num_output_tokens < p.min_tokens:
-        going_on = bits & others
-        if going_on.any():
-            return going_on
-    return bits
+def _is_bound(item: BatchItem) -> bool:
+    """Whether few tokens may come, so that one of them must."""
+    sequence = item.sequence
+    return bool(sequence.matcher or sequence.request.sampling.allowed_token_ids)
+
+
+def _allowed(
+    item: BatchItem, p: SamplingParams, vocab_size: int, eos_token_ids: tuple[int, ...]
+) -> np.ndarray:
+    """The bits of a row. Where a grammar is at its end, or no other token is allowed, what is
+    suppressed may come, also below min_tokens."""
+    matcher = item.sequence.matcher
+    given = matcher.allowed() if matcher else item.sequence.request.allowed_bits
+    bits = np.zeros((vocab_size + 7) // 8, dtype=np.uint8)
+    bits[: len(given)] = np.frombuffer(given, dtype=np.uint8)[: len(bits)]
+    if vocab_size % 8:
+        bits[-1] &= (1 << vocab_size % 8) - 1
+    going_on = bits.copy()
+    for token in _suppressed(item, p, vocab_size, eos_token_ids):
+        going_on[token >> 3] &= 255 ^ (1 << (token & 7))
+    return going_on if going_on.any() else bits
+
+
+def _suppressed(
+    item: BatchItem, p: SamplingParams, vocab_size: int, eos_token_ids: tuple[int, ...]
+) -> set[int]:
+    """The tokens that must not come now as long as there are others."""
+    tokens: set[int] = set()
+    below = item.num_output_tokens < p.min_tokens
+    if below or (p.ignore_eos and item.sequence.matcher):
+        tokens.update(eos_token_ids)
+    if below:
+        tokens.update(p.stop_token_ids)
+    sequence = item.sequence
+    for *start, last in sequence.request.banned:
+        since = max(sequence.num_prompt_tokens, item.end - len(start))
+        if sequence.token_ids[since : item.end] == start:
+            tokens.add(last)
+    return {token for token in tokens if token < vocab_size}
 
 
 def _add_typical(pairs: _Pairs, staging: StagingBuffer) -> Callable[[], Typical] | None:
@@ -148,12 +172,11 @@ def _add_typical(pairs: _Pairs, staging: StagingBuffer) -> Callable[[], Typical]
 def _add_suppressed(
     pairs: _Pairs, staging: StagingBuffer, vocab_size: int, eos_token_ids: tuple[int, ...]
 ) -> Callable[[], torch.Tensor] | None:
-    ends = [token for token in eos_token_ids if token < vocab_size]
     places = [
         (row, token)
         for row, (item, p) in enumerate(pairs)
-        if p.min_tokens and item.num_output_tokens < p.min_tokens and not item.sequence.matcher
-        for token in (*ends, *p.stop_token_ids)
+        if (p.min_tokens or item.sequence.request.banned) and not _is_bound(item)
+        for token in _suppressed(item, p, vocab_size, eos_token_ids)
     ]
     return staging.add(np.array(places).T.copy()) if places else None
 

@@ -10,14 +10,15 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from multilora.adapters.admin.command import AdminCommand
 from multilora.errors import RequestError, cancelled, internal, invalid
 from multilora.grammar.threads import GrammarThreads
-from multilora.wire.prompt import chat_error, encode_text
+from multilora.wire.prompt import banned_tokens, chat_error, encode_text
 from multilora.wire.responder import Responder
-from multilora.wire.stream import Client, json_response, stopped_response
+from multilora.wire.stream import Client, JointClient, json_response, stopped_response
 from multilora.wire.triton_request import (
     Tensors,
     TritonRequest,
@@ -77,6 +78,12 @@ class Intake:
             tensors, parameters, client_id, request_id, self._engine.limits, self._timeout
         )
         client.outputs = parsed.outputs
+        most = self._engine.config.max_concurrent_requests
+        if parsed.num_answers > most:
+            raise invalid(
+                f"n is {parsed.num_answers}, but at most {most} answers are made at a time "
+                "(--max-concurrent-requests); ask for fewer"
+            )
         self._early_stops.begin(client, client_id)
         if parsed.text is not None:  # a long one takes time that others need
             self._helpers.submit(self._guard, client, self._encode, parsed, client)
@@ -92,7 +99,10 @@ class Intake:
         self._when_done(template, client, lambda own: self._render(parsed, own, client))
 
     def _encode(self, parsed: TritonRequest, client: Client) -> None:
-        self._begin(parsed.with_prompt(encode_text(self._tokenizer, parsed.text or "")), client)
+        encoded = parsed.with_prompt(encode_text(self._tokenizer, parsed.text or ""))
+        if parsed.from_vllm:
+            encoded = replace(encoded, request=self._engine.limits.granted(encoded.request))
+        self._begin(encoded, client)
 
     def _stop(self, client: Client, client_id: str) -> None:
         if not client_id:
@@ -119,6 +129,9 @@ class Intake:
         )
 
     def _begin(self, parsed: TritonRequest, client: Client) -> None:
+        if words := parsed.request.sampling.bad_words:
+            banned = banned_tokens(self._tokenizer, words)
+            parsed = replace(parsed, request=replace(parsed.request, banned=banned))
         if parsed.request.sampling.grammar:  # compiling it takes time that others need
             self._grammar_threads.submit(lambda: self._guard(client, self._compile, parsed, client))
         else:
@@ -133,14 +146,20 @@ class Intake:
         self._submit(parsed, client)
 
     def _submit(self, parsed: TritonRequest, client: Client) -> None:
-        self._responder.add(parsed, client)
-        try:
-            self._engine.submit(parsed.request)
-        except RequestError:
-            self._responder.discard(parsed.request.request_id)
-            raise
+        answers, ways = parsed.answers(), [client]
+        if len(answers) > 1:
+            ways = list[Client](JointClient(client, len(answers), parsed.stream).parts)
+        for answer, way in zip(answers, ways, strict=True):
+            self._responder.add(answer, way)
+            try:
+                self._engine.submit(answer.request)
+            except RequestError as error:
+                self._responder.discard(answer.request.request_id)
+                self._early_stops.end(client)
+                return way.fail(error)
         if self._early_stops.end(client):
-            self._engine.abort(parsed.request.request_id)
+            for answer in answers:
+                self._engine.abort(answer.request.request_id)
 
     def _when_done(
         self, future: "Future[Any]", client: Client, go_on: Callable[[Any], None]

@@ -1,6 +1,7 @@
 """The prompt of a Triton request in `text_input`: a text, or the messages of a chat as JSON."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from multilora.errors import ErrorCode, RequestError, invalid
@@ -16,6 +17,14 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
         raise invalid("text_input is empty; send a prompt")
     _check_length(text)
     return tokenizer.encode(text)
+
+
+def banned_tokens(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+    """The rows of token ids that the tokenizer makes of the words, with a space before them or not:
+    in the middle of a text a word begins with one."""
+    texts = [text for word in words for text in (word, f" {word.lstrip()}")]
+    rows = (tuple(tokenizer.encode_rendered(text)) for text in texts)  # nothing around the words
+    return tuple({row: None for row in rows if row})
 
 
 def parse_messages(text: str) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from multilora_api.sampling import PARAMETERS, Grammar, Kind, ParameterError, Sa
 
 _KINDS = ("json", "json_schema", "json_object", "regex")
 _SHAPE = 'send for example {"type": "json", "value": {"type": "object", "properties": {…}}}'
+_CONSTRAINTS = ("json", "regex", "choice", "json_object")
+_STRUCTURED = 'send for example {"choice": ["yes", "no"]}'
 _TRUE = ("true", "1")
 _FALSE = ("false", "0")
 
@@ -25,16 +27,28 @@ def parse_sampling_parameters(text: str) -> dict[str, Any]:
     return json_object(text or "{}", "sampling_parameters", remedy)
 
 
-def check_names(values: Mapping[str, Any], where: str) -> None:
-    """Raise RequestError (INVALID_ARG) for a name that is not known or not supported."""
-    for name, value in values.items():
-        if name in _NEUTRAL:
-            if value not in _NEUTRAL[name] and str(value).lower() not in _NEUTRAL[name]:
-                raise invalid(f"{where}: {name} {value!r} is not supported; leave {name} out")
-        elif name not in READERS and name not in ADAPTER_NAMES:
+def check_names(values: Mapping[str, Any], where: str, many_answers: bool = False) -> None:
+    """Raise RequestError (INVALID_ARG) for a name that is not known or not supported.
+
+    `many_answers`: `n` may be more than 1.
+    """
+    given = {name: value for name, value in values.items() if not (many_answers and name == "n")}
+    _check_neutral(given, _NEUTRAL, where)
+    for name in values:
+        if name not in READERS and name not in ADAPTER_NAMES and name not in _NEUTRAL:
             close = difflib.get_close_matches(name, [*READERS, *ADAPTER_NAMES], n=1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(READERS)}"
             raise invalid(f"{where}: unknown name {name!r}; {hint}")
+
+
+def _check_neutral(
+    values: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], where: str
+) -> None:
+    """Raise RequestError (INVALID_ARG) for a value that asks for something."""
+    for name, value in values.items():
+        allowed = neutral.get(name, (value,))
+        if value not in allowed and str(value).lower() not in allowed:
+            raise invalid(f"{where}: {name} {value!r} is not supported; leave {name} out")
 
 
 def adapter_name(values: Mapping[str, Any]) -> str:
@@ -52,14 +66,26 @@ def sampling_params(values: Mapping[str, Any]) -> SamplingParams:
     """Build from names and values (None is absent); raises RequestError (INVALID_ARG)."""
     fields: dict[str, Any] = {}
     for name, reader in READERS.items():
-        if (value := values.get(name)) is not None:
-            fields[_FIELDS.get(name, name)] = reader(name, value)
+        if (value := values.get(name)) is None or (read := reader(name, value)) is None:
+            continue
+        field = _FIELDS.get(name, name)
+        if field in fields:
+            raise invalid(f"{name} says what {field} says already; send one of them")
+        fields[field] = read
     if fields.get("top_k") == -1:  # vLLM's way of saying off
         fields["top_k"] = 0
     try:
         return SamplingParams(**fields)
     except ParameterError as error:
         raise invalid(str(error)) from None
+
+
+def read_count(name: str, value: Any) -> int:
+    """A number of answers; None is 1. Raises RequestError (INVALID_ARG)."""
+    count = 1 if value is None else _read_int(name, value)
+    if count < 1:
+        raise invalid(f"{name} must be at least 1; got {count}")
+    return count
 
 
 def _read_int(name: str, value: Any) -> int:
@@ -141,6 +167,33 @@ def _read_grammar(name: str, value: Any) -> Grammar:
     return Grammar("json", json.dumps(schema, ensure_ascii=False))
 
 
+def _read_structured(name: str, value: Any) -> Grammar | None:
+    """As vLLM's clients write it, an object or its JSON text, with one of
+
+    {"json": schema}            an object, or its JSON text
+    {"regex": expression}       the whole answer matches it
+    {"choice": [text, …]}       the answer is one of them
+    {"json_object": true}       any JSON object
+    """
+    given = json_object(value, name, _STRUCTURED)
+    _check_neutral(given, _NEUTRAL_STRUCTURED, name)
+    if unknown := sorted(given.keys() - _NEUTRAL_STRUCTURED.keys() - {*_CONSTRAINTS}):
+        known = ", ".join(_CONSTRAINTS)
+        raise invalid(f"{name}: unknown name {unknown[0]!r}; known are {known}")
+    found = [key for key in _CONSTRAINTS if given.get(key) not in (None, False)]
+    if len(found) > 1:
+        raise invalid(f"{name}: an answer has one constraint; send {' or '.join(found)} alone")
+    if not found:
+        return None
+    kind, constraint = found[0], given[found[0]]
+    if kind == "choice":
+        texts = _read_strings(f"{name}: choice", constraint)
+        if not any(texts):
+            raise invalid(f"{name}: choice holds no text; send at least one")
+        return Grammar.of_choices(texts)
+    return _read_grammar(name, {"type": kind, "value": constraint})
+
+
 def _unwrapped(name: str, value: dict[str, Any]) -> dict[str, Any]:
     """The schema of {"name", "schema"}; a schema without that around it stays as it is."""
     if "schema" not in value or value.keys() - {"name", "schema", "description", "strict"}:
@@ -158,21 +211,37 @@ _BY_KIND: dict[Kind, Callable[[str, Any], Any]] = {
     "logit_bias": _read_bias,
     "grammar": _read_grammar,
 }
-_FIELDS = {"stop_words": "stop"}  # other names of a field
-# Every name that a client may use → how its value is read.
-READERS = {
-    name: _BY_KIND[PARAMETERS[_FIELDS.get(name, name)].kind] for name in (*PARAMETERS, *_FIELDS)
+# Other names of a field; the last one is what vLLM called structured_outputs before.
+_FIELDS = {"stop_words": "stop", "structured_outputs": "grammar", "guided_decoding": "grammar"}
+# Every name that a client may use → how its value is read; None: as if it were absent.
+READERS: dict[str, Callable[[str, Any], Any]] = {
+    **{name: _BY_KIND[parameter.kind] for name, parameter in PARAMETERS.items()},
+    "stop_words": _read_strings,
+    "structured_outputs": _read_structured,
+    "guided_decoding": _read_structured,
 }
 # vLLM's names for what we do not do: only values that ask for nothing are taken.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (None, 1, "1"),
     "best_of": (None, 1, "1"),
-    "bad_words": (None, []),
-    "include_stop_str_in_output": (None, False, "false"),
     "skip_special_tokens": (None, True, "true"),
     "spaces_between_special_tokens": (None, True, "true"),
     "detokenize": (None, True, "true"),
     "prompt_logprobs": (None,),
     "truncate_prompt_tokens": (None,),
     "use_beam_search": (None, False, "false"),
+    "early_stopping": (None, False, "false"),
+    "length_penalty": (None, 1, "1", "1.0"),
+    "flat_logprobs": (None, False, "false"),
+    "skip_reading_prefix_cache": (None, False, "false"),
+    "logits_processors": (None, []),
+    "extra_args": (None, {}),
+}
+_NEUTRAL_STRUCTURED: dict[str, tuple[Any, ...]] = {
+    "grammar": (None,),
+    "structural_tag": (None,),
+    "whitespace_pattern": (None,),
+    "disable_additional_properties": (None, False, "false"),
+    "disable_any_whitespace": (None, False, "false"),
+    "disable_fallback": (None, False, True, "false", "true"),  # there is nothing to fall back to
 }

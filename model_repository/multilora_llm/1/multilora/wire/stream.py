@@ -1,8 +1,12 @@
-"""What goes back to a client: a Stream of Responses, each some text and tokens as named arrays."""
+"""What goes back to a client: a Stream of Responses, each some text and tokens as named arrays.
+
+The streams of a request for several answers share its client: see JointClient.
+"""
 
 import json
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +17,8 @@ from multilora.wire.triton_request import TritonRequest
 from multilora_api.tensors import RUNNING
 from multilora_text.detokenizer import Detokenizer
 from multilora_text.tokenizer import Tokenizer
+
+_OF_THE_PROMPT = {"num_input_tokens", "queue_time"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Response:
     num_input_tokens: int = 0
     cumulative_logprob: float = 0.0
     queue_time: float = 0.0  # seconds, from arrival to the first pass
+    shows_logprobs: bool = True
 
     @property
     def final(self) -> bool:
@@ -58,8 +65,29 @@ class Response:
             arrays["queue_time"] = np.array([[self.queue_time]], dtype=np.float32)
         if "logprobs" in outputs:
             entries = [_logprobs(token, decode) for token in self.tokens]
-            arrays["logprobs"] = _string(json.dumps(entries, ensure_ascii=False))
+            shown = entries if self.shows_logprobs else None
+            arrays["logprobs"] = _string(json.dumps(shown, ensure_ascii=False))
         return arrays
+
+
+@dataclass(frozen=True)
+class JointResponse:
+    """The responses of several answers, in their order."""
+
+    parts: tuple[Response, ...]
+
+    @property
+    def final(self) -> bool:
+        return all(part.final for part in self.parts)
+
+    def arrays(
+        self, outputs: frozenset[str], decode: Callable[[list[int]], str]
+    ) -> dict[str, np.ndarray]:
+        """As Response.arrays, with a column for each answer where that has a single one."""
+        first, *others = [part.arrays(outputs, decode) for part in self.parts]
+        for name in first.keys() - _OF_THE_PROMPT:
+            first[name] = np.concatenate([first[name], *(each[name] for each in others)], axis=1)
+        return first
 
 
 def stopped_response() -> Response:
@@ -75,11 +103,13 @@ def json_response(answer: dict[str, object]) -> Response:
 def _logprobs(
     token: TokenOutput, decode: Callable[[list[int]], str]
 ) -> dict[str, dict[str, object]]:
-    """{token id: {logprob, rank, decoded_token}}; rank is null beyond the reported ones."""
+    """{token id: {logprob, rank, decoded_token}}; rank 1 is the likeliest token."""
     ranked = {
         token_id: (logprob, rank) for rank, (token_id, logprob) in enumerate(token.top_logprobs, 1)
     }
-    chosen = {} if token.token_id in ranked else {token.token_id: (token.logprob, None)}
+    # As likely as the last of the others, a token still comes after them.
+    rank = max(token.rank or 1, len(ranked) + 1)
+    chosen = {} if token.token_id in ranked else {token.token_id: (token.logprob, rank)}
     return {
         str(token_id): {
             "logprob": logprob,
@@ -101,11 +131,70 @@ class Client(Protocol):
 
     outputs: frozenset[str]  # optional outputs, known once the request is parsed
 
-    def send(self, response: Response) -> None: ...
+    def send(self, response: Response | JointResponse) -> None: ...
 
     def fail(self, error: RequestError) -> None: ...
 
     def is_cancelled(self) -> bool: ...
+
+
+class JointClient:
+    """The client of a request for several answers; each of `parts` is the client of one of them.
+
+    When one fails, the request does, and its other answers see the client leave.
+    """
+
+    def __init__(self, client: Client, count: int, stream: bool) -> None:
+        self._client = client
+        self._stream = stream
+        self._lock = threading.Lock()  # guards what follows
+        self._last: list[Response | None] = [None] * count
+        self._ended = False
+        self.parts = [_Part(self, number, client.outputs) for number in range(count)]
+
+    def send(self, number: int, response: Response) -> None:
+        """A stream shows each piece of an answer beside nothing new of the others."""
+        blank = replace(response, text="", tokens=())
+        with self._lock:
+            if self._ended:
+                return
+            self._last[number] = response
+            unheard = replace(blank, finish_reason=RUNNING, cumulative_logprob=0.0)
+            joint = JointResponse(tuple(part or unheard for part in self._last))
+            if self._stream:
+                self._last[number] = blank
+            if self._stream or joint.final:
+                self._ended = joint.final
+                self._client.send(joint)
+
+    def fail(self, error: RequestError) -> None:
+        with self._lock:
+            if not self._ended:
+                self._ended = True
+                self._client.fail(error)
+
+    def is_cancelled(self) -> bool:
+        with self._lock:
+            return self._ended or self._client.is_cancelled()
+
+
+class _Part:
+    """A Client."""
+
+    def __init__(self, joint: JointClient, number: int, outputs: frozenset[str]) -> None:
+        self.outputs = outputs
+        self._joint = joint
+        self._number = number
+
+    def send(self, response: Response | JointResponse) -> None:
+        assert isinstance(response, Response)
+        self._joint.send(self._number, response)
+
+    def fail(self, error: RequestError) -> None:
+        self._joint.fail(error)
+
+    def is_cancelled(self) -> bool:
+        return self._joint.is_cancelled()
 
 
 class Stream:
@@ -115,10 +204,11 @@ class Stream:
         self.request = request
         self.client = client
         self.last_token_at: float | None = None
-        self._detokenizer = Detokenizer(tokenizer, request.request.sampling.stop)
-        prompt = request.request.prompt_token_ids
+        sampling, prompt = request.request.sampling, request.request.prompt_token_ids
+        self._shows_stop = sampling.include_stop_str_in_output
+        self._detokenizer = Detokenizer(tokenizer, sampling.stop, self._shows_stop)
         self._num_input_tokens = len(prompt)
-        self._text = tokenizer.decode(prompt) if request.echo else ""
+        self._text = request.prompt_text(tokenizer) if request.echo else ""
         self._tokens: list[TokenOutput] = []
         self._cumulative_logprob = 0.0
         self._queue_time = 0.0
@@ -131,7 +221,8 @@ class Stream:
             self._queue_time = token.queue_time or 0.0
             if token.token_id is None:
                 continue
-            if token.finish_reason is not FinishReason.STOP:  # that is end-of-sequence: no text
+            # A token that ends the answer is no text; nor is end-of-sequence, which is special.
+            if self._shows_stop or token.finish_reason is not FinishReason.STOP:
                 self._text += self._detokenizer.push(token.token_id)
             if token.finish_reason is not None:
                 self._text += self._detokenizer.flush()
@@ -150,6 +241,7 @@ class Stream:
             self._num_input_tokens,
             self._cumulative_logprob,
             self._queue_time,
+            self.request.shows_logprobs,
         )
         self._text = ""
         self._tokens = []

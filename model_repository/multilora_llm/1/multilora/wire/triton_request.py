@@ -4,6 +4,11 @@ Shapes are [1, 1] for scalars, [1, n] for lists; one Triton request is one promp
 The engine batches requests by itself. Typed tensors win over `sampling_parameters`, which wins over
 request parameters. The prompt is token ids, or else a text, or a chat, whose messages an adapter
 may render in its own way. Everything wrong is a RequestError (INVALID_ARG) naming the input.
+
+A prompt in `vllm_text_input` comes from a client of the Triton vLLM backend, whose defaults then
+hold: temperature 1; the prompt is part of an answer that is not streamed; no logprobs unless
+sampling_parameters ask for some; `n` answers; request parameters only without sampling_parameters;
+and max_tokens that exceed the room are lowered.
 """
 
 import dataclasses
@@ -25,20 +30,25 @@ from multilora.wire.sampling_parameters import (
     adapter_name,
     check_names,
     parse_sampling_parameters,
+    read_count,
     sampling_params,
 )
 from multilora_api.admin import KEYS
+from multilora_api.sampling import NUM_SEEDS
 from multilora_api.tensors import (
     ENSEMBLE_INPUTS,
     OPTIONAL_OUTPUTS,
     SAMPLING_INPUTS,
+    VLLM_TEXT,
     is_tritons,
 )
+from multilora_text.tokenizer import Tokenizer
 
 Tensors = Mapping[str, np.ndarray]
 
 _OPTIONAL_OUTPUTS = tuple(output.name for output in OPTIONAL_OUTPUTS)
 _ADAPTER_TIMEOUT = "adapter_timeout"
+_VLLM_TEMPERATURE = 1.0
 # Input of multilora_llm → key of an administrator's command.
 _ADMIN_KEYS = {"action": "action"} | {key.tensor or name: name for name, key in KEYS.items()}
 _OF_ACTIONS = frozenset(KEYS) - {tensor.name for tensor in ENSEMBLE_INPUTS}
@@ -58,11 +68,33 @@ class TritonRequest:
     outputs: frozenset[str]  # names of OPTIONAL_OUTPUTS that were asked for
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
+    from_vllm: bool = False
+    num_answers: int = 1
+    shows_logprobs: bool = True  # else the output logprobs says that there are none
 
     def with_prompt(self, token_ids: Sequence[int]) -> "TritonRequest":
         """The same with what its messages, or its text, have become."""
         request = dataclasses.replace(self.request, prompt_token_ids=tuple(token_ids))
         return dataclasses.replace(self, request=request)
+
+    def prompt_text(self, tokenizer: Tokenizer) -> str:
+        """As it was sent, else decoded."""
+        return tokenizer.decode(self.request.prompt_token_ids) if self.text is None else self.text
+
+    def answers(self) -> list["TritonRequest"]:
+        """One request for each of its answers, with ids and seeds of their own."""
+        if self.num_answers == 1:
+            return [self]
+        request, found = self.request, list[TritonRequest]()
+        for number in range(self.num_answers):
+            sampling = request.sampling
+            if sampling.seed is not None:
+                seed = (sampling.seed + number) % NUM_SEEDS
+                sampling = dataclasses.replace(sampling, seed=seed)
+            own = f"{request.request_id}/{number}"
+            one = dataclasses.replace(request, request_id=own, sampling=sampling)
+            found.append(dataclasses.replace(self, request=one, num_answers=1))
+        return found
 
 
 def is_stop(tensors: Tensors) -> bool:
@@ -106,16 +138,19 @@ def parse_request(
     if given := _OF_ACTIONS & set(tensors):
         name = min(given)
         raise invalid(f"{name} belongs to an action; send one as action, or leave {name} out")
+    from_vllm = VLLM_TEXT.name in tensors
     outputs = {name for name in _OPTIONAL_OUTPUTS if scalar(tensors, f"return_{name}", False)}
     stream = bool(scalar(tensors, "stream", False))
-    echo = not scalar(tensors, "exclude_input_in_output", True)
+    echo = not scalar(tensors, "exclude_input_in_output", stream or not from_vllm)
     if stream and echo:
         raise invalid(
             "stream with exclude_input_in_output = false is not supported; leave one of them out"
         )
-    values = _named_values(tensors, parameters)
+    values = _named_values(tensors, parameters, from_vllm)
     adapter_id = scalar(tensors, "adapter_id", "") or adapter_name(values)
+    num_answers = read_count("n", values.pop("n", None)) if from_vllm else 1
     sampling = sampling_params(values)
+    shows_logprobs = not from_vllm or sampling.logprobs is not None
     if sampling.logprobs is None and outputs & {"logprobs", "cumulative_logprob"}:
         sampling = dataclasses.replace(sampling, logprobs=0)
     timeout = _adapter_timeout(tensors, parameters, default_adapter_timeout)
@@ -130,6 +165,9 @@ def parse_request(
         outputs=frozenset(outputs),
         messages=messages,
         text=prompt_text,
+        from_vllm=from_vllm,
+        num_answers=num_answers,
+        shows_logprobs=shows_logprobs,
     )
 
 
@@ -144,17 +182,21 @@ def read_request(request: Any) -> tuple[str, Tensors, dict[str, Any]]:
         ) from None
 
 
-def _named_values(tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _named_values(
+    tensors: Tensors, parameters: Mapping[str, Any], from_vllm: bool
+) -> dict[str, Any]:
     """Sampling names → values, the strongest source last."""
+    json_text = scalar(tensors, "sampling_parameters", "")
+    given = parse_sampling_parameters(json_text)
+    check_names(given, "sampling_parameters", from_vllm)
     own = {
         name: value
         for name, value in parameters.items()
         if not is_tritons(name) and name != _ADAPTER_TIMEOUT
     }
-    check_names(own, "request parameters")
-    json_text = scalar(tensors, "sampling_parameters", "")
-    given = parse_sampling_parameters(json_text)
-    check_names(given, "sampling_parameters")
+    if from_vllm:
+        own = {"temperature": _VLLM_TEMPERATURE, **({} if json_text else own)}
+    check_names(own, "request parameters", from_vllm)
     values = {**own, **{name: value for name, value in given.items() if value is not None}}
     for name, _, many in SAMPLING_INPUTS:
         if name in tensors and many:
@@ -198,12 +240,13 @@ def _prompt(
         return tuple(_row(tensors, "input_ids")), None
     if is_chat:
         return (), None
-    if "text_input" not in tensors:
-        raise invalid(
-            "input_ids is missing; send the token ids of one prompt as INT32 [1, n], its text as "
-            "text_input, or an action"
-        )
-    return (), scalar(tensors, "text_input", "")
+    for name in (VLLM_TEXT.name, "text_input"):
+        if name in tensors:
+            return (), scalar(tensors, name, "")
+    raise invalid(
+        "input_ids is missing; send the token ids of one prompt as INT32 [1, n], its text as "
+        "text_input, or an action"
+    )
 
 
 def _row(tensors: Tensors, name: str) -> list[Any]:
