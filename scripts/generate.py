@@ -20,6 +20,10 @@ from multilora_api.tensors import (
     ENSEMBLE_INPUTS,
     OUTPUTS,
     TEXT_MODEL,
+    VLLM_INPUTS,
+    VLLM_MODEL,
+    VLLM_OUTPUTS,
+    VLLM_TEXT,
     Tensor,
 )
 
@@ -55,17 +59,24 @@ class Sampling(TypedDict, total=False):
 
 def generated() -> dict[Path, str]:
     """File → the text that it should have."""
-    models = TEXT_MODEL, ENGINE_MODEL, ADMIN_MODEL
+    models = TEXT_MODEL, VLLM_MODEL, ENGINE_MODEL, ADMIN_MODEL
     configs = {name: (_MODELS / name / "config.pbtxt") for name in models}
-    ensemble, engine, admin = (path.read_text(encoding="utf-8") for path in configs.values())
+    ensemble, vllm, engine, admin = (path.read_text(encoding="utf-8") for path in configs.values())
     text_maps = {"input_ids": "input_ids"} | {
         tensor.name: tensor.name for tensor in ENSEMBLE_INPUTS if tensor in ENGINE_INPUTS
     }
+    vllm_maps = {tensor.name: tensor.name for tensor in VLLM_INPUTS}
+    vllm_maps = {VLLM_TEXT.name: vllm_maps.pop("text_input"), **vllm_maps}
     admin_maps = {"action": "action"} | {key.tensor or name: name for name, key in KEYS.items()}
     same = {tensor.name: tensor.name for tensor in OUTPUTS}
     return {
         configs[TEXT_MODEL]: _with_step(
             _with_tensors(ensemble, ENSEMBLE_INPUTS, OUTPUTS), text_maps, same
+        ),
+        configs[VLLM_MODEL]: _with_step(
+            _with_tensors(vllm, VLLM_INPUTS, VLLM_OUTPUTS),
+            vllm_maps,
+            {tensor.name: tensor.name for tensor in VLLM_OUTPUTS},
         ),
         configs[ENGINE_MODEL]: _with_tensors(engine, ENGINE_INPUTS, OUTPUTS, backend=True),
         configs[ADMIN_MODEL]: _with_step(

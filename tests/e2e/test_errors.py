@@ -114,7 +114,9 @@ def test_json_of_the_wrong_type(server: TritonServer) -> None:
         assert code in (400, 500) and "parse" in answer["error"].lower()
 
 
-@pytest.mark.parametrize("model", ["multilora", "multilora_llm", "tokenizer", "adapters"])
+@pytest.mark.parametrize(
+    "model", ["multilora", "vllm_model", "multilora_llm", "tokenizer", "adapters"]
+)
 @pytest.mark.parametrize("extra", [b'"zz\xb9": 5', b'"zz": "\xb9"', b'"id": "\xb9"'])
 def test_names_and_values_that_are_no_utf8(server: TritonServer, model: str, extra: bytes) -> None:
     """They reach a model as parameters, where Python cannot read them."""

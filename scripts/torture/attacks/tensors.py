@@ -16,6 +16,8 @@ from multilora_api.tensors import (
     ENGINE_MODEL,
     ENSEMBLE_INPUTS,
     TEXT_MODEL,
+    VLLM_INPUTS,
+    VLLM_MODEL,
     Tensor,
 )  # fmt: skip
 from torture.findings import Round, Unexplained
@@ -23,6 +25,7 @@ from torture.speak import Answer
 
 _MODELS = {
     TEXT_MODEL: ENSEMBLE_INPUTS,
+    VLLM_MODEL: VLLM_INPUTS,
     ENGINE_MODEL: ENGINE_INPUTS,
     ADMIN_MODEL: ADMIN_INPUTS,
     "tokenizer": ENSEMBLE_INPUTS[:2],
