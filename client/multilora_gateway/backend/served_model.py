@@ -1,7 +1,9 @@
 """The base model as the gateway knows it: what the server says once, tokenizer included."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from multilora_gateway.errors import unavailable
@@ -25,6 +27,12 @@ class ServedModel:
     vocab_size: int
     eos_token_ids: frozenset[int]
     tokenizer: Tokenizer
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """OpenAI's system_fingerprint: another one, other weights or another arithmetic."""
+        facts = f"{self.model_id} {self.model_sha} {self.dtype} {self.device}"
+        return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "ServedModel":

@@ -168,7 +168,8 @@ class ChatChoice:
         # Only the first chunk has the logprobs, so that each token is reported once.
         chunks = [_chunk(body, None if number else logprobs) for number, body in enumerate(bodies)]
         if delta.finish_reason:
-            chunks.append(_chunk({}, None, self._reason(delta.finish_reason)))
+            # TGI and vLLM, too, end with a delta whose content is empty.
+            chunks.append(_chunk({"content": ""}, None, self._reason(delta.finish_reason)))
         return chunks
 
     def whole(self, result: GenerationResult) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class CompletionJob(GenerationJob):
             "object": self.chunk_object if chunk else self.object,
             "created": int(time.time()),
             "model": self.model.name,
-            "system_fingerprint": None,
+            "system_fingerprint": self.base.fingerprint,
         }
 
     def usage(self, completion_tokens: int) -> dict[str, int]:

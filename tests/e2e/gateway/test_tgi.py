@@ -67,6 +67,27 @@ def test_text_generation_client(gateway: str) -> None:
         list(client.generate_stream("hello world", max_new_tokens=10**6))
 
 
+def test_text_generation_client_chats(gateway: str) -> None:
+    """It reads only answers whose system_fingerprint is a string."""
+    client = text_generation.Client(gateway, timeout=SECONDS)
+    say = [text_generation.types.Message(role="user", content="hello world")]
+    answer = client.chat(say, max_tokens=40, seed=1, temperature=0.0)
+    assert answer.choices[0].message.content == "hello world"
+    assert answer.system_fingerprint
+
+
+def test_huggingface_client_chats(gateway: str) -> None:
+    client = InferenceClient(base_url=f"{gateway}/v1", timeout=SECONDS)
+    say = [{"role": "user", "content": "hello world"}]
+    asked: dict[str, Any] = {"model": "upper", "messages": say, "temperature": 0.0}
+    whole = client.chat_completion(**asked)
+    assert whole.choices[0].message.content == ANSWER
+    *_, last = chunks = list(client.chat_completion(**asked, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ANSWER
+    assert (last.choices[0].delta.content, last.choices[0].finish_reason) == ("", "stop")
+    assert {chunk.system_fingerprint for chunk in chunks} == {whole.system_fingerprint}
+
+
 def test_lorax_client(gateway: str) -> None:
     client = lorax.Client(gateway, timeout=SECONDS)
     answer = client.generate("hello world", adapter_id="upper", return_k_alternatives=2)

@@ -45,7 +45,7 @@ def test_chat_chunks_begin_with_the_role_and_end_with_the_reason(tokenizer: Toke
         ({"role": "assistant", "content": ""}, None),
         ({"content": "he"}, None),
         ({"content": "y"}, None),
-        ({}, "length"),
+        ({"content": ""}, "length"),
     ]
 
 

@@ -15,6 +15,7 @@ from multilora_gateway.openai.completions import TextChoice
 from multilora_gateway.openai.job import CompletionJob, events
 from multilora_gateway.settings import Settings
 from support.chats import RENDERER
+from support.gateway.tgi import base_model
 
 
 class Breaking:
@@ -29,7 +30,7 @@ class Breaking:
 def test_an_error_in_the_stream_is_an_event_before_done() -> None:
     job: Any = CompletionJob(
         context=RequestContext(cast(Backend, Breaking()), RENDERER, Settings(), Caller()),
-        base=None, requests=[GenerationRequest(b"hi")],  # pyright: ignore
+        base=base_model(), requests=[GenerationRequest(b"hi")],  # pyright: ignore
         id_prefix="cmpl", object="text_completion", chunk_object="text_completion",
         model=ResolvedModel("base", ""),
         choice=lambda _: TextChoice(None, "", False),  # pyright: ignore
