@@ -9,12 +9,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from multilora_gateway.backend.client import Backend
 from multilora_gateway.http.access import Access
+from multilora_gateway.http.answer_headers import IGNORED_FIELDS, REQUEST_ID, AnswerHeaders
 from multilora_gateway.http.body_limit import BodyLimit
 from multilora_gateway.http.error_answers import add_handlers
 from multilora_gateway.http.host_check import HostCheck
 from multilora_gateway.http.json_bodies import JsonBodies
+from multilora_gateway.http.last_answers import LastAnswers
 from multilora_gateway.http.metrics import GatewayMetrics, MetricsMiddleware
-from multilora_gateway.http.shutdown import ShutdownAnswers
 from multilora_gateway.http.turns import Turns
 from multilora_gateway.routes.adapters import router as adapter_routes
 from multilora_gateway.routes.health import page_files
@@ -65,9 +66,11 @@ def create_app(
     if settings.cors_allow_origin:
         origins = list(settings.cors_allow_origin)
         app.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
-        )
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=[REQUEST_ID, IGNORED_FIELDS],
+        )  # fmt: skip
     app.add_middleware(Turns)
-    app.add_middleware(ShutdownAnswers)
+    app.add_middleware(LastAnswers)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
+    app.add_middleware(AnswerHeaders, strict=settings.strict_fields)
     return app

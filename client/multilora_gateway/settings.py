@@ -31,6 +31,11 @@ _TEXTS = {
     "localhost alone",
     "admin_key": "key for changing adapters; without it nobody may",
 }
+_SWITCHES = {
+    "json_output": "log lines are JSON",
+    "strict_fields": "refuse fields of requests that nobody here knows; without it they are "
+    "ignored, and the answer's header x-ignored-fields names them",
+}
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -60,6 +65,7 @@ class Settings:
     cors_allow_origin: tuple[str, ...] = ()
     tool_call_parser: str = "auto"
     json_output: bool = False
+    strict_fields: bool = False
 
 
 def parse_settings(
@@ -147,7 +153,10 @@ def _add_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         kind = port if name == "port" else natural
         actions.append(parser.add_argument(_flag(name), type=kind, help=help_))
     actions.append(parser.add_argument("--tool-call-parser", choices=TOOL_PARSERS))
-    actions.append(parser.add_argument("--json-output", action="store_true", default=None))
+    for name, what in _SWITCHES.items():
+        actions.append(
+            parser.add_argument(_flag(name), action="store_true", default=None, help=what)
+        )
     parser.add_argument("--api-key", action="append", metavar="KEY[:PATTERN,PATTERN]")
     parser.add_argument("--cors-allow-origin", action="append")
     return actions

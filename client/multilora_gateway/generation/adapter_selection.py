@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -10,9 +10,10 @@ from multilora_api.adapter_names import is_folder_path, is_url
 from multilora_api.admin import MergeStrategy, SignMethod
 from multilora_gateway.errors import invalid
 from multilora_gateway.generation.context import RequestContext
-from multilora_gateway.http.json_values import Fields, Items, Name, Text
+from multilora_gateway.http.json_values import Fields, Items, Name, Text, only
 
 BASE_MODEL = "__base_model__"  # LoRAX's name of the base model, where an adapter's name stands
+_ElsewhereAdapter = Annotated[Any, only(instead="name the adapter in adapter_id")]
 LoraxSource = Literal["hub", "local", "s3", "pbase"]
 
 
@@ -56,6 +57,11 @@ class AdapterFields(BaseModel):
     adapter_source: LoraxSource | None = None
     api_token: Text | None = Field(default=None, repr=False)
     merged_adapters: AdapterMerge | None = None
+    # How other servers name an adapter: to ignore one would answer with the base model.
+    lora: _ElsewhereAdapter = None
+    lora_name: _ElsewhereAdapter = None
+    lora_path: _ElsewhereAdapter = None
+    lora_request: _ElsewhereAdapter = None
 
     @property
     def selection(self) -> AdapterSelection:

@@ -21,7 +21,7 @@ class CalledFunction(OpenFields):
     """`arguments` is JSON text in OpenAI's API; TGI's clients send the object itself."""
 
     name: Text
-    arguments: Text | Schema = "{}"
+    arguments: Text | Schema | None = None
 
 
 class ToolCallMessage(OpenFields):
@@ -79,7 +79,7 @@ def _text(where: str, message: ChatMessage) -> str:
 
 
 def _call(where: str, call: ToolCallMessage) -> dict[str, Any]:
-    arguments: Any = call.function.arguments
+    arguments: Any = "{}" if call.function.arguments is None else call.function.arguments
     if isinstance(arguments, str):
         try:
             arguments = _OBJECT.validate_python(json.loads(arguments or "{}"))

@@ -13,9 +13,9 @@ from multilora_text.tokenizer import Tokenizer
 _LONG = 8192  # characters; for a shorter text a thread would cost more than the tokenising
 
 
-async def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The token ids of a text, with the tokens that the tokenizer puts around a prompt."""
-    return await _encoded(tokenizer.encode, text)
+async def encode_text(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
+    """The token ids of a text; `special`: with the tokens that the tokenizer puts around one."""
+    return await _encoded(tokenizer.encode if special else tokenizer.encode_rendered, text)
 
 
 async def render_chat(

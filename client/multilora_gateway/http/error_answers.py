@@ -1,6 +1,5 @@
 """Errors as HTTP answers: OpenAI's object below /v1, TGI's everywhere else."""
 
-import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,8 +11,6 @@ from multilora_gateway.errors import GatewayError, openai_body, openai_status, t
 from multilora_gateway.http.access import guessed_for
 from multilora_gateway.http.streaming import ClientGone
 
-_LOG = logging.getLogger("multilora.gateway")
-
 
 def error_answer(path: str, error: GatewayError) -> Response:
     """The answer to a request for `path`."""
@@ -24,12 +21,11 @@ def error_answer(path: str, error: GatewayError) -> Response:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Make an answer of every exception that a route raises."""
+    """Make an answer of every error that a route raises."""
     app.add_exception_handler(GatewayError, _gateway)
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientGone, _gone)
-    app.add_exception_handler(Exception, _defect)
 
 
 async def _gateway(request: Request, error: Exception) -> Response:
@@ -63,9 +59,3 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _gone(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # no client reads the answer; proxies log this status
-
-
-async def _defect(request: Request, error: Exception) -> Response:
-    _LOG.error("a request failed", exc_info=error)
-    message = "internal error; the gateway's log says more"
-    return error_answer(request.url.path, GatewayError(500, "internal", message))

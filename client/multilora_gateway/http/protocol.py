@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from multilora_gateway.errors import GatewayError
+from multilora_gateway.http.answer_headers import REQUEST_ID, request_id
 from multilora_gateway.http.connections import ConnectionLimits, Connections
 from multilora_gateway.http.error_answers import error_answer
 
@@ -231,7 +232,8 @@ class LimitedHttp(HttpToolsProtocol):
     def _answer(self, error: GatewayError) -> None:
         answer = error_answer(self.url.decode("latin-1"), error)
         status = f"HTTP/1.1 {answer.status_code} {HTTPStatus(answer.status_code).phrase}".encode()
-        headers = [*self.server_state.default_headers, *answer.raw_headers]
+        own = (REQUEST_ID.encode(), request_id(self.headers))
+        headers = [*self.server_state.default_headers, *answer.raw_headers, own]
         lines = [status, *(b"%s: %s" % header for header in headers), b"connection: close"]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
 

@@ -1,4 +1,4 @@
-"""JSON bodies of the OpenAI API, read strictly: an error names the wrong or unknown field."""
+"""JSON bodies of the OpenAI API; an error names the field that is wrong."""
 
 import difflib
 import re
@@ -44,7 +44,7 @@ def _refusal(kind: type[Fields], errors: ValidationError) -> GatewayError:
     path = ".".join(str(part) for part in loc if not _is_tag(part))[:_LONGEST]
     if error["type"] == "extra_forbidden":
         return invalid(f"unknown field {path!r}{_hint(kind, loc)}", param)
-    if error["type"] == "missing":
+    if error["type"] == "missing" or (error["input"] is None and isinstance(loc[-1], str)):
         return invalid(f"{path} is missing; it is required", param)
     message = error["msg"].removeprefix("Value error, ")
     return invalid(f"{path}: {message[:1].lower()}{message[1:]}", param)

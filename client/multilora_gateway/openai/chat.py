@@ -1,5 +1,6 @@
 """/v1/chat/completions: the body, its job, and the JSON of its choices."""
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -17,7 +18,15 @@ from multilora_gateway.generation.job import generation_requests
 from multilora_gateway.generation.model_name import resolve
 from multilora_gateway.generation.parallel import GenerationResult
 from multilora_gateway.generation.prompt import encode_chat
-from multilora_gateway.http.json_values import Items
+from multilora_gateway.http.json_values import (
+    Absent,
+    False_,
+    Items,
+    Schema,
+    Text,
+    True_,
+    only,
+)
 from multilora_gateway.openai.job import CompletionJob
 from multilora_gateway.openai.logprobs import chat_logprobs
 from multilora_gateway.openai.sampling import (
@@ -34,7 +43,6 @@ from multilora_gateway.openai.tools.parser import (
     tool_format,
 )
 from multilora_gateway.openai.tools.tools import Tool, ToolChoice, call_grammar, is_forced, usable
-from multilora_gateway.openai.vllm import False_, True_
 from multilora_text.chat_template import ChatTemplate
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
@@ -49,16 +57,28 @@ class ChatBody(CompletionFields):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Items[Tool] | None = None
     tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    tool_prompt: Text | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: Items[Schema] | None = None
+    guideline: Text | None = None
+    reasoning_effort: Text | None = None
     modalities: Items[Literal["text"]] | None = None
     add_generation_prompt: True_ = None
     add_special_tokens: False_ = None
     continue_final_message: False_ = None
     echo: False_ = None
+    include_reasoning: True_ = None
+    return_prompt_text: False_ = None
+    audio: Absent = None
+    chat_template: Annotated[Any, only(instead="templates come with the model")] = None
+    function_call: Annotated[Any, only("none", "auto", instead="send tool_choice")] = None
+    functions: Annotated[Any, only([], instead="send them as tools")] = None
+    web_search_options: Absent = None
     # Accepted without effect.
-    parallel_tool_calls: Any = None
+    media_io_kwargs: Any = None
+    mm_processor_kwargs: Any = None
     prediction: Any = None
-    reasoning_effort: Any = None
     verbosity: Any = None
 
     def most_logprobs(self) -> int | None:
@@ -66,6 +86,20 @@ class ChatBody(CompletionFields):
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs needs logprobs true; set it", "top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    def variables(self) -> dict[str, Any]:
+        """What a template may know besides the messages and tools; raises GatewayError."""
+        variables = dict(self.chat_template_kwargs or {})
+        for name in _OWN_VARIABLES:
+            if name in variables:
+                raise invalid(f"chat_template_kwargs must not hold {name}", "chat_template_kwargs")
+        variables["documents"] = self.documents
+        if self.guideline:
+            variables["guideline"] = self.guideline
+        if self.reasoning_effort:  # as vLLM tells templates
+            variables["reasoning_effort"] = self.reasoning_effort
+            variables.setdefault("enable_thinking", self.reasoning_effort != "none")
+        return variables
 
 
 async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
@@ -84,14 +118,15 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
     messages = template_messages(body.messages)
     model = await resolve(context, body.model, body.selection)
     own = await context.backend.template(model.adapter_id, body.selection.token)
-    prompt = await _encode(body, context, base, own, messages, tools)
+    prompt = await chat_prompt(body, context, base, own, messages, tools)
+    asked = body.max_completion_tokens or body.max_tokens
+    prompt = body.truncated(prompt, base, asked or 1)
     template = own or base.tokenizer.chat_template
     form = tool_format(context.settings.tool_call_parser, template.source if template else "")
     if forced:
         sampling["grammar"] = call_grammar(tools, form.arguments)
     if logprobs is not None:
         sampling["logprobs"] = logprobs
-    asked = body.max_completion_tokens or body.max_tokens
 
     def limited(budget: TokenBudget) -> Mapping[str, Any]:
         return {**sampling, "max_tokens": max_tokens(budget, asked)}
@@ -109,7 +144,8 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
 
     def choice(_: int) -> ChatChoice:
         parser = parser_type(names) if names else None
-        return ChatChoice(base.tokenizer, bool(body.logprobs), parser)
+        one_call = body.parallel_tool_calls is False
+        return ChatChoice(base.tokenizer, bool(body.logprobs), parser, one_call)
 
     return CompletionJob(
         context=context,
@@ -121,11 +157,12 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         model=model,
         choice=choice,
         prompt_tokens=len(prompt),
-        with_usage=body.with_usage,
+        usage_in_stream=body.usage_in_stream(),
+        token_ids="of answer" if body.return_token_ids else "nowhere",
     )
 
 
-async def _encode(
+async def chat_prompt(
     body: ChatBody,
     context: RequestContext,
     base: ServedModel,
@@ -133,12 +170,11 @@ async def _encode(
     messages: list[dict[str, Any]],
     tools: Sequence[Tool],
 ) -> list[int]:
-    variables = dict(body.chat_template_kwargs or {})
-    for name in _OWN_VARIABLES:
-        if name in variables:
-            raise invalid(f"chat_template_kwargs must not hold {name}", "chat_template_kwargs")
+    """The token ids of a chat; raises GatewayError."""
+    if tools and body.tool_prompt:
+        messages = [*messages[:-1], _with_tool_prompt(messages[-1], body.tool_prompt)]
+    variables = body.variables()
     variables["tools"] = [tool.for_template() for tool in tools] or None
-    variables["documents"] = None
     try:
         prompt = await encode_chat(context.renderer, base.tokenizer, messages, own, **variables)
     except TextError as error:
@@ -148,13 +184,30 @@ async def _encode(
     return prompt
 
 
-class ChatChoice:
-    """A Choice (see openai.job). Without a parser all text is content."""
+def _with_tool_prompt(message: dict[str, Any], prompt: str) -> dict[str, Any]:
+    """The last message as TGI changes it where there are tools."""
+    content, added = message.get("content"), f"\n---\n{prompt}"
+    if isinstance(content, list):
+        return {**message, "content": [*content, {"type": "text", "text": added}]}
+    return {**message, "content": (content or "") + added}
 
-    def __init__(self, tokenizer: Tokenizer, logprobs: bool, parser: ToolParser | None) -> None:
+
+class ChatChoice:
+    """A Choice (see openai.job). Without a parser all text is content. `one_call`: calls after the
+    first are left out."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        logprobs: bool,
+        parser: ToolParser | None,
+        one_call: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._wants_logprobs = logprobs
         self._parser = parser
+        self._most_calls = 1 if one_call else math.inf
+        self._parsed_calls = 0
         self._calls = 0
 
     def opening(self) -> list[dict[str, Any]]:
@@ -198,7 +251,12 @@ class ChatChoice:
     def _parts(self, text: str, last: bool) -> list[Part]:
         if self._parser is None:
             return [text] if text else []
-        return self._parser.push(text) + (self._parser.finish() if last else [])
+        kept: list[Part] = []
+        for part in self._parser.push(text) + (self._parser.finish() if last else []):
+            self._parsed_calls += isinstance(part, ToolCall)
+            if isinstance(part, str) or self._parsed_calls <= self._most_calls:
+                kept.append(part)
+        return kept
 
     def _body(self, part: Part) -> dict[str, Any]:
         if isinstance(part, str):

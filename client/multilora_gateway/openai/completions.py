@@ -15,7 +15,7 @@ from multilora_gateway.generation.job import generation_requests
 from multilora_gateway.generation.model_name import resolve
 from multilora_gateway.generation.parallel import GenerationResult
 from multilora_gateway.generation.prompt import encode_text
-from multilora_gateway.http.json_values import Items
+from multilora_gateway.http.json_values import Absent, Items, only
 from multilora_gateway.openai.job import CompletionJob
 from multilora_gateway.openai.logprobs import TextOffsets, text_logprobs
 from multilora_gateway.openai.sampling import (
@@ -24,7 +24,6 @@ from multilora_gateway.openai.sampling import (
     choice_seeds,
     max_tokens,
 )
-from multilora_gateway.openai.vllm import True_
 from multilora_text.tokenizer import Tokenizer
 
 _DEFAULT_TOKENS = 16  # OpenAI's
@@ -37,13 +36,12 @@ class CompletionBody(CompletionFields):
     best_of: Annotated[int, Field(ge=1)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    suffix: str | None = None
-    add_special_tokens: True_ = None
+    suffix: Annotated[Any, only("")] = None
+    add_special_tokens: bool | None = None
+    prompt_embeds: Absent = None
 
     def check(self) -> None:
         """Raises GatewayError for fields that are not supported here."""
-        if self.suffix:
-            raise invalid("suffix is not supported; leave it out", "suffix")
         if self.best_of not in (None, self.n or 1):
             raise invalid("best_of must equal n here; leave it out", "best_of")
         if self.echo and self.logprobs is not None:
@@ -60,7 +58,7 @@ async def completion_job(body: CompletionBody, context: RequestContext) -> Compl
     prompts, n = _prompts(body.prompt), body.n or 1
     check_count(len(prompts) * n, base)
     model = await resolve(context, body.model, body.selection)
-    encoded = [await _encode(prompt, base) for prompt in prompts]
+    encoded = [await encode(body, prompt, base) for prompt in prompts]
 
     def limited(budget: TokenBudget) -> Mapping[str, Any]:
         return {**sampling, "max_tokens": max_tokens(budget, body.max_tokens, _DEFAULT_TOKENS)}
@@ -73,7 +71,13 @@ async def completion_job(body: CompletionBody, context: RequestContext) -> Compl
         adapter_id=model.adapter_id,
         adapter_token=body.selection.token,
     )
-    echoes = [_text(prompt, base.tokenizer) if body.echo else "" for prompt in prompts]
+    echoes = [""] * len(prompts)
+    if body.echo:
+        whole = body.truncate_prompt_tokens is None
+        echoes = [
+            prompt if whole and isinstance(prompt, str) else base.tokenizer.decode(ids)
+            for prompt, ids in zip(prompts, encoded, strict=True)
+        ]
     wants_logprobs = body.logprobs is not None
     return CompletionJob(
         context=context,
@@ -85,7 +89,8 @@ async def completion_job(body: CompletionBody, context: RequestContext) -> Compl
         model=model,
         choice=lambda number: TextChoice(base.tokenizer, echoes[number // n], wants_logprobs),
         prompt_tokens=sum(map(len, encoded)),
-        with_usage=body.with_usage,
+        usage_in_stream=body.usage_in_stream(),
+        token_ids="of choice" if body.return_token_ids else "nowhere",
     )
 
 
@@ -128,21 +133,24 @@ def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[Promp
     return list(given)  # pyright: ignore[reportReturnType] - texts, or lists of token ids
 
 
-async def _encode(prompt: Prompt, base: ServedModel) -> list[int]:
+async def encode(body: CompletionBody, prompt: Prompt, base: ServedModel) -> list[int]:
+    """The token ids of one of the prompts; raises GatewayError."""
     if isinstance(prompt, str):
-        ids = await encode_text(base.tokenizer, prompt)
+        ids = await encode_text(base.tokenizer, prompt, body.add_special_tokens is not False)
     else:
-        ids = prompt
+        ids = check_ids(prompt, base, "prompt")
     if not ids:
         raise invalid("prompt is empty; send a text", "prompt")
-    for token_id in (min(ids), max(ids)):
+    return body.truncated(ids, base, body.max_tokens or _DEFAULT_TOKENS)
+
+
+def check_ids(ids: list[int], base: ServedModel, param: str) -> list[int]:
+    """The same ids; GatewayError when one is of no token."""
+    for token_id in (min(ids), max(ids)) if ids else ():
         if not 0 <= token_id < base.vocab_size:
             raise invalid(
-                f"prompt: {str(token_id)[:20]} is no token id; they are 0 to {base.vocab_size - 1}",
-                "prompt",
+                f"{param}: {str(token_id)[:20]} is no token id; they are 0 to "
+                f"{base.vocab_size - 1}",
+                param,
             )
     return ids
-
-
-def _text(prompt: Prompt, tokenizer: Tokenizer) -> str:
-    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)

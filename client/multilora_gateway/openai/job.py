@@ -8,21 +8,23 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from multilora_gateway.backend.messages import Delta
+from multilora_gateway.backend.messages import Delta, Token
 from multilora_gateway.errors import GatewayError, openai_body
 from multilora_gateway.generation.job import GenerationJob
 from multilora_gateway.generation.model_name import ResolvedModel
 from multilora_gateway.generation.parallel import GenerationResult, NumberedDelta
 from multilora_gateway.http.streaming import EventStream, until_disconnected
 
+UsageInStream = Literal["no chunk", "last chunk", "every chunk"]
+TokenIds = Literal["nowhere", "of answer", "of choice"]
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -46,7 +48,9 @@ class Choice(Protocol):
 class CompletionJob(GenerationJob):
     """`choice(number)` renders the answer to `requests[number]`.
 
-    `prompt_tokens` counts each prompt once, however many choices the prompt has.
+    `prompt_tokens` counts each prompt once, however many choices the prompt has. `token_ids` says
+    where vLLM reports a prompt's token ids: those of a chat stand beside its choices, those of a
+    completion in each. What is generated stands in the choice.
     """
 
     id_prefix: str
@@ -55,7 +59,8 @@ class CompletionJob(GenerationJob):
     model: ResolvedModel
     choice: Callable[[int], Choice]
     prompt_tokens: int
-    with_usage: bool
+    usage_in_stream: UsageInStream
+    token_ids: TokenIds = "nowhere"
 
     def head(self, chunk: bool) -> dict[str, Any]:
         """The fields that an answer begins with. Each call makes a new id, so call it once."""
@@ -67,18 +72,32 @@ class CompletionJob(GenerationJob):
             "system_fingerprint": self.base.fingerprint,
         }
 
-    def usage(self, completion_tokens: int) -> dict[str, int]:
+    def prompt_ids(self, number: int, place: TokenIds) -> dict[str, list[int]]:
+        """What is reported in `place` of the prompt of `requests[number]`."""
+        if self.token_ids != place:
+            return {}
+        return {"prompt_token_ids": list(self.requests[number].prompt_ids)}
+
+    def answer_ids(self, tokens: Sequence[Token]) -> dict[str, list[int]]:
+        """What a choice reports of its tokens."""
+        if self.token_ids == "nowhere":
+            return {}
+        return {"token_ids": [token.id for token in tokens]}
+
+    def usage(self, completion_tokens: int, prompt_tokens: int | None = None) -> dict[str, int]:
+        """Of all prompts, or of one."""
+        prompt_tokens = self.prompt_tokens if prompt_tokens is None else prompt_tokens
         return {
-            "prompt_tokens": self.prompt_tokens,
+            "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
-            "total_tokens": self.prompt_tokens + completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
         }
 
 
 async def respond(request: Request, job: CompletionJob, stream: bool) -> Response:
     """Runs a job. Raises GatewayError before the first delta."""
     if not stream:
-        return JSONResponse(await until_disconnected(request, _whole_answer(job)))
+        return JSONResponse(await until_disconnected(request, whole_answer(job)))
     deltas = job.deltas()
     try:
         first = await until_disconnected(request, anext(deltas))
@@ -88,13 +107,21 @@ async def respond(request: Request, job: CompletionJob, stream: bool) -> Respons
     return _JobStream(job, first, deltas)
 
 
-async def _whole_answer(job: CompletionJob) -> dict[str, Any]:
+async def whole_answer(job: CompletionJob) -> dict[str, Any]:
+    """The JSON of the answer to a job that is not streamed."""
     found = await job.results()
     choices = [
-        {"index": number, **job.choice(number).whole(result)} for number, result in enumerate(found)
+        {
+            "index": number,
+            **job.choice(number).whole(result),
+            **job.prompt_ids(number, "of choice"),
+            **job.answer_ids(result.tokens),
+        }
+        for number, result in enumerate(found)
     ]
     usage = job.usage(sum(len(result.tokens) for result in found))
-    return {**job.head(chunk=False), "choices": choices, "usage": usage}
+    beside = job.prompt_ids(0, "of answer")
+    return {**job.head(chunk=False), "choices": choices, "usage": usage, **beside}
 
 
 class _JobStream(EventStream):
@@ -116,35 +143,60 @@ async def events(
 ) -> AsyncGenerator[bytes, None]:
     """The stream of a job whose first delta is known."""
     head = job.head(chunk=True)
-    choices = [job.choice(number) for number in range(len(job.requests))]
-    openings = [
-        _event(job, head, number, chunk)
-        for number, choice in enumerate(choices)
-        for chunk in choice.opening()
-    ]
-    if openings:
-        yield b"".join(openings)
-    tokens = 0
+    choices = [_ChoiceEvents(job, number, head) for number in range(len(job.requests))]
+    if openings := b"".join(choice.opening() for choice in choices):
+        yield openings
     item: NumberedDelta | None = first
     try:
         while item is not None:
             number, delta = item
-            tokens += len(delta.tokens)
-            if chunks := choices[number].chunks(delta):
-                yield b"".join(_event(job, head, number, chunk) for chunk in chunks)
+            if chunks := choices[number].of(delta):
+                yield chunks
             item = await anext(deltas, None)
-        if job.with_usage:
-            yield _data({**head, "choices": [], "usage": job.usage(tokens)})
+        if job.usage_in_stream != "no chunk":
+            usage = job.usage(sum(choice.tokens for choice in choices))
+            yield _data({**head, "choices": [], "usage": usage})
     except GatewayError as error:
         yield _data(openai_body(error))
     yield _DONE
 
 
-def _event(job: CompletionJob, head: dict[str, Any], number: int, chunk: dict[str, Any]) -> bytes:
-    body = {**head, "choices": [{"index": number, **chunk}]}
-    if job.with_usage:
-        body["usage"] = None
-    return _data(body)
+class _ChoiceEvents:
+    """The events of one choice. `tokens` counts what was generated of it so far."""
+
+    def __init__(self, job: CompletionJob, number: int, head: dict[str, Any]) -> None:
+        self.tokens = 0
+        self._job = job
+        self._number = number
+        self._head = head
+        self._choice = job.choice(number)
+        self._unreported: list[Token] = []  # those whose text no chunk has brought yet
+        self._begun = False
+
+    def opening(self) -> bytes:
+        return b"".join(map(self._event, self._choice.opening()))
+
+    def of(self, delta: Delta) -> bytes:
+        self.tokens += len(delta.tokens)
+        if self._job.token_ids != "nowhere":
+            self._unreported += delta.tokens
+        return b"".join(map(self._event, self._choice.chunks(delta)))
+
+    def _event(self, chunk: dict[str, Any]) -> bytes:
+        job, choice = self._job, {"index": self._number, **chunk}
+        body = {**self._head, "choices": [choice]}
+        if job.token_ids != "nowhere":
+            choice |= job.answer_ids(self._unreported)
+            self._unreported.clear()
+            if not self._begun:
+                body |= job.prompt_ids(self._number, "of answer")
+                choice |= job.prompt_ids(self._number, "of choice")
+            self._begun = True
+        if job.usage_in_stream == "last chunk":
+            body["usage"] = None
+        elif job.usage_in_stream == "every chunk":
+            body["usage"] = job.usage(self.tokens, len(job.requests[self._number].prompt_ids))
+        return _data(body)
 
 
 def _data(body: dict[str, Any]) -> bytes:

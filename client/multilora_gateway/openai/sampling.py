@@ -17,7 +17,8 @@ from multilora_gateway.generation.grammar import (
     regex_grammar,
     with_object_types,
 )
-from multilora_gateway.http.json_values import Fields, Items, OpenFields
+from multilora_gateway.http.json_values import Body, Fields, Items, Schema
+from multilora_gateway.openai.job import UsageInStream
 from multilora_gateway.openai.vllm import VllmFields
 from multilora_gateway.settings import Settings
 
@@ -41,16 +42,28 @@ def _within(name: str) -> Any:
     )
 
 
-class StreamOptions(OpenFields):
+class StreamOptions(Fields):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: Any = None  # accepted without effect
+
+
+class JsonSchemaFormat(Fields):
+    """A schema, and what does not bind an answer that the schema binds already."""
+
+    schema_: Schema | None = Field(default=None, alias="schema")
+    name: Any = None
+    description: Any = None
+    strict: Any = None
 
 
 class ResponseFormat(Fields):
-    """OpenAI's formats, and TGI's, whose schema or pattern is `value`."""
+    """OpenAI's formats; TGI's, whose schema or pattern is `value`; LoRAX's, whose is `schema`."""
 
     type: Literal["text", "json_object", "json_schema", "json", "regex"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: JsonSchemaFormat | None = None
     value: Any = None
+    schema_: Schema | None = Field(default=None, alias="schema")
 
     def grammar(self) -> dict[str, Any] | None:
         """The engine's `grammar`; GatewayError when the schema is missing."""
@@ -60,9 +73,9 @@ class ResponseFormat(Fields):
             if not isinstance(self.value, str):
                 raise invalid("response_format.value must be a pattern", "response_format")
             return regex_grammar(self.value)
-        schema = self.value
+        schema = self.schema_ if self.value is None else self.value
         if self.json_schema is not None:
-            schema = self.json_schema.get("schema", {})
+            schema = self.json_schema.schema_ or {}
         elif self.type == "json_schema" and isinstance(schema, dict):
             schema = schema.get("schema", schema)  # TGI's schema may come with a name around it
         if schema is None and self.type == "json_object":
@@ -78,7 +91,7 @@ class ResponseFormat(Fields):
         return json_grammar(with_object_types(schema))
 
 
-class CompletionFields(AdapterFields, VllmFields, Fields):
+class CompletionFields(AdapterFields, VllmFields, Body):
     """The fields of both kinds of completion. None is the same as absent."""
 
     model: str | None = None
@@ -111,9 +124,14 @@ class CompletionFields(AdapterFields, VllmFields, Fields):
     store: Any = None
     user: Any = None
 
-    @property
-    def with_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def usage_in_stream(self) -> UsageInStream:
+        """Raises GatewayError for options of a stream that is none."""
+        options = self.stream_options or StreamOptions()
+        if options.model_fields_set and not self.stream:
+            raise invalid("stream_options needs stream true; set it", "stream_options")
+        if not options.include_usage:
+            return "no chunk"
+        return "every chunk" if options.continuous_usage_stats else "last chunk"
 
     def sampling(self, base: ServedModel, settings: Settings) -> dict[str, Any]:
         """By the engine's names, without max_tokens, logprobs and seed; raises GatewayError."""

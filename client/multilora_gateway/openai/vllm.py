@@ -1,37 +1,27 @@
 """Fields that vLLM adds to the OpenAI API: constraints of the answer, and vLLM's own settings."""
 
-import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from multilora_api.sampling import Grammar
+from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import invalid
 from multilora_gateway.generation.grammar import (
     json_grammar,
     json_object_grammar,
     regex_grammar,
 )
-from multilora_gateway.http.json_values import Fields, Items, Schema
-
-
-def only(value: Any) -> AfterValidator:
-    """The validator of a setting that has one value here: `value`, or absent."""
-
-    def check(given: Any) -> Any:
-        if given is None or (given == value and isinstance(given, bool) == isinstance(value, bool)):
-            return given
-        if value is None:
-            raise ValueError("not supported; leave it out")
-        raise ValueError(f"only {json.dumps(value)} is supported; leave it out")
-
-    return AfterValidator(check)
-
-
-Absent = Annotated[Any, only(None)]
-False_ = Annotated[Any, only(False)]
-True_ = Annotated[Any, only(True)]
+from multilora_gateway.http.json_values import (
+    Absent,
+    False_,
+    Fields,
+    Items,
+    Schema,
+    True_,
+    only,
+)
 
 
 class StructuredOutputs(Fields):
@@ -65,15 +55,41 @@ class VllmFields(BaseModel):
     length_penalty: Annotated[Any, only(1.0)] = None
     priority: Annotated[Any, only(0)] = None
     prompt_logprobs: Absent = None
-    return_token_ids: False_ = None
+    return_token_ids: bool | None = None
     return_tokens_as_token_ids: False_ = None
     skip_special_tokens: True_ = None
     spaces_between_special_tokens: True_ = None
-    truncate_prompt_tokens: Absent = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
     use_beam_search: False_ = None
-    # Accepted without effect.
+    logits_processors: Annotated[Any, only([])] = None
+    logprob_token_ids: Absent = None
+    repetition_detection: Absent = None
+    thinking_token_budget: Annotated[Any, only(-1)] = None
+    vllm_xargs: Annotated[Any, only({})] = None
+    watermarking: False_ = None
+    # Accepted: no other text would come of them.
+    cache_salt: Any = None
+    ec_transfer_params: Any = None
     guided_decoding_backend: Any = None
+    kv_transfer_params: Any = None
     request_id: Any = None
+    return_mm_kwargs: Any = None
+    return_token_offsets: Any = None  # of vLLM's render routes only
+    routed_experts_prompt_start: Any = None
+    session_id: Any = None
+    stream_interval: Any = None
+
+    def truncated(self, ids: list[int], base: ServedModel, answer: int) -> list[int]:
+        """The prompt's last token ids, or its first; `answer` tokens must find room after -1."""
+        keep = self.truncate_prompt_tokens
+        if keep is None:
+            return ids
+        if keep == -1:
+            keep = min(base.max_input_tokens, base.max_total_tokens - answer)
+        if keep < 1:
+            raise invalid("truncate_prompt_tokens leaves no prompt", "truncate_prompt_tokens")
+        return ids[:keep] if self.truncation_side == "right" else ids[-keep:]
 
     def constraint(self, other: dict[str, Any] | None) -> dict[str, Any] | None:
         """The engine's `grammar`: of these fields, or `other`, which response_format asks for.

@@ -7,35 +7,37 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from multilora_gateway.errors import GatewayError, invalid
 from multilora_gateway.http.access import Caller, admin, inference
-from multilora_gateway.http.json_values import Fields, Name
+from multilora_gateway.http.json_values import Body, Name
 
 router = APIRouter()
 _LIST_SECONDS = 30.0
 
 
-class AdapterName(Fields):
+class AdapterName(Body):
     adapter_id: Name
 
 
 class AdapterLoad(AdapterName):
-    source: Name = ""
-    revision: Name = ""
+    source: Name | None = None
+    revision: Name | None = None
 
 
 class AdapterUnload(AdapterName):
-    cancel: bool = False
+    cancel: bool | None = None
 
 
-class VllmLoad(Fields):
+class VllmLoad(Body):
     lora_name: Name
     lora_path: Name
-    load_inplace: bool = False
-    base_model_name: Name | None = None
+    load_inplace: bool | None = None
+    # Accepted without effect.
+    base_model_name: Any = None
+    is_3d_lora_weight: Any = None
 
 
-class VllmUnload(Fields):
+class VllmUnload(Body):
     lora_name: Name
-    lora_int_id: int | None = None
+    lora_int_id: Any = None  # accepted without effect
 
 
 @router.get("/adapters")
@@ -57,13 +59,13 @@ async def list_adapters(
 @router.post("/adapters/load", dependencies=[Depends(admin)])
 async def load(request: Request, body: AdapterLoad) -> dict[str, Any]:
     """Load an adapter, or read it again; answers once it is in memory."""
-    return await _act(request, "load", **body.model_dump())
+    return await _act(request, "load", **body.model_dump(exclude_none=True))
 
 
 @router.post("/adapters/unload", dependencies=[Depends(admin)])
 async def unload(request: Request, body: AdapterUnload) -> dict[str, Any]:
     """Wait for running requests, or end them with `cancel`, and free the adapter's memory."""
-    return await _act(request, "unload", **body.model_dump())
+    return await _act(request, "unload", **body.model_dump(exclude_none=True))
 
 
 @router.post("/adapters/pin", dependencies=[Depends(admin)])

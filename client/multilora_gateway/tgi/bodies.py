@@ -61,7 +61,7 @@ def explained(complaint: Mapping[str, Any]) -> GatewayError:
     name = ".".join(place)
     if kind == "extra_forbidden":
         return invalid(f"unknown field `{name}`; {_hint(place)}", name)
-    if kind == "missing":
+    if kind == "missing" or (complaint["input"] is None and isinstance(complaint["loc"][-1], str)):
         return invalid(f"missing field `{name}`", name)
     message = _printable(complaint["msg"].removeprefix("Value error, "))
     return invalid(f"`{name}`: {message}", name)
@@ -72,8 +72,6 @@ def _hint(place: Sequence[str]) -> str:
     outside, name = place[:-1], place[-1]
     if outside not in ([], ["parameters"]):
         return "leave it out"
-    if name == "model":
-        return "name an adapter in `parameters.adapter_id`, or use /v1"
     if not outside and name in _PARAMETERS:
         return f"put it into `parameters`: `parameters.{name}`"
     if outside and name in _BODY_FIELDS:

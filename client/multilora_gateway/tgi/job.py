@@ -8,10 +8,11 @@ from typing import Any
 
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import GatewayError, invalid
-from multilora_gateway.generation.adapter_selection import selected_adapter
+from multilora_gateway.generation.adapter_selection import AdapterSelection, selected_adapter
 from multilora_gateway.generation.context import RequestContext
 from multilora_gateway.generation.grammar import json_grammar, regex_grammar, with_object_types
 from multilora_gateway.generation.job import GenerationJob, generation_requests
+from multilora_gateway.generation.model_name import resolve
 from multilora_gateway.generation.prompt import encode_chat, encode_text
 from multilora_gateway.tgi.parameters import (
     GenerateRequest,
@@ -54,7 +55,7 @@ async def prepare(request: GenerateRequest, context: RequestContext, stream: boo
     check_parameters(given, context.settings, stream)
     base = await context.admitted()
     check_inputs(request.inputs, given, base)
-    adapter_id = await selected_adapter(given.selection, context)
+    adapter_id = await _adapter(request.model, given.selection, context)
     prompt = await _encode(request.inputs, given, adapter_id, base, context)
     requests = generation_requests(
         [prompt],
@@ -72,6 +73,13 @@ async def prepare(request: GenerateRequest, context: RequestContext, stream: boo
         parameters=given,
         checked=time.perf_counter(),
     )
+
+
+async def _adapter(model: str | None, selection: AdapterSelection, context: RequestContext) -> str:
+    """The adapter's name at the server, "" for the base model."""
+    if model and selection.merged is None and not selection.adapter_id:
+        return (await resolve(context, model, selection)).adapter_id
+    return await selected_adapter(selection, context)
 
 
 async def _encode(

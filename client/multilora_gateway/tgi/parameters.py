@@ -1,10 +1,9 @@
 """What clients of TGI and LoRAX may send to generate: names, types, and TGI's checks.
 
-Laws: ranges are checked in TGI's order, with TGI's messages word for word. Unknown names are
-refused; TGI ignores them, which changes the answer silently.
+Law: ranges are checked in TGI's order, with TGI's messages word for word.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,7 +13,14 @@ from multilora_gateway.errors import invalid
 from multilora_gateway.generation.adapter_selection import AdapterFields
 from multilora_gateway.generation.budget import TokenBudget
 from multilora_gateway.generation.chat_messages import ChatMessage
-from multilora_gateway.http.json_values import Fields, Items, OpenFields, Schema, Text
+from multilora_gateway.http.json_values import (
+    Body,
+    Fields,
+    Items,
+    OpenFields,
+    Schema,
+    Text,
+)
 from multilora_gateway.settings import Settings
 
 
@@ -30,11 +36,14 @@ class RegexGrammar(Fields):
     value: Text
 
 
-class NamedSchema(OpenFields):
+class NamedSchema(Fields):
     """OpenAI's way of giving a schema."""
 
-    name: Text | None = None
     schema_: Schema = Field(alias="schema")
+    # Accepted without effect.
+    name: Any = None
+    description: Any = None
+    strict: Any = None
 
 
 class JsonSchemaGrammar(Fields):
@@ -79,6 +88,10 @@ class Parameters(AdapterFields, Fields):
     response_format: LoraxResponseFormat | None = None
     return_k_alternatives: int | None = None
 
+    @classmethod
+    def misplaced(cls, name: str) -> bool:
+        return name in GenerateRequest.model_fields
+
     @property
     def sampling(self) -> bool:
         """Whether tokens are drawn; otherwise the most likely token is taken."""
@@ -107,12 +120,28 @@ LORAX_FIELDS = frozenset(
 )
 
 
-class GenerateRequest(Fields):
-    """`stream` counts for POST / only: the other routes say in their name what they do."""
+class HubOptions(Fields):
+    """What clients of the Hub's inference API say of its queue and cache; without effect."""
+
+    dont_load_model: Any = None
+    use_cache: Any = None
+    use_gpu: Any = None
+    wait_for_model: Any = None
+
+
+class GenerateRequest(Body):
+    """`stream` counts for POST / only: the other routes say in their name what they do. `model` is
+    that of the OpenAI API, for requests whose parameters name no adapter."""
 
     inputs: Text
     parameters: Parameters | None = None
     stream: bool | None = None
+    model: Text | None = None
+    options: HubOptions | None = None
+
+    @classmethod
+    def misplaced(cls, name: str) -> bool:
+        return name in Parameters.model_fields
 
 
 class ChatTokenizeRequest(OpenFields):

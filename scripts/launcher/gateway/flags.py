@@ -62,6 +62,8 @@ def add_gateway_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         group.add_argument(f"--{name}", action="append", help=help_)
     group.add_argument("--admin-key", help="key for changing adapters; without it nobody may, "
                        "but over Triton's ports whoever reaches these")  # fmt: skip
+    group.add_argument("--strict-fields", action="store_true", default=None,
+                       help="refuse fields of requests that nobody here knows")  # fmt: skip
     json_output = group.add_argument(
         "--json-output", action="store_true", default=None, help="log lines are JSON"
     )
@@ -100,6 +102,7 @@ def gateway_flags(flags: argparse.Namespace) -> list[str]:
     given = {name: getattr(flags, name.replace("-", "_")) for name in _PASSED}
     passed = [f"--{name}={value}" for name, value in given.items() if value is not None]
     passed += [f"--cors-allow-origin={origin}" for origin in flags.cors_allow_origin or ()]
+    passed += ["--strict-fields"] if flags.strict_fields else []
     return passed + (["--json-output"] if flags.json_output else [])
 
 

@@ -1,5 +1,6 @@
 """Bodies of the OpenAI API: what is taken, what is refused, and in which words."""
 
+import contextvars
 import json
 from typing import Any
 
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.generation.chat_messages import template_messages
+from multilora_gateway.http.unknown_fields import begin
 from multilora_gateway.openai.bodies import parse
 from multilora_gateway.openai.chat import ChatBody
 from multilora_gateway.openai.completions import CompletionBody
@@ -33,15 +35,13 @@ def refusal(raw: bytes) -> GatewayError:
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"temprature": 1}, "temprature", "unknown field 'temprature'; did you mean temperature?"),
-        ({"zzz": 1}, "zzz", "unknown field 'zzz'; leave it out"),
         ({"temperature": "0.5"}, "temperature", "temperature: input should be a valid number"),
         ({"stop": [1]}, "stop", "stop"),
         ({"n": 0}, "n", "n: input should be greater than or equal to 1"),
-        ({"messages": None}, "messages", "messages: input should be a valid"),
+        ({"messages": None}, "messages", "messages is missing; it is required"),
         ({"messages": [{"role": "me"}]}, "messages", "messages.0.role: input should be 'system'"),
         ({"response_format": {"type": "xml"}}, "response_format", "response_format.type: input"),
-        ({"tool_choice": "maybe"}, "tool_choice", "tool_choice: input should be 'auto'"),
+        ({"tool_choice": 5}, "tool_choice", "tool_choice: input should be 'auto'"),
         ({"tools": [{"function": {"name": "a b"}}]}, "tools", "tools.0.function.name: string"),
     ],
 )
@@ -63,11 +63,26 @@ def test_what_is_no_body_is_refused(raw: bytes) -> None:
     assert len(refusal(raw).message) < 1000
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temprature": 1}, "unknown field 'temprature'; did you mean temperature?"),
+        ({"zzz": 1}, "unknown field 'zzz'; leave it out"),
+        ({"stream_options": {"zzz": 1}}, "unknown field 'stream_options.zzz'; leave it out"),
+    ],
+)
+def test_a_strict_server_guesses_what_was_meant(fields: dict[str, Any], message: str) -> None:
+    def strictly() -> GatewayError:
+        begin(strict=True)
+        return refusal(json.dumps({"messages": HELLO} | fields).encode())
+
+    assert contextvars.copy_context().run(strictly).message == message
+
+
 def test_fields_without_effect_and_nulls_are_taken() -> None:
     without_effect = (
-        "user", "store", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier",
-        "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "moderation",
-        "verbosity", "reasoning_effort",
+        "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key",
+        "prompt_cache_options", "prompt_cache_retention", "moderation", "verbosity", "cache_salt",
     )  # fmt: skip
     assert chat(**dict.fromkeys(without_effect, "x")).n is None
     nulls = {name: None for name in ChatBody.model_fields if name != "messages"}
@@ -92,6 +107,11 @@ def test_each_choice_has_a_seed_of_its_own() -> None:
             {"type": "json_object", "value": {"type": "array"}},
             {"type": "json", "value": {"type": "array"}},
         ),
+        (  # LoRAX's
+            {"type": "json_object", "schema": {"type": "array"}},
+            {"type": "json", "value": {"type": "array"}},
+        ),
+        ({"type": "json_schema", "json_schema": {"schema": None}}, {"type": "json_object"}),
         ({"type": "regex", "value": "a+"}, {"type": "regex", "value": "a+"}),
         *(  # TGI's
             (given, {"type": "json", "value": {"type": "object", "properties": {}}})

@@ -32,8 +32,9 @@ class Server:
 
     generating = 0
 
-    def __init__(self, base: ServedModel | None = None) -> None:
+    def __init__(self, base: ServedModel | None = None, template: str = LISTS_TOOLS) -> None:
         self._base = base or base_model()
+        self._template = template
         self.templates: list[tuple[str, str]] = []
 
     async def base(self) -> ServedModel:
@@ -47,7 +48,7 @@ class Server:
         if adapter_id.startswith("endless"):
             return ChatTemplate(ENDLESS + adapter_id, {})
         return ChatTemplate(
-            "{{ raise_exception('no') }}" if adapter_id == "refuses" else LISTS_TOOLS, {}
+            "{{ raise_exception('no') }}" if adapter_id == "refuses" else self._template, {}
         )
 
 
@@ -78,6 +79,67 @@ def test_a_private_adapter_and_its_template_are_asked_for_with_the_token() -> No
 def test_the_template_is_told_the_tools_that_may_be_called() -> None:
     assert prompt_of() == prompt_of(tools=[ADD], tool_choice="none") == "hello"
     assert prompt_of(tools=[ADD]) == "hello add"
+
+
+def test_the_template_is_told_what_peers_tell_it() -> None:
+    seen = "{{ documents }} {{ guideline }} {{ reasoning_effort }} {{ enable_thinking }}"
+    asked = {"documents": [{"text": "d"}], "guideline": "g", "reasoning_effort": "none"}
+    server = Server(template=seen)
+    (request,) = prepared(server, **asked).requests
+    assert base_model().tokenizer.decode(request.prompt_ids) == "[{'text': 'd'}] g none False"
+    kept = prepared(server, **asked, chat_template_kwargs={"enable_thinking": True})
+    assert base_model().tokenizer.decode(kept.requests[0].prompt_ids).endswith("none True")
+
+
+def test_a_tool_prompt_ends_the_last_message_where_there_are_tools() -> None:
+    assert prompt_of(tools=[ADD], tool_prompt="Call one.") == "hello\n---\nCall one. add"
+    assert prompt_of(tool_prompt="Call one.") == "hello"
+
+
+def test_a_function_may_be_chosen_by_its_name() -> None:
+    other = {"type": "function", "function": {"name": "other"}}
+    (request,) = prepared(tools=[ADD, other], tool_choice="add").requests
+    asked = {"type": "function", "function": {"name": "add"}}
+    (same,) = prepared(tools=[ADD, other], tool_choice=asked).requests
+    assert request.sampling == same.sampling and "grammar" in request.sampling
+    with pytest.raises(GatewayError, match="there is no tool 'sub' in tools"):
+        prepared(tools=[ADD], tool_choice="sub")
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"truncate_prompt_tokens": 2}, slice(-2, None)),
+        ({"truncate_prompt_tokens": 2, "truncation_side": "right"}, slice(2)),
+        ({"truncate_prompt_tokens": 99}, slice(None)),
+        ({"truncate_prompt_tokens": -1, "max_tokens": MAX_TOTAL - 2}, slice(-2, None)),
+        ({"truncate_prompt_tokens": -1}, slice(None)),
+    ],
+)
+def test_a_prompt_is_truncated(fields: dict[str, Any], kept: slice) -> None:
+    (whole,), (cut,) = prepared().requests, prepared(**fields).requests
+    assert len(whole.prompt_ids) > 2 and cut.prompt_ids == whole.prompt_ids[kept]
+
+
+def test_nothing_is_left_of_no_prompt() -> None:
+    with pytest.raises(GatewayError, match="truncate_prompt_tokens leaves no prompt"):
+        prepared(truncate_prompt_tokens=0)
+
+
+def test_options_of_a_stream_need_one() -> None:
+    every = {"include_usage": True, "continuous_usage_stats": True}
+    for options, want in (
+        ({}, "no chunk"),
+        ({"continuous_usage_stats": True}, "no chunk"),
+        ({"include_usage": True}, "last chunk"),
+        (every, "every chunk"),
+    ):
+        assert prepared(stream=True, stream_options=options).usage_in_stream == want
+    for stream in (None, False):
+        with pytest.raises(GatewayError, match="stream_options needs stream true") as caught:
+            prepared(stream=stream, stream_options={"include_usage": False})
+        assert caught.value.param == "stream_options"
+        assert prepared(stream=stream, stream_options={}).requests
 
 
 def test_only_a_forced_call_has_a_grammar() -> None:

@@ -92,6 +92,19 @@ def test_arguments_with_a_tag_in_a_string_stay_whole(tokenizer: Tokenizer) -> No
         assert call["function"]["arguments"] == f'{{"a": "{text}'
 
 
+def test_one_call_alone_where_parallel_ones_are_not_wanted(tokenizer: Tokenizer) -> None:
+    text = f"Well. {CALL}\n{CALL}"
+    choice = ChatChoice(tokenizer, False, HermesParser({"add"}), one_call=True)
+    whole = choice.whole(GenerationResult(text, (), "stop"))
+    assert len(whole["message"]["tool_calls"]) == 1
+    choice = ChatChoice(tokenizer, False, HermesParser({"add"}), one_call=True)
+    deltas = deltas_of(tokenizer, text, "stop")
+    chunks = [chunk for delta in deltas for chunk in choice.chunks(delta)]
+    calls = [call for chunk in chunks for call in chunk["delta"].get("tool_calls", [])]
+    arguments = "".join(call["function"]["arguments"] for call in calls)
+    assert json.loads(arguments) == {"a": 1} and {call["index"] for call in calls} == {0}
+
+
 def test_an_answer_without_calls_stays_as_it_is(tokenizer: Tokenizer) -> None:
     whole = ChatChoice(tokenizer, False, HermesParser({"add"})).whole(
         GenerationResult("hi \n", (), "stop")

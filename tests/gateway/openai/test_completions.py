@@ -61,3 +61,9 @@ def test_other_token_ids_are_refused(prompt: Any) -> None:
 def test_a_prompt_is_not_empty(prompt: Any) -> None:
     with pytest.raises(GatewayError, match="prompt is empty"):
         prepared(prompt=prompt)
+
+
+def test_a_truncated_prompt_is_echoed_as_it_was_read() -> None:
+    job = prepared(truncate_prompt_tokens=2, echo=True)
+    assert list(job.requests[0].prompt_ids) == base_model().tokenizer.encode("hello")[-2:]
+    assert job.choice(0).opening()[0]["text"] == "llo"

@@ -164,7 +164,5 @@ def test_the_other_value_of_what_only_chats_have_is_refused(name: str) -> None:
 
 
 def test_what_structured_outputs_cannot_hold_is_named() -> None:
-    for name, said in (("grammar", "not supported"), ("jsn", "unknown field")):
-        with pytest.raises(GatewayError, match=said) as caught:
-            text(structured_outputs={name: "x"})
-        assert f"structured_outputs.{name}" in caught.value.message
+    with pytest.raises(GatewayError, match=r"structured_outputs\.grammar: not supported"):
+        text(structured_outputs={"grammar": "x"})

@@ -1,5 +1,6 @@
-"""What TGI refuses is refused in TGI's words; what TGI ignores is refused, too."""
+"""What TGI refuses is refused in TGI's words, and a field in the wrong place, too."""
 
+import contextvars
 import dataclasses
 from typing import Any
 
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 
 from multilora_gateway.errors import GatewayError, tgi_body
 from multilora_gateway.generation.budget import TokenBudget
+from multilora_gateway.http.unknown_fields import begin
 from multilora_gateway.settings import Settings
 from multilora_gateway.tgi.bodies import explained
 from multilora_gateway.tgi.parameters import (
@@ -140,21 +142,11 @@ def test_lengths() -> None:
     ("body", "words"),
     [
         ({}, "missing field `inputs`"),
-        ({"inputs": "a", "parameters": {"max_token": 1}}, "did you mean `max_new_tokens`?"),
-        ({"inputs": "a", "paramters": {}}, "did you mean `parameters`?"),
-        ({"inputs": "a", "parameters": {"zzz": 1}}, "known are adapter_id"),
-        ({"inputs": "a", "zzz": 1}, "unknown field `zzz`; known are inputs, parameters, stream"),
-        ({"inputs": "a", "adapter_id": "b"}, "put it into `parameters`: `parameters.adapter_id`"),
-        ({"inputs": "a", "max_token": 1}, "did you mean `parameters.max_new_tokens`?"),
-        ({"inputs": "a", "model": "b"}, "`model`; name an adapter in `parameters.adapter_id`, or"),
-        ({"inputs": "a", "parameters": {"model": "b"}}, "in `parameters.adapter_id`, or use /v1"),
-        ({"inputs": "a", "parameters": {"stream": True}}, "move it out of `parameters`, beside `"),
-        (
-            {"inputs": "a", "parameters": {"merged_adapters": {**MERGED, "inputs": 1}}},
-            "unknown field `parameters.merged_adapters.inputs`; leave it out",
-        ),
-        ({"inputs": "a", "parameters": {"z" * 9**6: 1}}, "unknown field `parameters.zz"),
+        ({"inputs": None}, "missing field `inputs`"),
         ({"inputs": "a", "parameters": {"\ud800": 1}}, "unicode"),
+        ({"inputs": "a", "adapter_id": "b"}, "put it into `parameters`: `parameters.adapter_id`"),
+        ({"inputs": "a", "parameters": {"model": "b"}}, "move it out of `parameters`, beside `"),
+        ({"inputs": "a", "parameters": {"stream": True}}, "move it out of `parameters`, beside `"),
         ({"inputs": "a", "parameters": {"top_k": "5"}}, "`parameters.top_k`"),
         ({"inputs": "a", "parameters": {"temperature": float("nan")}}, "`parameters.temperature`"),
         ({"inputs": "\ud800"}, "`inputs`"),
@@ -162,13 +154,40 @@ def test_lengths() -> None:
     ],
 )
 def test_bad_bodies_are_explained(body: dict[str, Any], words: str) -> None:
+    assert words in explanation(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"inputs": "a", "parameters": {"max_token": 1}}, "did you mean `max_new_tokens`?"),
+        ({"inputs": "a", "paramters": {}}, "did you mean `parameters`?"),
+        ({"inputs": "a", "parameters": {"zzz": 1}}, "known are adapter_id"),
+        ({"inputs": "a", "zzz": 1}, "unknown field `zzz`; known are inputs, parameters, stream"),
+        ({"inputs": "a", "max_token": 1}, "did you mean `parameters.max_new_tokens`?"),
+        (
+            {"inputs": "a", "parameters": {"merged_adapters": {**MERGED, "inputs": 1}}},
+            "unknown field `parameters.merged_adapters.inputs`; leave it out",
+        ),
+        ({"inputs": "a", "parameters": {"z" * 9**6: 1}}, "unknown field `parameters.zz"),
+    ],
+)
+def test_a_strict_server_says_what_it_knows(body: dict[str, Any], words: str) -> None:
+    def strictly() -> str:
+        begin(strict=True)
+        return explanation(body)
+
+    assert words in contextvars.copy_context().run(strictly)
+
+
+def explanation(body: dict[str, Any]) -> str:
     with pytest.raises(ValidationError) as caught:
         GenerateRequest.model_validate(body)
     complaint = caught.value.errors()[0]
     error = explained({**complaint, "loc": ("body", *complaint["loc"])})
-    assert words in error.message
     assert len(error.message.encode()) < 1000
     assert (error.status, error.kind) == (422, "validation")
+    return error.message
 
 
 def test_sampling_and_dialect() -> None:

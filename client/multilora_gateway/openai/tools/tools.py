@@ -7,21 +7,24 @@ from pydantic import Field
 
 from multilora_gateway.errors import invalid
 from multilora_gateway.generation.grammar import json_grammar
-from multilora_gateway.http.json_values import Fields, Items, OpenFields
+from multilora_gateway.http.json_values import Fields, Items, Text
 
 _ANYTHING = {"type": "object"}
+_WORDS = ("auto", "none", "required")
 
 
-class Function(OpenFields):
+class Function(Fields):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    defer_loading: Any = None  # accepted without effect
 
 
-class Tool(OpenFields):
-    type: Literal["function"] = "function"
+class Tool(Fields):
+    type: Literal["function"] | None = None
     function: Function
+    defer_loading: Any = None  # accepted without effect
 
     def for_template(self) -> dict[str, Any]:
         """The tool as chat templates show it to the model."""
@@ -32,12 +35,12 @@ class Tool(OpenFields):
         return {"type": "function", "function": function}
 
 
-class ChosenFunction(OpenFields):
+class ChosenFunction(Fields):
     name: str
 
 
 class ChosenTool(Fields):
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = None
     function: ChosenFunction
 
 
@@ -53,7 +56,8 @@ class AllowedTools(Fields):
     allowed_tools: AllowedFunctions
 
 
-ToolChoice = Literal["auto", "none", "required"] | ChosenTool | AllowedTools
+# A name alone is TGI's way to choose a function.
+ToolChoice = Literal["auto", "none", "required"] | ChosenTool | AllowedTools | Text
 
 
 def usable(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> list[Tool]:
@@ -61,10 +65,11 @@ def usable(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> list[Tool
     tools = list(tools or ())
     if choice == "none":
         return []
-    if isinstance(choice, ChosenTool):
-        tools = _named(tools, [choice])
     if isinstance(choice, AllowedTools):
-        tools = _named(tools, choice.allowed_tools.tools)
+        chosen = choice.allowed_tools.tools
+        tools = _named(tools, {each.function.name for each in chosen})
+    elif name := _chosen(choice):
+        tools = _named(tools, {name})
     if is_forced(choice) and not tools:
         raise invalid('tool_choice "required" needs tools; send some', "tool_choice")
     return tools
@@ -73,11 +78,17 @@ def usable(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> list[Tool
 def is_forced(choice: ToolChoice | None) -> bool:
     if isinstance(choice, AllowedTools):
         return choice.allowed_tools.mode == "required"
-    return choice == "required" or isinstance(choice, ChosenTool)
+    return choice == "required" or bool(_chosen(choice))
 
 
-def _named(tools: Sequence[Tool], chosen: Sequence[ChosenTool]) -> list[Tool]:
-    names = {each.function.name for each in chosen}
+def _chosen(choice: ToolChoice | None) -> str:
+    """The name of the one function that must be called, "" without any."""
+    if isinstance(choice, ChosenTool):
+        return choice.function.name
+    return choice if isinstance(choice, str) and choice not in _WORDS else ""
+
+
+def _named(tools: Sequence[Tool], names: set[str]) -> list[Tool]:
     if unknown := names - {tool.function.name for tool in tools}:
         name = min(unknown)[:64]
         raise invalid(

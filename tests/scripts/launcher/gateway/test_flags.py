@@ -12,7 +12,8 @@ from multilora_gateway.settings import Settings, parse_settings
 
 
 def test_flags_reach_the_gateway_and_keys_only_its_environment() -> None:
-    words = "-p 0 --max-best-of 3 --max-stop-sequences 5 --payload-limit 9 --json-output"
+    words = "-p 0 --max-best-of 3 --max-stop-sequences 5 --payload-limit 9 --json-output "
+    words += "--strict-fields"
     keys = ["--api-key=one", "--api-key=two:sql*, org/*", "--api-key=base:", "--admin-key=root"]
     more = ["--hostname=0.0.0.0", "--cors-allow-origin=https://a.example"]
     more += ["--max-connections=9", "--max-connections-per-client=0", "--allowed-hosts=a,b"]
@@ -24,6 +25,7 @@ def test_flags_reach_the_gateway_and_keys_only_its_environment() -> None:
     assert settings == known
     assert (settings.port, settings.max_best_of, settings.max_stop_sequences) == (0, 3, 5)
     assert (settings.payload_limit, settings.json_output, settings.hostname) == (9, True, "0.0.0.0")
+    assert settings.strict_fields and not parse_settings([], {}).strict_fields
     assert settings.cors_allow_origin == ("https://a.example",)
     assert (settings.max_connections, settings.max_connections_per_client) == (9, 0)
     assert settings.allowed_hosts == ("a", "b")

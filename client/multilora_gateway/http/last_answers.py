@@ -1,16 +1,19 @@
-"""Requests that the end of the server cuts off."""
+"""Answers to requests that neither a route nor an error of theirs answers."""
 
 import asyncio
+import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from multilora_gateway.errors import unavailable
+from multilora_gateway.errors import GatewayError, unavailable
 from multilora_gateway.http.error_answers import error_answer
 
+_LOG = logging.getLogger("multilora.gateway")
 
-class ShutdownAnswers:
+
+class LastAnswers:
     """ASGI middleware: 503 for a request that uvicorn cancels before its answer began, for which
-    uvicorn itself would send 500 as text."""
+    uvicorn itself would send 500 as text; 500 for one that meets a defect."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -24,9 +27,14 @@ class ShutdownAnswers:
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            return await self._app(scope, receive, watch)
         except asyncio.CancelledError:
             if begun or scope["type"] != "http":
                 raise
             error = unavailable("the server is stopping; try again")
-            await error_answer(scope["path"], error)(scope, receive, send)
+        except Exception as defect:
+            if begun or scope["type"] != "http":
+                raise
+            _LOG.error("request %s failed", scope.get("request_id", ""), exc_info=defect)
+            error = GatewayError(500, "internal", "internal error; the gateway's log says more")
+        await error_answer(scope["path"], error)(scope, receive, send)

@@ -5,7 +5,7 @@ import json
 import threading
 from typing import Any
 
-from multilora_gateway.http.shutdown import ShutdownAnswers
+from multilora_gateway.http.last_answers import LastAnswers
 from support.gateway.serving import GET, rest_of, serving, statuses
 
 
@@ -16,7 +16,7 @@ def test_a_request_that_is_cut_off_is_told_so() -> None:
         waiting.set()
         await asyncio.Event().wait()
 
-    server = serving(ShutdownAnswers(app), timeout_graceful_shutdown=0.1)
+    server = serving(LastAnswers(app), timeout_graceful_shutdown=0.1)
     with server as served, served.connect() as client:
         client.sendall(GET)
         assert waiting.wait(10)
