@@ -125,7 +125,7 @@ SCRIPTS = {
 PACKAGES = {  # the other packages, which have one room each
     "kernels/multilora_kernels": "torch numpy",
     "client/multilora_api": "",
-    "client/multilora_client": "grpc tritonclient multilora_api",
+    "client/multilora_client": "grpc tritonclient multilora_api torch safetensors",
     "client/multilora_text": "tokenizers jinja2 multilora_sandbox",
     "client/multilora_sandbox": "",
 }

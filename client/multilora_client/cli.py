@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, cast
 
-from multilora_client.adapters.cli import add_actions, run_adapters
+from multilora_client.adapters.cli import add_actions, run_adapters, run_convert
 from multilora_client.client import MultiLoRAClient
 from multilora_client.errors import MultiLoRAError
 from multilora_client.protocol import ARGUMENTS, Message
@@ -29,6 +29,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
+        if args.command == "adapters" and args.action == "convert":
+            return run_convert(args)
         admin_key = os.environ.get("ADMIN_KEY", "")  # a flag would show it to the whole machine
         with MultiLoRAClient(args.url, timeout=args.timeout, admin_key=admin_key) as client:
             commands = {"generate": _generate, "chat": _chat, "adapters": run_adapters}
@@ -116,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(chat)
     chat.set_defaults(max_tokens=_CHAT_MAX_TOKENS)
     add_actions(
-        commands.add_parser("adapters", help="list, load, unload, pin, merge adapters"), server
+        commands.add_parser("adapters", help="list, load, unload, pin, merge, convert adapters"),
+        server,
     )
     return parser
 

@@ -6,9 +6,11 @@ import json
 import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from multilora_api.admin import SIGN_METHODS, STRATEGIES
+from multilora_client.adapters.convert import convert
 from multilora_client.adapters.messages import (
     AdapterInfo,
     Unloaded,
@@ -61,6 +63,8 @@ def add_actions(parser: argparse.ArgumentParser, common: argparse.ArgumentParser
             action.add_argument("--revision", default="", help="of a Hub id")
         elif name == "unload":
             action.add_argument("--cancel", action="store_true", help="end what runs with it")
+    action = actions.add_parser("convert", help="make safetensors of an adapter_model.bin here")
+    action.add_argument("folder", type=Path, metavar="FOLDER", help="of this machine")
 
 
 def _add_merge(action: argparse.ArgumentParser) -> None:
@@ -93,6 +97,12 @@ class _MergeParts(argparse.Action):
             except ValueError:
                 parser.error(f"{text}: the weight is no number; write {name}=0.5")
         namespace.parts = parts
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Carry out `convert`, for which no server is asked."""
+    print(f"{convert(args.folder)}: written")
+    return 0
 
 
 def run_adapters(client: MultiLoRAClient, args: argparse.Namespace) -> int:

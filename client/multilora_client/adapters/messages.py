@@ -59,6 +59,7 @@ class AdapterInfo(_Record):
     last_used: float | None  # Unix time in seconds
     state: str  # "ready", "loading", "failed" or "unloading"
     error: str | None
+    error_code: str | None = None  # "INVALID_ARG", "NOT_FOUND", "UNAVAILABLE", …
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Adapters of a running engine: found, loaded, replaced, unloaded, while requests come and go."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -308,17 +310,18 @@ def test_a_list_tells_what_is_refused_before_anybody_asks(make_engine: MakeEngin
 def test_adapters_of_one_form_are_checked_once(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    checked: list[bytes] = []
-    real = checkpoint.parse_config
+    checked: list[int] = []
+    real = checkpoint.lora_factors
 
-    def counted(content: bytes):
-        checked.append(content)
-        return real(content)
+    def counted(tensors: Any, *others: Any):
+        checked.append(len(tensors))
+        return real(tensors, *others)
 
     engine = make_engine(adapters_dir=str(tmp_path))
     for number in range(30):
-        write_adapter(tmp_path / f"x{number}", seed=number)
-    monkeypatch.setattr(checkpoint, "parse_config", counted)
+        config = write_adapter(tmp_path / f"x{number}", seed=number) / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": number}))
+    monkeypatch.setattr(checkpoint, "lora_factors", counted)
     for _ in range(3):
         assert len(ask(engine, "list")["adapters"]) == 6 + 30
     assert len(checked) == 1

@@ -23,8 +23,8 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 PICKLE_REFUSAL = (
-    f"{PICKLE_FILE} is a pickle, which can run code and is never opened; save the adapter with "
-    "save_pretrained(..., safe_serialization=True)"
+    f"{PICKLE_FILE} is a pickle, which can run code and is never opened; "
+    "`multilora adapters convert FOLDER` makes safetensors of it, where a copy of the folder is"
 )
 NEEDED_FILES = (CONFIG_FILE, WEIGHTS_FILE)  # of an adapter whose weights are in one file
 # Of one in shards, which transformers writes: their names say how many there are.

@@ -233,7 +233,7 @@ class AdapterChecks:
         self._max_rank = max_rank
         self._base_folder = base_folder
         self._found: dict[Path, tuple[int, RequestError | None]] = {}  # with hash of stamps
-        self._forms: dict[bytes, RequestError | None] = {}  # by the digest of what was read
+        self._forms: dict[bytes, RequestError | None] = {}  # by a digest of the names and shapes
 
     def refusal(self, folder: Path) -> RequestError | None:
         """Why a request for the adapter in `folder` would be refused; None: it may be served."""
@@ -250,19 +250,26 @@ class AdapterChecks:
 
     def _check(self, parts: Mapping[str, bytes]) -> RequestError | None:
         """Adapters of one training differ in their numbers alone: one check does for all."""
-        form = hashlib.sha256(json.dumps([*parts]).encode() + _digest(parts).encode()).digest()
-        if form not in self._forms:
+        try:
+            config = parse_config(parts[CONFIG_FILE])
+        except RequestError as error:
+            return invalid(error.message)  # without a traceback
+        if config.rank_pattern or config.alpha_pattern:  # matching takes a process
+            return None
+        names = weight_files(parts)
+        form = hashlib.sha256(json.dumps([config.r, *names]).encode())
+        for name in names:
+            form.update(hashlib.sha256(parts[name]).digest())
+        if (key := form.digest()) not in self._forms:
             _limit(self._forms, _MOST_FORMS)
-            self._forms[form] = None
+            self._forms[key] = None
             try:
-                parsed = parse_config(parts[CONFIG_FILE])
                 tensors = without_copies(_shapes(parts), self._base_folder)
-                if not (parsed.rank_pattern or parsed.alpha_pattern):  # matching takes a process
-                    lora_factors(tensors, parsed, self._sites, self._max_rank)
+                lora_factors(tensors, config, self._sites, self._max_rank)
             except RequestError as error:
                 if error.code is ErrorCode.INVALID_ARG:
-                    self._forms[form] = invalid(error.message)  # without a traceback
-        return self._forms[form]
+                    self._forms[key] = invalid(error.message)
+        return self._forms[key]
 
 
 def _limit(found: dict[Any, Any], most: int) -> None:
