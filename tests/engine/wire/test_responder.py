@@ -8,6 +8,7 @@ import pytest
 
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, Request, TokenOutput
+from multilora.wire import stream
 from multilora.wire.stream import JointClient, Response, Stream
 from multilora.wire.triton_request import TritonRequest
 from multilora_api.sampling import SamplingParams
@@ -180,23 +181,30 @@ def test_several_answers_are_one_response() -> None:
     assert arrays["num_output_tokens"].tolist() == [[0, 1]]
 
 
-def test_each_piece_of_several_streams_stands_beside_nothing_new() -> None:
+@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+def test_a_stream_of_several_answers_gathers_what_they_say(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_GATHER_SECONDS", seconds)
     client = FakeClient()
     first, second = JointClient(client, 2, stream=True).parts
     token = (TokenOutput("r", 7),)
     first.send(Response("a", token, RUNNING, 5, -1.0))
-    second.send(Response("b", token, "stop", 5, -3.0))
-    first.send(Response("c", token, "length", 5, -2.0))
-    outputs = frozenset({"finish_reason", "num_output_tokens", "cumulative_logprob"})
-    seen = [response.arrays(outputs, str) for response in client.responses]
-    texts = [arrays["text_output"][0].tolist() for arrays in seen]
-    assert texts == [[b"a", b""], [b"", b"b"], [b"c", b""]]
-    reasons = [arrays["finish_reason"][0].tolist() for arrays in seen]
-    assert reasons == [[b"None", b"None"], [b"None", b"stop"], [b"length", b"stop"]]
-    assert [arrays["num_output_tokens"][0].tolist() for arrays in seen] == [[1, 0], [0, 1], [1, 0]]
-    sums = [arrays["cumulative_logprob"][0].tolist() for arrays in seen]
-    assert sums == [[-1.0, 0.0], [-1.0, -3.0], [-2.0, -3.0]]
-    assert [response.final for response in client.responses] == [False, False, True]
+    first.send(Response("b", token, RUNNING, 5, -2.0))
+    second.send(Response("c", token, "stop", 5, -4.0))
+    first.send(Response("d", token, "length", 5, -3.0))
+    names = ("text_output", "finish_reason", "num_output_tokens", "cumulative_logprob")
+    arrays = [response.arrays(frozenset(names), str) for response in client.responses]
+    seen = [[each[name][0].tolist() for name in names] for each in arrays]
+    one_by_one = [
+        [[b"a", b""], [b"None", b"None"], [1, 0], [-1.0, 0.0]],
+        [[b"b", b""], [b"None", b"None"], [1, 0], [-2.0, 0.0]],
+        [[b"", b"c"], [b"None", b"stop"], [0, 1], [-2.0, -4.0]],
+        [[b"d", b""], [b"length", b"stop"], [1, 0], [-3.0, -4.0]],
+    ]
+    together = [[[b"ab", b"c"], [b"None", b"stop"], [2, 1], [-2.0, -4.0]], one_by_one[-1]]
+    assert seen == (together if seconds else one_by_one)
+    assert [response.final for response in client.responses][-2:] == [False, True]
 
 
 def test_one_failed_answer_ends_the_others() -> None:

@@ -5,6 +5,7 @@ The streams of a request for several answers share its client: see JointClient.
 
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,6 +19,7 @@ from multilora_api.tensors import RUNNING
 from multilora_text.detokenizer import Detokenizer
 from multilora_text.tokenizer import Tokenizer
 
+_GATHER_SECONDS = 0.05
 _OF_THE_PROMPT = {"num_input_tokens", "queue_time"}
 
 
@@ -141,31 +143,39 @@ class Client(Protocol):
 class JointClient:
     """The client of a request for several answers; each of `parts` is the client of one of them.
 
-    When one fails, the request does, and its other answers see the client leave.
+    A stream gathers what all running answers have to say, or what came in _GATHER_SECONDS, into one
+    response. When one answer fails, the request does, and the others see the client leave.
     """
 
     def __init__(self, client: Client, count: int, stream: bool) -> None:
         self._client = client
         self._stream = stream
         self._lock = threading.Lock()  # guards what follows
-        self._last: list[Response | None] = [None] * count
+        self._news: list[Response | None] = [None] * count  # without text: nothing new
+        self._silent = set(range(count))  # running, and nothing new
+        self._running = set(range(count))
+        self._sent_at = time.monotonic()
         self._ended = False
         self.parts = [_Part(self, number, client.outputs) for number in range(count)]
 
     def send(self, number: int, response: Response) -> None:
-        """A stream shows each piece of an answer beside nothing new of the others."""
-        blank = replace(response, text="", tokens=())
+        """What the answer of that number says next."""
         with self._lock:
             if self._ended:
                 return
-            self._last[number] = response
-            unheard = replace(blank, finish_reason=RUNNING, cumulative_logprob=0.0)
-            joint = JointResponse(tuple(part or unheard for part in self._last))
-            if self._stream:
-                self._last[number] = blank
-            if self._stream or joint.final:
-                self._ended = joint.final
-                self._client.send(joint)
+            self._news[number] = _joined(self._news[number], response)
+            self._silent.discard(number)
+            if response.final:
+                self._running.discard(number)
+            self._ended = not self._running
+            gathered = not self._silent or time.monotonic() >= self._sent_at + _GATHER_SECONDS
+            if self._ended or (self._stream and gathered):
+                unheard = replace(_blank(response), finish_reason=RUNNING, cumulative_logprob=0.0)
+                parts = tuple(part or unheard for part in self._news)
+                self._news = [part and _blank(part) for part in self._news]
+                self._silent = set(self._running)
+                self._sent_at = time.monotonic()
+                self._client.send(JointResponse(parts))
 
     def fail(self, error: RequestError) -> None:
         with self._lock:
@@ -176,6 +186,18 @@ class JointClient:
     def is_cancelled(self) -> bool:
         with self._lock:
             return self._ended or self._client.is_cancelled()
+
+
+def _joined(before: Response | None, response: Response) -> Response:
+    if before is None:
+        return response
+    text, tokens = before.text + response.text, before.tokens + response.tokens
+    return replace(response, text=text, tokens=tokens)
+
+
+def _blank(response: Response) -> Response:
+    """Nothing new after it."""
+    return replace(response, text="", tokens=())
 
 
 class _Part:
