@@ -30,7 +30,7 @@ MODEL = "vllm_model"
 RETURNS = (
     "finish_reason", "cumulative_logprob", "logprobs", "num_input_tokens", "num_output_tokens"
 )  # fmt: skip
-EVERYTHING = {f"return_{name}": True for name in RETURNS}
+EVERYTHING: dict[str, Any] = {f"return_{name}": True for name in RETURNS}
 Outputs = dict[str, np.ndarray]
 
 
@@ -39,10 +39,10 @@ class Client:
 
     def __init__(self, server: TritonServer, model: str = MODEL) -> None:
         self._model = model
-        self._responses: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.responses: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.client = triton.InferenceServerClient(server.grpc_address)
         self.client.start_stream(
-            lambda result, error: self._responses.put(error or result), stream_timeout=SECONDS
+            lambda result, error: self.responses.put(error or result), stream_timeout=SECONDS
         )
 
     def ask(
@@ -51,7 +51,7 @@ class Client:
         sampling: dict[str, Any] | None = None,
         request_id: str = "1",
         parameters: dict[str, Any] | None = None,
-        **inputs: bool,
+        **inputs: Any,
     ) -> None:
         """Every tensor has the shape [1]."""
         tensors = [_tensor("text_input", "BYTES", prompt.encode(), np.object_)]
@@ -69,7 +69,7 @@ class Client:
 
     def take(self) -> tuple[Outputs, bool]:
         """The outputs of the next response, and whether it is the last. Raises its error."""
-        response = self._responses.get(timeout=SECONDS)
+        response = self.responses.get(timeout=SECONDS)
         if isinstance(response, InferenceServerException):
             raise response
         message = response.get_response()
@@ -85,16 +85,16 @@ class Client:
             found += [outputs] if outputs else []
         return found
 
-    def whole(self, prompt: str, sampling: dict[str, Any] | None = None, **inputs: bool) -> Outputs:
+    def whole(self, prompt: str, sampling: dict[str, Any] | None = None, **inputs: Any) -> Outputs:
         """The only response to a request that does not stream."""
         self.ask(prompt, sampling, **inputs)
         (outputs,) = self.answers()
         return outputs
 
-    def text(self, prompt: str, sampling: dict[str, Any] | None = None, **inputs: bool) -> str:
+    def text(self, prompt: str, sampling: dict[str, Any] | None = None, **inputs: Any) -> str:
         return self.whole(prompt, sampling, **inputs)["text_output"][0].decode()
 
-    def error(self, prompt: str, sampling: dict[str, Any] | None = None, **inputs: bool) -> str:
+    def error(self, prompt: str, sampling: dict[str, Any] | None = None, **inputs: Any) -> str:
         self.ask(prompt, sampling, **inputs)
         with pytest.raises(InferenceServerException) as caught:
             self.answers()
@@ -213,7 +213,7 @@ def test_an_adapter_and_requests_side_by_side(client: Client, demo: list[Example
         client.ask(example.prompt, sampling, str(number), exclude_input_in_output=True)
     texts = {}
     while len(texts) < len(demo):
-        response = client._responses.get(timeout=SECONDS)
+        response = client.responses.get(timeout=SECONDS)
         message = response.get_response()
         if message.outputs:
             texts[int(message.id)] = response.as_numpy("text_output")[0].decode()

@@ -60,6 +60,7 @@ class LimitedHttp(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, *rest, **more)
         self.url = b""
+        self.headers = []
         self._limits = config.limits
         self._open_connections = config.open_connections
         self._refused = config.refused

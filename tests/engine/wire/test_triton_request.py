@@ -196,9 +196,9 @@ def test_what_a_client_of_the_vllm_backend_leaves_out_means_what_it_does_there()
 
 def test_logprobs_that_nobody_asked_for_are_not_shown() -> None:
     asked = {"return_logprobs": scalar(True), "return_cumulative_logprob": scalar(True)}
-    silent, shown = vllm(**asked), vllm('{"logprobs": 0}', **asked)
+    silent, shown = vllm("", None, **asked), vllm('{"logprobs": 0}', None, **asked)
     assert (silent.shows_logprobs, silent.request.sampling.logprobs) == (False, 0)
-    assert shown.shows_logprobs and parse(**asked).shows_logprobs
+    assert shown.shows_logprobs and parse(None, **asked).shows_logprobs
 
 
 def test_request_parameters_count_where_the_tensor_is_missing() -> None:

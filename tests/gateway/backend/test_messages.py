@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2
 
-from multilora_client.tensors import Scalar, add_input
+from multilora_client.tensors import Value, add_input
 from multilora_gateway.backend.messages import Token, delta_of
 
 # The generated KServe messages carry no types.
 # pyright: reportAttributeAccessIssue=false
 
 
-def response(**outputs: tuple[str, Scalar | list[Scalar]]) -> Any:
+def response(**outputs: tuple[str, Value]) -> Any:
     request = service_pb2.ModelInferRequest()  # lends its tensors to the response
     for name, (datatype, value) in outputs.items():
         add_input(request, name, datatype, value)

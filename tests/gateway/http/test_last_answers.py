@@ -5,6 +5,9 @@ import json
 import threading
 from typing import Any
 
+import pytest
+
+from multilora_gateway.http.answer_headers import AnswerHeaders
 from multilora_gateway.http.last_answers import LastAnswers
 from support.gateway.serving import GET, rest_of, serving, statuses
 
@@ -28,3 +31,17 @@ def test_a_request_that_is_cut_off_is_told_so() -> None:
         "error": "the server is stopping; try again",
         "error_type": "unavailable",
     }
+
+
+def test_a_defect_is_told_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """And the answer has what every answer has."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise ZeroDivisionError
+
+    with serving(AnswerHeaders(LastAnswers(app), strict=False)) as served:
+        ask = GET.replace(b"\r\n\r\n", b"\r\nX-Request-Id: mine\r\nConnection: close\r\n\r\n")
+        answer = served.answer(ask)
+    assert statuses(answer) == [500] and b"\r\nx-request-id: mine\r\n" in answer
+    assert b"internal error" in answer
+    assert [record.getMessage() for record in caplog.records] == ["request mine failed"]

@@ -121,7 +121,7 @@ def test_what_is_not_taken(patient: Served, data: bytes, status: int) -> None:
     answer = patient.answer(data + LAST)
     assert statuses(answer) == [status]
     head, _, body = answer.partition(b"\r\n\r\n")
-    assert b"\r\nconnection: close" in head
+    assert b"\r\nconnection: close" in head and b"\r\nx-request-id: " in head
     assert set(json.loads(body)) == {"error", "error_type"}
     wait_for(lambda: not patient.requests and not patient.connections)
 
