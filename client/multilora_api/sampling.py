@@ -116,6 +116,7 @@ class SamplingParams:
     `stop_token_ids`. `bad_words` are texts that do not come, with or without a space before them,
     as the tokenizer writes them. Of `allowed_token_ids`, where there are any, one is picked each
     time; end-of-sequence, too, comes only if it is one of them.
+    `skip_special_tokens` false shows special tokens in the text, but for the one that ends it.
     `logprobs` is how many most likely tokens to report beside the chosen one; None reports nothing.
     """
 
@@ -139,6 +140,7 @@ class SamplingParams:
     ignore_eos: bool = field(default=False, metadata=_row("boolean", "BOOL"))
     logprobs: int | None = field(default=None, metadata=_row("integer", "", _LOGPROBS))
     logit_bias: tuple[tuple[int, float], ...] = field(default=(), metadata=_row("logit_bias", ""))
+    skip_special_tokens: bool = field(default=True, metadata=_row("boolean", ""))
 
     def __post_init__(self) -> None:
         for parameter in PARAMETERS.values():

@@ -20,12 +20,17 @@ class Detokenizer:
     """The text of one sequence. `stopped` is True once a stop string was found."""
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), include_stop: bool = False
+        self,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...] = (),
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
     ) -> None:
         self.stopped = False
         self._include_stop = include_stop
         self._tokenizer = tokenizer
         self._stop = stop
+        self._skip_special_tokens = skip_special_tokens
         self._window: list[int] = []
         self._settled = 0  # how many ids of the window have all their text returned
         self._emitted = 0  # how many characters of the decoded window were returned
@@ -36,23 +41,26 @@ class Detokenizer:
         if self.stopped:
             return ""
         self._window.append(token_id)
-        text = self._tokenizer.decode(self._window)
+        text = self._text()
         certain = len(text.rstrip(_REPLACEMENT))
         delta = self._emit(text, certain)
         if delta and certain == len(text):
             del self._window[: self._settled]
             self._settled = len(self._window)
-            self._emitted = len(self._tokenizer.decode(self._window))
+            self._emitted = len(self._text())
         return self._cut(delta)
 
     def flush(self) -> str:
         """The text still held back when the sequence ends; half a character becomes U+FFFD."""
         if self.stopped:
             return ""
-        text = self._tokenizer.decode(self._window)
+        text = self._text()
         rest = self._cut(self._emit(text, len(text))) + self._held
         self._held = ""
         return rest
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._window, self._skip_special_tokens)
 
     def _emit(self, text: str, end: int) -> str:
         delta = text[self._emitted : end]

@@ -58,6 +58,17 @@ def test_valid_text_with_special_tokens(tokenizer: Tokenizer, words: list[str]) 
 
 
 @LAW
+@given(WORDS)
+def test_special_tokens_are_shown_where_they_are_wanted(
+    tokenizer: Tokenizer, words: list[str]
+) -> None:
+    ids = tokenizer.encode("".join(words))
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=False)
+    text = "".join([*map(detokenizer.push, ids), detokenizer.flush()])
+    assert text == tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@LAW
 @given(st.lists(st.integers(0, 255)))
 def test_any_bytes(bytes_tokenizer: Tokenizer, ids: list[int]) -> None:
     assert "".join(deltas(bytes_tokenizer, ids)) == bytes_tokenizer.decode(ids)
@@ -93,7 +104,7 @@ class Letters:
     def __init__(self, pieces: list[str]) -> None:
         self._pieces = pieces
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return "".join(self._pieces[each] for each in ids)
 
 

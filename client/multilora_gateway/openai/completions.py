@@ -55,7 +55,7 @@ async def completion_job(body: CompletionBody, context: RequestContext) -> Compl
     sampling = body.sampling(base, context.settings)
     if body.logprobs is not None:
         sampling["logprobs"] = body.logprobs
-    prompts, n = _prompts(body.prompt), body.n or 1
+    prompts, n = prompts_of(body.prompt), body.n or 1
     check_count(len(prompts) * n, base)
     model = await resolve(context, body.model, body.selection)
     encoded = [await encode(body, prompt, base) for prompt in prompts]
@@ -78,7 +78,13 @@ async def completion_job(body: CompletionBody, context: RequestContext) -> Compl
             prompt if whole and isinstance(prompt, str) else base.tokenizer.decode(ids)
             for prompt, ids in zip(prompts, encoded, strict=True)
         ]
-    wants_logprobs = body.logprobs is not None
+
+    def choice(number: int) -> TextChoice:
+        offsets = None
+        if body.logprobs is not None:
+            offsets = TextOffsets(base.tokenizer, body.skip_special_tokens is not False)
+        return TextChoice(base.tokenizer, echoes[number // n], offsets)
+
     return CompletionJob(
         context=context,
         base=base,
@@ -87,7 +93,7 @@ async def completion_job(body: CompletionBody, context: RequestContext) -> Compl
         object="text_completion",
         chunk_object="text_completion",
         model=model,
-        choice=lambda number: TextChoice(base.tokenizer, echoes[number // n], wants_logprobs),
+        choice=choice,
         prompt_tokens=sum(map(len, encoded)),
         usage_in_stream=body.usage_in_stream(),
         token_ids="of choice" if body.return_token_ids else "nowhere",
@@ -95,12 +101,13 @@ async def completion_job(body: CompletionBody, context: RequestContext) -> Compl
 
 
 class TextChoice:
-    """A Choice (see openai.job). `echo` is put before the text."""
+    """A Choice (see openai.job). `echo` is put before the text. Log probabilities need `offsets`,
+    which are those of this choice alone."""
 
-    def __init__(self, tokenizer: Tokenizer, echo: str, logprobs: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, echo: str, offsets: TextOffsets | None = None) -> None:
         self._tokenizer = tokenizer
         self._echo = echo
-        self._offsets = TextOffsets(tokenizer) if logprobs else None
+        self._offsets = offsets
 
     def opening(self) -> list[dict[str, Any]]:
         return [_chunk(self._echo, None)] if self._echo else []
@@ -123,7 +130,8 @@ def _chunk(text: str, logprobs: dict[str, Any] | None, reason: str | None = None
     return {"text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[Prompt]:
+def prompts_of(given: str | list[str] | list[int] | list[list[int]]) -> list[Prompt]:
+    """One or several; GatewayError for none."""
     if isinstance(given, str):
         return [given]
     if given and isinstance(given[0], int):

@@ -29,12 +29,13 @@ def chat_logprobs(tokens: Sequence[Token], tokenizer: Tokenizer) -> dict[str, An
 class TextOffsets:
     """Where the tokens of one answer begin in its text, in characters. Takes every token once.
 
-    All tokens of one character begin where the character stands.
+    All tokens of one character begin where the character stands. Without `skip_special_tokens` the
+    text shows special tokens, too.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
-        self._unseen = tokenizer.special_ids
+        self._unseen = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._decoded: int | None = None  # characters; None before the first token of the text
 

@@ -28,6 +28,7 @@ _SAME_NAMES = (
     "min_tokens", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty",
     "presence_penalty", "frequency_penalty", "ignore_eos", "stop_token_ids",
     "allowed_token_ids", "bad_words", "include_stop_str_in_output",
+    "skip_special_tokens",
 )  # fmt: skip
 
 

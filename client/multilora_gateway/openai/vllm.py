@@ -57,7 +57,7 @@ class VllmFields(BaseModel):
     prompt_logprobs: Absent = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: False_ = None
-    skip_special_tokens: True_ = None
+    skip_special_tokens: bool | None = None
     spaces_between_special_tokens: True_ = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     truncation_side: Literal["left", "right"] | None = None

@@ -138,12 +138,10 @@ def test_a_leading_space_belongs_to_its_token(tokenizer: Tokenizer) -> None:
 
 
 def test_text_chunks_put_together_are_the_whole(tokenizer: Tokenizer) -> None:
-    choice = TextChoice(tokenizer, "say ", False)
+    choice = TextChoice(tokenizer, "say ")
     deltas = deltas_of(tokenizer, "hello", "length")
     chunks = choice.opening() + [chunk for delta in deltas for chunk in choice.chunks(delta)]
-    whole: dict[str, Any] = TextChoice(tokenizer, "say ", False).whole(
-        GenerationResult.joined(deltas)
-    )
+    whole: dict[str, Any] = TextChoice(tokenizer, "say ").whole(GenerationResult.joined(deltas))
     assert "".join(chunk["text"] for chunk in chunks) == whole["text"] == "say hello"
     assert chunks[-1]["finish_reason"] == whole["finish_reason"] == "length"
     assert json.dumps(whole)

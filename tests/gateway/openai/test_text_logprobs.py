@@ -42,9 +42,9 @@ def test_offsets_are_the_same_streamed_and_whole(kind: str, stop: tuple[str, ...
     detokenizer = Detokenizer(text, stop)
     deltas = [Delta(detokenizer.push(each), (Token(each, -1.0),)) for each in ids]
     deltas.append(Delta(detokenizer.flush(), (), "stop"))
-    choice = TextChoice(text, "", True)
+    choice = TextChoice(text, "", TextOffsets(text))
     chunks = [chunk for delta in deltas for chunk in choice.chunks(delta)]
-    whole = TextChoice(text, "", True).whole(GenerationResult.joined(deltas))
+    whole = TextChoice(text, "", TextOffsets(text)).whole(GenerationResult.joined(deltas))
     assert offsets_of(chunks) == offsets_of([whole])
     assert whole["text"] == TEXT.removesuffix("hello" if "hello" in stop else "")
     begun = [text.decode(ids[:count]).rstrip(_REPLACEMENT) for count in range(len(ids))]
@@ -59,3 +59,13 @@ def test_what_is_not_text_takes_no_place() -> None:
     offsets = TextOffsets(text)
     told = [offsets.of(each) for each in (end, *ids, end, *ids)]
     assert told == [0, 0, 1, 2, 3, 3, 5, 6]
+
+
+def test_special_tokens_that_are_shown_are_text() -> None:
+    text = tokenizer("byte_fallback")
+    end = text.token_id("</s>")
+    assert end is not None
+    ids = [*text.encode("a b"), end]
+    offsets = TextOffsets(text, skip_special_tokens=False)
+    told = [offsets.of(each) for each in (*ids, *ids)]
+    assert told[len(ids)] == len(text.decode(ids, skip_special_tokens=False))

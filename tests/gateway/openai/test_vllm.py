@@ -102,7 +102,7 @@ def test_a_choice_needs_a_text(choice: Any) -> None:
 
 
 NEUTRAL = {
-    "skip_special_tokens": True, "spaces_between_special_tokens": True,
+    "spaces_between_special_tokens": True,
     "use_beam_search": False, "length_penalty": 1.0, "priority": 0, "request_id": "x",
     "return_token_ids": False, "prompt_logprobs": None,
 }  # fmt: skip
@@ -139,8 +139,8 @@ def test_which_tokens_may_come_is_for_the_engine_to_say() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("skip_special_tokens", False, "only true is supported; leave it out"),
-        ("skip_special_tokens", 1, "only true is supported; leave it out"),
+        ("spaces_between_special_tokens", False, "only true is supported; leave it out"),
+        ("spaces_between_special_tokens", 1, "only true is supported; leave it out"),
         ("length_penalty", 2, "only 1.0 is supported; leave it out"),
         ("priority", False, "only 0 is supported; leave it out"),
         ("use_beam_search", True, "only false is supported; leave it out"),
@@ -155,6 +155,12 @@ def test_settings_that_would_change_something_are_refused(
         with pytest.raises(GatewayError, match=re.escape(f"{name}: {message}")) as caught:
             make(**{name: value})
         assert caught.value.param == name
+
+
+def test_whether_special_tokens_are_shown_is_the_engines() -> None:
+    for make in (text, chat):
+        sampling = make(skip_special_tokens=False).sampling(base_model(), Settings())
+        assert sampling["skip_special_tokens"] is False
 
 
 @pytest.mark.parametrize("name", OF_CHATS)

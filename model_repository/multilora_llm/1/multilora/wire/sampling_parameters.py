@@ -224,7 +224,6 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (None, 1, "1"),
     "best_of": (None, 1, "1"),
-    "skip_special_tokens": (None, True, "true"),
     "spaces_between_special_tokens": (None, True, "true"),
     "detokenize": (None, True, "true"),
     "prompt_logprobs": (None,),

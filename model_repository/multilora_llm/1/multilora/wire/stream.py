@@ -228,7 +228,9 @@ class Stream:
         self.last_token_at: float | None = None
         sampling, prompt = request.request.sampling, request.request.prompt_token_ids
         self._shows_stop = sampling.include_stop_str_in_output
-        self._detokenizer = Detokenizer(tokenizer, sampling.stop, self._shows_stop)
+        self._detokenizer = Detokenizer(
+            tokenizer, sampling.stop, self._shows_stop, sampling.skip_special_tokens
+        )
         self._num_input_tokens = len(prompt)
         self._text = request.prompt_text(tokenizer) if request.echo else ""
         self._tokens: list[TokenOutput] = []
