@@ -217,7 +217,9 @@ class AdapterAdmin:
         adapter_id = command.adapter_id
         # A load may have registered the adapter since `_prepared`, and ends here.
         was_registered = self._catalog.unregister(adapter_id) or was_registered
-        if adapter_id not in self._manager.states:
+        state = self._manager.states.get(adapter_id)
+        in_use = adapter_id in self._scheduler.counts()
+        if state is None or not (state.is_known or state.pinned or in_use):
             if was_registered:
                 nothing = {"id": adapter_id, "freed_pages": 0, "freed_bytes": 0}
                 pending.complete(None, lambda: nothing)
@@ -229,7 +231,7 @@ class AdapterAdmin:
         reason = RequestError(ErrorCode.NOT_FOUND, message)
         pages = self._manager.device.num_pages(adapter_id)
         self._scheduler.abort_adapter(adapter_id, reason, running=command.cancel)
-        self._manager.pin(self._manager.states[adapter_id].source, False)
+        self._manager.pin(state.source, False)
         freed = self._manager.unload(adapter_id)
         answer = {"id": adapter_id, "freed_pages": pages, "freed_bytes": freed}
         self._manager.when_unloaded(
