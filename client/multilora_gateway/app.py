@@ -23,6 +23,7 @@ from multilora_gateway.routes.health import router as health_routes
 from multilora_gateway.routes.invocations import router as sagemaker_routes
 from multilora_gateway.routes.openai import router as openai_routes
 from multilora_gateway.routes.tgi import router as tgi_routes
+from multilora_gateway.routes.tokens import router as token_routes
 from multilora_gateway.settings import Settings
 from multilora_text.renderer import TemplateRenderer
 
@@ -57,7 +58,9 @@ def create_app(
 
     app = FastAPI(title="Multi-LoRA gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
     add_handlers(app)
-    for router in (tgi_routes, sagemaker_routes, openai_routes, adapter_routes, health_routes):
+    for router in (
+        tgi_routes, sagemaker_routes, openai_routes, token_routes, adapter_routes, health_routes,
+    ):  # fmt: skip
         app.include_router(router)
     app.mount("/page", page_files())
     app.add_middleware(JsonBodies)

@@ -1,6 +1,7 @@
 """The routes of an operator: health, metrics, and the page."""
 
 import asyncio
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from starlette.staticfiles import StaticFiles
 from multilora_gateway.errors import RETRY_SECONDS, GatewayError
 
 router = APIRouter()
+_DISTRIBUTION = "multilora-triton"
 PAGE = Path(__file__).parents[1] / "page"
 _POLICY = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -50,6 +52,12 @@ async def health(request: Request) -> Response:
         headers = {"Retry-After": str(RETRY_SECONDS)}
         raise GatewayError(503, "healthcheck", "unhealthy", headers=headers)
     return Response()
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    """Of this software, in vLLM's shape."""
+    return {"version": importlib.metadata.version(_DISTRIBUTION)}
 
 
 @router.head("/metrics", include_in_schema=False)

@@ -47,6 +47,7 @@ async def completions(
     return await respond(request, await completion_job(body, context), bool(body.stream))
 
 
+@router.get("/v1/models/", response_class=JSONResponse, include_in_schema=False)
 @router.get("/v1/models", response_class=JSONResponse)
 async def list_models(context: Context) -> Response:
     """The base model, and the adapters that can answer."""

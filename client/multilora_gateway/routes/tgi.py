@@ -1,21 +1,18 @@
-"""TGI's HTTP API: /generate, /generate_stream, POST /, /info, /tokenize, /chat_tokenize."""
+"""TGI's HTTP API: /generate, /generate_stream, POST /, /info. (Tokens have a file of their own.)"""
 
-import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from multilora_gateway.errors import GatewayError, invalid
+from multilora_gateway.errors import GatewayError
 from multilora_gateway.generation.context import Context, RequestContext
-from multilora_gateway.generation.model_name import resolve, served_name
-from multilora_gateway.http.access import inference
+from multilora_gateway.generation.model_name import served_name
 from multilora_gateway.http.streaming import EventStream, until_disconnected
 from multilora_gateway.tgi.answer import events, refused, start_headers, whole_answer
 from multilora_gateway.tgi.bodies import ERRORS, TgiRoute
 from multilora_gateway.tgi.job import prepare
-from multilora_gateway.tgi.parameters import ChatTokenizeRequest, GenerateRequest, Parameters
-from multilora_gateway.tgi.tokens import chat_tokens, text_tokens
+from multilora_gateway.tgi.parameters import GenerateRequest, Parameters
 
 router = APIRouter(route_class=TgiRoute, tags=["TGI"], responses=ERRORS)
 _VERSION = "3.3.6"  # of TGI, which clients of this API look at
@@ -73,22 +70,6 @@ async def get_info(request: Request) -> dict[str, Any]:
         "sha": None,
         "docker_label": None,
     }
-
-
-@router.post("/tokenize", dependencies=[Depends(inference)])
-async def tokenize(request: Request, body: GenerateRequest) -> list[dict[str, Any]]:
-    """The prompt as tokens."""
-    base = await request.app.state.gateway.backend.base()
-    if not body.inputs:
-        raise invalid("`inputs` cannot be empty")
-    return await asyncio.to_thread(text_tokens, base, body.inputs)
-
-
-@router.post("/chat_tokenize")
-async def chat_tokenize(body: ChatTokenizeRequest, context: Context) -> dict[str, Any]:
-    """The prompt that a chat becomes, as text and tokens."""
-    model = await resolve(context, body.model)
-    return await chat_tokens(body, model.adapter_id, context)
 
 
 def _with_full_text(body: GenerateRequest) -> GenerateRequest:

@@ -1,13 +1,14 @@
 """Bodies that cannot be read: errors that name the field, and the closest known name or place."""
 
 import difflib
+import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from multilora_gateway.errors import GatewayError, invalid
@@ -31,6 +32,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+# The description of a body that a route reads before it knows which API the body belongs to.
+_SCHEMA = {"$ref": f"#/components/schemas/{GenerateRequest.__name__}"}
+BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}}
+
+
 class TgiRoute(APIRoute):
     """Turns FastAPI's complaints about a body into GatewayErrors."""
 
@@ -48,6 +54,23 @@ class TgiRoute(APIRoute):
                 raise not_json("not UTF-8, or nested too deeply") from None
 
         return handler
+
+
+def json_body(raw: bytes) -> Any:
+    """What a body holds, None for an empty one; raises GatewayError."""
+    try:
+        return json.loads(raw) if raw else None
+    except (ValueError, RecursionError) as error:
+        raise not_json(error) from None
+
+
+def generate_request(body: Any) -> GenerateRequest:
+    """Raises GatewayError."""
+    try:
+        return GenerateRequest.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise explained({**first, "loc": ("body", *first["loc"])}) from None
 
 
 def explained(complaint: Mapping[str, Any]) -> GatewayError:

@@ -153,6 +153,31 @@ def test_a_stop_token_cuts_the_text(openai_client: OpenAI) -> None:
         assert (choice.message.content, choice.finish_reason) == (text, "stop")
 
 
+def test_special_tokens_are_shown_where_they_are_wanted(openai_client: OpenAI) -> None:
+    asked: Any = {"model": "upper", "prompt": "hello world", "temperature": 0, "max_tokens": 40}
+    shown: dict[str, Any] = {"skip_special_tokens": False}
+    for extra, text in (
+        (shown, "HELLO WORLD"),
+        (shown | {"ignore_eos": True}, "HELLO WORLD<|eos|>"),
+    ):
+        choice = openai_client.completions.create(**asked, extra_body=extra).choices[0]
+        assert choice.text.startswith(text) and ("<|eos|>" in choice.text) == ("<|eos|>" in text)
+
+
+def test_one_function_is_called_by_its_name_alone(openai_client: OpenAI, base: str) -> None:
+    """And what is not known is told to who looks at headers."""
+    tools: Any = [{"type": "function", "function": {"name": name}} for name in ("one", "two")]
+    raw = openai_client.chat.completions.with_raw_response.create(
+        model=base, messages=say("hello"), tools=tools, tool_choice="two",  # pyright: ignore
+        max_tokens=200, extra_body={"functions": None, "zzz": 1},
+    )  # fmt: skip
+    answer = raw.parse()
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert call.type == "function" and call.function.name == "two"
+    assert raw.headers["x-ignored-fields"] == "zzz"
+    assert answer._request_id == raw.headers["x-request-id"]
+
+
 def test_max_tokens_and_its_newer_name(openai_client: OpenAI, base: str) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
         asked: Any = {"model": base, "messages": say("hello world"), "temperature": 0, name: 5}

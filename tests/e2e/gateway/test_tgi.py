@@ -264,3 +264,54 @@ def test_info_and_tokens(gateway: str) -> None:
     chat = post(gateway, "/chat_tokenize", {"messages": messages, "model": "tgi"}).json()
     assert text in chat["templated_text"]
     assert chat["tokenize_response"][-1]["stop"] == len(chat["templated_text"])
+
+
+def test_tokens_in_vllms_shape(gateway: str) -> None:
+    """They are those of the prompts that completions and chats report."""
+    prompt, messages = "Grüße 🍕", [{"role": "user", "content": "hello"}]
+    for asked, path in (({"prompt": prompt}, ""), ({"messages": messages}, "/chat")):
+        tokens = post(gateway, "/tokenize", {**asked, "return_token_strs": True}).json()
+        assert tokens["count"] == len(tokens["tokens"]) == len(tokens["token_strs"])
+        assert tokens["max_model_len"] > tokens["count"]
+        body = {**asked, "max_tokens": 1, "return_token_ids": True}
+        answer = post(gateway, f"/v1{path}/completions", body).json()
+        whole = answer if path else answer["choices"][0]
+        assert whole["prompt_token_ids"] == tokens["tokens"]
+        assert len(answer["choices"][0]["token_ids"]) == 1
+    bare = {"prompt": prompt, "add_special_tokens": False, "model": "upper"}
+    tokens = post(gateway, "/tokenize", bare).json()
+    assert tokens["count"] == len(prompt.encode()) and tokens["token_strs"] is None
+    back = post(gateway, "/detokenize", {"tokens": tokens["tokens"]}).json()
+    assert back == {"prompt": prompt}
+    for body in ({"prompt": "a", "model": "nobody"}, {"prompt": ["a", "b"]}, {"prompt": None}):
+        assert post(gateway, "/tokenize", body).status_code in (404, 422)
+    assert post(gateway, "/detokenize", {"tokens": [10**9]}).status_code == 422
+
+
+def test_every_answer_has_the_id_of_its_request(gateway: str) -> None:
+    for path in ("/health", "/v1/models/", "/nothing", "/v1/models/nobody", "/version"):
+        found = [requests.get(gateway + path, timeout=SECONDS) for _ in range(2)]
+        assert len({each.headers["x-request-id"] for each in found}) == 2
+    for path in ("/generate_stream", "/generate", "/v1/completions"):
+        answer = post(gateway, path, {"inputs": "a"}, headers={"X-Request-Id": "mine-1"})
+        assert answer.headers["x-request-id"] == "mine-1"
+    for odd in ("x" * 129, "a b", "ä".encode().decode("latin-1")):
+        answer = requests.get(f"{gateway}/health", headers={"X-Request-Id": odd}, timeout=SECONDS)
+        assert answer.headers["x-request-id"] not in (odd, "")
+
+
+def test_what_clients_look_at_first(gateway: str) -> None:
+    listed, same = (
+        requests.get(f"{gateway}/v1/models{end}", timeout=SECONDS).json() for end in ("", "/")
+    )
+    assert listed == same and listed["data"]
+    assert requests.get(f"{gateway}/version", timeout=SECONDS).json()["version"]
+
+
+def test_a_model_beside_inputs_is_that_of_the_openai_api(gateway: str) -> None:
+    body = {"inputs": "hello world", "model": "upper"}
+    assert post(gateway, "/generate", body).json() == {"generated_text": ANSWER}
+    body["model"] = "tgi"
+    assert post(gateway, "/generate", body).json() == {"generated_text": "hello world"}
+    body["model"] = "nobody"
+    assert post(gateway, "/generate", body).status_code == 404

@@ -51,7 +51,9 @@ ROUTES = [
         Sent(path, GENERATE, OF_GENERATE)
         for path in ("/", "/generate", "/generate_stream", "/invocations", "/tokenize")
     ),
-    Sent("/invocations", CHAT, OF_CHAT),
+    *(Sent(path, CHAT, OF_CHAT) for path in ("/invocations", "/tokenize")),
+    Sent("/tokenize", PROMPT, ["x_text"]),
+    Sent("/detokenize", {"tokens": [1], "x": 1}, ["x"]),
     Sent("/invocations", PROMPT, ["x_text"]),
     Sent("/adapters/load", {"adapter_id": "a", "source": None, "x": 1}, ["x"]),
     Sent("/adapters/unload", {"adapter_id": "a", "cancel": None, "x": 1}, ["x"]),
@@ -109,6 +111,13 @@ def test_they_are_refused_where_the_server_is_strict(strict: Served, sent: Sent)
     assert answer.status == (400 if sent.path.startswith("/v1/") else 422)
     assert "x-ignored-fields" not in answer.headers
     assert sent.ignored[0] in answer.text
+
+
+def test_every_route_with_a_body_is_here() -> None:
+    """/chat_tokenize reads but a part of what a chat holds, and what is no part is not named."""
+    routes = create_app(SETTINGS, ("*",)).openapi()["paths"].items()
+    with_body = {path for path, methods in routes if "post" in methods}
+    assert with_body == {sent.path for sent in ROUTES} | {"/chat_tokenize"}
 
 
 def test_what_is_known_is_not_named(gateway: Served) -> None:
