@@ -23,7 +23,6 @@ class ServedModel:
     max_concurrent_requests: int
     max_lora_rank: int
     vocab_size: int
-    eos_token_ids: frozenset[int]
     tokenizer: Tokenizer
 
     @staticmethod
@@ -35,7 +34,6 @@ class ServedModel:
             facts = {name: values[name] for name in _FACTS}
             return ServedModel(
                 **facts,
-                eos_token_ids=frozenset(values["eos_token_ids"]),
                 tokenizer=Tokenizer.from_files(files, str(values["model_id"])),
             )
         except (KeyError, TypeError, TextError) as error:

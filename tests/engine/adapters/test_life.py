@@ -167,7 +167,7 @@ def test_every_command_is_answered_when_the_engine_closes(make_engine: MakeEngin
     with pytest.raises(RequestError, match="shutting down; try again later"):
         while True:
             asked.append(engine.admin.execute(AdminCommand("list"), 30))
-            asked.append(engine.admin.chat_template("a", 30))
+            asked.append(engine.admin.text("a", 30))
     closing.join()
     for answer in asked:
         error = answer.exception(1)

@@ -19,9 +19,12 @@ EOS = (2, 3)
 
 
 def item(
-    params: SamplingParams, prompt: tuple[int, ...] = (5, 6), output: tuple[int, ...] = ()
+    params: SamplingParams,
+    prompt: tuple[int, ...] = (5, 6),
+    output: tuple[int, ...] = (),
+    own_ends: tuple[int, ...] = (),
 ) -> BatchItem:
-    sequence = Sequence(Request("r", prompt, sampling=params))
+    sequence = Sequence(Request("r", prompt, sampling=params), own_end_ids=frozenset(own_ends))
     sequence.token_ids.extend(output)
     return BatchItem.next(sequence, len(sequence.token_ids))
 

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from multilora.errors import ErrorCode, RequestError, invalid
+from multilora_text.checkpoint_text import MODEL_CONFIG, TEXT_FILES
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -26,12 +27,8 @@ PICKLE_REFUSAL = (
     "save_pretrained(..., safe_serialization=True)"
 )
 NEEDED_FILES = (CONFIG_FILE, WEIGHTS_FILE)
-OPTIONAL_FILES = (
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+# A config.json there is the base model's.
+OPTIONAL_FILES = tuple(name for name in TEXT_FILES if name != MODEL_CONFIG and "/" not in name)
 FILES = (*OPTIONAL_FILES, *NEEDED_FILES)
 
 # How long ago the last write must be. Between two files of one copy less time passes.

@@ -4,7 +4,7 @@ Rows are the items of a batch that sample, in batch order. Whatever no row asks 
 the sampler skips it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -112,26 +112,41 @@ def _add_masks(
     rows = [row for row, (item, _) in enumerate(pairs) if item.sequence.matcher]
     if not rows:
         return None
-    ends = np.zeros(vocab_size, dtype=bool)
-    ends[[token for token in eos_token_ids if token < vocab_size]] = True
-    others = ~np.packbits(ends, bitorder="little")
-    if vocab_size % 8:
-        others[-1] &= (1 << vocab_size % 8) - 1
-    bits = staging.add(np.stack([_allowed(*pairs[row], others) for row in rows]))
+    ends = token_bits(eos_token_ids, vocab_size)
+    allowed = [_allowed(*pairs[row], ends, vocab_size) for row in rows]
+    bits = staging.add(np.stack(allowed))
     row_ids = staging.add(np.array(rows))
     return lambda: TokenMasks(row_ids(), bits())
 
 
-def _allowed(item: BatchItem, p: SamplingParams, others: np.ndarray) -> np.ndarray:
-    """The bits of a row; `others` are those of all tokens but end-of-sequence. Where a grammar is
-    at its end nothing else can come, also below min_tokens."""
+def token_bits(token_ids: Iterable[int], vocab_size: int) -> np.ndarray:
+    """uint8 [ceil(V / 8)], as TokenMatcher.allowed: 1 for those of `token_ids` that exist."""
+    chosen = np.zeros(vocab_size, dtype=bool)
+    chosen[[token for token in token_ids if token < vocab_size]] = True
+    return np.packbits(chosen, bitorder="little")
+
+
+def _allowed(item: BatchItem, p: SamplingParams, ends: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The bits of a row; `ends` are those of the base model's end tokens, and the adapter's own may
+    come where one of these may. Where a grammar is at its end nothing else can come, also below
+    min_tokens."""
     assert item.sequence.matcher
     bits = np.frombuffer(item.sequence.matcher.allowed(), dtype=np.uint8)
+    is_complete = (bits & ends).any()
+    if own := item.sequence.own_end_ids:
+        ends = ends | token_bits(own, vocab_size)
+        bits = bits | ends if is_complete else _without(ends, bits, vocab_size)
     if p.ignore_eos or item.num_output_tokens < p.min_tokens:
-        going_on = bits & others
-        if going_on.any():
-            return going_on
+        return _without(ends, bits, vocab_size)
     return bits
+
+
+def _without(ends: np.ndarray, bits: np.ndarray, vocab_size: int) -> np.ndarray:
+    """`bits` without `ends`, unless nothing else is left."""
+    going_on = bits & ~ends
+    if vocab_size % 8:
+        going_on[-1] &= (1 << vocab_size % 8) - 1
+    return going_on if going_on.any() else bits
 
 
 def _add_typical(pairs: _Pairs, staging: StagingBuffer) -> Callable[[], Typical] | None:
@@ -148,12 +163,12 @@ def _add_typical(pairs: _Pairs, staging: StagingBuffer) -> Callable[[], Typical]
 def _add_suppressed(
     pairs: _Pairs, staging: StagingBuffer, vocab_size: int, eos_token_ids: tuple[int, ...]
 ) -> Callable[[], torch.Tensor] | None:
-    ends = [token for token in eos_token_ids if token < vocab_size]
     places = [
         (row, token)
         for row, (item, p) in enumerate(pairs)
         if p.min_tokens and item.num_output_tokens < p.min_tokens and not item.sequence.matcher
-        for token in (*ends, *p.stop_token_ids)
+        for token in (*eos_token_ids, *item.sequence.own_end_ids, *p.stop_token_ids)
+        if token < vocab_size
     ]
     return staging.add(np.array(places).T.copy()) if places else None
 

@@ -4,6 +4,7 @@ The Triton model `tokenizer` reads both, too, so nothing here imports torch. HF_
 HF_HUB_CACHE and HF_HUB_OFFLINE are huggingface_hub's own settings.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -13,10 +14,20 @@ from multilora.config import DEMO, EngineConfig
 from multilora.download.hub import hub_error
 from multilora.errors import StartupError
 from multilora_api.adapter_names import is_folder_path
+from multilora_text.checkpoint_text import merge_text
 from multilora_text.errors import TextError
-from multilora_text.tokenizer import Tokenizer
+from multilora_text.tokenizer import TOKENIZER_FILE, Tokenizer, read_text_files
 
 BASE_FILES = ["*.json", "*.safetensors", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class BaseText:
+    """What the base model's folder says about text. `tokenizer` None: it has none, so there is no
+    text. `end_token_ids` end every answer."""
+
+    tokenizer: Tokenizer | None
+    end_token_ids: tuple[int, ...]
 
 
 def base_folder(config: EngineConfig) -> Path:
@@ -38,6 +49,19 @@ def base_folder(config: EngineConfig) -> Path:
         )
     except Exception as error:
         raise StartupError(f"model_id {model_id!r}: {hub_error(where, error).message}") from None
+
+
+def base_text(folder: Path) -> BaseText:
+    """Raises StartupError."""
+    try:
+        files = read_text_files(folder)
+        text = merge_text(files, str(folder))
+        if TOKENIZER_FILE not in files:
+            return BaseText(None, text.end_token_ids)
+        tokenizer = Tokenizer.from_files(files, str(folder))
+    except TextError as error:
+        raise StartupError(str(error)) from None
+    return BaseText(tokenizer, tokenizer.end_token_ids(text))
 
 
 def base_tokenizer(folder: Path) -> Tokenizer:

@@ -22,7 +22,7 @@ from multilora.adapters.checkpoint.peft_tensors import (
     is_finite,
     lora_factors,
 )
-from multilora.adapters.checkpoint.text import TEXT_LIMITS, adapter_template
+from multilora.adapters.checkpoint.text import NO_TEXT, TEXT_LIMITS, AdapterText, adapter_text
 from multilora.adapters.files import (
     CONFIG_FILE,
     FILES,
@@ -36,7 +36,6 @@ from multilora.base_model.sites import LoRASite, short_names
 from multilora.errors import RequestError, invalid
 from multilora.lora.rank_pages import PageTensors, bytes_per_page
 from multilora_kernels.segments import PAGE_RANK
-from multilora_text.chat_template import ChatTemplate
 from multilora_text.tokenizer import Tokenizer
 
 
@@ -66,7 +65,7 @@ class Adapter:
     nbytes: int
     modules: tuple[str, ...]
     weights: PageTensors
-    chat_template: ChatTemplate | None = None  # None: the base model's
+    text: AdapterText = NO_TEXT
 
     @property
     def facts(self) -> AdapterFacts:
@@ -83,15 +82,25 @@ class Checkpoint(NamedTuple):
 
     digest: str
     factors: dict[str, Factors]  # by module path
+    end_token_ids: tuple[int, ...]  # sorted
+
+    @property
+    def identity(self) -> str:
+        """Equal for two checkpoints of which a merge would be the same."""
+        return ":".join((self.digest, *map(str, self.end_token_ids)))
 
 
-def read_checkpoint(folder: Path, sites: Sequence[LoRASite], max_rank: int) -> Checkpoint:
-    """The checked and finite factors of the adapter in `folder`; errors as `read_adapter`."""
-    files = _snapshot(folder, NEEDED_FILES)
+def read_checkpoint(
+    folder: Path, sites: Sequence[LoRASite], max_rank: int, tokenizer: Tokenizer | None = None
+) -> Checkpoint:
+    """The checked and finite factors of the adapter in `folder`; text and errors as in
+    `read_adapter`."""
+    files = _snapshot(folder, FILES if tokenizer else NEEDED_FILES)
     tensors = _parse(files[WEIGHTS_FILE])
     factors = lora_factors(tensors, parse_config(files[CONFIG_FILE]), sites, max_rank)
     check_finite(tensors)
-    return Checkpoint(_digest(files), factors)
+    text = adapter_text(files, tokenizer) if tokenizer else NO_TEXT
+    return Checkpoint(_digest(files), factors, tuple(sorted(text.end_token_ids)))
 
 
 def read_adapter(
@@ -133,7 +142,7 @@ def read_adapter(
         nbytes=num_pages * bytes_per_page(sites, dtype),
         modules=tuple(name for name in short_names(sites) if name in touched),
         weights=pages,
-        chat_template=adapter_template(files, tokenizer) if tokenizer else None,
+        text=adapter_text(files, tokenizer) if tokenizer else NO_TEXT,
     )
 
 

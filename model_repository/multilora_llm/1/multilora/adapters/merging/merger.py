@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from multilora.adapters.background_thread import background_thread
 from multilora.adapters.checkpoint.adapter import Checkpoint, read_checkpoint
-from multilora.adapters.files import NEEDED_FILES, FileStamp, stamps
+from multilora.adapters.files import FILES, FileStamp, stamps
 from multilora.adapters.memory.state import AdapterStates
 from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
 from multilora.adapters.merging.cache import MergeCache
@@ -26,6 +26,7 @@ from multilora.base_model.sites import LoRASite
 from multilora.errors import ErrorCode, RequestError, internal
 from multilora_api.adapter_names import MERGED_PREFIX
 from multilora_api.admin import Origin
+from multilora_text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 4  # parts may have to be downloaded first
@@ -53,7 +54,8 @@ _Job = tuple[MergeRecipe, Sequence[AdapterSource], OnMerged] | None
 
 
 class AdapterMerger:
-    """Any thread. `folder_of` gives the local folder of a source, which may take a download."""
+    """Any thread. `tokenizer` is the base model's, None without text. `folder_of` gives the local
+    folder of a source, which may take a download."""
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class AdapterMerger:
         states: AdapterStates,
         sites: Sequence[LoRASite],
         max_rank: int,
+        tokenizer: Tokenizer | None,
         folder_of: Callable[[AdapterSource], Path],
     ) -> None:
         self.computed = 0  # merges that were not found on disk
@@ -68,6 +71,7 @@ class AdapterMerger:
         self._states = states
         self._sites = sites
         self._max_rank = max_rank
+        self._tokenizer = tokenizer
         self._folder_of = folder_of
         self._cache = MergeCache(_KEPT_MERGES)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -128,9 +132,10 @@ class AdapterMerger:
         """Merge the files as they are now → digest of the merge."""
         start = time.monotonic()
         read = [self._read(*part) for part in parts]
-        digest = recipe.digest([checkpoint.digest for checkpoint in read])
+        digest = recipe.digest([checkpoint.identity for checkpoint in read])
         merged = merge_factors([part.factors for part in read], recipe, int(digest[:15], 16))
-        self._cache.add(digest, as_checkpoint(merged))
+        end_token_ids = sorted({number for part in read for number in part.end_token_ids})
+        self._cache.add(digest, as_checkpoint(merged, end_token_ids))
         self.computed += 1
         seconds = time.monotonic() - start
         _LOG.info("merged %s into %s in %.1f s", ", ".join(recipe.ids), _name(digest), seconds)
@@ -138,7 +143,7 @@ class AdapterMerger:
 
     def _read(self, adapter_id: str, folder: Path) -> Checkpoint:
         with about_adapter(adapter_id):
-            return read_checkpoint(folder, self._sites, self._max_rank)
+            return read_checkpoint(folder, self._sites, self._max_rank, self._tokenizer)
 
     def _folder(self, source: AdapterSource) -> Path:
         """The local folder of a part, whose download is used again while it is fresh."""
@@ -158,12 +163,12 @@ class AdapterMerger:
             return self._folder_of(source)
 
     def _digest(self, adapter_id: str, folder: Path) -> str:
-        """The digest of the files in `folder`, which are read only when they have changed."""
-        version = (folder, tuple(stamps(folder, NEEDED_FILES)))
+        """The identity of the files in `folder`, which are read only when they have changed."""
+        version = (folder, tuple(stamps(folder, FILES)))
         with self._lock:
             known = self._digests.get(version)
         if known is None:
-            known = self._read(adapter_id, folder).digest
+            known = self._read(adapter_id, folder).identity
             with self._lock:
                 _keep(self._digests, version, known, _KEPT_DIGESTS)
         return known
