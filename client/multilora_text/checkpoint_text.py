@@ -151,11 +151,10 @@ def _templates(files: Mapping[str, str], config: Mapping[str, Any]) -> dict[str,
     inline = config.get("chat_template")
     if inline is None:
         inline = _object(files, TEMPLATE_JSON).get("chat_template")
+    named: dict[str, Any] = inline if isinstance(inline, dict) else {"default": inline}
     if isinstance(inline, list) and all(isinstance(entry, dict) for entry in inline):
-        inline = {str(entry.get("name")): entry.get("template") for entry in inline}
-    elif not isinstance(inline, dict):
-        inline = {"default": inline}
-    found = {name: inline[name] for name in TEMPLATE_FILES if inline.get(name)}
+        named = {str(entry.get("name")): entry.get("template") for entry in inline}
+    found = {name: source for name in TEMPLATE_FILES if (source := named.get(name))}
     for source in found.values():
         if not isinstance(source, str):
             kind = type(source).__name__
@@ -177,10 +176,13 @@ def _end_ids(config: Mapping[str, Any], file: str) -> list[int]:
 def _sampling(generation: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name in _SAMPLING:
         value = generation.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
-            given = str(value)[:_SHOWN]
+        if value is None:
+            continue
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        fits = whole if name == "top_k" else isinstance(value, int | float)
+        if isinstance(value, bool) or not fits:
+            kind, given = "whole number" if name == "top_k" else "number", str(value)[:_SHOWN]
             raise TextError(
-                f"{GENERATION_CONFIG}: {name} must be a number; got {given!r}; correct it"
+                f"{GENERATION_CONFIG}: {name} must be a {kind}; got {given!r}; correct it"
             )
-        if value is not None:
-            yield name, value
+        yield name, value

@@ -1,5 +1,6 @@
 """Bodies of the OpenAI API: what is taken, what is refused, and in which words."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -152,6 +153,16 @@ def test_messages_become_what_templates_expect() -> None:
 def test_messages_that_no_template_can_show_are_refused(message: dict[str, Any]) -> None:
     with pytest.raises(GatewayError, match=r"messages\.0"):
         template_messages(chat(messages=[message]).messages)
+
+
+def test_a_value_of_the_client_wins_over_the_bases_default() -> None:
+    defaults = {"temperature": 0.6, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.2}
+    base = dataclasses.replace(base_model(), sampling_defaults=defaults)
+    assert chat().sampling(base, Settings()) == defaults
+    given = {"temperature": 0.0, "top_k": -1, "top_p": 0.5, "repetition_penalty": 1.0}
+    assert chat(**given).sampling(base, Settings()) == {**defaults, **given}
+    assert chat(temperature=None).sampling(base, Settings()) == defaults
+    assert chat().sampling(base_model(), Settings()) == {"temperature": 1.0}
 
 
 @pytest.mark.parametrize("bias", ["1", True, None, 100.5, float("nan")])

@@ -34,6 +34,7 @@ def base_model(kind: str = "byte_level") -> ServedModel:
         max_concurrent_requests=128,
         max_lora_rank=64,
         vocab_size=300,
+        sampling_defaults={},
         tokenizer=tokenizer(kind),
     )
 

@@ -52,7 +52,7 @@ class EngineParts:
 
     base: BaseConfig
     model_folder: Path
-    tokenizer: Tokenizer | None  # None: the folder has none, so there is no text
+    text: BaseText
     max_input_tokens: int
     max_total_tokens: int
     adapters: AdapterManager
@@ -141,7 +141,7 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
     dtype = _dtype(config.dtype, base.dtype, device)
     _LOG.info("loading %s as %s on %s", folder, dtype, device)
     model = load_decoder(folder, base, dtype, device)
-    text = _text(folder, renderer)
+    text = _text(config, folder, renderer)
     tokenizer = text.tokenizer
     profile = Profile(model, config, max_total, dtype, device)
     pools = _pools(profile)
@@ -162,7 +162,7 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
     return EngineParts(
         base=base,
         model_folder=folder,
-        tokenizer=tokenizer,
+        text=text,
         max_input_tokens=max_input,
         max_total_tokens=max_total,
         catalog=adapters.catalog,
@@ -175,8 +175,8 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
     )
 
 
-def _text(folder: Path, renderer: TemplateRenderer) -> BaseText:
-    text = base_text(folder)
+def _text(config: EngineConfig, folder: Path, renderer: TemplateRenderer) -> BaseText:
+    text = base_text(config, folder)
     try:
         for template in text.tokenizer.templates if text.tokenizer else ():
             renderer.check(template)

@@ -224,5 +224,6 @@ def describe(engine: "Engine") -> dict[str, Any]:
         "max_concurrent_requests": config.max_concurrent_requests,
         "max_lora_rank": config.max_lora_rank,
         "vocab_size": base.vocab_size,
+        "sampling_defaults": dict(engine.sampling_defaults),
         "tokenizer": read_text_files(folder),
     }
