@@ -138,7 +138,6 @@ async def _encode(
         if name in variables:
             raise invalid(f"chat_template_kwargs must not hold {name}", "chat_template_kwargs")
     variables["tools"] = [tool.for_template() for tool in tools] or None
-    variables["documents"] = None
     try:
         prompt = await encode_chat(context.renderer, base.tokenizer, messages, own, **variables)
     except TextError as error:

@@ -40,7 +40,7 @@ def refusal(raw: bytes) -> GatewayError:
         ({"stop": [1]}, "stop", "stop"),
         ({"n": 0}, "n", "n: input should be greater than or equal to 1"),
         ({"messages": None}, "messages", "messages: input should be a valid"),
-        ({"messages": [{"role": "me"}]}, "messages", "messages.0.role: input should be 'system'"),
+        ({"messages": ["hi"]}, "messages", "messages.0: input should be a valid dictionary"),
         ({"response_format": {"type": "xml"}}, "response_format", "response_format.type: input"),
         ({"tool_choice": "maybe"}, "tool_choice", "tool_choice: input should be 'auto'"),
         ({"tools": [{"function": {"name": "a b"}}]}, "tools", "tools.0.function.name: string"),
@@ -134,7 +134,7 @@ def test_messages_become_what_templates_expect() -> None:
     assert template_messages(chat(messages=messages).messages) == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "ab", "name": "bob"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "2", "tool_call_id": "call_1"},
     ]
 
@@ -144,6 +144,8 @@ def test_messages_become_what_templates_expect() -> None:
     [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]},
         {"role": "user"},
+        {"role": 1, "content": "x"},
+        {"content": "x"},
         *(
             {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": odd}}]}
             for odd in ("[1", "[1]", "null", '{"a": "\\ud800"}', '{"a": NaN}')
