@@ -5,6 +5,7 @@ whatever cannot be served exactly is refused, never approximated.
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from multilora.errors import RequestError, invalid
 from multilora.lora.rank_pages import PageTensors, bytes_per_page
 from multilora_kernels.segments import PAGE_RANK
 from multilora_text.tokenizer import Tokenizer
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,9 @@ def read_adapter(
                 "serve with --dtype bfloat16"
             )
     touched = {module.rpartition(".")[2] for module in factors}
+    text = adapter_text(files, tokenizer) if tokenizer else NO_TEXT
+    if text.warning:
+        _LOG.warning("adapter %r: %s", adapter_id, text.warning)
     return Adapter(
         adapter_id=adapter_id,
         digest=digest.result(),
@@ -142,7 +148,7 @@ def read_adapter(
         nbytes=num_pages * bytes_per_page(sites, dtype),
         modules=tuple(name for name in short_names(sites) if name in touched),
         weights=pages,
-        text=adapter_text(files, tokenizer) if tokenizer else NO_TEXT,
+        text=text,
     )
 
 

@@ -20,7 +20,6 @@ TEXT_LIMITS = {  # bytes
     name: _MAX_TEMPLATE_BYTES if name in TEMPLATE_FILES.values() else _MAX_JSON_BYTES
     for name in OPTIONAL_FILES
 }
-_REMEDY = "added vocabulary is not supported: train with the base model's tokenizer as it is"
 _SHOWN_TOKENS = 5
 _SHOWN_CHARACTERS = 40
 
@@ -28,10 +27,12 @@ _SHOWN_CHARACTERS = 40
 @dataclass(frozen=True)
 class AdapterText:
     """What counts for the requests of an adapter. Without a template of its own for a chat the base
-    model's renders it; `end_token_ids` end its answers beside the base model's end tokens."""
+    model's renders it; `end_token_ids` end its answers beside the base model's end tokens.
+    `warning` says what does not count, "" nothing."""
 
     templates: ChatTemplates = NO_TEMPLATES
     end_token_ids: frozenset[int] = frozenset()
+    warning: str = ""
 
 
 NO_TEXT = AdapterText()
@@ -40,20 +41,20 @@ NO_TEXT = AdapterText()
 def adapter_text(files: Mapping[str, bytes], tokenizer: Tokenizer) -> AdapterText:
     """`files` are those of an adapter, by name; `tokenizer` is the base model's.
 
-    Raises RequestError (INVALID_ARG): a file is broken, a template is too large, or the adapter
-    adds tokens. Nothing here compiles a template.
+    Raises RequestError (INVALID_ARG): a file is broken, a template is too large, or tokens of the
+    base model have other ids. Nothing here compiles a template.
     """
     texts = {name: _text(files[name], name) for name in OPTIONAL_FILES if name in files}
     try:
         text = merge_text(texts)
     except TextError as error:
         raise invalid(str(error)) from None
-    _check_tokens(text, tokenizer)
     if any(len(source) > _MAX_TEMPLATE_BYTES for source in text.templates.values()):
         raise too_large("its chat template", _MAX_TEMPLATE_BYTES)
     special_tokens = {**tokenizer.text.special_tokens, **text.special_tokens}
     end_token_ids = frozenset(tokenizer.end_token_ids(text))
-    return AdapterText(ChatTemplates.of(text, special_tokens), end_token_ids)
+    warning = _check_tokens(text, tokenizer)
+    return AdapterText(ChatTemplates.of(text, special_tokens), end_token_ids, warning)
 
 
 def _text(content: bytes, name: str) -> str:
@@ -63,17 +64,26 @@ def _text(content: bytes, name: str) -> str:
         raise invalid(f"{name} is not UTF-8 ({error}); save it again") from None
 
 
-def _check_tokens(text: CheckpointText, tokenizer: Tokenizer) -> None:
+def _check_tokens(text: CheckpointText, tokenizer: Tokenizer) -> str:
+    """What to warn of. Tokens that an adapter adds need rows in the embedding, with which it would
+    be refused; without them no prompt and no answer holds such a token (mostly it is for padding
+    in training)."""
+    known = ((token, number, tokenizer.token_id(token)) for token, number in text.numbered_tokens)
+    moved = [token for token, number, own in known if own not in (None, number)]
+    if moved:
+        raise invalid(
+            f"gives the tokens {_shown(moved)} other ids than the base model does; train with the "
+            "base model's tokenizer as it is"
+        )
     named = text.named_tokens - tokenizer.text.named_tokens
     mentioned = dict.fromkeys([*(token for token, _ in text.numbered_tokens), *sorted(named)])
     extra = [token for token in mentioned if tokenizer.token_id(token) is None]
-    if extra:
-        raise invalid(f"adds the tokens {_shown(extra)}, which the base model lacks; {_REMEDY}")
-    moved = [token for token, number in text.numbered_tokens if tokenizer.token_id(token) != number]
-    if moved:
-        raise invalid(
-            f"gives the tokens {_shown(moved)} other ids than the base model does; {_REMEDY}"
-        )
+    if not extra:
+        return ""
+    return (
+        f"its tokenizer adds the tokens {_shown(extra)}, for which it brings no embedding; texts "
+        "are tokenised as the base model does it, without them"
+    )
 
 
 def _shown(tokens: list[str]) -> str:
