@@ -226,6 +226,7 @@ def test_files_that_are_no_text(adapter: Path, base: Tokenizer) -> None:
 
 def test_every_text_file_that_is_read_has_a_limit(adapter: Path) -> None:
     for name in OPTIONAL_FILES:
+        (adapter / name).parent.mkdir(exist_ok=True)
         with open(adapter / name, "wb") as file:
             file.truncate(100 << 20)  # takes no room on the disk
         with pytest.raises(RequestError, match=f"{name} is larger than"):

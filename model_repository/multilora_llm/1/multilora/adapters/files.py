@@ -28,8 +28,9 @@ PICKLE_REFUSAL = (
 )
 NEEDED_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 # A config.json there is the base model's.
-OPTIONAL_FILES = tuple(name for name in TEXT_FILES if name != MODEL_CONFIG and "/" not in name)
+OPTIONAL_FILES = tuple(name for name in TEXT_FILES if name != MODEL_CONFIG)
 FILES = (*OPTIONAL_FILES, *NEEDED_FILES)
+INNER_FOLDERS = frozenset(name.partition("/")[0] for name in FILES if "/" in name)
 
 # How long ago the last write must be. Between two files of one copy less time passes.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

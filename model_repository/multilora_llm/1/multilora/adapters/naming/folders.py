@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from multilora.adapters.files import CONFIG_FILE, FILES, FileStamp, name_of, path_of
+from multilora.adapters.files import (
+    CONFIG_FILE,
+    FILES,
+    INNER_FOLDERS,
+    FileStamp,
+    name_of,
+    path_of,
+)
 from multilora.adapters.naming.source import AdapterSource, check_name, named_error
 from multilora.errors import RequestError, StartupError, invalid
 from multilora_api.admin import Origin
@@ -58,7 +65,7 @@ class AdapterFolders:
         if any(_is_file(os.path.join(folder, CONFIG_FILE)) for folder in above):
             return None
         root = os.path.realpath(self.root)
-        links = (os.path.join(path, name) for name in FILES)
+        links = (os.path.join(path, name) for name in (*FILES, *INNER_FOLDERS))
         for target in (path, *filter(os.path.islink, links)):
             if not is_below(os.path.realpath(target), root):
                 error = invalid(
@@ -124,14 +131,25 @@ def _subfolders(folder: _Folder, entries: list[os.DirEntry[str]], root: str) -> 
 def _signature(entries: list[os.DirEntry[str]], root: str) -> Signature:
     """Stamps of an adapter's files, sorted; () when one is a symlink that leads out of `root`."""
     stamps: list[FileStamp] = []
-    for entry in entries:
-        if entry.name not in FILES:
+    for name, entry in _with_inner(entries):
+        if name not in FILES and name not in INNER_FOLDERS:
             continue
         if entry.is_symlink() and not is_below(os.path.realpath(entry.path), root):
             return ()
-        with contextlib.suppress(OSError):
-            stamps.append(FileStamp.of(entry.name, entry.stat()))
+        if name in FILES:
+            with contextlib.suppress(OSError):
+                stamps.append(FileStamp.of(name, entry.stat()))
     return tuple(sorted(stamps))
+
+
+def _with_inner(entries: list[os.DirEntry[str]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The entries of an adapter's folder with their names, those of INNER_FOLDERS too."""
+    for entry in entries:
+        yield entry.name, entry
+        if entry.name in INNER_FOLDERS:
+            with contextlib.suppress(OSError):
+                for inner in os.scandir(entry.path):
+                    yield f"{entry.name}/{inner.name}", inner
 
 
 def _is_file(path: str) -> bool:
