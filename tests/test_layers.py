@@ -45,7 +45,7 @@ ENGINE = {
         f"{TENSORS} multilora_api",
     ),
     "adapters.background_thread": Room(""),
-    "adapters.files": Room("errors"),
+    "adapters.files": Room("errors", "multilora_text"),
     "adapters.naming": Room("errors adapters.files adapters.background_thread", "multilora_api"),
     "adapters.checkpoint": Room(
         "errors json_fields base_model lora adapters.files",
@@ -59,10 +59,11 @@ ENGINE = {
     "adapters.merging": Room(
         "errors json_fields base_model adapters.background_thread adapters.files adapters.naming "
         "adapters.checkpoint adapters.memory",
-        "torch safetensors huggingface_hub multilora_api",
+        "torch safetensors huggingface_hub multilora_api multilora_text",
     ),
     "adapters.admin": Room(
-        "errors adapters.naming adapters.memory adapters.merging scheduling.scheduler",
+        "errors adapters.naming adapters.checkpoint.text adapters.memory adapters.merging "
+        "scheduling.scheduler",
         "multilora_api",
     ),
     "download": Room("errors json_fields adapters.files adapters.naming", "huggingface_hub fsspec"),

@@ -1,16 +1,13 @@
-"""A chat template: the jinja program of a checkpoint that turns messages into prompt text.
+"""Chat templates: the jinja programs of a checkpoint that turn messages into prompt text.
 
-The program stands in `chat_template.jinja`, or else in `tokenizer_config.json` as `chat_template`.
-It is untrusted code, so nothing here compiles or runs it: that is the TemplateRenderer's work.
+They are untrusted code, so nothing here compiles or runs them: that is the TemplateRenderer's work.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TEMPLATE_FILE = "chat_template.jinja"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+from multilora_text.checkpoint_text import CheckpointText
 
 
 @dataclass(frozen=True)
@@ -21,38 +18,40 @@ class ChatTemplate:
     special_tokens: Mapping[str, str]
 
 
-def find_template(
-    file: str | None, config: Mapping[str, Any], special_tokens: Mapping[str, str]
-) -> ChatTemplate | None:
-    """The template of a folder: `file` is the text of TEMPLATE_FILE, `config` TOKENIZER_CONFIG.
+@dataclass(frozen=True)
+class ChatTemplates:
+    """Those of one checkpoint. None: it has none for that."""
 
-    None when the folder has none. Raises ValueError when it is no string.
-    """
-    source: Any = file if file is not None else config.get("chat_template")
-    if isinstance(source, list):  # several named templates
-        source = _default(source)
-    if not source:
-        return None
-    if not isinstance(source, str):
-        raise ValueError(f"chat_template must be a string; got {type(source).__name__}")
-    return ChatTemplate(source, special_tokens)
+    default: ChatTemplate | None = None
+    tool_use: ChatTemplate | None = None  # for chats with tools; else `default` renders these, too
+
+    @staticmethod
+    def of(text: CheckpointText, special_tokens: Mapping[str, str]) -> "ChatTemplates":
+        """The templates of a folder whose files say `text`."""
+        found = {name: ChatTemplate(code, special_tokens) for name, code in text.templates.items()}
+        return ChatTemplates(found.get("default"), found.get("tool_use"))
+
+    def __iter__(self) -> Iterator[ChatTemplate]:
+        return iter(each for each in (self.default, self.tool_use) if each)
+
+    def pick(self, tools: bool) -> ChatTemplate | None:
+        """The template for a chat, with tools or without."""
+        return (self.tool_use if tools else None) or self.default
+
+    def as_json(self) -> dict[str, Any]:
+        """For another process, whose `from_json` reads it."""
+        sources = {"chat_template": self.default, "tool_use_template": self.tool_use}
+        tokens = next((dict(each.special_tokens) for each in self), {})
+        named = {name: each.source if each else None for name, each in sources.items()}
+        return {**named, "special_tokens": tokens}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> "ChatTemplates":
+        default, tool_use = (
+            ChatTemplate(values[name], values["special_tokens"]) if values[name] else None
+            for name in ("chat_template", "tool_use_template")
+        )
+        return ChatTemplates(default, tool_use)
 
 
-def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens that the template may use, by name; TOKENIZER_CONFIG names them."""
-    found = {name: content(config.get(name)) for name in SPECIAL_TOKENS}
-    return {name: token for name, token in found.items() if token}
-
-
-def content(token: object) -> str:
-    """The text of a special token: a config has it as a string or as {"content": string, …}."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""
-
-
-def _default(named: list[Any]) -> Any:
-    for entry in named:
-        if isinstance(entry, dict) and entry.get("name") == "default":
-            return entry.get("template")
-    return None
+NO_TEMPLATES = ChatTemplates()

@@ -87,9 +87,9 @@ class TemplateRenderer:
     ) -> "Future[str]":
         """The prompt text of a conversation that the assistant continues.
 
-        `variables` are more names that the template may know, such as tools; they and the messages
-        must be values of JSON. The future ends with a TextError when the template refuses the
-        messages or breaks a limit, and with RenderingBusy.
+        `variables` are more names that the template may know; `tools` and `documents` are None
+        unless given. They and the messages must be values of JSON. The future ends with a TextError
+        when the template refuses the messages or breaks a limit, and with RenderingBusy.
         """
         return self._submit(template, messages, **variables)
 
@@ -122,8 +122,10 @@ class TemplateRenderer:
         self, template: ChatTemplate, messages: Sequence[Mapping[str, Any]], **variables: Any
     ) -> "Future[Any]":
         names = {
-            **template.special_tokens,
+            "tools": None,
+            "documents": None,
             "add_generation_prompt": True,
+            **template.special_tokens,
             **variables,
             "messages": messages,
         }

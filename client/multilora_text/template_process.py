@@ -39,6 +39,10 @@ class TemplateCache:
             extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
         )
         self._environment.filters["tojson"] = _to_json
+        self._environment.tests["none"] = lambda value: value is None or value is _NO_TEXT
+        self._environment.tests["string"] = lambda value: (
+            isinstance(value, str) and value is not _NO_TEXT
+        )
         self._environment.globals["raise_exception"] = _raise_exception
         self._environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self._compiled: OrderedDict[str, jinja2.Template] = OrderedDict()
@@ -55,6 +59,25 @@ class TemplateCache:
             oldest, _ = self._compiled.popitem(last=False)
             self._characters -= len(oldest)
         return template
+
+
+class _NoText(str):
+    """The content of a message that has null there: none to a template that asks, and the empty
+    text to the many that put messages together without asking."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or other == ""
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash("")
+
+
+_NO_TEXT = _NoText()
 
 
 class _GenerationTag(Extension):
@@ -79,6 +102,9 @@ def _prepare(_: Any) -> Callable[[bytes], dict[str, Any]]:
         kind = "refused"
         try:
             source, names = json.loads(question)
+            for message in names["messages"]:
+                if message.get("content", "") is None:
+                    message["content"] = _NO_TEXT
             kind = "broken"
             template = templates.compiled(source)
             kind = "refused"
@@ -103,7 +129,18 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _to_json(value: object, **options: Any) -> str:
     """JSON in which HTML characters stay as they are: jinja2's own tojson escapes them."""
-    return json.dumps(value, **{"ensure_ascii": False, **options})
+    return json.dumps(_written(value), **{"ensure_ascii": False, **options})
+
+
+def _written(value: Any) -> Any:
+    """`value` as it came from the client: a message, or several, may have no text."""
+    if value is _NO_TEXT:
+        return None
+    if isinstance(value, list):
+        return [_written(item) for item in value]
+    if isinstance(value, dict) and value.get("content") is _NO_TEXT:
+        return {**value, "content": None}
+    return value
 
 
 if __name__ == "__main__":

@@ -1,51 +1,40 @@
-"""Text ↔ token ids of the base model, and the source of its chat template.
+"""Text ↔ token ids of the base model, and what its files say about text.
 
 Both are read from the files of an HF checkpoint. Nothing here needs torch or transformers.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
-from multilora_text.chat_template import (
-    TEMPLATE_FILE,
-    TOKENIZER_CONFIG,
-    ChatTemplate,
-    find_template,
-    special_tokens,
-)
+from multilora_text.chat_template import NO_TEMPLATES, ChatTemplate, ChatTemplates
+from multilora_text.checkpoint_text import TEXT_FILES, CheckpointText, merge_text
 from multilora_text.errors import TextError
 
 TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_FILES = (TOKENIZER_FILE, TOKENIZER_CONFIG, TEMPLATE_FILE)
+_NOTHING = CheckpointText()
 
 
 class Tokenizer:
     """Immutable after construction, so threads may share one."""
 
-    def __init__(
-        self,
-        backend: tokenizers.Tokenizer,
-        chat_template: ChatTemplate | None = None,
-        special_tokens: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, text: CheckpointText = _NOTHING) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._chat_template = chat_template
-        self.special_tokens = dict(special_tokens or {})
+        self.text = text
+        self.templates = ChatTemplates.of(text, text.special_tokens)
 
     @staticmethod
     def from_folder(folder: Path) -> "Tokenizer":
         """Raises TextError when the folder holds no readable tokenizer.json."""
-        return Tokenizer.from_files(read_tokenizer_files(folder), str(folder))
+        return Tokenizer.from_files(read_text_files(folder), str(folder))
 
     @staticmethod
     def from_files(files: Mapping[str, str], where: str) -> "Tokenizer":
-        """`files` are the texts of TOKENIZER_FILES; TextError names `where` they lie."""
+        """`files` are the texts of tokenizer.json and of TEXT_FILES; TextError names `where` they
+        lie."""
         path = f"{where}/{TOKENIZER_FILE}"
         if TOKENIZER_FILE not in files:
             raise TextError(
@@ -56,15 +45,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(files[TOKENIZER_FILE])
         except Exception as error:
             raise TextError(f"{path} cannot be read ({error}); download it again") from None
-        config = _object(files, TOKENIZER_CONFIG, where)
-        special = special_tokens(config)
-        try:
-            template = find_template(files.get(TEMPLATE_FILE), config, special)
-        except ValueError as error:
-            raise TextError(
-                f"the chat template in {where} is broken ({error}); fix or remove it"
-            ) from None
-        return Tokenizer(backend, template, special)
+        return Tokenizer(backend, merge_text(files, where))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a prompt, with the tokens that the tokenizer itself puts around it."""
@@ -98,15 +79,18 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
-    @property
-    def chat_template(self) -> ChatTemplate | None:
-        """The base model's own template."""
-        return self._chat_template
+    def end_token_ids(self, text: CheckpointText) -> tuple[int, ...]:
+        """The tokens that end an answer of a checkpoint whose files say `text`: the base model's
+        own, or an adapter's."""
+        end = self.token_id(text.special_tokens.get("eos_token", ""))
+        more = [] if end is None or end in text.end_token_ids else [end]
+        return (*text.end_token_ids, *more)
 
-    def template(self, own: ChatTemplate | None) -> ChatTemplate:
-        """What renders a chat: the `own` template of an adapter, else the base model's. Raises
-        TextError without any."""
-        if (template := own or self._chat_template) is None:
+    def template(self, own: ChatTemplates = NO_TEMPLATES, tools: bool = False) -> ChatTemplate:
+        """What renders a chat, with tools or without: one of an adapter's `own`, else one of the
+        base model's. Raises TextError without any."""
+        template = own.pick(tools) or self.templates.pick(tools)
+        if template is None:
             raise TextError(
                 "the base model has no chat template; render the messages yourself and send them "
                 "as text_input without chat"
@@ -123,10 +107,10 @@ class Tokenizer:
         return batch[0].ids
 
 
-def read_tokenizer_files(folder: Path) -> dict[str, str]:
-    """The texts of those TOKENIZER_FILES that the folder has; raises TextError."""
+def read_text_files(folder: Path) -> dict[str, str]:
+    """The texts of tokenizer.json and of those TEXT_FILES that the folder has; raises TextError."""
     texts: dict[str, str] = {}
-    for name in TOKENIZER_FILES:
+    for name in (TOKENIZER_FILE, *TEXT_FILES):
         path = folder / name
         if not path.is_file():
             continue
@@ -135,11 +119,3 @@ def read_tokenizer_files(folder: Path) -> dict[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise TextError(f"{path} cannot be read ({error}); download it again") from None
     return texts
-
-
-def _object(files: Mapping[str, str], name: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(files.get(name, "{}"))
-    except (ValueError, RecursionError) as error:
-        raise TextError(f"{where}/{name} is not JSON ({error}); download it again") from None
-    return value if isinstance(value, dict) else {}

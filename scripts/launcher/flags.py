@@ -24,6 +24,10 @@ _SIZE = "bytes, or with a unit: 512MB, 2GiB"
 _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
     "model-id": (str, "base model: a folder or a Hub id; the embedded demo if not given"),
     "revision": (str, "revision of a base model on the Hub"),
+    "generation-config": (
+        str,
+        "auto, none, or the folder of another generation_config.json: defaults of /v1",
+    ),
     "lora-adapters": (
         str,
         "id, id@revision, name=/path or name=org/repo@revision; commas",
@@ -166,6 +170,9 @@ def engine_environment(
         values["CUDA_GRAPHS"] = "off" if sizes[0] == "0" else "on"  # TGI's list of batch sizes
     if "MODEL_ID" in values:
         values["MODEL_ID"] = _absolute(values["MODEL_ID"])
+    if values.get("GENERATION_CONFIG", "auto") not in ("auto", "none"):
+        folder = Path(values["GENERATION_CONFIG"]).expanduser().resolve()
+        values["GENERATION_CONFIG"] = str(folder)
     if "ADAPTERS_DIR" in values:
         values["ADAPTERS_DIR"] = str(Path(values["ADAPTERS_DIR"]).expanduser().resolve())
     if "LORA_ADAPTERS" in values:

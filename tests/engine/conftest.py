@@ -30,13 +30,9 @@ def make_engine(folder: Path) -> Iterator[MakeEngine]:
         paths = adapters or {name: folder / name for name in RANKS}
         listed = ",".join(f"{name}={path}" for name, path in paths.items())
         sizes: dict[str, Any] = {"kv_cache_memory": 1 << 22, "adapter_memory": 1 << 24, **settings}
+        sizes.setdefault("model_id", str(folder / "base"))
         config = EngineConfig(
-            model_id=str(folder / "base"),
-            lora_adapters=listed,
-            dtype="float32",
-            device="cpu",
-            threads=1,
-            **sizes,
+            lora_adapters=listed, dtype="float32", device="cpu", threads=1, **sizes
         )
         engines.append(Engine(config))
         engines[-1].start()

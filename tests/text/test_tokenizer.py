@@ -11,10 +11,10 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from multilora_text.chat_template import find_template
+from multilora_text.checkpoint_text import CheckpointText
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
-from support.chats import chat, encode_chat
+from support.chats import chat, encode_chat, only
 from support.tiny import tokenizers as tiny_tokenizers
 from support.tiny.tokenizers import byte_level
 
@@ -65,8 +65,9 @@ def test_ids_and_places_are_those_of_the_tokenizer_itself(kind: str, special: bo
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=around
     )
-    template = find_template("{{ messages[0].content }}", {}, {})
-    tokenizer = Tokenizer(backend, template)
+    tokenizer = Tokenizer(
+        backend, CheckpointText(templates={"default": "{{ messages[0].content }}"})
+    )
     for text in ("", " ", "hello world", "naïve 😀 <s> 漢字\n", "the hello " * 500):
         want = backend.encode(text, add_special_tokens=special)
         found = tokenizer.encode(text) if special else encode_chat(tokenizer, [{"content": text}])
@@ -133,7 +134,7 @@ def test_no_chat_template(tmp_path: Path) -> None:
 
 
 def test_the_template_of_an_adapter_takes_the_place_of_the_base_models(tmp_path: Path) -> None:
-    own = find_template("{{ bos_token }}<own>", {}, {"bos_token": "<s>"})
+    own = only("{{ bos_token }}<own>", bos_token="<s>")
     for folder in (write(tmp_path), write(tmp_path, chat_template=TEMPLATE)):
         tokenizer = Tokenizer.from_folder(folder)
         assert chat(tokenizer, MESSAGES, own) == "<s><own>"
@@ -148,8 +149,8 @@ def test_the_tokenizer_adds_no_token_of_its_own_to_a_chat(tmp_path: Path) -> Non
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", start)]
     )
-    own = find_template("{{ bos_token }}hi", {}, {"bos_token": "<s>"})
-    tokenizer = Tokenizer(backend, find_template("<s>hi", {}, {}))
+    own = only("{{ bos_token }}hi", bos_token="<s>")
+    tokenizer = Tokenizer(backend, CheckpointText(templates={"default": "<s>hi"}))
     assert tokenizer.encode("hi").count(start) == 1
     assert encode_chat(tokenizer, MESSAGES).count(start) == 1
     assert encode_chat(tokenizer, MESSAGES, own).count(start) == 1
@@ -171,8 +172,8 @@ def test_threads_share_a_tokenizer(tmp_path: Path) -> None:
 def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(TextError, match=r"tokenizer\.json does not exist"):
         Tokenizer.from_folder(tmp_path)
-    write(tmp_path, chat_template={"default": "x"})
-    with pytest.raises(TextError, match=r"is broken .chat_template must be a string; got dict"):
+    write(tmp_path, chat_template=7)
+    with pytest.raises(TextError, match=rf"{tmp_path}: chat_template must be a string; got int"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(TextError, match=r"tokenizer_config\.json is not JSON"):

@@ -33,7 +33,7 @@ from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.backend.stream import EngineStream
 from multilora_gateway.backend.watch import EngineWatch, ModelProbe
 from multilora_gateway.errors import GatewayError
-from multilora_text.chat_template import ChatTemplate
+from multilora_text.chat_template import NO_TEMPLATES, ChatTemplates
 
 _TEMPLATE_SECONDS = 1.0  # a template is kept this long, so that changed files count within seconds
 _MOST_TEMPLATES = 1024
@@ -58,7 +58,7 @@ class Backend:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._adapters = AsyncAdapters(self._stub, ADMIN_MODEL, self.url, None, admin_key)
         self._base: asyncio.Task[ServedModel] | None = None  # shared by all callers
-        self._templates: dict[str, tuple[float, ChatTemplate | None]] = {}
+        self._templates: dict[str, tuple[float, ChatTemplates]] = {}
         self._names: dict[str, tuple[float, bool]] = {}
         self._probe = ModelProbe(self._stub, self.url)
         self._watch = EngineWatch(self._probe.ask)
@@ -126,25 +126,24 @@ class Backend:
             self._base.add_done_callback(self._described)
         return await asyncio.shield(self._base)
 
-    async def template(self, adapter_id: str, token: str = "") -> ChatTemplate | None:
-        """The chat template of an adapter; None when the adapter uses the base model's.
+    async def templates(self, adapter_id: str, token: str = "") -> ChatTemplates:
+        """An adapter's own chat templates.
 
-        `token` opens a private Hub repository that has to be downloaded first. A template that was
-        read is told to every caller who may use the adapter, as the engine does.
+        `token` opens a private Hub repository that has to be downloaded first. Templates that were
+        read are told to every caller who may use the adapter, as the engine does.
         """
         if not adapter_id:
-            return None
+            return NO_TEMPLATES
         known = self._templates.get(adapter_id)
         if known and time.monotonic() - known[0] < _TEMPLATE_SECONDS:
             return known[1]
         answer = await self.adapters("template", adapter_id=adapter_id, adapter_token=token)
-        source = answer["chat_template"]
-        template = ChatTemplate(source, answer["special_tokens"]) if source else None
+        templates = ChatTemplates.from_json(answer)
         self._templates.pop(adapter_id, None)
-        self._templates[adapter_id] = (time.monotonic(), template)
+        self._templates[adapter_id] = (time.monotonic(), templates)
         if len(self._templates) > _MOST_TEMPLATES:
             self._templates.pop(next(iter(self._templates)))
-        return template
+        return templates
 
     async def has_adapter(self, name: str) -> bool:
         """Whether `name` is an adapter's; a new adapter counts within seconds. A name that only a

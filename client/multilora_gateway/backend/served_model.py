@@ -13,7 +13,8 @@ from multilora_text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Lengths are in tokens. `model_sha` is the Hub's commit, None for a folder."""
+    """Lengths are in tokens. `model_sha` is the Hub's commit, None for a folder.
+    `sampling_defaults` are for requests to the OpenAI API, by the engine's names."""
 
     model_id: str
     model_sha: str | None
@@ -25,7 +26,7 @@ class ServedModel:
     max_concurrent_requests: int
     max_lora_rank: int
     vocab_size: int
-    eos_token_ids: frozenset[int]
+    sampling_defaults: Mapping[str, float]
     tokenizer: Tokenizer
 
     @cached_property
@@ -43,7 +44,6 @@ class ServedModel:
             facts = {name: values[name] for name in _FACTS}
             return ServedModel(
                 **facts,
-                eos_token_ids=frozenset(values["eos_token_ids"]),
                 tokenizer=Tokenizer.from_files(files, str(values["model_id"])),
             )
         except (KeyError, TypeError, TextError) as error:
@@ -56,4 +56,5 @@ class ServedModel:
 _FACTS = (
     "model_id", "model_sha", "dtype", "device", "max_input_tokens", "max_total_tokens",
     "max_batch_prefill_tokens", "max_concurrent_requests", "max_lora_rank", "vocab_size",
+    "sampling_defaults",
 )  # fmt: skip

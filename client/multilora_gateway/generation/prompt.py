@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from multilora_gateway.errors import unavailable
-from multilora_text.chat_template import ChatTemplate
+from multilora_text.chat_template import ChatTemplates
 from multilora_text.errors import RenderingBusy
 from multilora_text.renderer import TemplateRenderer
 from multilora_text.tokenizer import Tokenizer
@@ -22,13 +22,14 @@ async def render_chat(
     renderer: TemplateRenderer,
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
-    own: ChatTemplate | None,
+    own: ChatTemplates,
     **variables: Any,
 ) -> str:
-    """The text of a chat; `own` is an adapter's template, None for the base model's. Raises
-    TextError, and GatewayError when it may succeed later."""
+    """The text of a chat; `own` are an adapter's templates. Raises TextError, and GatewayError when
+    it may succeed later."""
+    template = tokenizer.template(own, tools=bool(variables.get("tools")))
     try:
-        rendered = renderer.render(tokenizer.template(own), messages, **variables)
+        rendered = renderer.render(template, messages, **variables)
         return await asyncio.wrap_future(rendered)
     except RenderingBusy as error:
         raise unavailable(str(error)) from None
@@ -38,7 +39,7 @@ async def encode_chat(
     renderer: TemplateRenderer,
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
-    own: ChatTemplate | None,
+    own: ChatTemplates,
     **variables: Any,
 ) -> list[int]:
     """The token ids of a chat; raises like `render_chat`."""

@@ -43,7 +43,7 @@ from multilora_gateway.openai.tools.parser import (
     tool_format,
 )
 from multilora_gateway.openai.tools.tools import Tool, ToolChoice, call_grammar, is_forced, usable
-from multilora_text.chat_template import ChatTemplate
+from multilora_text.chat_template import ChatTemplates
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
 
@@ -117,12 +117,12 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         )
     messages = template_messages(body.messages)
     model = await resolve(context, body.model, body.selection)
-    own = await context.backend.template(model.adapter_id, body.selection.token)
+    own = await context.backend.templates(model.adapter_id, body.selection.token)
     prompt = await chat_prompt(body, context, base, own, messages, tools)
     asked = body.max_completion_tokens or body.max_tokens
     prompt = body.truncated(prompt, base, asked or 1)
-    template = own or base.tokenizer.chat_template
-    form = tool_format(context.settings.tool_call_parser, template.source if template else "")
+    template = base.tokenizer.template(own, bool(tools))
+    form = tool_format(context.settings.tool_call_parser, template.source)
     if forced:
         sampling["grammar"] = call_grammar(tools, form.arguments)
     if logprobs is not None:
@@ -166,7 +166,7 @@ async def chat_prompt(
     body: ChatBody,
     context: RequestContext,
     base: ServedModel,
-    own: ChatTemplate | None,
+    own: ChatTemplates,
     messages: list[dict[str, Any]],
     tools: Sequence[Tool],
 ) -> list[int]:

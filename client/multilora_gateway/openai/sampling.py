@@ -25,7 +25,7 @@ from multilora_gateway.settings import Settings
 MAX_CHOICES = 128  # OpenAI's limit of n
 _LORAX_EOS = AliasChoices("ignore_eos", "ignore_eos_token")
 _SAME_NAMES = (
-    "min_tokens", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty",
+    "min_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty",
     "presence_penalty", "frequency_penalty", "ignore_eos", "stop_token_ids",
     "allowed_token_ids", "bad_words", "include_stop_str_in_output",
     "skip_special_tokens",
@@ -136,11 +136,9 @@ class CompletionFields(AdapterFields, VllmFields, Body):
 
     def sampling(self, base: ServedModel, settings: Settings) -> dict[str, Any]:
         """By the engine's names, without max_tokens, logprobs and seed; raises GatewayError."""
-        values: dict[str, Any] = {
-            name: value for name in _SAME_NAMES if (value := getattr(self, name)) is not None
-        }
+        given = {name: value for name in _SAME_NAMES if (value := getattr(self, name)) is not None}
         # OpenAI samples by default; the engine's default is greedy.
-        values["temperature"] = 1.0 if self.temperature is None else self.temperature
+        values: dict[str, Any] = {"temperature": 1.0, **base.sampling_defaults, **given}
         if stop := self._stop(settings.max_stop_sequences):
             values["stop"] = stop
         if self.logit_bias:

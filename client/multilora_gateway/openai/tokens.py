@@ -33,7 +33,7 @@ async def tokenized(
     base = await context.backend.base()
     model = await resolve(context, body.model, body.selection)
     if isinstance(body, ChatToTokenize):
-        own = await context.backend.template(model.adapter_id, body.selection.token)
+        own = await context.backend.templates(model.adapter_id, body.selection.token)
         tools = usable(body.tools, body.tool_choice)
         ids = await chat_prompt(body, context, base, own, template_messages(body.messages), tools)
     else:

@@ -44,7 +44,7 @@ def finished_sequence(
         _add_likely_tokens(job, texts, token, shown[-1], top)
     body = {
         "generated_text": job.prefix + texts.text,
-        "finish_reason": _finish_reason(job, result.finish_reason, texts.last_id),
+        "finish_reason": _finish_reason(job, result.finish_reason, texts.text),
         "generated_tokens": texts.count,
         "seed": request.sampling.get("seed"),
         "prefill": [],
@@ -183,7 +183,7 @@ def _stream_details(job: TgiJob, texts: TokenTexts, reason: str) -> dict[str, An
     if not job.parameters.details:
         return None
     return {
-        "finish_reason": _finish_reason(job, reason, texts.last_id),
+        "finish_reason": _finish_reason(job, reason, texts.text),
         "generated_tokens": texts.count,
         "seed": job.seed,
         "input_length": job.input_length,
@@ -191,13 +191,12 @@ def _stream_details(job: TgiJob, texts: TokenTexts, reason: str) -> dict[str, An
     }
 
 
-def _finish_reason(job: TgiJob, reason: str, last_id: int | None) -> str:
-    """The engine's reason in TGI's words."""
+def _finish_reason(job: TgiJob, reason: str, text: str) -> str:
+    """The engine's reason in TGI's words, for an answer whose whole text is `text`."""
     if reason == "length":
         return "length"
-    if last_id in job.base.eos_token_ids and not job.parameters.ignore_eos_token:
-        return "eos_token"
-    return "stop_sequence"
+    stopped = any(stop in text for stop in job.parameters.stop or ())
+    return "stop_sequence" if stopped else "eos_token"
 
 
 def _lorax_details(job: TgiJob) -> dict[str, int]:

@@ -86,10 +86,10 @@ async def _encode(
     inputs: str, given: Parameters, adapter_id: str, base: ServedModel, context: RequestContext
 ) -> list[int]:
     if given.apply_chat_template:
-        template = await context.backend.template(adapter_id, given.selection.token)
+        own = await context.backend.templates(adapter_id, given.selection.token)
         messages = [{"role": "user", "content": inputs}]
         try:
-            ids = await encode_chat(context.renderer, base.tokenizer, messages, template)
+            ids = await encode_chat(context.renderer, base.tokenizer, messages, own)
         except TextError as error:
             raise GatewayError(422, "template_error", f"Template error: {error}") from None
     else:

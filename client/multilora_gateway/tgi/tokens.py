@@ -93,11 +93,11 @@ async def chat_tokens(
 ) -> dict[str, Any]:
     """The object of /chat_tokenize; GatewayError when the template refuses the messages."""
     base = await context.backend.base()
-    template = await context.backend.template(adapter_id)
+    own = await context.backend.templates(adapter_id)
     messages = template_messages(request.messages)
     variables = {"tools": request.tools} if request.tools else {}
     try:
-        text = await render_chat(context.renderer, base.tokenizer, messages, template, **variables)
+        text = await render_chat(context.renderer, base.tokenizer, messages, own, **variables)
     except TextError as error:
         raise GatewayError(422, "template_error", f"Template error: {error}") from None
     tokens = await asyncio.to_thread(text_tokens, base, text, False)

@@ -91,7 +91,7 @@ def _serve(setting: Setting, load: EngineLoad, bandwidth: float) -> Served:
     limits = GraphLimits(max(load.batches), load.context, 1)
     graphs = DecodeGraphs(model, kv, pages, limits, device)
     graphs.capture(tuple(sorted(load.batches)))
-    runner = ModelRunner(model, kv, pages, base.eos_token_ids, device, dtype, graphs)
+    runner = ModelRunner(model, kv, pages, (1,), device, dtype, graphs)
     return Served(runner, graphs, load, bandwidth, setting)
 
 

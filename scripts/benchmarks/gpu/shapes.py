@@ -36,7 +36,6 @@ def llama(
         mlp_bias=False,
         qk_norm=False,
         layer_windows=(None,) * layers,
-        eos_token_ids=(1,),
         dtype="bfloat16",
     )
 

@@ -33,6 +33,9 @@ class EveryAdapter:
     def is_resident(self, adapters: AdapterSet) -> bool:
         return True
 
+    def end_token_ids(self, adapters: AdapterSet) -> frozenset[int]:
+        return frozenset()
+
     def shortage(self, adapters: AdapterSet) -> int:
         return 0
 

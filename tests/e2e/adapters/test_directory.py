@@ -164,12 +164,11 @@ def test_a_chat_uses_the_template_of_its_adapter(server: TritonServer, folder: P
         assert (status, answer.get("text_output")) == (200, want), answer
 
 
-def test_added_tokens_are_refused(server: TritonServer, folder: Path):
-    drop("upper", folder / "wordy")
-    (folder / "wordy/added_tokens.json").write_text('{"<tool>": 300}')
-    status, refusal = post(server, {"text_input": TEXT, "adapter_id": "wordy"})
-    assert status == 400
-    assert "<tool>" in refusal["error"] and refusal["error"].endswith("[INVALID_ARG]")
+def test_added_tokens_without_embedding_are_no_reason_to_refuse(server: TritonServer, folder: Path):
+    drop("upper", folder / "padded")
+    (folder / "padded/added_tokens.json").write_text('{"[PAD]": 300}')
+    assert generate(server, TEXT, "padded") == ANSWERS["upper"]
+    assert any("adapter 'padded': its tokenizer adds" in line for line in server.log_tail(200))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 from multilora.adapters import files as adapter_files
 from multilora.adapters.checkpoint import adapter as adapter_module
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.adapters.checkpoint.text import NO_TEXT
 from multilora.base_model.config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
 from multilora_text.tokenizer import Tokenizer
@@ -209,8 +210,8 @@ def test_weights_and_template_are_of_one_version(
     monkeypatch.setattr(adapter_files, "_read", and_then_replace)
     monkeypatch.setattr(adapter_module, "_parse", replace_and_parse)
     adapter = read_adapter(folder, "mine", base.sites, torch.float32, 16, tokenizer)
-    assert adapter.chat_template and replaced
-    text = chat(tokenizer, [{"role": "user", "content": "hi"}], adapter.chat_template)
+    assert replaced
+    text = chat(tokenizer, [{"role": "user", "content": "hi"}], adapter.text.templates)
     if after == "parsing":
         assert (adapter.rank, text) == (4, "old:hi"), "all that was read is of before"
     else:
@@ -224,4 +225,4 @@ def test_text_is_no_part_of_the_digest_and_is_not_read_without_a_tokenizer(tmp_p
     first = read_adapter(folder, "mine", base.sites, torch.float32, 16)
     (folder / "chat_template.jinja").write_bytes(b"\xff")  # which would be refused
     again = read_adapter(folder, "mine", base.sites, torch.float32, 16)
-    assert first.key == again.key and again.chat_template is None
+    assert first.key == again.key and again.text is NO_TEXT

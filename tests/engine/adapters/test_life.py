@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +165,14 @@ def test_time_outs_end_when_they_say(
 
 def test_every_command_is_answered_when_the_engine_closes(make_engine: MakeEngine):
     engine = make_engine()
-    asked = [engine.admin.execute(AdminCommand("info", "a"), 30) for _ in range(50)]
+    asked: list[Future[Any]] = []
+    asked += [engine.admin.execute(AdminCommand("info", "a"), 30) for _ in range(50)]
     closing = threading.Thread(target=engine.close)
     closing.start()
     with pytest.raises(RequestError, match="shutting down; try again later"):
         while True:
             asked.append(engine.admin.execute(AdminCommand("list"), 30))
-            asked.append(engine.admin.chat_template("a", 30))
+            asked.append(engine.admin.text("a", 30))
     closing.join()
     for answer in asked:
         error = answer.exception(1)

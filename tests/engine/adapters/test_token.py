@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from multilora.adapters.checkpoint.text import NO_TEXT
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode
 from multilora.request import Request
@@ -67,7 +68,7 @@ def test_a_wrong_token_harms_nobody_else(make_engine: MakeEngine, hub: HubServer
 
 def test_a_chat_template_is_read_with_the_token(make_engine: MakeEngine, hub: HubServer):
     engine = make_engine(adapter_allow="org/*")
-    assert engine.admin.chat_template(NAME, 30, TOKEN).result(30) is None
+    assert engine.admin.text(NAME, 30, TOKEN).result(30) == NO_TEXT
 
 
 def test_an_administrator_loads_with_a_token(make_engine: MakeEngine, hub: HubServer):

@@ -139,21 +139,6 @@ def test_dtype_in_both_layouts(tmp_path: Path) -> None:
         read(tmp_path, dtype="float64")
 
 
-def test_end_of_sequence_tokens(tmp_path: Path) -> None:
-    assert read(tmp_path).eos_token_ids == (7,)
-    assert read(tmp_path, eos_token_id=None).eos_token_ids == ()
-    generation = tmp_path / "generation_config.json"
-    generation.write_text('{"eos_token_id": [3, 4]}')
-    assert read(tmp_path).eos_token_ids == (3, 4)
-    generation.write_text('{"eos_token_id": 0}')
-    assert read(tmp_path).eos_token_ids == (0,)
-    generation.write_text('{"temperature": 0.6}')
-    assert read(tmp_path).eos_token_ids == (7,)
-    generation.write_text('{"eos_token_id": "</s>"}')
-    with pytest.raises(StartupError, match=r"generation_config.json: eos_token_id must be a token"):
-        read(tmp_path)
-
-
 def test_architecture_follows_from_the_model_type(tmp_path: Path) -> None:
     base = read(tmp_path, architectures=..., model_type="qwen2")
     assert base.architecture == "Qwen2ForCausalLM"

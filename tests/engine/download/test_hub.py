@@ -45,6 +45,13 @@ def refusal(revision: str = "", location: str = "org/sql") -> RequestError:
     return caught.value
 
 
+def test_a_template_in_a_folder_comes_too(hub: HubServer):
+    template = "additional_chat_templates/tool_use.jinja"
+    (hub.root / "org/sql" / template).parent.mkdir()
+    (hub.root / "org/sql" / template).write_text("{{ tools }}")
+    assert (fetch() / template).read_text() == "{{ tools }}"
+
+
 def test_the_cache_is_one_that_huggingface_hub_reads(hub: HubServer, tmp_path: Path):
     folder = fetch()
     assert names_in(folder) == FILES

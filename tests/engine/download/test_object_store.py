@@ -60,6 +60,12 @@ def test_a_store_is_read_once_per_version(memory: fsspec.AbstractFileSystem, cac
     check_whole(first)  # whoever is still reading it reads one version
 
 
+def test_a_template_in_a_folder_comes_too(memory: fsspec.AbstractFileSystem, cache: Path):
+    template = "additional_chat_templates/tool_use.jinja"
+    memory.pipe_file(f"/adapters/sql/{template}", b"{{ tools }}")
+    assert (fetch(MEMORY) / template).read_text() == "{{ tools }}"
+
+
 def test_old_versions_do_not_pile_up(memory: fsspec.AbstractFileSystem, cache: Path):
     for number in range(5):
         memory.pipe_file("/adapters/sql/adapter_model.safetensors", bytes([number]) * 100)

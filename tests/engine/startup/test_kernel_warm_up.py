@@ -55,7 +55,7 @@ def base(hidden: int, intermediate: int, heads: int, kv_heads: int, window: int 
         intermediate_size=intermediate, num_layers=1, num_heads=heads, num_kv_heads=kv_heads,
         head_dim=hidden // heads, rms_norm_eps=1e-5, rope=RopeConfig(), tie_word_embeddings=True,
         max_position_embeddings=4096, qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False,
-        layer_windows=(window,), eos_token_ids=(), dtype="bfloat16",
+        layer_windows=(window,), dtype="bfloat16",
     )  # fmt: skip
 
 

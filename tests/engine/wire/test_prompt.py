@@ -16,9 +16,9 @@ from support.tiny.tokenizers import byte_level
         ("[" * 100_000, "not JSON"),
         ('{"role": "user"}', "not a list"),
         ("[]", "not a list"),
-        ('["hi"]', "role and content"),
-        ('[{"content": "hi"}]', "role and content"),
-        ('[{"role": "user", "content": 3}]', "must be a string"),
+        ('["hi"]', "messages.0 must be an object with a role"),
+        ('[{"content": "hi"}]', "messages.0 must be an object with a role"),
+        ('[{"role": "user", "content": 3}]', "messages.0.content must be a string"),
     ],
 )
 def test_bad_messages(text: str, reason: str) -> None:

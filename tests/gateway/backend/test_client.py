@@ -134,7 +134,7 @@ def test_what_is_wrong_with_an_adapter_leaves_the_base_known(server: FakeAdapter
     async def answers() -> None:
         async with connected(server) as backend:
             await backend.base()
-            await backend.template("a")
+            await backend.templates("a")
             for failing in (
                 results(backend, [GenerationRequest([1], "UNAVAILABLE")]),
                 backend.adapters("load", adapter_id="UNAVAILABLE"),
@@ -143,7 +143,7 @@ def test_what_is_wrong_with_an_adapter_leaves_the_base_known(server: FakeAdapter
                     await failing
                 assert caught.value.status == 503
             await backend.base()
-            await backend.template("a")
+            await backend.templates("a")
         asked = [inputs["action"] for model, _, inputs in server.received if model == "adapters"]
         assert asked == [["describe"], ["template"], ["load"]]
 

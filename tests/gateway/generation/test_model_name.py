@@ -46,7 +46,7 @@ def base() -> ServedModel:
         max_concurrent_requests=1,
         max_lora_rank=8,
         vocab_size=272,
-        eos_token_ids=frozenset({257}),
+        sampling_defaults={},
         tokenizer=Tokenizer.from_folder(DEMO / "base"),
     )
 

@@ -1,6 +1,7 @@
 """Bodies of the OpenAI API: what is taken, what is refused, and in which words."""
 
 import contextvars
+import dataclasses
 import json
 from typing import Any
 
@@ -39,7 +40,7 @@ def refusal(raw: bytes) -> GatewayError:
         ({"stop": [1]}, "stop", "stop"),
         ({"n": 0}, "n", "n: input should be greater than or equal to 1"),
         ({"messages": None}, "messages", "messages is missing; it is required"),
-        ({"messages": [{"role": "me"}]}, "messages", "messages.0.role: input should be 'system'"),
+        ({"messages": ["hi"]}, "messages", "messages.0: input should be a valid dictionary"),
         ({"response_format": {"type": "xml"}}, "response_format", "response_format.type: input"),
         ({"tool_choice": 5}, "tool_choice", "tool_choice: input should be 'auto'"),
         ({"tools": [{"function": {"name": "a b"}}]}, "tools", "tools.0.function.name: string"),
@@ -153,7 +154,7 @@ def test_messages_become_what_templates_expect() -> None:
     assert template_messages(chat(messages=messages).messages) == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "ab", "name": "bob"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "2", "tool_call_id": "call_1"},
     ]
 
@@ -163,6 +164,8 @@ def test_messages_become_what_templates_expect() -> None:
     [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]},
         {"role": "user"},
+        {"role": 1, "content": "x"},
+        {"content": "x"},
         *(
             {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": odd}}]}
             for odd in ("[1", "[1]", "null", '{"a": "\\ud800"}', '{"a": NaN}')
@@ -172,6 +175,16 @@ def test_messages_become_what_templates_expect() -> None:
 def test_messages_that_no_template_can_show_are_refused(message: dict[str, Any]) -> None:
     with pytest.raises(GatewayError, match=r"messages\.0"):
         template_messages(chat(messages=[message]).messages)
+
+
+def test_a_value_of_the_client_wins_over_the_bases_default() -> None:
+    defaults = {"temperature": 0.6, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.2}
+    base = dataclasses.replace(base_model(), sampling_defaults=defaults)
+    assert chat().sampling(base, Settings()) == defaults
+    given = {"temperature": 0.0, "top_k": -1, "top_p": 0.5, "repetition_penalty": 1.0}
+    assert chat(**given).sampling(base, Settings()) == {**defaults, **given}
+    assert chat(temperature=None).sampling(base, Settings()) == defaults
+    assert chat().sampling(base_model(), Settings()) == {"temperature": 1.0}
 
 
 @pytest.mark.parametrize("bias", ["1", True, None, 100.5, float("nan")])

@@ -14,9 +14,9 @@ from multilora_gateway.http.access import Caller
 from multilora_gateway.openai.chat import ChatBody, chat_job
 from multilora_gateway.openai.job import CompletionJob
 from multilora_gateway.settings import Settings
-from multilora_text.chat_template import ChatTemplate
+from multilora_text.chat_template import ChatTemplates
 from multilora_text.renderer import TemplateRenderer
-from support.chats import RENDERER
+from support.chats import RENDERER, only
 from support.gateway.tgi import MAX_TOTAL, base_model
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -35,7 +35,7 @@ class Server:
     def __init__(self, base: ServedModel | None = None, template: str = LISTS_TOOLS) -> None:
         self._base = base or base_model()
         self._template = template
-        self.templates: list[tuple[str, str]] = []
+        self.asked: list[tuple[str, str]] = []
 
     async def base(self) -> ServedModel:
         return self._base
@@ -43,13 +43,11 @@ class Server:
     async def has_adapter(self, name: str) -> bool:
         return name != "base"
 
-    async def template(self, adapter_id: str, token: str) -> ChatTemplate:
-        self.templates.append((adapter_id, token))
+    async def templates(self, adapter_id: str, token: str) -> ChatTemplates:
+        self.asked.append((adapter_id, token))
         if adapter_id.startswith("endless"):
-            return ChatTemplate(ENDLESS + adapter_id, {})
-        return ChatTemplate(
-            "{{ raise_exception('no') }}" if adapter_id == "refuses" else self._template, {}
-        )
+            return only(ENDLESS + adapter_id)
+        return only("{{ raise_exception('no') }}" if adapter_id == "refuses" else self._template)
 
 
 async def job(
@@ -72,7 +70,7 @@ def prompt_of(**fields: Any) -> str:
 def test_a_private_adapter_and_its_template_are_asked_for_with_the_token() -> None:
     server = Server()
     (request,) = prepared(server, model="org/a", api_token="hf_x").requests
-    assert server.templates == [("org/a", "hf_x")]
+    assert server.asked == [("org/a", "hf_x")]
     assert (request.adapter_id, request.adapter_token) == ("org/a", "hf_x")
 
 

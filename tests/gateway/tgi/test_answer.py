@@ -143,7 +143,8 @@ def test_the_likeliest_is_the_answer() -> None:
 
 
 def test_details_only_when_asked() -> None:
-    body, best = generated(job(), [finished(job(), answer((A, -1.0), reason="stop"))])
+    wanted = job(stop=["b", "a"])
+    body, best = generated(wanted, [finished(wanted, answer((A, -1.0), reason="stop"))])
     assert body == {"generated_text": "a"}
     assert best.body["finish_reason"] == "stop_sequence"
 

@@ -15,8 +15,8 @@ from multilora_gateway.http.access import Caller
 from multilora_gateway.settings import Settings
 from multilora_gateway.tgi.job import TgiJob, prepare
 from multilora_gateway.tgi.parameters import GenerateRequest
-from multilora_text.chat_template import ChatTemplate
-from support.chats import RENDERER
+from multilora_text.chat_template import ChatTemplates
+from support.chats import RENDERER, only
 from support.gateway.tgi import MAX_TOTAL, base_model
 
 MERGED = {"ids": ["mine/a", "mine/b"], "weights": [1.0, 0.5], "density": 0.5}
@@ -29,14 +29,14 @@ class Server:
 
     def __init__(self) -> None:
         self.merges: list[dict[str, Any]] = []
-        self.templates: list[tuple[str, str]] = []
+        self.asked: list[tuple[str, str]] = []
 
     async def base(self) -> ServedModel:
         return base_model()
 
-    async def template(self, adapter_id: str, token: str) -> ChatTemplate:
-        self.templates.append((adapter_id, token))
-        return ChatTemplate("{{ messages[0].content }}", {})
+    async def templates(self, adapter_id: str, token: str) -> ChatTemplates:
+        self.asked.append((adapter_id, token))
+        return only("{{ messages[0].content }}")
 
     async def adapters(self, action: str, **inputs: Any) -> dict[str, Any]:
         assert action == "merge"
@@ -165,7 +165,7 @@ def test_sources(adapter_id: str, source: str, expected: str | None) -> None:
 def test_a_private_template_is_asked_for_with_the_token() -> None:
     server = Server()
     prepared(server=server, adapter_id="a/b", api_token="hf_x", apply_chat_template=True)
-    assert server.templates == [("a/b", "hf_x")]
+    assert server.asked == [("a/b", "hf_x")]
 
 
 def test_merging() -> None:

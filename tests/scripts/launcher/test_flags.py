@@ -112,6 +112,13 @@ def test_folders_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     given = ["--model-id", "base", "--lora-adapters", "x=./x,y=org/y,z = ../z@r,w,s3://b/x=./y"]
     environment = engine_environment(parse_flags(given))
     assert environment["MODEL_ID"] == str(tmp_path / "base")
+    for source, want in (
+        ("auto", "auto"),
+        ("none", "none"),
+        ("./defaults", f"{tmp_path}/defaults"),
+    ):
+        environment_of_source = engine_environment(parse_flags(["--generation-config", source]))
+        assert environment_of_source["GENERATION_CONFIG"] == want
     url = "s3://b/x=./y"
     assert environment["LORA_ADAPTERS"] == f"x={tmp_path}/x,y=org/y,z={tmp_path.parent}/z@r,w,{url}"
 

@@ -23,8 +23,10 @@ def item(
     prompt: tuple[int, ...] = (5, 6),
     output: tuple[int, ...] = (),
     banned: tuple[tuple[int, ...], ...] = (),
+    own_ends: tuple[int, ...] = (),
 ) -> BatchItem:
-    sequence = Sequence(Request("r", prompt, sampling=params, banned=banned))
+    request = Request("r", prompt, sampling=params, banned=banned)
+    sequence = Sequence(request, own_end_ids=frozenset(own_ends))
     sequence.token_ids.extend(output)
     return BatchItem.next(sequence, len(sequence.token_ids))
 

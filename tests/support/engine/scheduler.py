@@ -76,6 +76,9 @@ class FakeCache:
         if adapters.only in self.slots:
             self.slots.want(adapters.only, False)
 
+    def end_token_ids(self, adapters: AdapterSet) -> frozenset[int]:
+        return frozenset()
+
     def is_resident(self, adapters: AdapterSet) -> bool:
         return adapters.only in self.slots
 

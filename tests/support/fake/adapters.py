@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from multilora_api.admin import MOST_LISTED
 from multilora_client.tensors import Scalar, add_input
+from multilora_text.chat_template import NO_TEMPLATES
 from support.fake.triton import FakeTriton
 
 # The generated KServe messages carry no types.
@@ -100,7 +101,7 @@ class FakeAdapters(FakeTriton):
 
 def _result(action: str, adapter_id: str, inputs: dict[str, list[Scalar]]) -> dict[str, Any]:
     if action == "template":
-        return {"chat_template": None, "special_tokens": {}}
+        return NO_TEMPLATES.as_json()
     if action == "unload":
         return {"id": adapter_id, "freed_pages": 2, "freed_bytes": 1234567}
     if adapter_id == "allowed":

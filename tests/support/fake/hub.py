@@ -80,11 +80,8 @@ class HubServer:
             return revision, self._commits[revision]
         if not folder.is_dir():
             return None
-        files = {
-            item.relative_to(folder).as_posix(): item.read_bytes()
-            for item in sorted(folder.rglob("*"))
-            if item.is_file()
-        }
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         digests = [f"{repo}/{name} {_sha256(content)}" for name, content in files.items()]
         commit = hashlib.sha1("\n".join(digests).encode()).hexdigest()
         self._commits[commit] = files

@@ -19,7 +19,7 @@ def description(model_id: str) -> dict[str, Any]:
     )  # fmt: skip
     return {
         "model_id": model_id, "model_sha": None, "dtype": "float32", "device": "cpu",
-        **dict.fromkeys(numbers, 64), "eos_token_ids": [0],
+        **dict.fromkeys(numbers, 64), "sampling_defaults": {},
         "tokenizer": {"tokenizer.json": tiny_tokenizers.byte_level().to_str()},
     }  # fmt: skip
 

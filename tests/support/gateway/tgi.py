@@ -23,9 +23,6 @@ def tokenizer(kind: str = "byte_level") -> Tokenizer:
 
 
 def base_model(kind: str = "byte_level") -> ServedModel:
-    text = tokenizer(kind)
-    end = text.token_id("</s>")
-    assert end is not None
     return ServedModel(
         model_id="base",
         model_sha=None,
@@ -37,8 +34,8 @@ def base_model(kind: str = "byte_level") -> ServedModel:
         max_concurrent_requests=128,
         max_lora_rank=64,
         vocab_size=300,
-        eos_token_ids=frozenset((end,)),
-        tokenizer=text,
+        sampling_defaults={},
+        tokenizer=tokenizer(kind),
     )
 
 

@@ -36,8 +36,10 @@ _FLAG_NOTE = "set it by flag, environment variable or config.pbtxt parameter"
 class EngineConfig:
     """Checked settings. Sizes are in bytes, lengths in tokens; 0 leaves the choice to the engine.
 
-    `model_id` "" is the embedded demo. `max_total_tokens` 0 is what the base model allows, at most
-    4096; `max_input_tokens` 0 is one less. `threads` 0 keeps torch's own number of CPU threads.
+    `model_id` "" is the embedded demo. `generation_config` is the folder of the file with the
+    sampling defaults of the OpenAI API; "auto" is the base model's, "none" no folder.
+    `max_total_tokens` 0 is what the base model allows, at most 4096; `max_input_tokens` 0 is one
+    less. `threads` 0 keeps torch's own number of CPU threads.
 
     `adapters_dir` holds folders that are adapters by their relative names; `adapter_allow` is a
     comma-separated list of patterns of Hub ids and URLs that a request may load (none: ""). A
@@ -54,6 +56,7 @@ class EngineConfig:
 
     model_id: str = ""
     revision: str = ""
+    generation_config: str = "auto"
     lora_adapters: str = ""
     dtype: str = "auto"
     device: str = "auto"

@@ -49,7 +49,8 @@ class Engine:
             raise
         self.base = self._parts.base
         self.model_folder = self._parts.model_folder
-        self.tokenizer = self._parts.tokenizer
+        self.tokenizer = self._parts.text.tokenizer
+        self.sampling_defaults = self._parts.text.sampling_defaults
         self.max_input_tokens = self._parts.max_input_tokens
         self.max_total_tokens = self._parts.max_total_tokens
         self.dtype = str(self._parts.runner.dtype).removeprefix("torch.")

@@ -110,14 +110,6 @@ class JsonFields:
             raise self.error(name, f"must be a list of strings; got {value!r}")
         return tuple(value)
 
-    def token_ids(self, name: str) -> tuple[int, ...]:
-        """One token id or a list of them; empty when not given."""
-        value = self._value(name, [])
-        ids = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
-            raise self.error(name, f"must be a token id or a list of them; got {value!r}")
-        return tuple(ids)
-
     def _value(self, name: str, default: object) -> Any:
         value = self.data.get(name)
         if value is not None:

@@ -116,11 +116,16 @@ def test_a_symlink_out_of_the_root_is_refused(root: Path) -> None:
         folder = make(root / f"file {name}")
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(outside / name)
+    inner = make(root / "file inner") / "additional_chat_templates"
+    inner.mkdir()
+    (inner / "tool_use.jinja").symlink_to(outside / "adapter_config.json")
+    inner = make(root / "folder inner") / "additional_chat_templates"
+    inner.symlink_to(outside)
     folders = AdapterFolders(root)
     assert names(folders) == ["sql", "team/eu/de"]
     for name in (
-        "folder", "parent/x", "relative", "chain", "sibling", "file adapter_config.json",
-        "file adapter_model.safetensors", "file chat_template.jinja",
+        "file inner", "folder inner", "folder", "parent/x", "relative", "chain", "sibling",
+        "file adapter_config.json", "file adapter_model.safetensors", "file chat_template.jinja",
     ):  # fmt: skip
         assert f"adapter {name!r}: a symlink leads out of the adapters" in refused(folders, name)
 
@@ -165,12 +170,16 @@ def test_a_kubernetes_volume(root: Path) -> None:
     assert names(AdapterFolders(root)) == ["py", "sql", "team/eu/de"]
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "chat_template.jinja"])
+INNER = "additional_chat_templates/tool_use.jinja"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "chat_template.jinja", INNER])
 def test_a_signature_changes_with_each_file(root: Path, name: str) -> None:
     folders = AdapterFolders(root)
     before = folders.scan()
     assert folders.scan() == before
     path = root / "sql" / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text("1")
     status = path.stat()
     written = folders.scan()

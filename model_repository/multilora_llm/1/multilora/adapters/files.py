@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from multilora.errors import ErrorCode, RequestError, invalid
+from multilora_text.checkpoint_text import MODEL_CONFIG, TEXT_FILES
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -30,13 +31,10 @@ NEEDED_FILES = (CONFIG_FILE, WEIGHTS_FILE)  # of an adapter whose weights are in
 # Of one in shards, which transformers writes: their names say how many there are.
 INDEX_FILES = ("adapter_model.safetensors.index.json", "model.safetensors.index.json")
 _SHARD = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
-OPTIONAL_FILES = (
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+# A config.json there is the base model's.
+OPTIONAL_FILES = tuple(name for name in TEXT_FILES if name != MODEL_CONFIG)
 FILES = (*OPTIONAL_FILES, *NEEDED_FILES)
+INNER_FOLDERS = frozenset(name.partition("/")[0] for name in FILES if "/" in name)
 
 # How long ago the last write must be. Between two files of one copy less time passes.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

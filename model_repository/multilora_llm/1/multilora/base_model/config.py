@@ -138,7 +138,7 @@ class BaseConfig:
 
     `layer_windows[i]` is how many last positions (the query's own included) layer i attends to,
     None for all. `max_position_embeddings` is the longest sequence the RoPE is meant for.
-    `eos_token_ids` end a generation. `dtype` is the one the checkpoint asks for.
+    `dtype` is the one the checkpoint asks for.
     """
 
     architecture: str
@@ -158,18 +158,16 @@ class BaseConfig:
     mlp_bias: bool
     qk_norm: bool
     layer_windows: tuple[int | None, ...]
-    eos_token_ids: tuple[int, ...]
     dtype: str
 
     @staticmethod
     def from_folder(path: str | Path) -> "BaseConfig":
-        """Read config.json and generation_config.json; StartupError names file, field, remedy."""
+        """Read config.json; StartupError names file, field, remedy."""
         folder = Path(path)
         if not folder.is_dir():
             raise StartupError(f"base model folder {folder} does not exist; check --model-id")
         check_base_folder(folder)
-        config = JsonFields.read(folder / "config.json")
-        return _read(config, _eos_token_ids(config, folder / "generation_config.json"))
+        return _read(JsonFields.read(folder / "config.json"))
 
     @cached_property
     def sites(self) -> tuple[LoRASite, ...]:
@@ -223,7 +221,7 @@ def _check_no_pointers(folder: Path) -> None:
                 raise StartupError(f"{path} {problem}")
 
 
-def _read(config: JsonFields, eos_token_ids: tuple[int, ...]) -> BaseConfig:
+def _read(config: JsonFields) -> BaseConfig:
     architecture = _architecture(config)
     _refuse_unsupported(config)
     hidden_size = config.integer("hidden_size")
@@ -254,7 +252,6 @@ def _read(config: JsonFields, eos_token_ids: tuple[int, ...]) -> BaseConfig:
         mlp_bias=architecture == "LlamaForCausalLM" and config.boolean("mlp_bias", False),
         qk_norm=architecture == "Qwen3ForCausalLM",
         layer_windows=_layer_windows(config, architecture, num_layers),
-        eos_token_ids=eos_token_ids,
         dtype=_dtype(config),
     )
 
@@ -326,15 +323,6 @@ def _layer_windows(
             f"must name full_attention or sliding_attention for each of {num_layers} layers",
         )
     return tuple(window if kind == "sliding_attention" else None for kind in types)
-
-
-def _eos_token_ids(config: JsonFields, generation_config: Path) -> tuple[int, ...]:
-    """Those of generation_config.json where it names some, else those of config.json."""
-    if generation_config.is_file():
-        ids = JsonFields.read(generation_config).token_ids("eos_token_id")
-        if ids:
-            return ids
-    return config.token_ids("eos_token_id")
 
 
 def _dtype(config: JsonFields) -> str:

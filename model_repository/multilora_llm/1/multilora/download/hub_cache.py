@@ -91,7 +91,7 @@ class HubCache:
         with on_disk(self.folder):
             pointer.parent.mkdir(parents=True, exist_ok=True)
             target = os.path.relpath(self.blob(etag), pointer.parent)
-            draft = pointer.with_name(f".{name}.{os.getpid()}.tmp")
+            draft = pointer.with_name(f".{pointer.name}.{os.getpid()}.tmp")
             draft.unlink(missing_ok=True)
             try:
                 try:

@@ -124,9 +124,11 @@ class StoreDownload:
         folder = self._cache.begin(version)
         sizes = [file.size for file in files]
         self._transfer.begin(None if None in sizes else sum(size or 0 for size in sizes))
-        here = sum(path.stat().st_size for path in folder.glob("*"))
+        here = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         check_room(self._cache.folder, max(0, sum(size or 0 for size in sizes) - here))
         for file in files:
+            with on_disk(folder):
+                (folder / file.name).parent.mkdir(exist_ok=True)
             with PartialFile(folder / file.name) as arriving:
                 if file.size is None:
                     arriving.restart()  # nothing would tell whether the file is whole

@@ -4,7 +4,7 @@ Rows are the items of a batch that sample, in batch order. Whatever no row asks 
 the sampler skips it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -126,18 +126,23 @@ def _is_bound(item: BatchItem) -> bool:
 def _allowed(
     item: BatchItem, p: SamplingParams, vocab_size: int, eos_token_ids: tuple[int, ...]
 ) -> np.ndarray:
-    """The bits of a row. Where a grammar is at its end, or no other token is allowed, what is
-    suppressed may come, also below min_tokens."""
+    """The bits of a row. The adapter's own end tokens may come where a grammar lets one of the base
+    model's come. Where a grammar is at its end, or no other token is allowed, what is suppressed
+    may come, also below min_tokens."""
     matcher = item.sequence.matcher
     given = matcher.allowed() if matcher else item.sequence.request.allowed_bits
     bits = np.zeros((vocab_size + 7) // 8, dtype=np.uint8)
     bits[: len(given)] = np.frombuffer(given, dtype=np.uint8)[: len(bits)]
     if vocab_size % 8:
         bits[-1] &= (1 << vocab_size % 8) - 1
-    going_on = bits.copy()
-    for token in _suppressed(item, p, vocab_size, eos_token_ids):
-        going_on[token >> 3] &= 255 ^ (1 << (token & 7))
-    return going_on if going_on.any() else bits
+    if matcher and (own := [token for token in item.sequence.own_end_ids if token < vocab_size]):
+        ends = (token for token in eos_token_ids if token < vocab_size)
+        if any(bits[token >> 3] >> (token & 7) & 1 for token in ends):
+            for token in own:
+                bits[token >> 3] |= 1 << (token & 7)
+        else:
+            bits = _without(own, bits)
+    return _without(_suppressed(item, p, vocab_size, eos_token_ids), bits)
 
 
 def _suppressed(
@@ -147,7 +152,7 @@ def _suppressed(
     tokens: set[int] = set()
     below = item.num_output_tokens < p.min_tokens
     if below or (p.ignore_eos and item.sequence.matcher):
-        tokens.update(eos_token_ids)
+        tokens.update(eos_token_ids, item.sequence.own_end_ids)
     if below:
         tokens.update(p.stop_token_ids)
     sequence = item.sequence
@@ -156,6 +161,14 @@ def _suppressed(
         if sequence.token_ids[since : item.end] == start:
             tokens.add(last)
     return {token for token in tokens if token < vocab_size}
+
+
+def _without(tokens: Iterable[int], bits: np.ndarray) -> np.ndarray:
+    """`bits` without those of `tokens`, unless nothing else is left."""
+    going_on = bits.copy()
+    for token in tokens:
+        going_on[token >> 3] &= 255 ^ (1 << (token & 7))
+    return going_on if going_on.any() else bits
 
 
 def _add_typical(pairs: _Pairs, staging: StagingBuffer) -> Callable[[], Typical] | None:

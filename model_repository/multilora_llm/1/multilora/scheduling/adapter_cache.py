@@ -40,6 +40,11 @@ class AdapterCache(Protocol):
         """The version that new sequences would use stands in the pool and needs no page more."""
         ...
 
+    def end_token_ids(self, adapters: AdapterSet) -> frozenset[int]:
+        """The tokens that end an answer of the version that new sequences would use, beside the
+        base model's."""
+        ...
+
     def shortage(self, adapters: AdapterSet) -> int:
         """How many pages in use must fall idle before the adapters fit; 0: none, or not known."""
         ...

@@ -191,6 +191,7 @@ class Scheduler:
 
     def _start(self, sequence: Sequence) -> None:
         if not sequence.admitted:
+            sequence.own_end_ids = self.adapters.end_token_ids(sequence.request.adapters)
             sequence.queue_time = max(0.0, self._clock() - sequence.request.arrived_at)
         self._waiting.take(sequence)
         sequence.status = SequenceStatus.RUNNING

@@ -45,6 +45,7 @@ class Sequence:
     first admission, and every use of pages or prefix hashes goes through it. `admitted` says that
     the sequence has run before: if it waits, it was preempted and has had its turn. `matcher` has
     accepted the output tokens of a request with a grammar; they stay when it is preempted.
+    `own_end_ids` end it beside the base model's end tokens: its adapters' own, set with `adapters`.
     `queue_time` is how many seconds the request waited for its first pass.
     """
 
@@ -57,6 +58,7 @@ class Sequence:
     block_digests: list[bytes] = field(default_factory=list)
     admitted: bool = False
     matcher: TokenMatcher | None = None
+    own_end_ids: frozenset[int] = frozenset()
     queue_time: float | None = None
     status: SequenceStatus = SequenceStatus.WAITING
 
@@ -91,7 +93,8 @@ class Sequence:
         """Take a sampled token; the reason when it is the last one."""
         self.token_ids.append(token_id)
         sampling, matcher = self.request.sampling, self.matcher
-        if token_id in eos_token_ids and (matcher or not sampling.ignore_eos):
+        is_end = token_id in eos_token_ids or token_id in self.own_end_ids
+        if is_end and (matcher or not sampling.ignore_eos):
             return FinishReason.STOP
         if token_id in sampling.stop_token_ids and self.num_output_tokens >= sampling.min_tokens:
             return FinishReason.STOP

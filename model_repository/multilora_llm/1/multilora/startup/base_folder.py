@@ -5,7 +5,10 @@ HF_HUB_CACHE and HF_HUB_OFFLINE are huggingface_hub's own settings.
 """
 
 import glob
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 
@@ -14,12 +17,25 @@ from multilora.config import DEMO, EngineConfig
 from multilora.download.hub import hub_error
 from multilora.errors import StartupError
 from multilora_api.adapter_names import is_folder_path
+from multilora_api.sampling import ParameterError, SamplingParams
+from multilora_text.checkpoint_text import GENERATION_CONFIG, CheckpointText, merge_text
 from multilora_text.errors import TextError
-from multilora_text.tokenizer import Tokenizer
+from multilora_text.tokenizer import TOKENIZER_FILE, Tokenizer, read_text_files
 
 # Repositories hold the same weights in other forms too, and other models in folders.
 _FILES = ["*.json", "*.jinja", SINGLE]
 _OTHERS = ["*/*.json", f"*/{SINGLE}"]
+
+
+@dataclass(frozen=True)
+class BaseText:
+    """What the base model's folder says about text. `tokenizer` None: it has none, so there is no
+    text. `end_token_ids` end every answer. `sampling_defaults` are for requests to the OpenAI API,
+    by the names of SamplingParams."""
+
+    tokenizer: Tokenizer | None
+    end_token_ids: tuple[int, ...]
+    sampling_defaults: Mapping[str, float]
 
 
 def base_folder(config: EngineConfig) -> Path:
@@ -55,6 +71,49 @@ def _snapshot(model_id: str, revision: str, patterns: list[str]) -> Path:
     except Exception as error:
         where = f"{model_id}@{revision}" if revision else model_id
         raise StartupError(f"model_id {model_id!r}: {hub_error(where, error).message}") from None
+
+
+def base_text(config: EngineConfig, folder: Path) -> BaseText:
+    """Of the base model in `folder`; raises StartupError."""
+    try:
+        files = read_text_files(folder) | _generation_config(config)
+        text = merge_text(files, str(folder))
+        tokenizer = None
+        if TOKENIZER_FILE in files:
+            tokenizer = Tokenizer.from_files(files, str(folder))
+    except TextError as error:
+        raise StartupError(str(error)) from None
+    ends = tokenizer.end_token_ids(text) if tokenizer else text.end_token_ids
+    return BaseText(tokenizer, ends, _sampling_defaults(config, text))
+
+
+def _generation_config(config: EngineConfig) -> dict[str, str]:
+    """The file that takes the place of the base model's, if the settings name one."""
+    named = config.generation_config
+    if named in ("auto", "none"):
+        return {}
+    texts = read_text_files(Path(named).expanduser())
+    if GENERATION_CONFIG not in texts:
+        raise StartupError(
+            f"generation_config {named!r} is no folder that has a {GENERATION_CONFIG}; check "
+            "--generation-config, which is auto, none or such a folder"
+        )
+    return {GENERATION_CONFIG: texts[GENERATION_CONFIG]}
+
+
+def _sampling_defaults(config: EngineConfig, text: CheckpointText) -> Mapping[str, float]:
+    if config.generation_config == "none":
+        return {}
+    values: dict[str, Any] = dict(text.sampling)
+    if values.get("top_k") == -1:  # vLLM's way of saying off
+        values["top_k"] = 0
+    try:
+        SamplingParams(**values)
+    except ParameterError as error:
+        raise StartupError(
+            f"{GENERATION_CONFIG}: {error}; correct it, or start with --generation-config none"
+        ) from None
+    return values
 
 
 def base_tokenizer(folder: Path) -> Tokenizer:

@@ -1,7 +1,7 @@
 """Everything the engine is made of, loaded and sized once at start from its configuration."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from multilora.grammar.compiler import GrammarCompiler
 from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.kv_blocks import BlockAllocator
 from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
-from multilora.startup.base_folder import base_folder, base_tokenizer
+from multilora.startup.base_folder import BaseText, base_folder, base_text
 from multilora.startup.device import choose_device
 from multilora.startup.kernel_warm_up import warm_up
 from multilora.startup.memory_plan import MemoryPlan, PoolSettings, plan_gpu, plan_host
@@ -39,7 +39,7 @@ from multilora.startup.memory_probe import CudaMeter, Meter, Profile, measure
 from multilora_api.admin import Origin
 from multilora_text.errors import RenderingBusy
 from multilora_text.renderer import TemplateRenderer
-from multilora_text.tokenizer import TOKENIZER_FILE, Tokenizer
+from multilora_text.tokenizer import Tokenizer
 
 Post = Callable[[Callable[[], None]], None]  # runs a function on the engine thread
 _LOG = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class EngineParts:
 
     base: BaseConfig
     model_folder: Path
-    tokenizer: Tokenizer | None  # None: the folder has none, so there is no text
+    text: BaseText
     max_input_tokens: int
     max_total_tokens: int
     adapters: AdapterManager
@@ -145,13 +145,14 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
     dtype = _dtype(config.dtype, base.dtype, device)
     _LOG.info("loading %s as %s on %s", folder, dtype, device)
     model = load_decoder(folder, base, dtype, device)
-    tokenizer = _tokenizer(folder, renderer) if (folder / TOKENIZER_FILE).is_file() else None
+    text = _text(config, folder, renderer)
+    tokenizer = text.tokenizer
     profile = Profile(model, config, max_total, dtype, device)
     pools = _pools(profile)
     adapters = make_adapters(
         config, base, folder, dtype, pools.pages, tokenizer, renderer, lambda: post(_nothing)
     )
-    scheduler = _scheduler(config, base, pools.kv, max_total, adapters.manager)
+    scheduler = _scheduler(config, text.end_token_ids, pools.kv, max_total, adapters.manager)
     admin = _admin(config, adapters, scheduler, post)
     watch = None
     if adapters.folders:
@@ -160,12 +161,12 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
         )
     adapters.warm_up()  # under watch: files that change meanwhile are read again
     kv, pages, graphs = pools
-    runner = ModelRunner(model, kv, pages, base.eos_token_ids, device, dtype, graphs)
+    runner = ModelRunner(model, kv, pages, text.end_token_ids, device, dtype, graphs)
     _warm_up(runner, profile)
     return EngineParts(
         base=base,
         model_folder=folder,
-        tokenizer=tokenizer,
+        text=text,
         max_input_tokens=max_input,
         max_total_tokens=max_total,
         catalog=adapters.catalog,
@@ -174,23 +175,23 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
         admin=admin,
         scheduler=scheduler,
         runner=runner,
-        grammars=_grammars(base, tokenizer),
+        grammars=_grammars(base, text),
     )
 
 
-def _tokenizer(folder: Path, renderer: TemplateRenderer) -> Tokenizer:
-    tokenizer = base_tokenizer(folder)
+def _text(config: EngineConfig, folder: Path, renderer: TemplateRenderer) -> BaseText:
+    text = base_text(config, folder)
     try:
-        if tokenizer.chat_template:
-            renderer.check(tokenizer.chat_template)
+        for template in text.tokenizer.templates if text.tokenizer else ():
+            renderer.check(template)
     except ValueError as error:
         raise StartupError(f"the chat template in {folder} {error}; fix or remove it") from None
-    return tokenizer
+    return text
 
 
-def _grammars(base: BaseConfig, tokenizer: Tokenizer | None) -> GrammarCache:
-    text = tokenizer.to_json if tokenizer else None
-    compiler = GrammarCompiler(text, base.vocab_size, base.eos_token_ids)
+def _grammars(base: BaseConfig, text: BaseText) -> GrammarCache:
+    tokenizer_json = text.tokenizer.to_json if text.tokenizer else None
+    compiler = GrammarCompiler(tokenizer_json, base.vocab_size, text.end_token_ids)
     return GrammarCache(compiler, base.vocab_size)
 
 
@@ -207,13 +208,17 @@ def _dtype(name: str, checkpoint: str, device: torch.device) -> torch.dtype:
 
 
 def _scheduler(
-    config: EngineConfig, base: BaseConfig, kv: KVCache, max_total: int, manager: AdapterManager
+    config: EngineConfig,
+    end_token_ids: Iterable[int],
+    kv: KVCache,
+    max_total: int,
+    manager: AdapterManager,
 ) -> Scheduler:
     limits = SchedulerLimits(
         max_running=config.max_running_requests,
         max_batch_prefill_tokens=config.max_batch_prefill_tokens,
         max_total_tokens=max_total,
-        eos_token_ids=frozenset(base.eos_token_ids),
+        eos_token_ids=frozenset(end_token_ids),
     )
     return Scheduler(limits, BlockAllocator(kv.num_blocks, kv.block_size), manager)
 
@@ -319,6 +324,7 @@ def make_adapters(
         manager.states,
         base.sites,
         config.max_lora_rank,
+        tokenizer,
         lambda source: adapter_folder(source, limits),
         model_folder,
     )
@@ -369,16 +375,16 @@ def _adapter_reader(
                 tokenizer,
                 model_folder,
             )
-            _check_template(adapter, renderer)
+            _check_templates(adapter, renderer)
             return adapter
 
     return read
 
 
-def _check_template(adapter: Adapter, renderer: TemplateRenderer) -> None:
+def _check_templates(adapter: Adapter, renderer: TemplateRenderer) -> None:
     try:
-        if adapter.chat_template:
-            renderer.check(adapter.chat_template)
+        for template in adapter.text.templates:
+            renderer.check(template)
     except RenderingBusy as error:
         raise RequestError(ErrorCode.UNAVAILABLE, str(error)) from None
     except ValueError as error:

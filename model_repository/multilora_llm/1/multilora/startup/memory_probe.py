@@ -152,10 +152,7 @@ def _forward_bytes(profile: Profile, meter: Meter) -> tuple[int, int]:
     twice: the engine thread will need one, too, and is not the thread of this pass.
     """
     kv, adapters = _trial_pools(profile)
-    base = profile.model.base
-    runner = ModelRunner(
-        profile.model, kv, adapters, base.eos_token_ids, profile.device, profile.dtype
-    )
+    runner = ModelRunner(profile.model, kv, adapters, (0,), profile.device, profile.dtype)
     meter.settle()
     before = meter.read().reserved
     meter.reset()

@@ -27,9 +27,9 @@ from multilora.wire.triton_request import (
     is_stop,
     parse_request,
 )
-from multilora_text.chat_template import ChatTemplate
+from multilora_text.chat_template import NO_TEMPLATES, ChatTemplates
 from multilora_text.errors import TextError
-from multilora_text.tokenizer import Tokenizer, read_tokenizer_files
+from multilora_text.tokenizer import Tokenizer, read_text_files
 
 if TYPE_CHECKING:  # torch: the stub that completes the configuration must not load it
     from multilora.engine import Engine
@@ -92,11 +92,11 @@ class Intake:
             return self._begin(parsed, client)
         request = parsed.request
         if not request.adapter_id:
-            return self._render(parsed, None, client)
-        template = self._engine.admin.chat_template(
+            return self._render(parsed, NO_TEMPLATES, client)
+        text = self._engine.admin.text(
             request.adapter_id, request.adapter_timeout, request.adapter_token
         )
-        self._when_done(template, client, lambda own: self._render(parsed, own, client))
+        self._when_done(text, client, lambda own: self._render(parsed, own.templates, client))
 
     def _encode(self, parsed: TritonRequest, client: Client) -> None:
         encoded = parsed.with_prompt(encode_text(self._tokenizer, parsed.text or ""))
@@ -118,7 +118,7 @@ class Intake:
         answer = self._engine.admin.execute(command, self._timeout)
         self._when_done(answer, client, lambda result: client.send(json_response(result)))
 
-    def _render(self, parsed: TritonRequest, own: ChatTemplate | None, client: Client) -> None:
+    def _render(self, parsed: TritonRequest, own: ChatTemplates, client: Client) -> None:
         """In a process of its own; then go on with the ids of what has come out."""
         template, tokenizer = self._tokenizer.template(own), self._tokenizer
         rendered = self._engine.renderer.render(template, parsed.messages or [])
@@ -243,6 +243,6 @@ def describe(engine: "Engine") -> dict[str, Any]:
         "max_concurrent_requests": config.max_concurrent_requests,
         "max_lora_rank": config.max_lora_rank,
         "vocab_size": base.vocab_size,
-        "eos_token_ids": list(base.eos_token_ids),
-        "tokenizer": read_tokenizer_files(folder),
+        "sampling_defaults": dict(engine.sampling_defaults),
+        "tokenizer": read_text_files(folder),
     }

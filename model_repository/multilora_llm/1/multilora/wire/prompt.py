@@ -6,6 +6,7 @@ from typing import Any
 
 from multilora.errors import ErrorCode, RequestError, invalid
 from multilora_text.errors import RenderingBusy, TextError
+from multilora_text.messages import template_messages
 from multilora_text.tokenizer import Tokenizer
 
 LONGEST_TEXT = 1 << 22  # characters, beyond any prompt; the limit bounds a thread's time
@@ -28,7 +29,7 @@ def banned_tokens(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[int
 
 
 def parse_messages(text: str) -> list[dict[str, Any]]:
-    """Read a JSON list of {role, content} messages; raises RequestError (INVALID_ARG)."""
+    """A JSON list of messages, as a template takes them; raises RequestError (INVALID_ARG)."""
     _check_length(text)
     remedy = 'send for example [{"role": "user", "content": "Hello"}]'
     try:
@@ -37,12 +38,10 @@ def parse_messages(text: str) -> list[dict[str, Any]]:
         raise invalid(f"chat is set but text_input is not JSON ({error}); {remedy}") from None
     if not isinstance(messages, list) or not messages:
         raise invalid(f"chat is set but text_input is not a list of messages; {remedy}")
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise invalid(f"chat: every message is an object with role and content; {remedy}")
-        if not isinstance(message.get("content"), str):
-            raise invalid(f"chat: the content of every message must be a string; {remedy}")
-    return messages
+    try:
+        return template_messages(messages)
+    except TextError as error:
+        raise invalid(f"chat: {error}; {remedy}") from None
 
 
 def _check_length(text: str) -> None:

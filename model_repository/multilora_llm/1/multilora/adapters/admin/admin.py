@@ -16,6 +16,7 @@ from typing import Any
 
 from multilora.adapters.admin.command import AdminCommand
 from multilora.adapters.admin.deadline_futures import DeadlineFuture, DeadlineFutures
+from multilora.adapters.checkpoint.text import AdapterText
 from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.memory.state import AdapterState, LoadState
 from multilora.adapters.merging.merger import AdapterMerger, Merged
@@ -90,18 +91,18 @@ class AdapterAdmin:
                 "as admin_key"
             )
 
-    def chat_template(self, adapter_id: str, timeout: float, token: str = "") -> "Future[Any]":
-        """The adapter's own chat template, or None, once it has been read. Any thread."""
+    def text(self, adapter_id: str, timeout: float, token: str = "") -> "Future[AdapterText]":
+        """What the adapter says about text, once it has been read. Any thread."""
         state = self._manager.states.get(adapter_id)
         if state is not None and state.facts is not None:
-            known: Future[Any] = Future()
-            known.set_result(state.chat_template)
+            known: Future[AdapterText] = Future()
+            known.set_result(state.text)
             return known
         source = self._catalog.resolve(adapter_id, token)
         pending = self.pending.open(timeout, adapter_id, _LOADING)
 
         def loaded(error: RequestError | None) -> None:
-            pending.complete(error, lambda: self._manager.states[adapter_id].chat_template)
+            pending.complete(error, lambda: self._manager.states[adapter_id].text)
 
         self._post(lambda: self._manager.ensure_loaded(source, loaded))
         return pending.future
@@ -239,19 +240,16 @@ class AdapterAdmin:
         )
 
     def _template(self, command: AdminCommand, timeout: float) -> "Future[Answer]":
-        """The adapter's own chat template; None: a chat is rendered with the base model's."""
+        """The adapter's own chat templates; None: those of the base model render its chats."""
         answer: Future[Answer] = Future()
 
-        def show(found: "Future[Any]") -> None:
+        def show(found: "Future[AdapterText]") -> None:
             if error := found.exception():
                 return answer.set_exception(error)
-            own = found.result()
-            text, tokens = (own.source, dict(own.special_tokens)) if own else (None, {})
-            answer.set_result(
-                {"id": command.adapter_id, "chat_template": text, "special_tokens": tokens}
-            )
+            templates = found.result().templates
+            answer.set_result({"id": command.adapter_id, **templates.as_json()})
 
-        found = self.chat_template(command.adapter_id, timeout, command.adapter_token)
+        found = self.text(command.adapter_id, timeout, command.adapter_token)
         found.add_done_callback(show)
         return answer
 

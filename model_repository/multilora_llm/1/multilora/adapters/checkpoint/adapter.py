@@ -25,7 +25,7 @@ from multilora.adapters.checkpoint.peft_tensors import (
     lora_factors,
     without_copies,
 )
-from multilora.adapters.checkpoint.text import TEXT_LIMITS, adapter_template
+from multilora.adapters.checkpoint.text import NO_TEXT, TEXT_LIMITS, AdapterText, adapter_text
 from multilora.adapters.files import (
     CONFIG_FILE,
     OPTIONAL_FILES,
@@ -43,7 +43,6 @@ from multilora.base_model.sites import LoRASite, short_names
 from multilora.errors import ErrorCode, RequestError, invalid, lfs_problem
 from multilora.lora.rank_pages import PageTensors, bytes_per_page
 from multilora_kernels.segments import PAGE_RANK
-from multilora_text.chat_template import ChatTemplate
 from multilora_text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class Adapter:
     nbytes: int
     modules: tuple[str, ...]
     weights: PageTensors
-    chat_template: ChatTemplate | None = None  # None: the base model's
+    text: AdapterText = NO_TEXT
 
     @property
     def facts(self) -> AdapterFacts:
@@ -101,16 +100,28 @@ class Checkpoint(NamedTuple):
 
     digest: str
     factors: dict[str, Factors]  # by module path
+    end_token_ids: tuple[int, ...]  # sorted
+
+    @property
+    def identity(self) -> str:
+        """Equal for two checkpoints of which a merge would be the same."""
+        return ":".join((self.digest, *map(str, self.end_token_ids)))
 
 
 def read_checkpoint(
-    folder: Path, sites: Sequence[LoRASite], max_rank: int, base_folder: Path | None = None
+    folder: Path,
+    sites: Sequence[LoRASite],
+    max_rank: int,
+    tokenizer: Tokenizer | None = None,
+    base_folder: Path | None = None,
 ) -> Checkpoint:
-    """The checked and finite factors of the adapter in `folder`; errors as `read_adapter`."""
-    files = _snapshot(folder)
+    """The checked and finite factors of the adapter in `folder`; text and errors as in
+    `read_adapter`."""
+    files = _snapshot(folder, OPTIONAL_FILES if tokenizer else ())
     changes, factors, _ = _contents(files, sites, max_rank, base_folder)
     check_finite(changes)
-    return Checkpoint(_digest(files), factors)
+    text = adapter_text(files, tokenizer) if tokenizer else NO_TEXT
+    return Checkpoint(_digest(files), factors, tuple(sorted(text.end_token_ids)))
 
 
 def read_adapter(
@@ -147,6 +158,9 @@ def read_adapter(
     if unchanged:
         _LOG.info("adapter %r leaves as in the base model: %s", adapter_id, _listed(unchanged))
     touched = {module.rpartition(".")[2] for module in factors}
+    text = adapter_text(files, tokenizer) if tokenizer else NO_TEXT
+    if text.warning:
+        _LOG.warning("adapter %r: %s", adapter_id, text.warning)
     return Adapter(
         adapter_id=adapter_id,
         digest=digest.result(),
@@ -155,7 +169,7 @@ def read_adapter(
         nbytes=num_pages * bytes_per_page(sites, dtype),
         modules=tuple(name for name in short_names(sites) if name in touched),
         weights=pages,
-        chat_template=adapter_template(files, tokenizer) if tokenizer else None,
+        text=text,
     )
 
 

@@ -1,122 +1,89 @@
-"""What an adapter folder says about text: its own chat template, and tokens it wants to add.
+"""What an adapter folder says about text: chat templates, end tokens, tokens it wants to add.
 
-PEFT folders often carry copies of the base model's tokenizer files: those change nothing. Tokens
-that the base model lacks need rows in its embedding, which are not computed: they are refused.
+PEFT folders often carry copies of the base model's tokenizer files: those change nothing. Texts are
+tokenised as the base model does it, whatever the folder says.
 """
 
-import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from multilora.adapters.files import too_large
+from multilora.adapters.files import OPTIONAL_FILES, too_large
 from multilora.errors import invalid
-from multilora.json_fields import json_object
-from multilora_text.chat_template import (
-    SPECIAL_TOKENS,
-    TEMPLATE_FILE,
-    TOKENIZER_CONFIG,
-    ChatTemplate,
-    content,
-    find_template,
-    special_tokens,
-)
+from multilora_text.chat_template import NO_TEMPLATES, ChatTemplates
+from multilora_text.checkpoint_text import TEMPLATE_FILES, CheckpointText, merge_text
+from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
-
-ADDED_FILE = "added_tokens.json"
-SPECIAL_FILE = "special_tokens_map.json"
 
 _MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_JSON_BYTES = 8 << 20  # some base models list six thousand tokens there: 1.2 MB
 TEXT_LIMITS = {  # bytes
-    TEMPLATE_FILE: _MAX_TEMPLATE_BYTES,
-    TOKENIZER_CONFIG: _MAX_JSON_BYTES,
-    ADDED_FILE: _MAX_JSON_BYTES,
-    SPECIAL_FILE: _MAX_JSON_BYTES,
+    name: _MAX_TEMPLATE_BYTES if name in TEMPLATE_FILES.values() else _MAX_JSON_BYTES
+    for name in OPTIONAL_FILES
 }
-_REMEDY = "added vocabulary is not supported: train with the base model's tokenizer as it is"
 _SHOWN_TOKENS = 5
 _SHOWN_CHARACTERS = 40
 
 
-def adapter_template(files: Mapping[str, bytes], tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The chat template that an adapter brings in its `files`, None when it brings none.
+@dataclass(frozen=True)
+class AdapterText:
+    """What counts for the requests of an adapter. Without a template of its own for a chat the base
+    model's renders it; `end_token_ids` end its answers beside the base model's end tokens.
+    `warning` says what does not count, "" nothing."""
 
-    `tokenizer` is the base model's. Raises RequestError (INVALID_ARG): a file is broken, the
-    template is too large, or the adapter adds tokens. Nothing here compiles the template.
+    templates: ChatTemplates = NO_TEMPLATES
+    end_token_ids: frozenset[int] = frozenset()
+    warning: str = ""
+
+
+NO_TEXT = AdapterText()
+
+
+def adapter_text(files: Mapping[str, bytes], tokenizer: Tokenizer) -> AdapterText:
+    """`files` are those of an adapter, by name; `tokenizer` is the base model's.
+
+    Raises RequestError (INVALID_ARG): a file is broken, a template is too large, or tokens of the
+    base model have other ids. Nothing here compiles a template.
     """
-    config = _object(files, TOKENIZER_CONFIG)
-    special = _object(files, SPECIAL_FILE)
-    _check_tokens(_object(files, ADDED_FILE), config, special, tokenizer)
-    if len(json.dumps(config.get("chat_template"))) > _MAX_TEMPLATE_BYTES:
-        raise too_large(f"chat_template of {TOKENIZER_CONFIG}", _MAX_TEMPLATE_BYTES)
-    tokens = {**tokenizer.special_tokens, **special_tokens(special), **special_tokens(config)}
+    texts = {name: _text(files[name], name) for name in OPTIONAL_FILES if name in files}
     try:
-        return find_template(_text(files, TEMPLATE_FILE), config, tokens)
-    except ValueError as error:
-        raise invalid(f"its chat template is broken ({error}); fix or remove it") from None
+        text = merge_text(texts)
+    except TextError as error:
+        raise invalid(str(error)) from None
+    if any(len(source) > _MAX_TEMPLATE_BYTES for source in text.templates.values()):
+        raise too_large("its chat template", _MAX_TEMPLATE_BYTES)
+    special_tokens = {**tokenizer.text.special_tokens, **text.special_tokens}
+    end_token_ids = frozenset(tokenizer.end_token_ids(text))
+    warning = _check_tokens(text, tokenizer)
+    return AdapterText(ChatTemplates.of(text, special_tokens), end_token_ids, warning)
 
 
-def _text(files: Mapping[str, bytes], name: str) -> str | None:
-    if name not in files:
-        return None
+def _text(content: bytes, name: str) -> str:
     try:
-        return files[name].decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise invalid(f"{name} is not UTF-8 ({error}); save it again") from None
 
 
-def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """The JSON object of a file, empty when there is no such file."""
-    return json_object(files.get(name, b"{}"), name, "save it again")
-
-
-def _check_tokens(
-    added: Mapping[str, Any],
-    config: Mapping[str, Any],
-    special: Mapping[str, Any],
-    tokenizer: Tokenizer,
-) -> None:
-    numbered = _decoder(config)
-    numbered += [(token, _number(ADDED_FILE, number)) for token, number in added.items()]
-    named = {*_named(config), *_named(special)} - set(tokenizer.special_tokens.values())
-    mentioned = dict.fromkeys([*(token for token, _ in numbered), *sorted(named)])
-    extra = [token for token in mentioned if tokenizer.token_id(token) is None]
-    if extra:
-        raise invalid(f"adds the tokens {_shown(extra)}, which the base model lacks; {_REMEDY}")
-    moved = [token for token, number in numbered if tokenizer.token_id(token) != number]
+def _check_tokens(text: CheckpointText, tokenizer: Tokenizer) -> str:
+    """What to warn of. Tokens that an adapter adds need rows in the embedding, with which it would
+    be refused; without them no prompt and no answer holds such a token (mostly it is for padding
+    in training)."""
+    known = ((token, number, tokenizer.token_id(token)) for token, number in text.numbered_tokens)
+    moved = [token for token, number, own in known if own not in (None, number)]
     if moved:
         raise invalid(
-            f"gives the tokens {_shown(moved)} other ids than the base model does; {_REMEDY}"
+            f"gives the tokens {_shown(moved)} other ids than the base model does; train with the "
+            "base model's tokenizer as it is"
         )
-
-
-def _decoder(config: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """(token, id) of `added_tokens_decoder`: {"7": {"content": "<x>", …}}."""
-    decoder = config.get("added_tokens_decoder") or {}
-    where = f"added_tokens_decoder of {TOKENIZER_CONFIG}"
-    if not isinstance(decoder, dict) or not all(content(entry) for entry in decoder.values()):
-        raise invalid(f'{where} must be an object of id: {{"content": token}}; save it again')
-    return [(content(entry), _number(where, key)) for key, entry in decoder.items()]
-
-
-def _number(where: str, value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
-        return int(value)
-    given = str(value)[:_SHOWN_CHARACTERS]
-    raise invalid(f"{where}: token ids are whole numbers; got {given!r}; save it again")
-
-
-def _named(fields: Mapping[str, Any]) -> Iterator[str]:
-    """The special tokens that stand in a file by name, without an id."""
-    values = [fields.get(name) for name in (*SPECIAL_TOKENS, "mask_token")]
-    for name in ("additional_special_tokens", "extra_special_tokens"):
-        more = fields.get(name)
-        if isinstance(more, dict):
-            more = list(more.values())
-        values += more if isinstance(more, list) else []
-    return (token for token in map(content, values) if token)
+    named = text.named_tokens - tokenizer.text.named_tokens
+    mentioned = dict.fromkeys([*(token for token, _ in text.numbered_tokens), *sorted(named)])
+    extra = [token for token in mentioned if tokenizer.token_id(token) is None]
+    if not extra:
+        return ""
+    return (
+        f"its tokenizer adds the tokens {_shown(extra)}, for which it brings no embedding; texts "
+        "are tokenised as the base model does it, without them"
+    )
 
 
 def _shown(tokens: list[str]) -> str:

@@ -69,6 +69,10 @@ class AdapterManager:
         state = self.states.get(adapters.only)
         return state is not None and state.key in self.device
 
+    def end_token_ids(self, adapters: AdapterSet) -> frozenset[int]:
+        state = self.states.get(adapters.only)
+        return state.text.end_token_ids if state else frozenset()
+
     def shortage(self, adapters: AdapterSet) -> int:
         state = self.states.get(adapters.only)
         if state is None or state.facts is None or state.key in self.device:
@@ -247,8 +251,8 @@ class AdapterManager:
             self.device.retire(state.key)
         self.device.revive(adapter.key)
         state.end_unload(state.used_again())
-        # The template comes before the facts: other threads take it once they see the facts.
-        state.chat_template = adapter.chat_template
+        # The text comes before the facts: other threads take it once they see the facts.
+        state.text = adapter.text
         state.key, state.facts = adapter.key, adapter.facts
         self.host.put(adapter, state.wanted)
         free = self.device.allocator.num_free

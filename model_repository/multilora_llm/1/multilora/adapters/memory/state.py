@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 from multilora.adapters.checkpoint.adapter import AdapterFacts
+from multilora.adapters.checkpoint.text import NO_TEXT, AdapterText
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import ErrorCode, RequestError
 from multilora.metrics import AdapterUsage
@@ -42,7 +42,7 @@ class AdapterState:
     load_state: LoadState = LoadState.READY
     key: str = ""
     facts: AdapterFacts | None = None
-    chat_template: Any = None  # as the text layer compiled it; None: the base model's
+    text: AdapterText = NO_TEXT
     error: RequestError | None = None
     failed: AdapterSource | None = None  # the source of the error while the load state is FAILED
     retry_at: float = 0.0  # time.monotonic() before which a failed adapter is not read again

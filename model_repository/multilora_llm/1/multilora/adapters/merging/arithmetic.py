@@ -17,6 +17,7 @@ from safetensors.torch import save
 from multilora.adapters.checkpoint.peft_tensors import Factors
 from multilora.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from multilora.adapters.merging.recipe import MergeRecipe
+from multilora_text.checkpoint_text import GENERATION_CONFIG
 
 
 def merge_factors(
@@ -32,8 +33,10 @@ def merge_factors(
     return {module: _merged(module, parts, recipe, rank, noise) for module in modules}
 
 
-def as_checkpoint(merged: Mapping[str, Factors]) -> dict[str, bytes]:
-    """The files of a PEFT folder, by name."""
+def as_checkpoint(
+    merged: Mapping[str, Factors], end_token_ids: Sequence[int] = ()
+) -> dict[str, bytes]:
+    """The files of a PEFT folder, by name; `end_token_ids` are those of all parts."""
     rank = max(pair.rank for pair in merged.values())
     config = {
         "peft_type": "LORA",
@@ -47,7 +50,10 @@ def as_checkpoint(merged: Mapping[str, Factors]) -> dict[str, bytes]:
     for module, pair in merged.items():
         tensors[f"base_model.model.{module}.lora_A.weight"] = pair.a.contiguous()
         tensors[f"base_model.model.{module}.lora_B.weight"] = pair.b.contiguous()
-    return {CONFIG_FILE: json.dumps(config, indent=1).encode(), WEIGHTS_FILE: save(tensors)}
+    files = {CONFIG_FILE: json.dumps(config, indent=1).encode(), WEIGHTS_FILE: save(tensors)}
+    if end_token_ids:
+        files[GENERATION_CONFIG] = json.dumps({"eos_token_id": list(end_token_ids)}).encode()
+    return files
 
 
 def _order(module: str) -> tuple[int, str]:

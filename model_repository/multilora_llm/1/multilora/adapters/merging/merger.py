@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from multilora.adapters.background_thread import background_thread
 from multilora.adapters.checkpoint.adapter import Checkpoint, read_checkpoint
-from multilora.adapters.files import FileStamp, needed_files, stamps
+from multilora.adapters.files import OPTIONAL_FILES, FileStamp, needed_files, stamps
 from multilora.adapters.memory.state import AdapterStates
 from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
 from multilora.adapters.merging.cache import MergeCache
@@ -27,6 +27,7 @@ from multilora.base_model.sites import LoRASite
 from multilora.errors import ErrorCode, RequestError, internal
 from multilora_api.adapter_names import MERGED_PREFIX
 from multilora_api.admin import Origin
+from multilora_text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 4  # parts may have to be downloaded first
@@ -54,7 +55,8 @@ _Job = tuple[MergeRecipe, Sequence[AdapterSource], OnMerged] | None
 
 
 class AdapterMerger:
-    """Any thread. `folder_of` gives the local folder of a source, which may take a download."""
+    """Any thread. `tokenizer` is the base model's, None without text. `folder_of` gives the local
+    folder of a source, which may take a download."""
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class AdapterMerger:
         states: AdapterStates,
         sites: Sequence[LoRASite],
         max_rank: int,
+        tokenizer: Tokenizer | None,
         folder_of: Callable[[AdapterSource], Path],
         base_folder: Path | None = None,
     ) -> None:
@@ -70,6 +73,7 @@ class AdapterMerger:
         self._states = states
         self._sites = sites
         self._max_rank = max_rank
+        self._tokenizer = tokenizer
         self._folder_of = folder_of
         self._base_folder = base_folder
         self._cache = MergeCache(_KEPT_MERGES)
@@ -131,9 +135,10 @@ class AdapterMerger:
         """Merge the files as they are now → digest of the merge."""
         start = time.monotonic()
         read = [self._read(*part) for part in parts]
-        digest = recipe.digest([checkpoint.digest for checkpoint in read])
+        digest = recipe.digest([checkpoint.identity for checkpoint in read])
         merged = merge_factors([part.factors for part in read], recipe, int(digest[:15], 16))
-        self._cache.add(digest, as_checkpoint(merged))
+        end_token_ids = sorted({number for part in read for number in part.end_token_ids})
+        self._cache.add(digest, as_checkpoint(merged, end_token_ids))
         self.computed += 1
         seconds = time.monotonic() - start
         _LOG.info("merged %s into %s in %.1f s", ", ".join(recipe.ids), _name(digest), seconds)
@@ -141,7 +146,9 @@ class AdapterMerger:
 
     def _read(self, adapter_id: str, folder: Path) -> Checkpoint:
         with about_adapter(adapter_id):
-            return read_checkpoint(folder, self._sites, self._max_rank, self._base_folder)
+            return read_checkpoint(
+                folder, self._sites, self._max_rank, self._tokenizer, self._base_folder
+            )
 
     def _folder(self, source: AdapterSource) -> Path:
         """The local folder of a part, whose download is used again while it is fresh."""
@@ -161,12 +168,13 @@ class AdapterMerger:
             return self._folder_of(source)
 
     def _digest(self, adapter_id: str, folder: Path) -> str:
-        """The digest of the files in `folder`, which are read only when they have changed."""
-        version = (folder, tuple(stamps(folder, needed_files(folder))))
+        """The identity of the files in `folder`, which are read only when they have changed."""
+        names = (*OPTIONAL_FILES, *needed_files(folder))
+        version = (folder, tuple(stamps(folder, names)))
         with self._lock:
             known = self._digests.get(version)
         if known is None:
-            known = self._read(adapter_id, folder).digest
+            known = self._read(adapter_id, folder).identity
             with self._lock:
                 _keep(self._digests, version, known, _KEPT_DIGESTS)
         return known

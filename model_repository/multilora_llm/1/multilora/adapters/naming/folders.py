@@ -16,6 +16,7 @@ from typing import NamedTuple
 from multilora.adapters.files import (
     CONFIG_FILE,
     FILES,
+    INNER_FOLDERS,
     FileStamp,
     is_shard,
     name_of,
@@ -70,7 +71,7 @@ class AdapterFolders:
         if any(_is_file(os.path.join(folder, CONFIG_FILE)) for folder in above):
             return None
         root = os.path.realpath(self.root)
-        links = (os.path.join(path, name) for name in (*FILES, *needed_files(path)))
+        links = (os.path.join(path, name) for name in (*FILES, *INNER_FOLDERS, *needed_files(path)))
         for target in (path, *filter(os.path.islink, links)):
             if not is_below(os.path.realpath(target), root):
                 error = invalid(
@@ -152,14 +153,26 @@ def _subfolders(folder: _Folder, entries: list[os.DirEntry[str]], root: str) -> 
 def _signature(entries: list[os.DirEntry[str]], root: str) -> Signature | None:
     """Of an adapter's files; None when one is a symlink that leads out of `root`."""
     stamps: list[FileStamp] = []
-    for entry in entries:
-        if entry.name not in FILES and not is_shard(entry.name):
+    for name, entry in _with_inner(entries):
+        is_file = name in FILES or is_shard(name)
+        if not is_file and name not in INNER_FOLDERS:
             continue
         if entry.is_symlink() and not is_below(os.path.realpath(entry.path), root):
             return None
-        with contextlib.suppress(OSError):
-            stamps.append(FileStamp.of(entry.name, entry.stat()))
+        if is_file:
+            with contextlib.suppress(OSError):
+                stamps.append(FileStamp.of(name, entry.stat()))
     return hash(tuple(sorted(stamps)))
+
+
+def _with_inner(entries: list[os.DirEntry[str]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The entries of an adapter's folder with their names, those of INNER_FOLDERS too."""
+    for entry in entries:
+        yield entry.name, entry
+        if entry.name in INNER_FOLDERS:
+            with contextlib.suppress(OSError):
+                for inner in os.scandir(entry.path):
+                    yield f"{entry.name}/{inner.name}", inner
 
 
 def _is_file(path: str) -> bool:
