@@ -1,5 +1,6 @@
 """What attacks say to a server over HTTP, and which of its answers explain themselves."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -60,7 +61,8 @@ def call(
     raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     connection = http.client.HTTPConnection(*address, timeout=seconds)
     try:
-        connection.request(method, path, raw, {**_JSON, **headers})
+        with contextlib.suppress(BrokenPipeError):  # who is refused early can still read why
+            connection.request(method, path, raw, {**_JSON, **headers})
         response = connection.getresponse()
         names = {name.lower(): value for name, value in response.getheaders()}
         return Answer(response.status, names, response.read())

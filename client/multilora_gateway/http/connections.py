@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from multilora_gateway.errors import GatewayError, unavailable
 
+MOST_LINGERING = 512  # connections that were refused, beside those that are open
 _TELL_SECONDS = 10.0  # between two lines of the log
 _LOG = logging.getLogger("multilora.gateway")
 

@@ -5,8 +5,10 @@ import logging
 import resource
 import socket
 
+from multilora_gateway.http.connections import MOST_LINGERING
+
 _BACKLOG = 1024
-_OTHER_FILES = 256
+_OTHER_FILES = 256 + MOST_LINGERING
 _LOG = logging.getLogger("multilora.gateway")
 
 

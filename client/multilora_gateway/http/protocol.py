@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.http.answer_headers import REQUEST_ID, request_id
-from multilora_gateway.http.connections import ConnectionLimits, Connections
+from multilora_gateway.http.connections import MOST_LINGERING, ConnectionLimits, Connections
 from multilora_gateway.http.error_answers import error_answer
 
 MOST_HEADERS = 100
@@ -28,7 +28,6 @@ _WITHOUT_BODY = TARGET_BYTES + HEAD_BYTES  # bytes of a request that add nothing
 MOST_PIPELINED = 100  # requests of a connection that wait for the answer to another
 _LINGER_SECONDS = 2.0  # after a refusal, in which a client may notice it and close
 _LINGER_BYTES = 1 << 20
-_MOST_LINGERING = 128  # connections, beside those that are served
 _REASONS = {408: "head_time", 414: "head_size", 431: "head_size"}  # others are "malformed"
 _BYTES_ON_THE_WIRE = 8  # for each byte of a body; chunks of one byte take six
 
@@ -214,7 +213,7 @@ class LimitedHttp(HttpToolsProtocol):
         What arrives until then is dropped, up to a limit. Were it left unread, closing would reset
         the connection, and its client might lose the answer.
         """
-        if self._open_connections.lingering >= _MOST_LINGERING:
+        if self._open_connections.lingering >= MOST_LINGERING:
             return self._close()
         self._lingers = True
         self._room = _LINGER_BYTES

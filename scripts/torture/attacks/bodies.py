@@ -72,7 +72,8 @@ def bodies(round_: Round) -> None:
         method = "POST" if rng.random() < 0.95 else rng.choice(("GET", "PUT", "DELETE", "PATCH"))
         headers = {"Content-Type": kind, "Authorization": f"Bearer {ADMIN_KEY}"}
         answer = call(round_.server.gateway, method, path, raw, headers=headers)
-        if answer.problem or answer.is_refusal:
+        crossed = b"unloaded meanwhile" in answer.body  # by another of these workers
+        if answer.problem or (answer.is_refusal and not crossed):
             raise Unexplained(f"{method} {path} {kind!r} {raw[:300]!r}: {answer}")
 
     round_.repeat(4, act)

@@ -68,7 +68,7 @@ def _stop(server: ServerUnderTest, name: str, rng: random.Random) -> None:
 def _read_on(server: ServerUnderTest, name: str, rng: random.Random) -> None:
     """Somebody reads to the end between those who leave."""
     tokens = rng.randrange(1, 300)
-    with MultiLoRAClient(server.grpc, timeout=120) as client:
+    with MultiLoRAClient(server.grpc, timeout=300) as client:  # others may be preferred
         done = client.generate("hello", adapter_id=name, max_tokens=tokens, ignore_eos=True)
     if done.num_output_tokens != tokens:
         raise Unexplained(f"{done.num_output_tokens} tokens instead of {tokens}")
