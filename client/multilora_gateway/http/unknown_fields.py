@@ -25,9 +25,10 @@ class UnknownFields:
 
     def ignore(self, place: Place, known: Iterable[str]) -> None:
         """`known` are the names that are read in the same place."""
+        if len(self._names) > _MOST_NAMED:
+            return
         name = ".".join(part[:_LONGEST] for part in place if isinstance(part, str))
-        if len(self._names) <= _MOST_NAMED:
-            self._names[name] = None
+        self._names[name] = None
         if len(_logged) < _MOST_LOGGED and name not in _logged:
             _logged.add(name)
             _log(name, place, known)

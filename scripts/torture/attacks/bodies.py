@@ -30,6 +30,7 @@ _NAMED = {"adapter_id": "fuzz/a0"}
 _BODIES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("/", "/generate", "/generate_stream", "/invocations", "/tokenize"), _TGI),
     "/chat_tokenize": {"messages": _SAY, "model": "upper"},
+    "/detokenize": {"tokens": [72, 105], "model": "upper"},
     "/v1/completions": {**_OPENAI, "logprobs": 2, "prompt": ["hello", "world"]},
     "/v1/chat/completions": _CHAT,
     "/adapters/load": {**_NAMED, "source": "", "revision": ""},

@@ -89,7 +89,8 @@ def test_an_unloaded_registered_adapter_is_gone_until_it_is_loaded_again(
     with pytest.raises(RequestError) as caught:
         engine.submit(request("r", "b"))
     assert caught.value.code is ErrorCode.NOT_FOUND
-    assert refusal(engine, "info", "b").code is ErrorCode.NOT_FOUND
+    for action in ("info", "unload"):
+        assert refusal(engine, action, "b").code is ErrorCode.NOT_FOUND
     ask(engine, "load", "c")
     assert refusal(engine, "unload", "nobody").code is ErrorCode.NOT_FOUND
     loaded = ask(engine, "load", "b", source=str(folder / "b"))
