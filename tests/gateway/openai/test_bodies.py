@@ -39,13 +39,8 @@ def refusal(raw: bytes) -> GatewayError:
         ({"temperature": "0.5"}, "temperature", "temperature: input should be a valid number"),
         ({"stop": [1]}, "stop", "stop"),
         ({"n": 0}, "n", "n: input should be greater than or equal to 1"),
-<<<<<<< ours
         ({"messages": None}, "messages", "messages is missing; it is required"),
-        ({"messages": ["hi"]}, "messages", "messages.0: input should be a valid dictionary"),
-=======
-        ({"messages": None}, "messages", "messages: input should be a valid"),
         ({"messages": ["hi"]}, "messages", "messages.0: input should be an object"),
->>>>>>> theirs
         ({"response_format": {"type": "xml"}}, "response_format", "response_format.type: input"),
         ({"tool_choice": 5}, "tool_choice", "tool_choice: input should be 'auto'"),
         ({"tools": [{"function": {"name": "a b"}}]}, "tools", "tools.0.function.name: string"),
