@@ -29,7 +29,8 @@ def command(capsys: pytest.CaptureFixture[str]) -> Convert:
     def run(folder: Path) -> tuple[int, str, str]:
         capsys.readouterr()
         code = main(["adapters", "convert", str(folder)])
-        return code, *capsys.readouterr()
+        said = capsys.readouterr()
+        return code, said.out, said.err
 
     return run
 

@@ -71,7 +71,7 @@ def test_text_generation_client_chats(gateway: str) -> None:
     """It reads only answers whose system_fingerprint is a string."""
     client = text_generation.Client(gateway, timeout=SECONDS)
     say = [text_generation.types.Message(role="user", content="hello world")]
-    answer = client.chat(say, max_tokens=40, seed=1, temperature=0.0)
+    answer: Any = client.chat(say, max_tokens=40, seed=1, temperature=0.0)
     assert answer.choices[0].message.content == "hello world"
     assert answer.system_fingerprint
 

@@ -49,14 +49,14 @@ def test_a_folder_that_is_never_still_is_busy(
 ) -> None:
     """The next write follows each read: a thread that writes may be held up on a busy machine."""
     write(tmp_path, "one")
-    really_read = adapter_files._read
+    really_read = adapter_files.read_start
 
     def and_then_write(path: Path, size: int) -> bytes | None:
         content = really_read(path, size)
         write(tmp_path, "two")
         return content
 
-    monkeypatch.setattr(adapter_files, "_read", and_then_write)
+    monkeypatch.setattr(adapter_files, "read_start", and_then_write)
     with pytest.raises(RequestError) as caught:
         read(tmp_path)
     assert caught.value.code is ErrorCode.UNAVAILABLE
@@ -70,7 +70,7 @@ def test_a_write_during_the_reading_is_seen(
     """The weights change, at the same size, between the reading of the two files."""
     write(tmp_path, "old")
     settle()
-    really_read = adapter_files._read
+    really_read = adapter_files.read_start
 
     def and_then_write(path: Path, size: int) -> bytes | None:
         content = really_read(path, size)
@@ -81,7 +81,7 @@ def test_a_write_during_the_reading_is_seen(
                 os.utime(tmp_path / WEIGHTS, ns=(status.st_atime_ns, status.st_mtime_ns))
         return content
 
-    monkeypatch.setattr(adapter_files, "_read", and_then_write)
+    monkeypatch.setattr(adapter_files, "read_start", and_then_write)
     assert read(tmp_path) == {CONFIG: "new", WEIGHTS: "new"}
 
 
@@ -194,7 +194,7 @@ def test_weights_and_template_are_of_one_version(
             if changed == "everything":
                 write_adapter(folder, seed=8, rank=8)
 
-    really_read, really_parse = adapter_files._read, adapter_module._parse
+    really_read, really_parse = adapter_files.read_start, adapter_module._parse
 
     def and_then_replace(path: Path, size: int) -> bytes | None:
         content = really_read(path, size)
@@ -202,12 +202,12 @@ def test_weights_and_template_are_of_one_version(
             replace()
         return content
 
-    def replace_and_parse(content: bytes) -> dict[str, torch.Tensor]:
+    def replace_and_parse(name: str, content: bytes) -> dict[str, torch.Tensor]:
         if after == "parsing":
             replace()
-        return really_parse(content)
+        return really_parse(name, content)
 
-    monkeypatch.setattr(adapter_files, "_read", and_then_replace)
+    monkeypatch.setattr(adapter_files, "read_start", and_then_replace)
     monkeypatch.setattr(adapter_module, "_parse", replace_and_parse)
     adapter = read_adapter(folder, "mine", base.sites, torch.float32, 16, tokenizer)
     assert replaced

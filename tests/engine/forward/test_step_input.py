@@ -105,7 +105,7 @@ def test_the_device_gets_what_the_host_has() -> None:
 def test_kv_cache_is_as_large_as_it_says() -> None:
     base = BaseConfig(
         "LlamaForCausalLM", 8, 64, 96, 3, 4, 2, 16, 1e-6, RopeConfig(), 128, True,
-        False, False, False, False, (None,) * 3, (), "float32",
+        False, False, False, False, (None,) * 3, "float32",
     )  # fmt: skip
     kv = KVCache(base, num_blocks=5, block_size=8, dtype=torch.bfloat16, device=CPU)
     assert kv.k.shape == kv.v.shape == (3, 5, 8, 2, 16)

@@ -151,6 +151,12 @@ def test_out_of_range(name: str, value: float, dtype: Any, reason: str) -> None:
     refused(reason, None, **{name: scalar(value, dtype)})
 
 
+@pytest.mark.parametrize("token", [-1, -(2**31), 100])
+def test_ids_of_no_token_are_refused_before_they_are_decoded(token: int) -> None:
+    ids = np.array([[5, token]], dtype=np.int32)
+    refused(f"input_ids holds {token}; token ids", input_ids=ids)
+
+
 def test_bad_shapes_and_text() -> None:
     refused("input_ids has 2 rows", input_ids=np.zeros((2, 3), dtype=np.int32))
     refused("max_tokens must hold one value; got 2", max_tokens=np.array([[1, 2]]))

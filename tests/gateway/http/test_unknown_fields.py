@@ -10,6 +10,7 @@ import pytest
 
 from multilora_gateway.app import create_app
 from multilora_gateway.http import unknown_fields
+from multilora_gateway.http.metrics import GatewayMetrics
 from multilora_gateway.settings import Settings
 from support.gateway.serving import Served, serving
 
@@ -67,14 +68,14 @@ SETTINGS = Settings(triton_url="127.0.0.1:9", admin_key="root")
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Served]:
-    with serving(create_app(SETTINGS, ("*",)), lifespan="on") as served:
+    with serving(create_app(SETTINGS, ("*",), GatewayMetrics("")), lifespan="on") as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 def strict() -> Iterator[Served]:
     settings = Settings(triton_url="127.0.0.1:9", admin_key="root", strict_fields=True)
-    with serving(create_app(settings, ("*",)), lifespan="on") as served:
+    with serving(create_app(settings, ("*",), GatewayMetrics("")), lifespan="on") as served:
         yield served
 
 
@@ -115,7 +116,7 @@ def test_they_are_refused_where_the_server_is_strict(strict: Served, sent: Sent)
 
 def test_every_route_with_a_body_is_here() -> None:
     """/chat_tokenize reads but a part of what a chat holds, and what is no part is not named."""
-    routes = create_app(SETTINGS, ("*",)).openapi()["paths"].items()
+    routes = create_app(SETTINGS, ("*",), GatewayMetrics("")).openapi()["paths"].items()
     with_body = {path for path, methods in routes if "post" in methods}
     assert with_body == {sent.path for sent in ROUTES} | {"/chat_tokenize"}
 

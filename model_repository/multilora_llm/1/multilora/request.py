@@ -131,12 +131,12 @@ class RequestLimits:
                 f"max_total_tokens {self.max_total_tokens}; lower max_tokens to at most "
                 f"{self.max_total_tokens - count} or raise --max-total-tokens"
             )
-        self._check_ids("input_ids", request.prompt_token_ids)
+        self.check_ids("input_ids", request.prompt_token_ids)
         for name in ("stop_token_ids", "allowed_token_ids"):
             if token_ids := getattr(sampling, name):
-                self._check_ids(name, token_ids)
+                self.check_ids(name, token_ids)
         if sampling.logit_bias:
-            self._check_ids("logit_bias", tuple(token_id for token_id, _ in sampling.logit_bias))
+            self.check_ids("logit_bias", tuple(token_id for token_id, _ in sampling.logit_bias))
 
     def granted(self, request: Request) -> Request:
         """The request with as few max_tokens, and min_tokens, as leave room for its prompt."""
@@ -156,7 +156,8 @@ class RequestLimits:
                 "shorten it or raise --max-input-tokens"
             )
 
-    def _check_ids(self, name: str, token_ids: tuple[int, ...]) -> None:
+    def check_ids(self, name: str, token_ids: tuple[int, ...]) -> None:
+        """Raises RequestError (INVALID_ARG) unless there are such tokens."""
         low, high = min(token_ids), max(token_ids)
         if low < 0 or high >= self.vocab_size:
             raise invalid(

@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def test_copies_that_peft_saves_change_nothing(
     assert note.startswith("adapter 'mine' leaves as in the base model: ")
     assert "embed_tokens.weight" in note and "lm_head.weight" in note
     sites = BaseConfig.from_folder(place.base).sites
-    assert len(read_checkpoint(place.copies, sites, 64, place.base).factors) == 21
+    assert len(read_checkpoint(place.copies, sites, 64, base_folder=place.base).factors) == 21
     with pytest.raises(RequestError, match="an embedding table"):
         read_checkpoint(place.copies, sites, 64)
 
@@ -125,7 +125,8 @@ def test_added_rows_are_counted(place: Place, tmp_path: Path) -> None:
 def test_copies_in_another_dtype(
     place: Place, tmp_path: Path, stored: torch.dtype, copied: torch.dtype
 ) -> None:
-    base = write_model(make_model(place.variant).to(stored), tmp_path / "base")
+    model: Any = make_model(place.variant)
+    base = write_model(model.to(stored), tmp_path / "base")
     table = load_file(base / "model.safetensors")["model.embed_tokens.weight"].to(copied)
     folder = changed(place, tmp_path / "x", {PREFIX + "model.embed_tokens.weight": table})
     assert read(place, folder, base).rank == 8

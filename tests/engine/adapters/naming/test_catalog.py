@@ -65,7 +65,7 @@ def test_the_name_that_was_asked_for_is_never_proposed(root: Path) -> None:
     """A folder that has just been removed is still in the latest scan."""
     make(root / "sqls")
     catalog = catalog_of("", root)
-    catalog.sources()
+    catalog.listed()
     (root / "sql/adapter_config.json").unlink()
     assert "did you mean 'sqls'?" in refusal(catalog.resolve, "sql")
 

@@ -236,7 +236,10 @@ def _prompt(
 ) -> tuple[tuple[int, ...], str | None]:
     """(token ids, text that has to become some): neither for a chat without a placeholder."""
     if "input_ids" in tensors:
-        limits.check_prompt(tensors["input_ids"].shape[-1])  # before a list is made of them
+        given = tensors["input_ids"]
+        limits.check_prompt(given.shape[-1])  # before a list is made of them
+        if given.size:  # no tokenizer knows others
+            limits.check_ids("input_ids", (int(given.min()), int(given.max())))
         return tuple(_row(tensors, "input_ids")), None
     if is_chat:
         return (), None
