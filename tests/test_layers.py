@@ -97,7 +97,9 @@ GATEWAY = {
     ),
     "openai": Room("errors settings http backend generation", API),
     "tgi": Room("errors settings http backend generation", API),
-    "routes": Room("errors settings http backend generation openai tgi", f"{HTTP} multilora_api"),
+    "routes": Room(
+        "errors settings http backend generation openai tgi", "fastapi starlette multilora_api"
+    ),
     "app": Room("settings http backend routes", "fastapi starlette multilora_text"),
     "cli": Room("settings http json_lines app", "uvicorn"),
     "__main__": Room("cli"),

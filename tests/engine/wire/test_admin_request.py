@@ -38,7 +38,7 @@ def test_every_input_becomes_its_key() -> None:
         ({"adapter_id": text(b"\xc3(")}, {}, "adapter_id is not valid UTF-8"),
         ({"max_tokens": np.array([[3]])}, {}, "unknown name 'max_tokens' beside an action"),
         ({}, {"cancle": True}, "unknown name 'cancle' beside an action; did you mean cancel"),
-        ({}, {"zz": 1}, "known are action, adapter_id, source"),
+        ({}, {"zz": 1}, "known are action, adapter_id, after, source"),
     ],
 )
 def test_refused(tensors: dict[str, np.ndarray], parameters: dict[str, Any], reason: str) -> None:

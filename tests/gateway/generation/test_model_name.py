@@ -29,6 +29,7 @@ from multilora_gateway.settings import Settings
 from multilora_text.tokenizer import Tokenizer
 from support.chats import RENDERER
 from support.e2e.triton import DEMO
+from support.fake.adapters import entry
 
 NAMED = Settings(served_model_name="short")
 
@@ -91,7 +92,7 @@ class Server:
 
     async def adapters(self, action: str, **inputs: Any) -> dict[str, Any]:
         if action == "list":
-            return {"adapters": [{"id": name, "source": ""} for name in self._known]}
+            return {"adapters": [entry(name) for name in self._known]}
         assert action == "merge"
         self.merges.append({**json.loads(inputs["merge"]), "token": inputs["adapter_token"]})
         return {"id": "merged:01"}

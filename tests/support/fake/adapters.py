@@ -50,6 +50,7 @@ def entry(adapter_id: str, **changes: Any) -> dict[str, Any]:
         "last_used": 1_700_000_000.5,
         "state": "ready",
         "error": None,
+        "error_code": None,
         "colour": "blue",
         **changes,
     }
