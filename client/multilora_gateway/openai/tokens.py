@@ -32,8 +32,9 @@ async def tokenized(
     """The answer of /tokenize; raises GatewayError."""
     base = await context.backend.base()
     model = await resolve(context, body.model, body.selection)
+    # Of a text, too, which any adapter would have made the same tokens of: there must be one.
+    own = await context.backend.templates(model.adapter_id, body.selection.token)
     if isinstance(body, ChatToTokenize):
-        own = await context.backend.templates(model.adapter_id, body.selection.token)
         tools = usable(body.tools, body.tool_choice)
         ids = await chat_prompt(body, context, base, own, template_messages(body.messages), tools)
     else:

@@ -58,7 +58,6 @@ def test_completions_echo_default_length_and_logprobs(openai_client: OpenAI, bas
 @pytest.mark.parametrize(
     ("fields", "code", "message"),
     [
-        ({"temprature": 1}, None, "did you mean temperature"),
         ({"messages": []}, None, "messages is empty"),
         ({"max_tokens": 10**6}, "context_length_exceeded", "ask for at most"),
         ({"messages": say("x" * 5000)}, "context_length_exceeded", "shorten it"),
