@@ -9,6 +9,7 @@ from multilora_gateway.http.error_answers import error_answer
 
 BODY_SECONDS = 30.0
 _DISCARDED = 64_000_000  # bytes beyond the limit that are still read, and dropped
+_CLOSE = {"Connection": "close"}
 
 
 class BodyLimit:
@@ -64,7 +65,8 @@ class BodyLimit:
         except TimeoutError:
             self._check(size)
             late = f"the body did not arrive in {BODY_SECONDS:.0f} s; send it faster"
-            raise GatewayError(408, "timeout", late) from None
+            # What may still come of the body nobody reads.
+            raise GatewayError(408, "timeout", late, headers=_CLOSE) from None
         self._check(size)
         return b"".join(parts)
 
@@ -74,5 +76,5 @@ class BodyLimit:
                 413, "too_large",
                 f"the body has more than {self._most} bytes; shorten it, or start the server with "
                 "a larger --payload-limit",
-                headers={"Connection": "close"},
+                headers=_CLOSE,
             )  # fmt: skip

@@ -59,6 +59,7 @@ def test_a_body_that_dribbles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
 
     run(BodyLimit(app_that_must_not_run, 1000)(SCOPE, receive, send))
     assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]  # and not kept for the rest
     assert b'"error_type":"timeout"' in sent[1]["body"]
 
 
