@@ -14,6 +14,7 @@ from multilora_gateway.http.json_values import Fields, Items, Name, Text, only
 
 BASE_MODEL = "__base_model__"  # LoRAX's name of the base model, where an adapter's name stands
 _ElsewhereAdapter = Annotated[Any, only(instead="name the adapter in adapter_id")]
+OTHER_NAMES = ("lora", "lora_name", "lora_path", "lora_request")  # of an adapter, elsewhere
 LoraxSource = Literal["hub", "local", "s3", "pbase"]
 
 
@@ -57,7 +58,7 @@ class AdapterFields(BaseModel):
     adapter_source: LoraxSource | None = None
     api_token: Text | None = Field(default=None, repr=False)
     merged_adapters: AdapterMerge | None = None
-    # How other servers name an adapter: to ignore one would answer with the base model.
+    # OTHER_NAMES: to ignore one would answer with the base model.
     lora: _ElsewhereAdapter = None
     lora_name: _ElsewhereAdapter = None
     lora_path: _ElsewhereAdapter = None

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from multilora_gateway.errors import GatewayError, invalid
+from multilora_gateway.generation.adapter_selection import OTHER_NAMES
 from multilora_gateway.tgi.parameters import GenerateRequest, Parameters
 
 _BODY_FIELDS = tuple(GenerateRequest.model_fields)
-_PARAMETERS = tuple(Parameters.model_fields)
+_PARAMETERS = tuple(name for name in Parameters.model_fields if name not in OTHER_NAMES)
 _LONGEST = 100  # characters of a client's own words in an error
 _BODY = 'the body must be a JSON object such as {"inputs": "Hello"}, sent as application/json'
 
@@ -95,6 +96,8 @@ def _hint(place: Sequence[str]) -> str:
     outside, name = place[:-1], place[-1]
     if outside not in ([], ["parameters"]):
         return "leave it out"
+    if name in OTHER_NAMES:
+        return "name the adapter in `parameters.adapter_id`"
     if not outside and name in _PARAMETERS:
         return f"put it into `parameters`: `parameters.{name}`"
     if outside and name in _BODY_FIELDS:

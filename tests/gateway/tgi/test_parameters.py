@@ -145,6 +145,7 @@ def test_lengths() -> None:
         ({"inputs": None}, "missing field `inputs`"),
         ({"inputs": "a", "parameters": {"\ud800": 1}}, "unicode"),
         ({"inputs": "a", "adapter_id": "b"}, "put it into `parameters`: `parameters.adapter_id`"),
+        ({"inputs": "a", "lora_name": "b"}, "name the adapter in `parameters.adapter_id`"),
         ({"inputs": "a", "parameters": {"model": "b"}}, "move it out of `parameters`, beside `"),
         ({"inputs": "a", "parameters": {"stream": True}}, "move it out of `parameters`, beside `"),
         ({"inputs": "a", "parameters": {"top_k": "5"}}, "`parameters.top_k`"),
@@ -162,7 +163,7 @@ def test_bad_bodies_are_explained(body: dict[str, Any], words: str) -> None:
     [
         ({"inputs": "a", "parameters": {"max_token": 1}}, "did you mean `max_new_tokens`?"),
         ({"inputs": "a", "paramters": {}}, "did you mean `parameters`?"),
-        ({"inputs": "a", "parameters": {"zzz": 1}}, "known are adapter_id"),
+        ({"inputs": "a", "parameters": {"zzz": 1}}, "api_token, merged_adapters, best_of, "),
         ({"inputs": "a", "zzz": 1}, "unknown field `zzz`; known are inputs, parameters, stream"),
         ({"inputs": "a", "max_token": 1}, "did you mean `parameters.max_new_tokens`?"),
         (
