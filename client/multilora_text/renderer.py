@@ -43,7 +43,7 @@ class _Refusal(TextError):
     def __init__(self, reason: str) -> None:
         super().__init__(
             f"the chat template refuses these messages ({reason}); change them, or send the "
-            "prompt as text_input without chat"
+            "prompt as a text, without chat"
         )
 
 
@@ -53,7 +53,7 @@ class _Defect(TextError):
     def __init__(self, what: str) -> None:
         super().__init__(
             f"the chat template {what}; send fewer or shorter messages, repair the template, or "
-            "send the prompt as text_input without chat"
+            "send the prompt as a text, without chat"
         )
         self.what = what
 

@@ -93,7 +93,7 @@ class Tokenizer:
         if template is None:
             raise TextError(
                 "the base model has no chat template; render the messages yourself and send them "
-                "as text_input without chat"
+                "as a text, without chat"
             )
         return template
 

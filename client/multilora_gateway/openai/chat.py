@@ -47,6 +47,7 @@ from multilora_text.chat_template import ChatTemplates
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
 
+_NEW_MESSAGE = "an answer is a new message; to continue a text, send it all to /v1/completions"
 _OWN_VARIABLES = ("messages", "tools", "documents", "template", "self")
 
 
@@ -66,7 +67,7 @@ class ChatBody(CompletionFields):
     modalities: Items[Literal["text"]] | None = None
     add_generation_prompt: True_ = None
     add_special_tokens: False_ = None
-    continue_final_message: False_ = None
+    continue_final_message: Annotated[Any, only(False, instead=_NEW_MESSAGE)] = None
     echo: False_ = None
     include_reasoning: True_ = None
     return_prompt_text: False_ = None

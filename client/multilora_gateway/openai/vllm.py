@@ -88,7 +88,11 @@ class VllmFields(BaseModel):
         if keep == -1:
             keep = min(base.max_input_tokens, base.max_total_tokens - answer)
         if keep < 1:
-            raise invalid("truncate_prompt_tokens leaves no prompt", "truncate_prompt_tokens")
+            raise invalid(
+                "truncate_prompt_tokens leaves no prompt; send at least 1, or beside -1 a smaller "
+                "max_tokens",
+                "truncate_prompt_tokens",
+            )
         return ids[:keep] if self.truncation_side == "right" else ids[-keep:]
 
     def constraint(self, other: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -120,7 +120,7 @@ def test_a_prompt_is_truncated(fields: dict[str, Any], kept: slice) -> None:
 
 
 def test_nothing_is_left_of_no_prompt() -> None:
-    with pytest.raises(GatewayError, match="truncate_prompt_tokens leaves no prompt"):
+    with pytest.raises(GatewayError, match="truncate_prompt_tokens leaves no prompt; send"):
         prepared(truncate_prompt_tokens=0)
 
 

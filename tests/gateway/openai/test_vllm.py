@@ -169,6 +169,11 @@ def test_the_other_value_of_what_only_chats_have_is_refused(name: str) -> None:
         chat(**{name: not OF_CHATS[name]})
 
 
+def test_who_wants_a_message_continued_is_told_where_texts_are() -> None:
+    with pytest.raises(GatewayError, match=r"continue_final_message: .*/v1/completions"):
+        chat(continue_final_message=True)
+
+
 def test_what_structured_outputs_cannot_hold_is_named() -> None:
     with pytest.raises(GatewayError, match=r"structured_outputs\.grammar: not supported"):
         text(structured_outputs={"grammar": "x"})
