@@ -11,26 +11,12 @@ import pytest
 
 from multilora.adapters.merging.cache import MergeCache
 from multilora.errors import ErrorCode, RequestError
-from support.engine.downloads import WEIGHTS, use_hub, write_adapter
+from support.engine.downloads import WEIGHTS
 from support.engine.files import unprivileged
 from support.engine.object_stores import WEIGHTS_PATH, fetch, url
 from support.fake.hub import HubServer
 
 MERGE = {"adapter_config.json": b"{}", "adapter_model.safetensors": WEIGHTS}
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    (tmp_path / "cache").mkdir()
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    write_adapter(tmp_path / "hub/org/sql")
-    with HubServer(tmp_path / "hub") as server:
-        use_hub(monkeypatch, server.url, cache)
-        yield server
 
 
 def of_hub(hub: HubServer) -> Path:

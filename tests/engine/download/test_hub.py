@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,11 @@ from multilora.download import hub_cache, partial_file
 from multilora.download.folder import adapter_folder
 from multilora.download.transfer import DownloadLimits
 from multilora.errors import ErrorCode, RequestError
-from support.engine.downloads import WEIGHTS, names_in, use_hub, write_adapter
+from support.engine.downloads import WEIGHTS, names_in, write_adapter
 from support.fake.hub import HubServer
 
 FILES = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
 WEIGHTS_PATH = "org/sql/adapter_model.safetensors"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    write_adapter(tmp_path / "hub/org/sql")
-    with HubServer(tmp_path / "hub") as server:
-        use_hub(monkeypatch, server.url, tmp_path / "cache")
-        yield server
 
 
 def fetch(

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,25 +15,12 @@ from multilora.download import partial_file, transfer
 from multilora.download.folder import adapter_folder
 from multilora.download.transfer import DownloadLimits, Retries
 from multilora.errors import ErrorCode, RequestError
-from support.engine.downloads import WEIGHTS, names_in, use_hub, write_adapter
+from support.engine.downloads import WEIGHTS, names_in, use_hub
 from support.fake.hub import HubServer
 
 WEIGHTS_PATH = "org/sql/adapter_model.safetensors"
 INFO_PATH = "api/models/org/sql"
 SIZE = len(WEIGHTS)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    write_adapter(tmp_path / "hub/org/sql")
-    with HubServer(tmp_path / "hub") as server:
-        use_hub(monkeypatch, server.url, cache)
-        yield server
 
 
 def fetch(max_bytes: int = 1 << 30, seconds: float = 30) -> Path:

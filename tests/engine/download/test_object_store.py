@@ -25,9 +25,8 @@ MEMORY = "memory://adapters/sql"
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
-    return tmp_path / "cache"
+def no_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hub(monkeypatch, "http://127.0.0.1:9", cache)
 
 
 @pytest.fixture
@@ -36,14 +35,6 @@ def memory(tmp_path: Path) -> Iterator[fsspec.AbstractFileSystem]:
     files.put(str(write_adapter(tmp_path / "upload")), "/adapters/sql", recursive=True)
     yield files
     files.rm("/adapters", recursive=True)
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[HubServer]:
-    """The hub's files as a store of plain files: they have etags, sizes and ranges."""
-    write_adapter(tmp_path / "hub/org/sql")
-    with HubServer(tmp_path / "hub") as server:
-        yield server
 
 
 def test_a_store_is_read_once_per_version(memory: fsspec.AbstractFileSystem, cache: Path):

@@ -1,6 +1,5 @@
 """Object stores that misbehave: typed errors in time, nothing half-way kept as whole."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,8 @@ from support.fake.hub import HubServer
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[HubServer]:
-    """The hub's files as a store of plain files: they have etags, sizes and ranges."""
-    write_adapter(tmp_path / "hub/org/sql")
-    with HubServer(tmp_path / "hub") as server:
-        yield server
+def no_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hub(monkeypatch, "http://127.0.0.1:9", cache)
 
 
 @pytest.mark.parametrize(
