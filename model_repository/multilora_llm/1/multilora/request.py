@@ -122,8 +122,6 @@ class RequestLimits:
     def check(self, request: Request) -> None:
         """Raises RequestError (INVALID_ARG)."""
         count, sampling = len(request.prompt_token_ids), request.sampling
-        if count == 0:
-            raise invalid("input_ids is empty; send at least one token")
         self.check_prompt(count)
         if count + sampling.max_tokens > self.max_total_tokens:
             raise invalid(
@@ -150,6 +148,8 @@ class RequestLimits:
 
     def check_prompt(self, count: int) -> None:
         """Raises RequestError (INVALID_ARG) unless `count` tokens can be a prompt."""
+        if count == 0:
+            raise invalid("input_ids is empty; send at least one token")
         if count > self.max_input_tokens:
             raise invalid(
                 f"the prompt has {count} tokens but max_input_tokens is {self.max_input_tokens}; "

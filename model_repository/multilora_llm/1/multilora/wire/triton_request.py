@@ -238,8 +238,7 @@ def _prompt(
     if "input_ids" in tensors:
         given = tensors["input_ids"]
         limits.check_prompt(given.shape[-1])  # before a list is made of them
-        if given.size:  # no tokenizer knows others
-            limits.check_ids("input_ids", (int(given.min()), int(given.max())))
+        limits.check_ids("input_ids", (int(given.min()), int(given.max())))  # they may be decoded
         return tuple(_row(tensors, "input_ids")), None
     if is_chat:
         return (), None
