@@ -69,8 +69,18 @@ def test_the_end_is_held_back_unless_nothing_else_may_come(kwargs: dict[str, Any
     logits[0, EOS[0]] = 10.0
     params = SamplingParams(max_tokens=9, **kwargs)
     assert run(logits, bound(item(params), {EOS[0], 30}, 50)).token_ids.item() == 30
-    assert run(logits, bound(item(params), {EOS[0]}, 50)).token_ids.item() == EOS[0]
+    for nothing_else in ({EOS[0]}, {EOS[0], 50}):  # the tokenizer may have ids that V lacks
+        assert run(logits, bound(item(params), nothing_else, 56)).token_ids.item() == EOS[0]
     assert run(logits, bound(item(SamplingParams()), {EOS[0], 30}, 50)).token_ids.item() == EOS[0]
+
+
+def test_an_adapters_end_may_come_where_the_bases_may() -> None:
+    """One that the base model lacks never does."""
+    logits = torch.zeros(1, 50)
+    logits[0, 31], logits[0, 30] = 10.0, 5.0
+    for own_ends, picked in (((31, 99), 31), ((99,), 30), ((), 30)):
+        row = item(SamplingParams(), own_ends=own_ends)
+        assert run(logits, bound(row, {EOS[0], 30}, 50)).token_ids.item() == picked
 
 
 @pytest.mark.parametrize(

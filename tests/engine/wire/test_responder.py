@@ -3,6 +3,8 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -166,44 +168,65 @@ def test_arrays() -> None:
     }
 
 
-def test_several_answers_are_one_response() -> None:
+def test_several_answers_are_one_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_GATHER_SECONDS", 0.0)
     client = FakeClient()
     first, second = JointClient(client, 2, stream=False).parts
     second.send(Response("b", (TokenOutput("r/1", 7),), "stop", 5, -2.0))
     assert not client.responses
     first.send(Response("a", (), "length", 5, -1.0))
     (joint,) = client.responses
-    outputs = frozenset({"finish_reason", "num_input_tokens", "num_output_tokens", "logprobs"})
-    arrays = joint.arrays(outputs, str)
+    names = "finish_reason num_input_tokens num_output_tokens logprobs queue_time"
+    arrays = joint.arrays(frozenset(names.split()), str)
     assert joint.final and arrays["text_output"].tolist() == [[b"a", b"b"]]
     assert arrays["finish_reason"].tolist() == [[b"length", b"stop"]]
-    assert arrays["num_input_tokens"].tolist() == [[5]]
+    assert arrays["num_input_tokens"].tolist() == [[5]] and arrays["queue_time"].shape == (1, 1)
     assert arrays["num_output_tokens"].tolist() == [[0, 1]]
 
 
-@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+def said(text: str, ends: str, counts: list[int], logprobs: list[float]) -> list[list[Any]]:
+    """Of two answers, apart by a bar each; "-" is one that goes on."""
+    texts, reasons = text.encode().split(b"|"), ends.replace("-", RUNNING).encode().split(b"|")
+    return [texts, reasons, counts, logprobs]
+
+
+AT_ONCE = [
+    said("ab|c", "-|-", [2, 1], [-2, -3]),
+    said("d|e", "-|stop", [1, 1], [-4, -5]),
+    said("f|", "length|stop", [1, 0], [-6, -5]),
+]
+QUICK = [
+    said("ab|", "-|-", [2, 0], [-2, 0]),
+    said("d|c", "-|-", [1, 1], [-4, -3]),
+    said("f|e", "length|stop", [1, 1], [-6, -5]),
+]
+SLOW = [
+    said("a|", "-|-", [1, 0], [-1, 0]),
+    said("b|", "-|-", [1, 0], [-2, 0]),
+    said("|c", "-|-", [0, 1], [-2, -3]),
+    said("d|", "-|-", [1, 0], [-4, -3]),
+    said("|e", "-|stop", [0, 1], [-4, -5]),
+    said("f|", "length|stop", [1, 0], [-6, -5]),
+]
+
+
+@pytest.mark.parametrize(("seconds", "heard"), [(0.0, AT_ONCE), (0.03, QUICK), (1.0, SLOW)])
 def test_a_stream_of_several_answers_gathers_what_they_say(
-    seconds: float, monkeypatch: pytest.MonkeyPatch
+    seconds: float, heard: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "_GATHER_SECONDS", seconds)
+    """`seconds` pass before each token."""
+    now = 0.0
+    monkeypatch.setattr(stream, "time", SimpleNamespace(monotonic=lambda: now))
     client = FakeClient()
-    first, second = JointClient(client, 2, stream=True).parts
-    token = (TokenOutput("r", 7),)
-    first.send(Response("a", token, RUNNING, 5, -1.0))
-    first.send(Response("b", token, RUNNING, 5, -2.0))
-    second.send(Response("c", token, "stop", 5, -4.0))
-    first.send(Response("d", token, "length", 5, -3.0))
+    parts = JointClient(client, 2, stream=True).parts
+    spoken = ((0, "a"), (0, "b"), (1, "c"), (0, "d"), (1, "e"), (0, "f"))
+    for number, (which, text) in enumerate(spoken, 1):
+        now += seconds
+        reason = {"e": "stop", "f": "length"}.get(text, RUNNING)
+        parts[which].send(Response(text, (TokenOutput("r", 7),), reason, 5, -float(number)))
     names = ("text_output", "finish_reason", "num_output_tokens", "cumulative_logprob")
     arrays = [response.arrays(frozenset(names), str) for response in client.responses]
-    seen = [[each[name][0].tolist() for name in names] for each in arrays]
-    one_by_one = [
-        [[b"a", b""], [b"None", b"None"], [1, 0], [-1.0, 0.0]],
-        [[b"b", b""], [b"None", b"None"], [1, 0], [-2.0, 0.0]],
-        [[b"", b"c"], [b"None", b"stop"], [0, 1], [-2.0, -4.0]],
-        [[b"d", b""], [b"length", b"stop"], [1, 0], [-3.0, -4.0]],
-    ]
-    together = [[[b"ab", b"c"], [b"None", b"stop"], [2, 1], [-2.0, -4.0]], one_by_one[-1]]
-    assert seen == (together if seconds else one_by_one)
+    assert [[each[name][0].tolist() for name in names] for each in arrays] == heard
     assert [response.final for response in client.responses][-2:] == [False, True]
 
 

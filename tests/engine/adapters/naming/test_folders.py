@@ -170,6 +170,14 @@ def test_a_kubernetes_volume(root: Path) -> None:
     assert names(AdapterFolders(root)) == ["py", "sql", "team/eu/de"]
 
 
+def test_an_adapter_is_known_by_its_new_name(root: Path) -> None:
+    folders = AdapterFolders(root)
+    folders.scan()
+    (root / "sql").rename(root / "new")
+    folders.scan()
+    assert folders.known == ("new", "team/eu/de")
+
+
 INNER = "additional_chat_templates/tool_use.jinja"
 
 

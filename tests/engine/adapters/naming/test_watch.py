@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,8 +88,13 @@ def test_added_replaced_and_removed_are_told_once(folders: Scripted, reports: Re
 
 
 def test_a_long_scan_is_paced_and_ends_with_the_watch(
-    folders: Scripted, reports: Reports, monkeypatch: pytest.MonkeyPatch
+    folders: Scripted,
+    reports: Reports,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    finished: list[int] = []
+    folders.after_scan = lambda: finished.append(folders.scans)
     monkeypatch.setattr(watching, "_BURST_SECONDS", 0.0)  # a pause after each folder
     monkeypatch.setattr(watching, "_SHARE", 1e-9)  # that never ends
     make(Path(folders.root) / "new")
@@ -103,6 +109,21 @@ def test_a_long_scan_is_paced_and_ends_with_the_watch(
     assert folders.scans == before + 2, "the scan does not pause"
     watch.close()
     assert not watch._thread.is_alive()
+    assert finished == [before + 1] and not caplog.records
+
+
+def test_a_pause_is_for_the_work_since_the_latest(
+    folders: Scripted, reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(watching, "time", SimpleNamespace(thread_time=lambda: now))
+    watch = AdapterWatch(folders, reports.put, WATCHED)
+    pauses: list[float] = []
+    monkeypatch.setattr(watch._closed, "wait", pauses.append)
+    for spent in (0.001, 0.001, 0.004, 0.002, 0.002):
+        now += spent
+        watch._pace()
+    assert pauses == pytest.approx([0.3, 0.2]), "2 % of a core"
 
 
 def test_what_arrives_during_a_scan_is_not_told_as_removed(
