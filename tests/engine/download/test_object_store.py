@@ -197,6 +197,16 @@ def test_an_adapter_that_changes_while_it_is_read_is_of_one_version(
     assert (folder / "adapter_config.json").read_bytes() == b'{"r": 1}'
 
 
+def test_shards_in_a_store_that_may_not_be_listed(web: HubServer):
+    """It says "forbidden" of the one file that does not exist."""
+    folder, shard = web.root / "org/sql", "adapter_model-00001-of-00001.safetensors"
+    (folder / FILES[1]).rename(folder / shard)
+    web.faults[WEIGHTS_PATH] = "403"
+    index = json.dumps({"weight_map": {"x": shard}})
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert names_in(fetch(url(web))) == sorted([FILES[0], FILES[2], shard])
+
+
 @pytest.mark.parametrize("index", ["adapter_model.safetensors", "model.safetensors"])
 def test_shards_are_found_by_their_index(memory: fsspec.AbstractFileSystem, index: str):
     shards = [f"adapter_model-0000{number}-of-00002.safetensors" for number in (1, 2)]

@@ -18,9 +18,9 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from multilora.adapters.files import (
+    CONFIG_FILE,
     FILES,
     INDEX_FILES,
-    NEEDED_FILES,
     PICKLE_FILE,
     WEIGHTS_FILE,
     check_present,
@@ -105,7 +105,7 @@ class StoreDownload:
             return self._store.find(name)
         except RequestError as error:
             # To a user who may not list, S3 says "forbidden" of a file that does not exist.
-            if error.code is ErrorCode.NOT_FOUND and name not in NEEDED_FILES:
+            if error.code is ErrorCode.NOT_FOUND and name != CONFIG_FILE:
                 return None
             raise
 
