@@ -30,9 +30,7 @@ _START_SECONDS = 120.0
 _STOP_SECONDS = 75.0
 _WATCH_SECONDS = 0.1
 _LARGE_MB = 500.0  # what any process may take at its start
-_FLAGS = (
-    *(f"--max-concurrent-requests={MOST_REQUESTS}", "--threads=1", f"--admin-key={ADMIN_KEY}"),
-)
+_FLAGS = (f"--max-concurrent-requests={MOST_REQUESTS}", "--threads=1", f"--admin-key={ADMIN_KEY}")
 _SMALL = ("--kv-cache-memory=4MiB", "--adapter-memory=8MB", "--adapter-host-memory=16MB")
 _ROOMY = ("--kv-cache-memory=256MiB", "--adapter-memory=64MB", "--adapter-host-memory=64MB")
 

@@ -24,7 +24,7 @@ from multilora_text.tokenizer import TOKENIZER_FILE, Tokenizer, read_text_files
 
 # Repositories hold the same weights in other forms too, and other models in folders.
 _FILES = ["*.json", "*.jinja", SINGLE]
-_OTHERS = ["*/*.json", f"*/{SINGLE}"]
+_OTHERS = ["*/*.json"]
 
 
 @dataclass(frozen=True)
