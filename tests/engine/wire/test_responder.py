@@ -251,6 +251,14 @@ def test_a_prompt_that_was_sent_as_text_comes_back_as_it_was() -> None:
         assert response and response.text == shown
 
 
+@pytest.mark.parametrize(("skips", "text"), [(False, "</s>"), (True, "")])
+def test_special_tokens_are_text_on_request(bench: Bench, skips: bool, text: str) -> None:
+    client = bench.add("a", sampling=SamplingParams(skip_special_tokens=skips))
+    bench.engine.outputs.put([TokenOutput("a", EOS, finish_reason=FinishReason.LENGTH)])
+    until(lambda: client.responses and client.responses[-1].final)
+    assert client.text == text
+
+
 def test_what_ended_the_answer_is_text_on_request(bench: Bench) -> None:
     sampling = SamplingParams(stop=("END",), stop_token_ids=(88,), include_stop_str_in_output=True)
     by_text, by_token = (bench.add(name, sampling=sampling) for name in "ab")
