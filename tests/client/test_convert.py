@@ -90,14 +90,18 @@ def test_code_in_a_pickle_does_not_run(convert: Convert, tmp_path: Path, zipped:
     [
         ([torch.ones(2)], "holds no tensors by name"),
         ({"a": torch.ones(2), "step": 3}, "holds no tensors by name"),
+        ({"a": torch.ones(2).to_sparse()}, "cannot be written"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is damaged, or holds more"),
         (None, "has no adapter_model.bin"),
+        (Path("/proc/self/mem"), "cannot be read (Input/output error)"),
     ],
     ids=str,
 )
 def test_what_is_no_adapter(convert: Convert, tmp_path: Path, content: Any, words: str) -> None:
     if isinstance(content, bytes):
         (tmp_path / PICKLE).write_bytes(content)
+    elif isinstance(content, Path):
+        (tmp_path / PICKLE).symlink_to(content)
     elif content is not None:
         torch.save(content, tmp_path / PICKLE)
     assert words in refused(convert, tmp_path)

@@ -28,7 +28,7 @@ def convert(folder: Path) -> Path:
     tensors = _tensors(torch, source)
     try:
         _write(target, tensors, save_file)
-    except Exception as error:  # of the disk, or of tensors that the format has no words for
+    except Exception as error:  # Of the disk, or of tensors of a kind that the format lacks.
         raise invalid(f"{target} cannot be written ({error}); check the folder") from None
     return target
 
@@ -49,7 +49,7 @@ def _libraries() -> tuple[Any, Any]:
 
 
 def _tensors(torch: Any, source: Path) -> dict[str, Any]:
-    """Name → tensor, each with memory of its own."""
+    """Name → tensor."""
     try:
         found = torch.load(source, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -63,13 +63,15 @@ def _tensors(torch: Any, source: Path) -> dict[str, Any]:
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
     ):
         raise invalid(f"{source} holds no tensors by name; name the folder of a PEFT adapter")
-    return {name: tensor.detach().contiguous().clone() for name, tensor in found.items()}
+    return found
 
 
 def _write(target: Path, tensors: dict[str, Any], save_file: Any) -> None:
+    # Each with memory of its own, as the format has it.
+    whole = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
     descriptor, draft = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
-        save_file(tensors, draft, metadata={"format": "pt"})
+        save_file(whole, draft, metadata={"format": "pt"})
         os.fsync(descriptor)
         os.chmod(draft, (target.parent / PICKLE).stat().st_mode & 0o777)
         os.replace(draft, target)
