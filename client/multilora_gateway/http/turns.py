@@ -20,8 +20,7 @@ class Turns:
         self._taken = False  # this turn
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self._turn()
+        await self._turn()
         await self._app(scope, receive, send)
 
     async def _turn(self) -> None:

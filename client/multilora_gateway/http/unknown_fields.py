@@ -35,7 +35,7 @@ class UnknownFields:
 
     def header(self) -> bytes:
         """The value of the header x-ignored-fields, b"" without any."""
-        names = [quote(name, safe=".", errors="replace") for name in self._names]
+        names = [quote(name, safe=".") for name in self._names]
         return ", ".join([*names[:_MOST_NAMED], *(["..."] if names[_MOST_NAMED:] else [])]).encode()
 
 

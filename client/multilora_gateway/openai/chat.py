@@ -187,10 +187,7 @@ async def chat_prompt(
 
 def _with_tool_prompt(message: dict[str, Any], prompt: str) -> dict[str, Any]:
     """The last message as TGI changes it where there are tools."""
-    content, added = message.get("content"), f"\n---\n{prompt}"
-    if isinstance(content, list):
-        return {**message, "content": [*content, {"type": "text", "text": added}]}
-    return {**message, "content": (content or "") + added}
+    return {**message, "content": f"{message['content'] or ''}\n---\n{prompt}"}
 
 
 class ChatChoice:

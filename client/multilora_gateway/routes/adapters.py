@@ -59,13 +59,13 @@ async def list_adapters(
 @router.post("/adapters/load", dependencies=[Depends(admin)])
 async def load(request: Request, body: AdapterLoad) -> dict[str, Any]:
     """Load an adapter, or read it again; answers once it is in memory."""
-    return await _act(request, "load", **body.model_dump(exclude_none=True))
+    return await _act(request, "load", **body.model_dump())
 
 
 @router.post("/adapters/unload", dependencies=[Depends(admin)])
 async def unload(request: Request, body: AdapterUnload) -> dict[str, Any]:
     """Wait for running requests, or end them with `cancel`, and free the adapter's memory."""
-    return await _act(request, "unload", **body.model_dump(exclude_none=True))
+    return await _act(request, "unload", **body.model_dump())
 
 
 @router.post("/adapters/pin", dependencies=[Depends(admin)])
