@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from multilora_gateway.http import protocol
 from multilora_gateway.http.connections import ConnectionLimits, Connections
 from support.gateway.serving import GET, Served, rest_of, serving, statuses, wait_for
 
@@ -93,15 +94,34 @@ def test_who_is_one_client(first: str, second: str, same: bool) -> None:
     assert connections.open(second) is None
 
 
-def test_a_client_that_is_refused_while_it_sends_can_read_why() -> None:
+@pytest.mark.parametrize(("sent", "status"), [(GET, 503), (b"hello\r\n\r\n", 400)])
+def test_a_client_that_is_refused_while_it_sends_can_read_why(sent: bytes, status: int) -> None:
     """A reset of the connection, which unread bytes cause, would lose the answer."""
-    with serving(app, ConnectionLimits(in_all=1, per_client=0)) as served:
+    most = 1 if status == 503 else 2
+    with serving(app, ConnectionLimits(in_all=most, per_client=0)) as served:
         first = served.connect()
         wait_for(lambda: served.connections == 1)
-        for _ in range(20):
+        for _ in range(10):
             with served.connect() as client:
-                client.sendall(GET)
-                time.sleep(0.02)
-                client.sendall(GET)
-                assert statuses(rest_of(client)) == [503]
+                for _ in range(3):
+                    client.sendall(sent)
+                    time.sleep(0.02)
+                assert statuses(rest_of(client)) == [status]
+            wait_for(lambda: served.connections == 1)
+        first.close()
+
+
+@pytest.mark.parametrize(("most", "seconds"), [(0, 60), (1, 0.1)])
+def test_a_refused_client_that_stays_is_closed(
+    monkeypatch: pytest.MonkeyPatch, most: int, seconds: float
+) -> None:
+    """At once where many linger, else after some time."""
+    monkeypatch.setattr(protocol, "MOST_LINGERING", most)
+    monkeypatch.setattr(protocol, "_LINGER_SECONDS", seconds)
+    with serving(app, ConnectionLimits(in_all=1, per_client=0, head_seconds=60)) as served:
+        first = served.connect()
+        wait_for(lambda: served.connections == 1)
+        with served.connect() as client:
+            assert statuses(rest_of(client)) == [503]
+            wait_for(lambda: served.connections == 1)
         first.close()

@@ -92,6 +92,9 @@ def test_the_template_is_told_what_peers_tell_it() -> None:
 def test_a_tool_prompt_ends_the_last_message_where_there_are_tools() -> None:
     assert prompt_of(tools=[ADD], tool_prompt="Call one.") == "hello\n---\nCall one. add"
     assert prompt_of(tool_prompt="Call one.") == "hello"
+    call = {"function": {"name": "add", "arguments": {}}}
+    null = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert prompt_of(messages=null, tools=[ADD], tool_prompt="?") == "\n---\n? add"
 
 
 def test_a_function_may_be_chosen_by_its_name() -> None:

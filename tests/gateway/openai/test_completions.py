@@ -1,6 +1,7 @@
 """A text completion of the OpenAI API's form → what the engine is asked for."""
 
 import asyncio
+import dataclasses
 from typing import Any, cast
 
 import pytest
@@ -22,16 +23,19 @@ class Server:
 
     generating = 0
 
+    def __init__(self, base: ServedModel | None = None) -> None:
+        self._base = base or base_model()
+
     async def base(self) -> ServedModel:
-        return base_model()
+        return self._base
 
     async def has_adapter(self, name: str) -> bool:
         return name != "base"
 
 
-def prepared(**fields: Any) -> CompletionJob:
+def prepared(server: Server | None = None, **fields: Any) -> CompletionJob:
     body = CompletionBody.model_validate({"model": "base", "prompt": "hello", **fields})
-    context = RequestContext(cast(Backend, Server()), RENDERER, Settings(), Caller())
+    context = RequestContext(cast(Backend, server or Server()), RENDERER, Settings(), Caller())
     return asyncio.run(completion_job(body, context))
 
 
@@ -61,6 +65,23 @@ def test_other_token_ids_are_refused(prompt: Any) -> None:
 def test_a_prompt_is_not_empty(prompt: Any) -> None:
     with pytest.raises(GatewayError, match="prompt is empty"):
         prepared(prompt=prompt)
+
+
+@pytest.mark.parametrize(
+    ("most", "fields", "kept"),
+    [
+        ((6, 99), {}, 6),
+        ((9, 20), {}, 4),  # beside the 16 tokens of an answer of no given length
+        ((9, 20), {"max_tokens": 12}, 8),
+    ],
+)
+def test_a_prompt_is_cut_to_what_finds_room(
+    most: tuple[int, int], fields: dict[str, Any], kept: int
+) -> None:
+    reads, holds = most
+    base = dataclasses.replace(base_model(), max_input_tokens=reads, max_total_tokens=holds)
+    job = prepared(Server(base), prompt=[*range(50)], truncate_prompt_tokens=-1, **fields)
+    assert list(job.requests[0].prompt_ids) == [*range(50 - kept, 50)]
 
 
 def test_a_truncated_prompt_is_echoed_as_it_was_read() -> None:

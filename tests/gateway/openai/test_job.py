@@ -1,6 +1,7 @@
 """The stream of a job of the OpenAI API."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncGenerator
 from typing import Any, cast
@@ -79,6 +80,13 @@ def test_usage_in_every_chunk_is_that_of_its_choice() -> None:
     assert [chunk["usage"] for chunk in chunks] == [None] * 3 and last["usage"]
 
 
+def test_a_fingerprint_is_of_what_computes() -> None:
+    base = base_model()
+    others = ({"model_id": "x"}, {"model_sha": "x"}, {"dtype": "x"}, {"device": "x"})
+    prints = {base.fingerprint, *(dataclasses.replace(base, **o).fingerprint for o in others)}
+    assert len(prints) == 5 and base_model().fingerprint == base.fingerprint
+
+
 @pytest.mark.parametrize("place", ["of answer", "of choice"])
 def test_token_ids_are_told_once(place: str) -> None:
     """Of the prompt in the first chunk, or answer; of the answer where its text is."""
@@ -91,6 +99,7 @@ def test_token_ids_are_told_once(place: str) -> None:
             told, other = other, told
         assert told["prompt_token_ids"] == list(b"hi") and "prompt_token_ids" not in other
     assert not any("prompt_token_ids" in {*each, *each["choices"][0]} for each in more)
+    assert not any("usage" in each for each in (first, *more))
     ids = [each["choices"][0]["token_ids"] for each in (first, *more)]
     assert ids == [[ord("h")], [ord("i")], [0]]
     assert whole["choices"][0]["token_ids"] == [*b"hi", 0]

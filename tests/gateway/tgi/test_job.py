@@ -34,6 +34,9 @@ class Server:
     async def base(self) -> ServedModel:
         return base_model()
 
+    async def has_adapter(self, name: str) -> bool:
+        return name != "base"
+
     async def templates(self, adapter_id: str, token: str) -> ChatTemplates:
         self.asked.append((adapter_id, token))
         return only("{{ messages[0].content }}")
@@ -50,9 +53,11 @@ def prepared(
     caller: Caller | None = None,
     server: Server | None = None,
     stream: bool = False,
+    model: str | None = None,
     **parameters: Any,
 ) -> TgiJob:
-    request = GenerateRequest.model_validate({"inputs": inputs, "parameters": parameters})
+    body = {"inputs": inputs, "model": model, "parameters": parameters}
+    request = GenerateRequest.model_validate(body)
     backend = cast(Backend, server or Server())
     context = RequestContext(backend, RENDERER, Settings(), caller or Caller())
     return asyncio.run(prepare(request, context, stream))
@@ -160,6 +165,13 @@ def test_sources(adapter_id: str, source: str, expected: str | None) -> None:
     else:
         request = asked(**given)
         assert (request.adapter_id, request.adapter_token) == (expected, "secret")
+
+
+def test_a_model_counts_where_the_parameters_name_no_adapter() -> None:
+    assert asked(model="mine/a").adapter_id == "mine/a"
+    assert asked(model="base").adapter_id == ""
+    assert asked(model="mine/a", adapter_id="mine/b").adapter_id == "mine/b"
+    assert asked(model="mine/a", merged_adapters=MERGED).adapter_id == "merged"
 
 
 def test_a_private_template_is_asked_for_with_the_token() -> None:

@@ -65,6 +65,7 @@ def serving(
         served.server.should_exit = True
         thread.join(SECONDS)
     assert not thread.is_alive() and not served.connections
+    assert not config.open_connections.lingering
 
 
 def rest_of(client: socket.socket) -> bytes:
