@@ -33,7 +33,7 @@ class Server:
         return name != "base"
 
 
-def prepared(server: Server | None = None, **fields: Any) -> CompletionJob:
+def prepared(server: Server | None = None, /, **fields: Any) -> CompletionJob:
     body = CompletionBody.model_validate({"model": "base", "prompt": "hello", **fields})
     context = RequestContext(cast(Backend, server or Server()), RENDERER, Settings(), Caller())
     return asyncio.run(completion_job(body, context))
