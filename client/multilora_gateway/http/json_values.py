@@ -131,7 +131,7 @@ def _objects_in(kind: type[Fields]) -> tuple[str, ...]:
     return tuple(
         name
         for name, field in kind.model_fields.items()
-        if any(kind.model_config["extra"] == "allow" for kind in _kinds_in(field.annotation))
+        if any(kind.model_config.get("extra") == "allow" for kind in _kinds_in(field.annotation))
     )
 
 
