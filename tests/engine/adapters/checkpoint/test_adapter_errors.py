@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.adapters.checkpoint.adapter import Adapter, read_adapter, read_checkpoint
 from multilora.base_model.config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
 from support.tiny.adapters import make_adapter
@@ -226,6 +226,14 @@ def test_malformed_config(folder: Path, base: BaseConfig, content: bytes) -> Non
 def test_config_that_is_no_object(folder: Path, base: BaseConfig) -> None:
     (folder / "adapter_config.json").write_text("[]")
     assert "must be a JSON object" in refused(folder, base)
+
+
+def test_values_of_a_part_of_a_merge_are_finite(folder: Path, base: BaseConfig) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    set_value(tensors, Q_A, float("nan"))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(RequestError, match="values that are not finite"):
+        read_checkpoint(folder, base.sites, max_rank=64)
 
 
 def test_missing_weights(folder: Path, base: BaseConfig) -> None:

@@ -89,6 +89,7 @@ def test_which_file_is_missing() -> None:
     assert missing_weights([]) == missing_weights(["x.safetensors"]) == "adapter_model.safetensors"
     assert missing_weights([three, one, two]) == ""
     assert missing_weights([three, two]) == one and missing_weights([one]) == two
+    assert missing_weights([one, two]) == three
     assert missing_weights(["adapter_model.safetensors", two]) == ""
     assert weight_files([three, "model.safetensors.index.json", one]) == [one, three]
 

@@ -157,6 +157,18 @@ def test_the_least_recently_used_leave(make_engine: MakeEngine, cache: Path):
     assert len(alone(engine, [request("r", second)])["r"]) == 12
 
 
+def test_a_pinned_merge_stays(make_engine: MakeEngine):
+    engine = make_engine()
+    merger(engine)._cache = MergeCache(2)
+    first = merge(engine, "a", "b", weights=[1, 2])["id"]
+    ask(engine, "pin", adapter_id=first)
+    second, third = (merge(engine, "a", "b", weights=[1, weight])["id"] for weight in (3, 4))
+    for name in (first, third):
+        assert len(alone(engine, [request("r", name)])["r"]) == 12
+    with pytest.raises(RequestError, match="ask for the merge again"):
+        engine.submit(request("r", second))
+
+
 def test_a_clock_that_was_set_back_does_not_change_what_leaves(
     make_engine: MakeEngine, cache: Path
 ):
