@@ -111,7 +111,8 @@ SCRIPTS = {
     "benchmarks.common": Room("launcher", "torch"),
     "benchmarks.adapters": Room("launcher benchmarks.common", f"{TOOLS} matplotlib"),
     "benchmarks.gpu": Room(
-        "launcher benchmarks.common", "torch multilora multilora_api multilora_kernels"
+        "launcher benchmarks.common",
+        "torch matplotlib multilora multilora_api multilora_kernels",
     ),
     "benchmarks.gateway": Room("launcher", "tritonclient multilora_client multilora_gateway"),
     "torture": Room(

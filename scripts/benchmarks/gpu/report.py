@@ -67,8 +67,16 @@ class GPUReport:
         }
         text = json.dumps(content, indent=1, ensure_ascii=False)
         page.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-        write_page(page, self._page())
+        write_page(page, self._page(self._plot(page.with_name(f"{page.stem}-lora.png"))))
         return page
+
+    def _plot(self, path: Path) -> Path | None:
+        rows = self.sections.get("lora", {}).get("rows", [])
+        try:  # a machine with a GPU need not have what only draws
+            from benchmarks.gpu.plots import plot_lora
+        except ImportError:
+            return None
+        return plot_lora(rows, self._facts().get("gpu", "unknown"), path)
 
     def _facts(self) -> dict[str, Any]:
         return next((dict(s["facts"]) for s in self.sections.values() if s.get("facts")), {})
@@ -77,7 +85,7 @@ class GPUReport:
         name = self._facts().get("gpu", "unknown").lower().removeprefix("nvidia ")
         return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
-    def _page(self) -> str:
+    def _page(self, plot: Path | None) -> str:
         facts = self._facts()
         lines = [
             ("GPU", facts.get("gpu", "unknown")),
@@ -97,6 +105,7 @@ class GPUReport:
         ]
         for name, section in self.sections.items():
             parts += [f"## {name.capitalize()}", _NOTES[name]]
+            parts += [f"![LoRA in one layer]({plot.name})"] if plot and name == "lora" else []
             parts += [markdown_table(table) for table in _tables(name, section, short=False)]
             parts += [f"- {remark}" for remark in self._remarks(name, section)]
         return "\n\n".join(parts) + "\n\n"

@@ -90,3 +90,13 @@ def test_sections_that_all_died_at_once_make_a_page_too(tmp_path: Path) -> None:
     page = GPUReport("command", look(), 1.0, sections, peers=False).write(tmp_path)
     assert page.name == "gpu-unknown.md"
     assert "- engine died: killed after 9 s" in page.read_text()
+
+
+def test_the_page_shows_the_plot_of_what_has_two_sizes(tmp_path: Path) -> None:
+    few = [lora_row(8, "distinct", ours=1.0, theirs=2.0), lora_row(8, "identical", ours=1.0)]
+    for rows, drawn in ((few, False), ([*few, lora_row(32, "distinct", ours=3.0)], True)):
+        sections = {"lora": {"rows": rows, "facts": {"gpu": "NVIDIA H200"}}}
+        page = GPUReport("command", look(), 1.0, sections, peers=True).write(tmp_path)
+        plot = tmp_path / "gpu-h200-lora.png"
+        assert plot.is_file() is drawn
+        assert (f"![LoRA in one layer]({plot.name})" in page.read_text()) is drawn
