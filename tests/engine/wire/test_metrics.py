@@ -144,7 +144,20 @@ def test_metrics_follow_the_engine(
 def test_what_clients_experience(endpoint: Endpoint, metrics: TritonMetrics) -> None:
     metrics.first_token(0.25)
     metrics.next_tokens(4, 0.2)
+    metrics.tick()
     assert endpoint.observed == {FIRST: [0.25], NEXT: [0.05]}
+
+
+def test_of_many_gaps_some_are_observed_whenever_they_came(
+    endpoint: Endpoint, metrics: TritonMetrics
+) -> None:
+    gaps = [float(number) for number in range(1000)]
+    for seconds in gaps:
+        metrics.next_tokens(1, seconds)
+    metrics.tick()
+    observed = endpoint.observed[NEXT]
+    assert len(observed) == len(set(observed)) == 16 and set(observed) <= set(gaps)
+    assert sum(observed) / 16 > 100  # the first ones alone: 7.5
 
 
 def test_adapters_have_counters_that_come_and_go(

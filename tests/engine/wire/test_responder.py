@@ -35,7 +35,7 @@ def test_a_stream_and_its_counts(bench: Bench) -> None:
     assert (first.text, first.finish_reason, first.num_input_tokens) == ("ab", RUNNING, 7)
     assert (last.text, last.finish_reason, len(last.tokens)) == ("😀c", "length", 3)
     assert last.cumulative_logprob == pytest.approx(-0.5 * 5)
-    assert bench.observer.events == [("first", 1), ("next", 3)]
+    until(lambda: bench.observer.events == [("first", 1), ("next", 3)])
 
 
 def test_without_stream_there_is_one_reply(bench: Bench) -> None:
@@ -128,6 +128,29 @@ def test_a_broken_client_harms_nobody(bench: Bench) -> None:
     bench.engine.outputs.put(bench.say("a", "x") + bench.say("b", "y", FinishReason.LENGTH))
     until(lambda: other.text == "y")
     assert bench.engine.aborted == ["a"]
+
+
+def test_a_slow_way_back_holds_up_nobody_and_keeps_its_order(bench: Bench) -> None:
+    slow, other = bench.add("a"), bench.add("b")
+    slow.free.clear()
+    bench.engine.outputs.put(bench.say("a", "1"))
+    until(lambda: slow.sending)
+    for digit in "234":
+        bench.engine.outputs.put(bench.say("a", digit) + bench.say("b", digit))
+        until(lambda digit=digit: other.text.endswith(digit))
+    assert slow.text == ""
+    slow.free.set()
+    until(lambda: slow.text == "1234")
+    assert [response.text for response in slow.responses] == ["1", "234"]
+
+
+def test_all_that_was_said_is_sent_before_the_end() -> None:
+    bench = Bench()
+    clients = {str(number): bench.add(str(number)) for number in range(50)}
+    for _ in range(20):
+        bench.engine.outputs.put([token for name in clients for token in bench.say(name, "x")])
+    bench.close()
+    assert {client.text for client in clients.values()} == {"x" * 20}
 
 
 def test_a_discarded_request_gets_nothing(bench: Bench) -> None:

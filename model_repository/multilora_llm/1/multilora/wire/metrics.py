@@ -9,6 +9,7 @@ is dropped. So each series has a family object of its own (they appear as one), 
 made before the one with its labels is gone.
 """
 
+import random
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ INFO_NAME = "lora_requests_info"
 _INFO_HELP = "Adapters of running and of waiting requests; the value is the time of the last change"
 _MAX_LIST = 4096  # characters
 _UPDATE_SECONDS = 0.5  # every changed value costs a message to the server process
+_NEXT_TOKENS = 16  # observations in that time
 _FIRST_TOKEN_BUCKETS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
 _NEXT_TOKEN_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
 
@@ -39,6 +41,8 @@ class TritonMetrics:
     def __init__(self, metric_family: Any, source: FigureSource, model: str) -> None:
         self._source = source
         self._next_update = 0.0
+        self._gaps: list[float] = []  # a fair sample of the seconds per token since the update
+        self._num_gaps = 0
         labels = {"model": model}
         self._figures = {
             name: Series(
@@ -58,7 +62,7 @@ class TritonMetrics:
             metric_family,
             "histogram",
             "multilora_time_per_output_token_seconds",
-            "Time between output tokens of a request, after the first",
+            "Time between output tokens of a request, after the first; a sample, up to 32 a second",
             labels,
             buckets=_NEXT_TOKEN_BUCKETS,
         )
@@ -80,8 +84,13 @@ class TritonMetrics:
         self._first_token.observe(seconds)
 
     def next_tokens(self, count: int, seconds: float) -> None:
-        """One observation, of the mean: observing each token would cost a message each."""
-        self._next_token.observe(seconds / count)
+        """Kept for `tick`, maybe: each observation costs a message, and every stream asks for one
+        in every pass. All have the same chance (Vitter's algorithm R)."""
+        self._num_gaps += 1
+        if len(self._gaps) < _NEXT_TOKENS:
+            self._gaps.append(seconds / count)
+        elif (place := random.randrange(self._num_gaps)) < _NEXT_TOKENS:
+            self._gaps[place] = seconds / count
 
     def tick(self) -> None:
         """Send what has changed, at most twice a second."""
@@ -89,6 +98,9 @@ class TritonMetrics:
         if now < self._next_update:
             return
         self._next_update = now + _UPDATE_SECONDS
+        for seconds in self._gaps:
+            self._next_token.observe(seconds)
+        self._gaps, self._num_gaps = [], 0
         for name, value in self._source.metrics().items():
             self._figures[name].send(value)
         figures = self._source.adapter_figures()
