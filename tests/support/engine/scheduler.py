@@ -113,7 +113,8 @@ def run(scheduler: Scheduler, token: int = 7) -> tuple[Batch, list[TokenOutput]]
     """One pass that samples `token` everywhere."""
     batch = scheduler.schedule()
     count = sum(item.samples for item in batch.items)
-    return batch, scheduler.postprocess(batch, [SampledToken(token)] * count)
+    scheduler.postprocess(batch, [SampledToken(token)] * count)
+    return batch, scheduler.take_outputs()
 
 
 def names(batch: Batch) -> list[tuple[str, int]]:

@@ -31,7 +31,6 @@ _IDLE_SECONDS = 1.0  # how long to sleep while all that waits needs an adapter t
 _LONGEST_SLEEP = 3600.0  # seconds; a queue takes no number that a client may think of
 _IDLE_COPIES = 8  # times as many bytes while nothing runs: requests may come any time
 _COPY_BYTES = {"cpu": 16 << 20, "cuda": 32 << 20}  # of adapters in a pass: 2 ms or less
-_DEPTH = 1  # passes that are launched before the tokens of the first are read
 
 
 class Engine:
@@ -146,20 +145,43 @@ class Engine:
         parts.adapters.copy(self._copy_bytes * (1 if parts.scheduler.running else _IDLE_COPIES))
         parts.admin.pending.tick()
         batch = parts.scheduler.schedule()
-        if batch:
-            self._in_flight.append((batch, parts.runner.launch(batch)))
-        outputs = self._outputs_of_step(waits=not batch or len(self._in_flight) >= _DEPTH)
-        self._metrics.step(batch.num_adapters, bool(batch))
-        self._publish(outputs)
         self._stalled = not batch and not self._in_flight
+        if batch:
+            self._launch(batch)
+        if not batch or len(self._in_flight) >= parts.runner.depth:
+            self._postprocess()
+        self._metrics.step(batch.num_adapters, bool(batch))
+        self._publish(parts.scheduler.take_outputs())
 
-    def _outputs_of_step(self, waits: bool) -> list[TokenOutput]:
-        """What has ended since the last step; `waits`: with the tokens of the oldest pass."""
-        scheduler = self._parts.scheduler
-        if not self._in_flight or not waits:
-            return scheduler.take_outputs()
+    def _launch(self, batch: Batch) -> None:
+        try:
+            self._in_flight.append((batch, self._parts.runner.launch(batch)))
+        except Exception as error:
+            self._fail([batch], error)
+
+    def _postprocess(self) -> None:
+        """Wait for the oldest pass in flight, if there is one; those behind it stand on it."""
+        if not self._in_flight:
+            return
         batch, in_flight = self._in_flight.popleft()
-        return scheduler.postprocess(batch, in_flight.tokens())
+        try:
+            tokens = in_flight.tokens()
+        except Exception as error:
+            self._fail([batch, *self._forget_passes()], error)
+        else:
+            self._parts.scheduler.postprocess(batch, tokens)
+
+    def _forget_passes(self) -> list[Batch]:
+        """What was in flight, and is not waited for any more."""
+        batches = [batch for batch, _ in self._in_flight]
+        self._in_flight.clear()
+        return batches
+
+    def _fail(self, batches: list[Batch], error: Exception) -> None:
+        """Passes cannot be computed: end what was in them, so that the rest goes on."""
+        _LOG.error("a forward pass failed", exc_info=error)
+        for batch in batches:
+            self._parts.scheduler.fail(batch, _pass_failed(error))
 
     def _add(
         self,
@@ -179,14 +201,14 @@ class Engine:
             try:
                 self.step()
             except Exception as error:
-                _LOG.exception("a forward pass failed")
-                self._fail_running(error)
+                self._fail_all(error)
 
     def _read_inbox(self) -> bool:
         """Run every message; sleep first when there is nothing to compute. False: close."""
         parts = self._parts
         live = len(parts.scheduler)
-        block = (self._stalled or not live) and not parts.adapters.device.is_copying
+        idle = self._stalled or not (live or self._in_flight)
+        block = idle and not parts.adapters.device.is_copying
         timeout = None
         if block:
             self._metrics.describe(parts.scheduler.counts())
@@ -211,16 +233,16 @@ class Engine:
         left += [_IDLE_SECONDS] if len(self._parts.scheduler) else []
         return max(0.0, min(*left, _LONGEST_SLEEP)) if left else None
 
-    def _fail_running(self, error: Exception) -> None:
-        """A pass raised: end what was in it, so that the rest and later requests go on.
+    def _fail_all(self, error: Exception) -> None:
+        """A step raised outside of a pass: end what runs, so that later requests go on.
 
-        If nothing was, it would raise again and again: end what waits.
+        If nothing does, it would raise again and again: end what waits.
         """
-        self._in_flight.clear()
-        reason = internal(f"the forward pass failed: {error!r}")
         scheduler = self._parts.scheduler
-        for sequence in list(scheduler.running) or scheduler.waiting:
-            scheduler.abort(sequence.request.request_id, reason)
+        ending = list(scheduler.running) or scheduler.waiting
+        self._fail(self._forget_passes(), error)
+        for sequence in ending:
+            scheduler.abort(sequence.request.request_id, _pass_failed(error))
         self._publish(scheduler.take_outputs())
 
     def _end_all(self, reason: RequestError) -> None:
@@ -245,3 +267,7 @@ class Engine:
         self._metrics.publish(self._parts.gauges())
         if self._metrics.is_description_old:
             self._metrics.describe(self._parts.scheduler.counts())
+
+
+def _pass_failed(error: Exception) -> RequestError:
+    return internal(f"the forward pass failed: {error!r}")

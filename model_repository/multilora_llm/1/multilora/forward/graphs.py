@@ -106,6 +106,10 @@ class DecodeGraph:
 
         return staging, run
 
+    def input_ids(self) -> torch.Tensor:
+        """int64 [rows], where `prepare` puts those of a batch."""
+        return self._inputs.input_ids
+
     def _load(
         self, segments: tuple[Segment, ...], count: int, arrays: StepArrays | None = None
     ) -> StagingBuffer:

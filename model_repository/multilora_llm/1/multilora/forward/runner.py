@@ -1,7 +1,13 @@
-"""One forward pass: Batch → tensors → base model with LoRA → sampled tokens on the host."""
+"""One forward pass: Batch → tensors → base model with LoRA → sampled tokens on the host.
 
+A pass may be launched before the tokens of the one before it are known. What that one samples then
+goes into the input ids on the device.
+"""
+
+import functools
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from multilora.forward.decoder import Decoder
@@ -58,7 +64,9 @@ class InFlight:
 class ModelRunner:
     """Holds the device state (weights, KV cache, adapter pool); `launch` is its only verb.
 
-    A pass makes one copy to the device, and none of its launches waits for the device.
+    A pass makes one copy to the device, and none of its launches waits for the device. `depth` is
+    how many passes should be launched before the tokens of the first are read: a GPU computes one
+    while the host makes the next, a CPU does both itself.
     """
 
     def __init__(
@@ -78,22 +86,72 @@ class ModelRunner:
         self.device = device
         self.dtype = dtype
         self.graphs = graphs
+        self.depth = 2 if device.type == "cuda" else 1
+        # What the last pass samples, on the device, and which row of it belongs to which sequence.
+        self._last_sampled = torch.empty(0, dtype=torch.int64, device=device)
+        self._last_rows: dict[object, int] = {}
 
-    @torch.inference_mode()
     def launch(self, batch: Batch, replay: bool = True) -> InFlight:
         """Begin a pass. `replay` False: launch by launch, also where a captured pass would do."""
+        items = [item for item in batch.items if item.samples]
+        in_flight = self._begin(items, self._prepare(batch, items, replay))
+        self._last_rows = {item.sequence: row for row, item in enumerate(items)}
+        return in_flight
+
+    @torch.inference_mode()
+    def _begin(self, items: Sequence[BatchItem], run: Callable[[], Sampled | None]) -> InFlight:
+        """The device's part, and the copy of the tokens back to the host."""
+        return InFlight(items, run())
+
+    @torch.inference_mode()
+    def _prepare(
+        self, batch: Batch, items: Sequence[BatchItem], replay: bool
+    ) -> Callable[[], Sampled | None]:
+        """The host's part, up to the copy to the device → the device's part."""
         arrays = step_arrays(batch, self.kv.block_size)
         captured = self.graphs.find(arrays) if self.graphs and replay else None
-        staging, forward = captured.prepare(arrays) if captured else self._prepare(arrays)
-        items = [item for item in batch.items if item.samples]
+        if captured:
+            staging, forward = captured.prepare(arrays)
+            input_ids = captured.input_ids
+        else:
+            staging, forward, input_ids = self._prepare_launches(arrays)
+        put_late_tokens = self._add_late_tokens(arrays, staging)
         vocab_size = self.model.base.vocab_size
         sampling = add_sampling_tensors(items, staging, vocab_size, self.eos_token_ids)
         staging.send()
-        logits = forward()
-        return InFlight(items, sample(logits, sampling()) if items else None)
 
-    def _prepare(self, arrays: StepArrays) -> tuple[StagingBuffer, Callable[[], torch.Tensor]]:
-        """As DecodeGraph.prepare, for any batch."""
+        def run() -> Sampled | None:
+            put_late_tokens(input_ids())
+            logits = forward()
+            if not items:
+                return None
+            sampled = sample(logits, sampling())
+            self._last_sampled = sampled.token_ids
+            return sampled
+
+        return run
+
+    def _prepare_launches(
+        self, arrays: StepArrays
+    ) -> tuple[StagingBuffer, Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+        """As DecodeGraph.prepare, for any batch; and its input_ids, once they were sent."""
         staging = StagingBuffer(self.device)
-        inputs = add_step_input(arrays, staging, self.device, self.dtype)
-        return staging, lambda: self.model.forward(inputs(), self.kv, self.adapters)
+        inputs = functools.cache(add_step_input(arrays, staging, self.device, self.dtype))
+        return (
+            staging,
+            lambda: self.model.forward(inputs(), self.kv, self.adapters),
+            lambda: inputs().input_ids,
+        )
+
+    def _add_late_tokens(
+        self, arrays: StepArrays, staging: StagingBuffer
+    ) -> Callable[[torch.Tensor], object]:
+        """What writes the tokens that the last pass samples into the input ids of this one."""
+        if not len(arrays.late):
+            return lambda input_ids: None
+        sequences = [arrays.batch.items[index].sequence for index in arrays.late.tolist()]
+        sources = staging.add(np.array([self._last_rows[sequence] for sequence in sequences]))
+        rows = staging.add(arrays.late_rows)
+        return lambda input_ids: input_ids.index_copy_(
+            0, rows(), self._last_sampled.index_select(0, sources())
+        )

@@ -197,7 +197,7 @@ def _add_suppressed(
 def _add_penalties(
     pairs: _Pairs, staging: StagingBuffer, vocab_size: int
 ) -> Callable[[], Penalties] | None:
-    rows = [row for row, (_, p) in enumerate(pairs) if _penalises(p)]
+    rows = [row for row, (_, p) in enumerate(pairs) if p.penalises]
     if not rows:
         return None
     width = max(pairs[row][0].end for row in rows)
@@ -216,10 +216,6 @@ def _add_penalties(
     arrays = (np.array(rows), tokens, np.array(factors, dtype=np.float32)[:, :, None])
     row_ids, both, three = (staging.add(array) for array in arrays)
     return lambda: Penalties(row_ids(), *both(), *three())
-
-
-def _penalises(p: SamplingParams) -> bool:
-    return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
 
 
 def _add_draws(

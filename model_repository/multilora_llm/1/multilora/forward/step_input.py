@@ -59,11 +59,17 @@ class StepArrays:
     last_token_indices: np.ndarray
     cu_seqlens_q: np.ndarray
     num_new_tokens: np.ndarray  # int64 [S]
+    late: np.ndarray  # int64 [L], items whose last token the host does not know; their id is 0
     batch: Batch
 
     @property
     def num_rows(self) -> int:
         return len(self.fields.input_ids)
+
+    @property
+    def late_rows(self) -> np.ndarray:
+        """int64 [L]: the rows of the tokens that are not known."""
+        return self.cu_seqlens_q[self.late + 1].astype(np.int64) - 1
 
 
 def step_arrays(batch: Batch, block_size: int) -> StepArrays:
@@ -79,9 +85,11 @@ def step_arrays(batch: Batch, block_size: int) -> StepArrays:
     tables = _block_tables(items, -(-contexts // block_size))
     own_block = tables[row_item, positions // block_size].astype(np.int64)
     samples = np.array([item.samples for item in items], dtype=bool)
+    known = np.array([len(item.sequence.token_ids) for item in items], dtype=np.int64)
+    late = np.flatnonzero(known < contexts)
     return StepArrays(
         fields=StepFields(
-            input_ids=_input_ids(items),
+            input_ids=_input_ids(items, len(positions), cu_seqlens[late + 1] - 1),
             positions=positions,
             kv_slots=own_block * block_size + positions % block_size,
             context_lens=contexts.astype(np.int32),
@@ -90,6 +98,7 @@ def step_arrays(batch: Batch, block_size: int) -> StepArrays:
         last_token_indices=cu_seqlens[1:][samples] - 1,
         cu_seqlens_q=cu_seqlens.astype(np.int32),
         num_new_tokens=new,
+        late=late,
         batch=batch,
     )
 
@@ -146,11 +155,15 @@ def _add_segments(
     )
 
 
-def _input_ids(items: Sequence[BatchItem]) -> np.ndarray:
-    ids: list[int] = []
+def _input_ids(items: Sequence[BatchItem], num_rows: int, late_rows: np.ndarray) -> np.ndarray:
+    known: list[int] = []
     for item in items:
-        ids += item.sequence.token_ids[item.start : item.end]
-    return np.array(ids, dtype=np.int64)
+        known += item.sequence.token_ids[item.start : item.end]
+    is_known = np.ones(num_rows, dtype=bool)
+    is_known[late_rows] = False
+    ids = np.zeros(num_rows, dtype=np.int64)
+    ids[is_known] = known
+    return ids
 
 
 def _block_tables(items: Sequence[BatchItem], num_blocks: np.ndarray) -> np.ndarray:

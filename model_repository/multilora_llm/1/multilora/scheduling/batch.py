@@ -13,7 +13,8 @@ class BatchItem(NamedTuple):
 
     All fields but `sequence` are frozen when the pass is scheduled.
 
-    `samples`: the pass reaches the last known token, so that its logits give the next one.
+    `samples`: the pass reaches the last token, so that its logits give the next one. That last
+    token may be in flight: the pass before samples it, and the host does not know it yet.
     """
 
     sequence: Sequence

@@ -120,19 +120,22 @@ class KVBlocks:
     def extend(self, sequence: Sequence, count: int) -> bool:
         """Blocks for `count` tokens more than are computed; on False nothing has changed."""
         needed = self.blocks.blocks_for(sequence.num_computed_tokens + count)
+        if needed <= len(sequence.block_table):
+            return True
         blocks = self.blocks.allocate(needed - len(sequence.block_table))
         if blocks is None:
             return False
         sequence.block_table.extend(blocks)
         return True
 
-    def publish(self, sequence: Sequence) -> None:
-        """Let later sequences find the blocks that have become full."""
+    def publish(self, sequence: Sequence, end: int) -> None:
+        """Let later sequences find the blocks that are full now that the tokens before `end`, all
+        of them known, have been computed."""
         digests = sequence.block_digests
         size = self.blocks.block_size
-        if sequence.num_computed_tokens < (len(digests) + 1) * size:
+        if end < (len(digests) + 1) * size:
             return
-        tokens = sequence.token_ids[len(digests) * size : sequence.num_computed_tokens]
+        tokens = sequence.token_ids[len(digests) * size : end]
         start = digests[-1] if digests else None
         for digest in prefix_digests(sequence.adapters, tokens, size, start):
             self.blocks.publish(sequence.block_table[len(digests)], digest)

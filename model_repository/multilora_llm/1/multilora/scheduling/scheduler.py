@@ -1,13 +1,20 @@
 """Continuous batching: which sequences compute how many tokens in the next forward pass.
 
-Laws. Running sequences come first, oldest first; a decode row is always scheduled; prompt tokens
-share `max_batch_prefill_tokens` a pass (chunked prefill). KV blocks are short → the youngest
-running sequence is preempted and recomputed later, on the adapter version it began with. Waiting
-sequences start in the order of FairQueue, and none overtakes one whose turn it is but for want of
-KV blocks. One whose adapter is loading, or has no room, or is held back by a reservation of another
-(PageReservations) is skipped, never waited on; one that waits longer than its adapter_timeout for a
-load ends. The base model never waits for an adapter. Every sequence ends exactly once, with one
-TokenOutput that has a finish_reason.
+A pass may be scheduled while others are in flight, before their tokens are known: every sequence is
+taken to go on, and the rows of those that turn out to have ended are dropped. The device runs
+passes in order. So blocks are free for later passes at once, but published only when the tokens in
+them are known; an adapter, which may be replaced between two passes, is held until the last pass
+with it has been read.
+
+Laws. Running sequences come first, oldest first; a decode row is always scheduled, unless it has to
+wait for a token in flight (Sequence.awaits_tokens); prompt tokens share `max_batch_prefill_tokens`
+a pass (chunked prefill). KV blocks are short → the youngest running sequence is preempted and
+recomputed later, on the adapter version it began with. Waiting sequences start in the order of
+FairQueue, and none overtakes one whose turn it is but for want of KV blocks. One whose adapter is
+loading, or has no room, or is held back by a reservation of another (PageReservations) is skipped,
+never waited on; one that waits longer than its adapter_timeout for a load ends. The base model
+never waits for an adapter. Every sequence ends exactly once, with one TokenOutput that has a
+finish_reason.
 """
 
 import time
@@ -103,12 +110,8 @@ class Scheduler:
 
     def abort(self, request_id: str, error: RequestError | None = None) -> None:
         """End a request now, as cancelled or with `error`; unknown or ended ids are ignored."""
-        sequence = self._sequences.get(request_id)
-        if sequence is None:
-            return
-        reason = FinishReason.ERROR if error else FinishReason.CANCELLED
-        self._finish(sequence)
-        self._outputs.append(TokenOutput(request_id, None, finish_reason=reason, error=error))
+        if sequence := self._sequences.get(request_id):
+            self._abort(sequence, error)
 
     def abort_adapter(self, adapter_id: str, error: RequestError, running: bool) -> None:
         """End the requests of an adapter that never ran with `error`, and the others if told so."""
@@ -117,7 +120,10 @@ class Scheduler:
                 self.abort(sequence.request.request_id, error)
 
     def schedule(self) -> Batch:
-        """Pick the next pass. Sequences in the batch hold their blocks and adapter pages."""
+        """Pick the next pass. Sequences in the batch hold their blocks and adapter pages.
+
+        A pass that is not empty is in flight from now on, until `postprocess` or `fail`.
+        """
         for sequence, error in self._waiting.overdue():
             self.abort(sequence.request.request_id, error)
         budget = self.limits.max_batch_prefill_tokens
@@ -134,20 +140,30 @@ class Scheduler:
         if preemptions == self.preemptions:
             self._admit(candidates, items, budget)
         keys = {item.adapters for item in items} - {BASE_ONLY}
-        return make_batch(items, {key: self.adapters.pages(key) for key in keys})
+        batch = make_batch(items, {key: self.adapters.pages(key) for key in keys})
+        for item in items:
+            item.sequence.num_computed_tokens = item.end
+            item.sequence.passes_in_flight += 1
+        return batch
 
-    def postprocess(self, batch: Batch, sampled: list[SampledToken]) -> list[TokenOutput]:
-        """Record a computed pass; `sampled` has one entry per item with `.samples`, in order.
-
-        Returns those tokens and whatever else ended since the last call.
-        """
+    def postprocess(self, batch: Batch, sampled: list[SampledToken]) -> None:
+        """Record the oldest pass in flight, which was computed; `sampled` has one entry per item
+        with `.samples`, in order."""
+        self._land(batch)
         tokens = iter(sampled)
         for item in batch.items:
-            item.sequence.num_computed_tokens = item.end
-            self._held.publish(item.sequence)
-            if item.samples:
-                self._append(item.sequence, next(tokens))
-        return self.take_outputs()
+            sequence, token = item.sequence, next(tokens) if item.samples else None
+            if sequence.status is SequenceStatus.RUNNING:
+                self._held.publish(sequence, item.end)
+            if token and sequence.status is not SequenceStatus.FINISHED:
+                self._append(sequence, token)
+
+    def fail(self, batch: Batch, error: RequestError) -> None:
+        """A pass in flight was not computed, or not rightly: its requests end with `error`."""
+        self._land(batch)
+        for item in batch.items:
+            if item.sequence.status is not SequenceStatus.FINISHED:
+                self._abort(item.sequence, error)
 
     def take_outputs(self) -> list[TokenOutput]:
         """Outputs not handed over yet."""
@@ -155,6 +171,8 @@ class Scheduler:
         return outputs
 
     def _continue(self, sequence: Sequence, budget: int) -> BatchItem | None:
+        if sequence.awaits_tokens(self.limits.max_total_tokens):
+            return None
         count = sequence.num_uncomputed_tokens
         if count > 1:
             count = min(count, budget)
@@ -172,6 +190,8 @@ class Scheduler:
             sequence = next(candidates, None)
             if sequence is None:
                 return
+            if sequence.passes_in_flight:  # of before it was preempted: they may bring a token
+                continue
             try:
                 found = sequence.adapters or self._waiting.acquire(sequence)
             except RequestError as error:
@@ -216,6 +236,12 @@ class Scheduler:
         name, queue_time = sequence.request.request_id, sequence.queue_time
         self._outputs.append(TokenOutput(name, *token, reason, queue_time=queue_time))
 
+    def _abort(self, sequence: Sequence, error: RequestError | None) -> None:
+        reason = FinishReason.ERROR if error else FinishReason.CANCELLED
+        name = sequence.request.request_id
+        self._finish(sequence)
+        self._outputs.append(TokenOutput(name, None, finish_reason=reason, error=error))
+
     def _finish(self, sequence: Sequence) -> None:
         if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
@@ -226,7 +252,16 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         del self._sequences[sequence.request.request_id]
 
+    def _land(self, batch: Batch) -> None:
+        """The pass is not in flight any more."""
+        for item in batch.items:
+            item.sequence.passes_in_flight -= 1
+            if item.sequence.status is SequenceStatus.FINISHED:
+                self._release_adapter(item.sequence)
+
     def _release_adapter(self, sequence: Sequence) -> None:
+        if sequence.passes_in_flight:
+            return  # until they have landed
         if sequence.adapters:
             self.adapters.release(sequence.adapters)
         sequence.adapters = BASE_ONLY

@@ -38,15 +38,17 @@ class SequenceStatus(Enum):
 class Sequence:
     """Mutable state of one request; owned by the engine thread.
 
-    `token_ids` is prompt then output. `num_computed_tokens` counts those whose K and V stand in
-    the cache. `block_table[i]` is the KV block of tokens [i * block_size, (i + 1) * block_size).
-    `block_digests` names those of its blocks that are full (see kv_blocks). `adapters` is
-    the content identity of the adapter versions this sequence runs on; the scheduler sets it on the
-    first admission, and every use of pages or prefix hashes goes through it. `admitted` says that
-    the sequence has run before: if it waits, it was preempted and has had its turn. `matcher` has
-    accepted the output tokens of a request with a grammar; they stay when it is preempted.
-    `own_end_ids` end it beside the base model's end tokens: its adapters' own, set with `adapters`.
-    `queue_time` is how many seconds the request waited for its first pass.
+    `token_ids` is prompt then output, as far as the host knows it. `passes_in_flight` counts the
+    passes with this sequence that were scheduled and not read yet; `num_computed_tokens` the tokens
+    whose K and V stand in the cache once these have run. `block_table[i]` is the KV block of tokens
+    [i * block_size, (i + 1) * block_size). `block_digests` names those of its blocks that are full
+    (see kv_blocks). `adapters` is the content identity of the adapter versions this sequence runs
+    on; the scheduler sets it on the first admission, and every use of pages or prefix hashes goes
+    through it. `admitted` says that the sequence has run before: if it waits, it was preempted and
+    has had its turn. `matcher` has accepted the output tokens of a request with a grammar; they
+    stay when it is preempted. `own_end_ids` end it beside the base model's end tokens: its
+    adapters' own, set with `adapters`. `queue_time` is how many seconds the request waited for its
+    first pass.
     """
 
     request: Request
@@ -54,6 +56,7 @@ class Sequence:
     adapters: AdapterSet = BASE_ONLY
     token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
+    passes_in_flight: int = 0
     block_table: "array[int]" = field(default_factory=lambda: array("i"))
     block_digests: list[bytes] = field(default_factory=list)
     admitted: bool = False
@@ -74,8 +77,13 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def num_tokens_in_flight(self) -> int:
+        """Tokens that passes in flight sample: the sequence is so much longer than is known."""
+        return max(0, self.num_computed_tokens + 1 - len(self.token_ids))
+
+    @property
     def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        return len(self.token_ids) + self.num_tokens_in_flight - self.num_computed_tokens
 
     @property
     def num_tokens_to_come(self) -> int:
@@ -86,6 +94,21 @@ class Sequence:
     def cost(self) -> int:
         """Tokens of prompt and output, at most: what its turn costs."""
         return self.num_prompt_tokens + self.request.sampling.max_tokens
+
+    def awaits_tokens(self, max_total_tokens: int) -> bool:
+        """Whether tokens in flight must be known before more can be computed: they are the last, or
+        what may come next depends on which they are."""
+        in_flight = self.num_tokens_in_flight
+        if not in_flight:
+            return False
+        sampling, length = self.request.sampling, len(self.token_ids) + in_flight
+        return bool(
+            length - self.num_prompt_tokens >= sampling.max_tokens
+            or length >= max_total_tokens
+            or self.matcher
+            or self.request.banned
+            or sampling.penalises
+        )
 
     def append(
         self, token_id: int, eos_token_ids: frozenset[int], max_total_tokens: int
