@@ -114,6 +114,10 @@ SCRIPTS = {
         "launcher benchmarks.common",
         "torch matplotlib multilora multilora_api multilora_kernels",
     ),
+    "benchmarks.host": Room(
+        "launcher benchmarks.common",
+        "numpy tritonclient multilora multilora_client multilora_gateway multilora_kernels",
+    ),
     "benchmarks.gateway": Room("launcher", "tritonclient multilora_client multilora_gateway"),
     "torture": Room(
         "launcher benchmarks.common", "tritonclient grpc multilora_client multilora_api"
@@ -125,6 +129,7 @@ SCRIPTS = {
     "bench_adapters": Room("benchmarks.adapters"),
     "bench_gateway": Room("benchmarks.gateway"),
     "bench_gpu": Room("benchmarks.gpu"),
+    "bench_host": Room("benchmarks.host"),
 }
 PACKAGES = {  # the other packages, which have one room each
     "kernels/multilora_kernels": "torch numpy",

@@ -79,6 +79,11 @@ class TritonServer(Startable):
         return f"{self._host}:{self.ports.grpc}"
 
     @property
+    def stubs(self) -> dict[int, str]:
+        """Once ready: process id → its Triton model."""
+        return dict(self._stubs)
+
+    @property
     def metrics_url(self) -> str:
         return f"http://{self._host}:{self.ports.metrics}/metrics"
 
