@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from multilora.base_model.config import BaseConfig
-from multilora.base_model.weights import Weights, load_weights
+from multilora.base_model.weights import DenseWeight, PackedWeight, Weights, load_weights, packed
 from multilora.errors import StartupError
 from support.tiny.base import HIDDEN, VOCAB, write_base
 
@@ -44,13 +44,18 @@ def shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def numbers(weight: DenseWeight | PackedWeight) -> torch.Tensor:
+    """W, of whatever form."""
+    return weight.multiply(torch.eye(weight.matrix.shape[1], dtype=weight.matrix.dtype)).T
+
+
 def test_modules_with_one_input_are_fused(tmp_path: Path) -> None:
     weights = load(write_base(tmp_path))
     files = load_file(tmp_path / "model.safetensors")
     parts = [files[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"]
-    assert torch.equal(weights.sites["layers.1.qkv"].matrix, torch.cat(parts))
+    assert torch.equal(numbers(weights.sites["layers.1.qkv"]), torch.cat(parts))
     parts = [files[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up")]
-    assert torch.equal(weights.sites["layers.0.gate_up"].matrix, torch.cat(parts))
+    assert torch.equal(numbers(weights.sites["layers.0.gate_up"]), torch.cat(parts))
     assert weights.sites["layers.0.qkv"].bias is None
 
 
@@ -61,9 +66,32 @@ def test_shards_hold_the_same_model(tmp_path: Path) -> None:
     assert torch.equal(whole.embed, parts.embed)
     assert whole.sites.keys() == parts.sites.keys() and len(whole.sites) == 8
     for name, weight in whole.sites.items():
-        assert torch.equal(weight.matrix, parts.sites[name].matrix)
+        assert torch.equal(numbers(weight), numbers(parts.sites[name]))
     for one, other in zip(whole.norms, parts.norms, strict=True):
         assert torch.equal(one.attention, other.attention) and torch.equal(one.mlp, other.mlp)
+
+
+@pytest.mark.parametrize("bias", [None, torch.arange(4.0)], ids=["without bias", "with bias"])
+def test_a_packed_weight_multiplies_as_a_dense_one(bias: torch.Tensor | None) -> None:
+    dense = DenseWeight(torch.randn(4, 6), bias)
+    form = packed(dense)
+    assert isinstance(form, PackedWeight)
+    for rows in (1, 3, 40):
+        x, residual = torch.randn(rows, 6), torch.randn(rows, 4)
+        expected = dense.multiply(x)
+        torch.testing.assert_close(form.multiply(x), expected)
+        torch.testing.assert_close(form.multiply(x.T.contiguous().T), expected)
+        sum_ = residual + expected
+        form.add_to(residual, x)
+        torch.testing.assert_close(residual, sum_)
+
+
+def test_what_cannot_be_packed_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    double = DenseWeight(torch.ones(4, 4, dtype=torch.float64), None)
+    assert packed(double) is double
+    dense = DenseWeight(torch.ones(4, 4), None)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert packed(dense) is dense
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])

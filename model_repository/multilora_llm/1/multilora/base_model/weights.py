@@ -37,6 +37,36 @@ class DenseWeight:
 
 
 @dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """As DenseWeight, on a CPU: W in the order in which oneDNN's products read it, so that these
+    need not reorder it every time. Measured on 2 cores with AVX2 in float32: 2 to 3.6 times as fast
+    for 2 to 32 rows, 1.1 to 1.5 times for 1 and for 256.
+    """
+
+    matrix: torch.Tensor  # what _reorder_linear_weight gives; its numbers cannot be looked at
+    bias: torch.Tensor | None
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
+        residual += self.multiply(x)
+
+
+def packed(weight: DenseWeight) -> DenseWeight | PackedWeight:
+    """Packed where this build of PyTorch and this processor can multiply with it."""
+    if weight.matrix.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return weight
+    try:
+        matrix = torch.ops.mkldnn._reorder_linear_weight(weight.matrix)
+        made = PackedWeight(matrix, weight.bias)
+        made.multiply(weight.matrix.new_zeros(1, weight.matrix.shape[1]))
+    except (AttributeError, RuntimeError):  # no such operation; none for this dtype
+        return weight
+    return made
+
+
+@dataclass(frozen=True, eq=False)
 class LayerNorms:
     """The norm weights of one decoder layer."""
 
@@ -50,7 +80,7 @@ class Weights:
     """A whole base model, filled by load_weights; a tied `lm_head` is `embed` itself."""
 
     embed: torch.Tensor  # [vocab, hidden]
-    sites: Mapping[str, DenseWeight]  # by the name of the site
+    sites: Mapping[str, DenseWeight | PackedWeight]  # by the name of the site
     norms: tuple[LayerNorms, ...]  # of each layer
     norm: torch.Tensor  # [hidden], before the output head
     lm_head: torch.Tensor  # [vocab, hidden]
@@ -87,9 +117,10 @@ class _Reader:
         self.files.copy(name, target)
         return target
 
-    def site(self, site: LoRASite) -> DenseWeight:
+    def site(self, site: LoRASite) -> DenseWeight | PackedWeight:
         matrix = self._fused(site, "weight", (site.in_features,))
-        return DenseWeight(matrix, self._fused(site, "bias", ()) if site.has_bias else None)
+        bias = self._fused(site, "bias", ()) if site.has_bias else None
+        return packed(DenseWeight(matrix, bias))
 
     def norms(self, layer: int) -> LayerNorms:
         prefix, hidden = f"model.layers.{layer}", self.base.hidden_size
