@@ -1,6 +1,7 @@
 """The gateway as a program: it reads its command line, listens and serves."""
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -57,6 +58,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what stands now stays: a look over all of it would hold up every stream
         if self.started:
             print(self._ready, flush=True)
 
