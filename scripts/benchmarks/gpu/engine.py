@@ -37,7 +37,7 @@ class EngineLoad:
     adapters: tuple[int, ...]
     prompt: int
     context: int  # what the graphs are captured for
-    steps: int  # of each cell and round, the first one not counted
+    steps: int  # of each cell and round, beside those that fill the runner
     rounds: int
     prefill_batches: tuple[int, ...]  # a pass is PREFILL_TOKENS: a larger batch changes little
     prefill_passes: int
@@ -84,7 +84,7 @@ def measure(setting: Setting, record: Record) -> None:
 def _serve(setting: Setting, load: EngineLoad, bandwidth: float) -> Served:
     base, dtype, device = setting.base, setting.dtype, setting.device
     model = Decoder(base, random_weights(base, dtype, device), device)
-    steps = (load.steps + 1) * load.rounds + 8
+    steps = _answer(load)
     blocks = max(load.batches) * -(-(load.prompt + steps) // _BLOCK_SIZE)
     kv = KVCache(base, blocks, _BLOCK_SIZE, dtype, device)
     pages = random_pages(base, max(load.adapters), dtype, device)
@@ -95,10 +95,15 @@ def _serve(setting: Setting, load: EngineLoad, bandwidth: float) -> Served:
     return Served(runner, graphs, load, bandwidth, setting)
 
 
+def _answer(load: EngineLoad) -> int:
+    """Tokens that a request of a decode cell can have."""
+    return (load.steps + 2) * load.rounds + 8
+
+
 def _decode(served: Served, batch: int) -> list[Row]:
     load = served.load
-    answer = (load.steps + 1) * load.rounds + 8
-    all_traffic = [served.traffic(batch, count, answer) for count in load.adapters_of(batch)]
+    counts = load.adapters_of(batch)
+    all_traffic = [served.traffic(batch, count, _answer(load)) for count in counts]
     for traffic in all_traffic:
         traffic.skip_prefill()
     rows = [_probe(served, batch, traffic) for traffic in all_traffic]
@@ -107,6 +112,7 @@ def _decode(served: Served, batch: int) -> list[Row]:
             traffic.warm_up(served.runner)
             for _ in range(load.steps):
                 traffic.step(served.runner)
+            traffic.drain()
     base_step = median(all_traffic[0].seconds.step)
     for row, traffic in zip(rows, all_traffic, strict=True):
         step = median(traffic.seconds.step)
@@ -171,10 +177,11 @@ def _prefill(served: Served, batch: int) -> list[Row]:
         for count in counts:
             traffic = served.traffic(batch, count, 8)
             passes = -(-batch * load.prompt // PREFILL_TOKENS)
+            start = time.perf_counter()
             for _ in range(min(passes, load.prefill_passes)):
                 traffic.step(served.runner)
-            seconds = traffic.seconds
-            rates[count].append(sum(seconds.tokens) / sum(seconds.step))
+            traffic.drain()
+            rates[count].append(sum(traffic.seconds.tokens) / (time.perf_counter() - start))
     rates = {count: values[1:] for count, values in rates.items()}
     base = median(rates[counts[0]])
     return [

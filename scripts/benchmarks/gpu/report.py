@@ -20,8 +20,9 @@ _NOTES = {
     "base model takes more when adapters come.",
     "engine": "Llama-3-8B shapes, random weights, r = 16, contexts of 512 tokens. / floor: time "
     "of a pass by (matrices + KV + adapters) / bandwidth. With adapters: tokens/s as a part of "
-    "those without. Step, replay and host are those with the most adapters: a whole pass; the "
-    "captured graph alone; scheduling, postprocessing and building the inputs. Prefill: the first "
+    "those without. Step, replay and host are those with the most adapters: from pass to pass, of "
+    "which the host prepares one while another runs; the captured graph alone; scheduling, "
+    "postprocessing and building the inputs. Prefill: the first "
     "passes, of 2048 new tokens and thus of 4 prompts, so of 4 new adapters each.",
     "attention": "One layer: 32 heads, 8 KV heads of 128, blocks of 16 tokens. PyTorch's own reads "
     "K and V unpaged, and is no flash attention where 1 < new < context. Ratio: ours by the "

@@ -1,12 +1,13 @@
 """Batches as the engine makes them: the real scheduler, with adapters that are always there."""
 
 import time
+from collections import deque
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from multilora.forward.kv_cache import KVCache
-from multilora.forward.runner import ModelRunner
+from multilora.forward.runner import InFlight, ModelRunner
 from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import Batch, SampledToken
 from multilora.scheduling.kv_blocks import BlockAllocator
@@ -42,7 +43,8 @@ class EveryAdapter:
 
 @dataclass
 class Seconds:
-    """Of each pass that was run. `schedule` includes postprocess; `step` is everything."""
+    """Of each step. `schedule` includes postprocess; `step` is everything; `tokens` is the size of
+    the pass that was launched."""
 
     schedule: list[float] = field(default_factory=list)
     step: list[float] = field(default_factory=list)
@@ -57,6 +59,7 @@ class Traffic:
     ) -> None:
         self.adapters = adapters
         self.seconds = Seconds()
+        self._in_flight: deque[tuple[Batch, InFlight]] = deque()
         self._prompt_tokens = batch * prompt
         limits = SchedulerLimits(
             max_running=batch,
@@ -86,29 +89,41 @@ class Traffic:
 
     def drop(self, batch: Batch) -> None:
         """Go on after decode_batch as if it had been run."""
-        self._finish(batch, _fake(batch))
+        self.scheduler.postprocess(batch, _fake(batch))
 
     def warm_up(self, runner: ModelRunner) -> None:
-        """A pass whose time does not count."""
+        """As many steps as fill the runner; their time does not count."""
         seconds, self.seconds = self.seconds, Seconds()
-        self.step(runner)
+        for _ in range(runner.depth):
+            self.step(runner)
         self.seconds = seconds
 
     def step(self, runner: ModelRunner) -> None:
-        """One pass as Engine.step takes it; the runner waits for the device."""
+        """As Engine.step: launch a pass, and wait for the oldest one when enough are in flight."""
         start = time.perf_counter()
         batch = self.scheduler.schedule()
         scheduled = time.perf_counter()
-        sampled = runner.launch(batch).tokens()
-        ran = time.perf_counter()
-        self._finish(batch, sampled)
+        self._in_flight.append((batch, runner.launch(batch)))
+        waited = time.perf_counter()
+        if len(self._in_flight) >= runner.depth:
+            waited = self._postprocess()
         end = time.perf_counter()
-        self.seconds.schedule.append(scheduled - start + end - ran)
+        self.seconds.schedule.append(scheduled - start + end - waited)
         self.seconds.step.append(end - start)
         self.seconds.tokens.append(batch.num_tokens)
 
-    def _finish(self, batch: Batch, sampled: list[SampledToken]) -> None:
+    def drain(self) -> None:
+        """Wait for what is in flight, so that others may use the runner."""
+        while self._in_flight:
+            self._postprocess()
+
+    def _postprocess(self) -> float:
+        """→ when the tokens had come."""
+        batch, in_flight = self._in_flight.popleft()
+        sampled = in_flight.tokens()
+        waited = time.perf_counter()
         self.scheduler.postprocess(batch, sampled)
+        return waited
 
 
 def _fake(batch: Batch) -> list[SampledToken]:

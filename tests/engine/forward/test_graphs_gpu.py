@@ -220,3 +220,27 @@ def test_the_tokens_of_a_replay_outlive_the_next_one(tmp_path: Path) -> None:
     assert want[0] != want[1]
     in_flight = [bench.runner.launch(batch) for batch in batches]
     assert [[token.token_id for token in one.tokens()] for one in in_flight] == want
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_tokens_go_from_one_pass_to_the_next_on_the_device(tmp_path: Path, replay: bool) -> None:
+    """The second pass is launched before the host knows what the first has sampled. Its rows come
+    in another order, and between them one whose token is known."""
+    bench = Bench(tmp_path, sizes=(4,))
+    name = bench.place(4, 2, 0, 1)
+    rows = [bench.start(name, 9), bench.start("", 4), bench.start(name, 5), bench.start("", 8)]
+    first = make_batch([BatchItem.next(row, 1) for row in rows[:3]], bench.placed)
+    in_flight = bench.runner.launch(first, replay)
+    for item in first.items:
+        item.sequence.num_computed_tokens = item.end
+    rows[1].arrival, rows[2].arrival, rows[3].arrival = 3, -1, 2
+    behind = make_batch([BatchItem.next(row, 1) for row in rows], bench.placed)
+    assert [rows.index(item.sequence) for item in behind.items] == [2, 0, 3, 1]
+    sampled = bench.runner.launch(behind, replay).tokens()
+    for item, token in zip(first.items, in_flight.tokens(), strict=True):
+        item.sequence.token_ids.append(token.token_id)
+    want = bench.eager(behind).argmax(-1).tolist()
+    assert [token.token_id for token in sampled] == want
+    for row in rows[:3]:
+        row.token_ids[-1] = (row.token_ids[-1] + 1) % VOCAB
+    assert bench.eager(behind).argmax(-1).tolist() != want, "any token would have done"

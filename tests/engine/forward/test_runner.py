@@ -124,6 +124,20 @@ def test_a_sequence_that_goes_on_changes_nothing_in_a_pass_in_flight(runner: Mod
     assert runner.launch(batch).tokens() == expected, "a launch reads the items alone"
 
 
+def test_a_prompt_and_a_token_in_flight_share_a_pass(runner: ModelRunner) -> None:
+    """The tokens of the pass before are known to the device alone when this one is launched."""
+    one, two = sequence(0, 6, A), sequence(1, 5, AdapterSet())
+    prefilled(runner, one)
+    first = runner.launch(batch_of(BatchItem.next(one, 1)))
+    one.num_computed_tokens = 6
+    batch = batch_of(BatchItem.next(two, 5), BatchItem.next(one, 1))
+    sampled = [token.token_id for token in runner.launch(batch).tokens()]
+    one.token_ids += [token.token_id for token in first.tokens()]
+    assert sampled == logits_of(runner, batch).argmax(-1).tolist()
+    one.token_ids[-1] += 1
+    assert sampled != logits_of(runner, batch).argmax(-1).tolist(), "any token would have done"
+
+
 def test_a_pass_can_be_kept_from_being_replayed(
     runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -326,17 +326,21 @@ def test_a_row_behind_the_end_is_dropped_and_holds_its_adapter_until_it_has_run(
     assert names(scheduler.schedule()) == [("waits", 4)]
 
 
-def test_an_aborted_request_may_come_again_while_its_pass_is_in_flight() -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_aborted_request_may_come_again_while_its_pass_is_in_flight(fails: bool) -> None:
     scheduler = make()
     scheduler.add(request("again", 4, "a", max_tokens=20))
     first = scheduler.schedule()
     scheduler.abort("again")
     scheduler.add(request("again", 5, "a", max_tokens=20))
     second = scheduler.schedule()
-    assert [output.finish_reason for output in read(scheduler, first)] == [FinishReason.CANCELLED]
+    if fails:
+        scheduler.fail(first, BROKEN)
+    else:
+        scheduler.postprocess(first, [SampledToken(7)])
+    ends = [output.finish_reason for output in scheduler.take_outputs()]
+    assert ends == [FinishReason.CANCELLED], "what comes of the pass is not the new request's"
     assert [output.token_id for output in read(scheduler, second)] == [7]
-    scheduler.fail(scheduler.schedule(), BROKEN)
-    assert [output.error for output in scheduler.take_outputs()] == [BROKEN]
 
 
 def test_a_failed_pass_ends_its_own_requests_alone() -> None:
@@ -378,3 +382,21 @@ def test_a_block_is_published_when_the_token_that_fills_it_is_known_and_computed
             BROKEN,
         )
         scheduler.take_outputs()
+
+
+def test_a_preempted_sequence_goes_on_only_with_its_token_in_flight() -> None:
+    scheduler = make(num_blocks=4)
+    scheduler.add(request("old", 8, max_tokens=16))
+    scheduler.add(request("young", 8, max_tokens=16))
+    ahead, behind = scheduler.schedule(), scheduler.schedule()
+    while not scheduler.preemptions:
+        read(scheduler, ahead)
+        ahead, behind = behind, scheduler.schedule()
+    assert (names(ahead), names(behind)) == ([("old", 1), ("young", 1)], [("old", 1)])
+    scheduler.fail(behind, BROKEN)  # so that there is room
+    assert not scheduler.schedule()
+    known = ahead.items[1].end
+    outputs = read(scheduler, ahead)
+    assert [output.request_id for output in outputs if output.token_id] == ["young"]
+    (item,) = scheduler.schedule().items
+    assert (item.sequence.request.request_id, item.end) == ("young", known + 1)

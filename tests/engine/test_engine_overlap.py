@@ -1,0 +1,206 @@
+"""The engine a pass ahead of its device: the answers are those of an engine that waits."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from multilora.base_model.config import BaseConfig
+from multilora.config import EngineConfig
+from multilora.engine import Engine
+from multilora.forward.kv_cache import KVCache
+from multilora.forward.runner import ModelRunner
+from multilora.request import FinishReason, Request, TokenOutput
+from multilora.scheduling.batch import Batch, SampledToken
+from multilora_api.sampling import PARAMETERS, Grammar, SamplingParams
+from support.engine.late_runner import LateInFlight, LateRunner
+from support.engine.requests import (
+    RANKS,
+    MakeEngine,
+    alone,
+    assert_all_free,
+    drain,
+    page_bytes,
+    request,
+    tokens,
+)
+
+# Of each request; what the engine does not see (what becomes of the text) is not listed.
+OPTIONS: list[dict[str, Any]] = [
+    {"max_tokens": 1},
+    {"temperature": 0.9, "seed": 5},
+    {"temperature": 1.2, "seed": 5, "top_k": 9},
+    {"temperature": 1.2, "seed": 6, "top_p": 0.7, "min_p": 0.02},
+    {"temperature": 1.1, "seed": 7, "typical_p": 0.6},
+    {"repetition_penalty": 1.4, "ignore_eos": True},
+    {"presence_penalty": 1.5, "temperature": 0.8, "seed": 1},
+    {"frequency_penalty": 1.5, "ignore_eos": True},
+    {"min_tokens": 12},
+    {"stop_token_ids": tuple(range(97, 105)), "min_tokens": 3},
+    {"allowed_token_ids": tuple(range(97, 123)), "temperature": 1.0, "seed": 3},
+    {"logit_bias": ((101, 4.0), (32, -100.0)), "temperature": 1.0, "seed": 4},
+    {"logprobs": 3},
+    {"logprobs": 0, "temperature": 1.0, "seed": 8},
+    {"grammar": Grammar("regex", "(yes|no|maybe){1,4}"), "temperature": 1.0, "seed": 9},
+    {"bad_words": ("e", "th"), "ignore_eos": True},
+    {"ignore_eos": True, "max_tokens": 40},
+]
+OF_THE_TEXT = {"stop", "include_stop_str_in_output", "skip_special_tokens"}
+BANNED = ((101,), (116, 104))  # "e" and "th", as intake makes them of bad_words
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that are made now run ahead of a late device."""
+    monkeypatch.setattr("multilora.startup.build.ModelRunner", LateRunner)
+
+
+def late_runner(engine: Engine) -> LateRunner:
+    runner = engine._parts.runner
+    assert isinstance(runner, LateRunner)
+    return runner
+
+
+def every_option() -> Iterator[Request]:
+    adapters = ("", "upper", "rot13", "sql")
+    for index, options in enumerate(OPTIONS):
+        prompt = tuple(f"Hello {index}, what is it?".encode())
+        sampling = SamplingParams(**{"max_tokens": 16, **options})
+        banned = BANNED if sampling.bad_words else ()
+        yield Request(str(index), prompt, adapters[index % 4], sampling, banned=banned)
+
+
+def answers_of_the_demo() -> tuple[Engine, dict[str, list[TokenOutput]]]:
+    engine = Engine(EngineConfig(device="cpu", threads=1, max_batch_prefill_tokens=32))
+    try:
+        for one in every_option():
+            if one.sampling.grammar:
+                engine.compile(one.sampling.grammar)
+            engine.submit(one)
+        engine.start()
+        outputs = drain(engine, len(OPTIONS))
+        assert_all_free(engine)
+        return engine, outputs
+    finally:
+        engine.close()
+
+
+def test_every_sampling_option_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {name for options in OPTIONS for name in options} == PARAMETERS.keys() - OF_THE_TEXT
+    _, waiting = answers_of_the_demo()
+    monkeypatch.setattr("multilora.startup.build.ModelRunner", LateRunner)
+    engine, ahead = answers_of_the_demo()
+    assert late_runner(engine).most_in_flight == 2
+    assert ahead.keys() == waiting.keys()
+    for name, outputs in waiting.items():
+        assert tokens(ahead[name]) == tokens(outputs), OPTIONS[int(name)]
+        for one, other in zip(ahead[name], outputs, strict=True):
+            assert one.finish_reason is other.finish_reason
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert one.rank == other.rank
+            assert [i for i, _ in one.top_logprobs] == [i for i, _ in other.top_logprobs]
+
+
+def test_a_cpu_computes_a_pass_at_a_time(make_engine: MakeEngine) -> None:
+    assert make_engine()._parts.runner.depth == 1
+
+
+def test_a_crowd_with_too_few_pages_and_blocks_answers_as_each_does_alone(
+    make_engine: MakeEngine, folder: Path, late: None
+) -> None:
+    requests = [
+        request(f"r{i}", ["", *RANKS][i % 7], 20 + i, max_tokens=24, ignore_eos=i % 2 == 0)
+        for i in range(14)
+    ]
+    answers = alone(make_engine(), requests)
+    block = KVCache.bytes_per_block(BaseConfig.from_folder(folder / "base"), 16, torch.float32)
+    small = make_engine(
+        adapter_memory=5 * page_bytes(folder),
+        kv_cache_memory=16 * block,
+        adapter_host_memory=1,
+        max_batch_prefill_tokens=24,
+    )
+    for one in requests:
+        small.submit(one)
+    crowd = drain(small, len(requests))
+    assert {name: tokens(outputs) for name, outputs in crowd.items()} == answers
+    figures = small.metrics()
+    assert figures["multilora_preemptions_total"] > 0
+    assert figures["multilora_adapter_evictions_total"] > 0
+    assert late_runner(small).most_in_flight == 2
+    assert_all_free(small)
+
+
+def test_aborts_while_two_passes_are_in_flight_free_everything(
+    make_engine: MakeEngine, late: None
+) -> None:
+    engine = make_engine()
+    for i in range(8):
+        engine.submit(request(f"r{i}", "abcdef"[i % 6], max_tokens=200))
+    engine.submit(request("kept", "a", max_tokens=30))
+    seen: list[TokenOutput] = []
+    for i in range(8):
+        seen += engine.outputs.get(timeout=60) or []
+        engine.abort(f"r{i}")
+        engine.submit(request(f"again{i}", "abcdef"[i % 6], max_tokens=5))
+    ended = drain(engine, 17 - sum(output.finish_reason is not None for output in seen))
+    for output in seen:
+        ended.setdefault(output.request_id, []).append(output)
+    reasons = {name: [output.finish_reason for output in ended[name]] for name in ended}
+    for i in range(8):
+        assert reasons[f"r{i}"].count(None) == len(reasons[f"r{i}"]) - 1
+        assert FinishReason.CANCELLED in reasons[f"r{i}"]
+        assert len(tokens(ended[f"again{i}"])) == 5
+    assert len(tokens(ended["kept"])) == 30
+    assert_all_free(engine)
+
+
+def test_a_pass_that_fails_takes_the_one_behind_it_along_and_nothing_else(
+    make_engine: MakeEngine, late: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(max_running_requests=2)
+    real, failures = LateInFlight.tokens, iter([RuntimeError("an illegal memory access")])
+
+    def tokens_once_broken(in_flight: LateInFlight) -> list[SampledToken]:
+        for failure in failures:
+            raise failure
+        return real(in_flight)
+
+    monkeypatch.setattr(LateInFlight, "tokens", tokens_once_broken)
+    engine._inbox.put(lambda: [engine.submit(request(x, "a")) for x in ("r1", "r2", "waits")])
+    outputs = drain(engine, 3)
+    for name in ("r1", "r2"):
+        error = outputs[name][-1].error
+        assert error is not None and "illegal" in str(error)
+    assert outputs["waits"][-1].finish_reason is FinishReason.LENGTH
+    assert_all_free(engine)
+
+
+def test_a_launch_that_fails_leaves_the_pass_before_it_alone(
+    make_engine: MakeEngine, late: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "last" ends with a token that the pass before samples, "goes" is in both."""
+    engine = make_engine()
+    real, begins = ModelRunner._prepare, threading.Event()
+
+    def prepare(runner: ModelRunner, batch: Batch, *more: Any) -> Any:
+        names = {item.sequence.request.request_id for item in batch.items}
+        if begins.is_set() and names == {"goes"}:
+            begins.clear()
+            raise RuntimeError("out of memory")
+        return real(runner, batch, *more)
+
+    monkeypatch.setattr(ModelRunner, "_prepare", prepare)
+    begins.set()
+    engine._inbox.put(lambda: [engine.submit(request("last", "a", max_tokens=3)),
+                               engine.submit(request("goes", "b"))])  # fmt: skip
+    outputs = drain(engine, 2)
+    assert outputs["last"][-1].finish_reason is FinishReason.LENGTH
+    assert len(tokens(outputs["last"])) == 3
+    assert "out of memory" in str(outputs["goes"][-1].error)
+    assert len(tokens(outputs["goes"])) == 2, "the third is of the pass that failed to be followed"
+    assert len(alone(engine, [request("after", "b")])["after"]) == 12
+    assert_all_free(engine)
