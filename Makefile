@@ -45,8 +45,10 @@ if ! "$$py" -c 'import torch' 2>/dev/null; then \
 	{ echo "$@: PyTorch sees no GPU here; nothing to run."; exit 0; }
 endef
 
-test-gpu:  ## run the tests that need a GPU, with .venv or else with PYTHON
-	@$(find_gpu); "$$py" -m pytest -m gpu --continue-on-collection-errors \
+test-gpu:  ## run the tests that need a GPU, on all cores, with .venv or else with PYTHON
+	@$(find_gpu); cores=; if "$$py" -c 'import xdist' 2>/dev/null; then \
+		cores="-n $$(($$(nproc) > 16 ? 16 : $$(nproc))) --dist worksteal"; fi; \
+	"$$py" -m pytest -m gpu $$cores --continue-on-collection-errors \
 		$(addprefix --ignore=tests/,browser client docker e2e gateway scripts text) $(ARGS)
 
 bench-gpu:  ## measure kernels and a whole model on a GPU, 9 minutes; PEERS=folder-with-peers_api
