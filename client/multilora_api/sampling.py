@@ -186,14 +186,6 @@ class SamplingParams:
     def greedy(self) -> bool:
         return self.temperature == 0
 
-    @property
-    def penalises(self) -> bool:
-        return (
-            self.repetition_penalty != 1
-            or self.presence_penalty != 0
-            or self.frequency_penalty != 0
-        )
-
 
 def _outside(name: str, allowed: Range, value: float) -> ParameterError:
     return ParameterError(f"{name} must be {allowed.words}; got {value}")

@@ -1,6 +1,5 @@
 """The engine a pass ahead of its device: the answers are those of an engine that waits."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,16 @@ def late_runner(engine: Engine) -> LateRunner:
     runner = engine._parts.runner
     assert isinstance(runner, LateRunner)
     return runner
+
+
+def submit_together(engine: Engine, *requests: Request) -> None:
+    """So that they are in the same pass: the engine thread itself submits them."""
+
+    def submit() -> None:
+        for one in requests:
+            engine.submit(one)
+
+    engine._inbox.put(submit)
 
 
 def every_option() -> Iterator[Request]:
@@ -170,7 +179,7 @@ def test_a_pass_that_fails_takes_the_one_behind_it_along_and_nothing_else(
         return real(in_flight)
 
     monkeypatch.setattr(LateInFlight, "tokens", tokens_once_broken)
-    engine._inbox.put(lambda: [engine.submit(request(x, "a")) for x in ("r1", "r2", "waits")])
+    submit_together(engine, *(request(name, "a") for name in ("r1", "r2", "waits")))
     outputs = drain(engine, 3)
     for name in ("r1", "r2"):
         error = outputs[name][-1].error
@@ -182,25 +191,22 @@ def test_a_pass_that_fails_takes_the_one_behind_it_along_and_nothing_else(
 def test_a_launch_that_fails_leaves_the_pass_before_it_alone(
     make_engine: MakeEngine, late: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ "last" ends with a token that the pass before samples, "goes" is in both."""
+    """One request's last token is in flight when the launch of another's next row fails."""
     engine = make_engine()
-    real, begins = ModelRunner._prepare, threading.Event()
+    real, failures = ModelRunner._prepare, iter([RuntimeError("out of memory")])
 
     def prepare(runner: ModelRunner, batch: Batch, *more: Any) -> Any:
-        names = {item.sequence.request.request_id for item in batch.items}
-        if begins.is_set() and names == {"goes"}:
-            begins.clear()
-            raise RuntimeError("out of memory")
+        if {item.sequence.request.request_id for item in batch.items} == {"goes"}:
+            for failure in failures:
+                raise failure
         return real(runner, batch, *more)
 
     monkeypatch.setattr(ModelRunner, "_prepare", prepare)
-    begins.set()
-    engine._inbox.put(lambda: [engine.submit(request("last", "a", max_tokens=3)),
-                               engine.submit(request("goes", "b"))])  # fmt: skip
+    submit_together(engine, request("last", max_tokens=3), request("goes"))
     outputs = drain(engine, 2)
     assert outputs["last"][-1].finish_reason is FinishReason.LENGTH
     assert len(tokens(outputs["last"])) == 3
     assert "out of memory" in str(outputs["goes"][-1].error)
-    assert len(tokens(outputs["goes"])) == 2, "the third is of the pass that failed to be followed"
+    assert len(tokens(outputs["goes"])) == 2, "its third would have come of the pass in flight"
     assert len(alone(engine, [request("after", "b")])["after"]) == 12
     assert_all_free(engine)

@@ -1,6 +1,8 @@
 """launch begins a pass and returns; its tokens come later, whatever has been launched since."""
 
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import torch
 
 from multilora.adapters.checkpoint.adapter import read_adapter
 from multilora.base_model.config import BaseConfig
+from multilora.forward import sampler
 from multilora.forward.decoder import load_decoder
 from multilora.forward.graphs import DecodeGraphs, GraphLimits
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import InFlight, ModelRunner
+from multilora.forward.sampling_input import Penalties
 from multilora.forward.step_input import build_step_input
 from multilora.lora.rank_pages import RankPagePool
 from multilora.request import AdapterSet, Request
@@ -59,6 +63,21 @@ def prefilled(runner: ModelRunner, *sequences: Sequence) -> None:
     for one in sequences:
         logits_of(runner, batch_of(BatchItem.next(one, len(one.token_ids) - 1)))
         one.num_computed_tokens = len(one.token_ids) - 1
+
+
+@contextmanager
+def monitored_penalties() -> Iterator[list[tuple[torch.Tensor, ...]]]:
+    """All that the sampler is told of penalties, pass by pass."""
+    seen: list[tuple[torch.Tensor, ...]] = []
+    real = sampler._penalise
+
+    def penalise(logits: torch.Tensor, penalties: Penalties) -> None:
+        seen.append(tuple(vars(penalties).values()))
+        real(logits, penalties)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "_penalise", penalise)
+        yield seen
 
 
 def test_the_tokens_are_those_of_the_logits_in_batch_order(runner: ModelRunner) -> None:
@@ -136,6 +155,30 @@ def test_a_prompt_and_a_token_in_flight_share_a_pass(runner: ModelRunner) -> Non
     assert sampled == logits_of(runner, batch).argmax(-1).tolist()
     one.token_ids[-1] += 1
     assert sampled != logits_of(runner, batch).argmax(-1).tolist(), "any token would have done"
+
+
+def test_penalties_count_a_token_in_flight(runner: ModelRunner) -> None:
+    """Rows: one whose last token is late and penalised away, one whose is known, one without."""
+    rows = [
+        sequence(0, 6, A, frequency_penalty=2.0, repetition_penalty=5.0),
+        sequence(1, 5, A, presence_penalty=2.0),
+        sequence(2, 4, A, logit_bias=((7, 1.0),)),
+        sequence(3, 9, A, presence_penalty=2.0, frequency_penalty=2.0),
+    ]
+    prefilled(runner, *rows)
+    first = batch_of(*(BatchItem.next(rows[index], 1) for index in (3, 0, 2)))
+    in_flight = runner.launch(first)
+    for item in first.items:
+        item.sequence.num_computed_tokens = item.end
+    behind = batch_of(*(BatchItem.next(row, 1) for row in rows))
+    with monitored_penalties() as seen:
+        sampled = runner.launch(behind).tokens()
+        for item, token in zip(first.items, in_flight.tokens(), strict=True):
+            item.sequence.token_ids.append(token.token_id)
+        assert runner.launch(behind).tokens() == sampled
+    late, known = seen
+    for one, other in zip(late, known, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_pass_can_be_kept_from_being_replayed(

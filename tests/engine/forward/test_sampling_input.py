@@ -5,6 +5,7 @@ import torch
 
 from multilora.forward.sampling_input import add_sampling_tensors, noise_keys
 from multilora.forward.staging import StagingBuffer
+from multilora.forward.step_input import LastPass
 from multilora_api.sampling import SamplingParams
 from support.engine.sampler import EOS, drawn, every_kind, inputs_of, item
 
@@ -30,7 +31,8 @@ def test_noise_keys_are_splitmix64() -> None:
 
 def test_greedy_rows_stage_nothing() -> None:
     staging = StagingBuffer(torch.device("cpu"))
-    inputs = add_sampling_tensors([item(SamplingParams())] * 9, staging, 50, EOS)
+    last = LastPass(torch.device("cpu"))
+    inputs = add_sampling_tensors([item(SamplingParams())] * 9, staging, 50, EOS, last)
     staging.send()
     assert inputs().draws is None and not staging._arrays
 

@@ -1,154 +1,26 @@
-"""Passes that are scheduled before the tokens of the ones in flight are known.
-
-The device of these tests runs a pass as late as it can. Its memory says what stands in each KV slot
-and adapter page, so that it notices what was overwritten, or is read, too early. The token after
-some tokens depends on all of them and on the adapter, hence what a request must get is known.
-"""
+"""Passes that are scheduled before the tokens of the ones in flight are known."""
 
 import random
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from zlib import crc32
 
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.request import AdapterSet, FinishReason, Request, TokenOutput
-from multilora.scheduling.adapter_cache import CacheMiss
-from multilora.scheduling.batch import Batch, BatchItem, SampledToken
+from multilora.request import FinishReason, Request, TokenOutput
+from multilora.scheduling.batch import Batch, SampledToken
 from multilora.scheduling.scheduler import Scheduler
-from multilora.scheduling.sequence import Sequence
 from multilora_api.sampling import SamplingParams
+from support.engine.late_device import MOST, Device, Matcher, Pages, Row, answer
 from support.engine.scheduler import BLOCK, EOS, Clock, FakeCache, make, names, request
 
 GONE = RequestError(ErrorCode.UNAVAILABLE, "the adapter was unloaded")
 BROKEN = RequestError(ErrorCode.INTERNAL, "the pass failed")
-MOST = 70  # tokens of a sequence
 BLOCKS = 20
 
 
-def chain(before: int, token: int) -> int:
-    """What K and V of a token stand for: it, and all that came before."""
-    return crc32(b"%d %d" % (before, token))
-
-
-def start_of(adapters: AdapterSet) -> int:
-    return crc32(adapters.only.encode())
-
-
-def next_token(state: int) -> int:
-    return EOS if state % 23 == 0 else 10 + state % 50
-
-
-def answer(request: Request) -> list[int]:
-    state = start_of(request.adapters)
-    for token in request.prompt_token_ids:
-        state = chain(state, token)
-    tokens: list[int] = []
-    sampling, room = request.sampling, MOST - len(request.prompt_token_ids)
-    while len(tokens) < min(sampling.max_tokens, room):
-        tokens.append(next_token(state))
-        if tokens[-1] == EOS and not sampling.ignore_eos:
-            break
-        state = chain(state, tokens[-1])
-    return tokens
-
-
-class Matcher:
-    """Allows everything, and knows what it has accepted."""
-
-    error = None
-
-    def __init__(self) -> None:
-        self.accepted: list[int] = []
-
-    def allowed(self) -> bytes:
-        return b""
-
-    def accept(self, token_id: int) -> None:
-        self.accepted.append(token_id)
-
-
-class Pages(FakeCache):
-    """Overwrites pages as soon as somebody else gets them, whatever the device still runs."""
-
-    def __init__(self, num_pages: int, sizes: dict[str, int], copy_passes: int) -> None:
-        super().__init__(num_pages, sizes, copy_passes)
-        self.content: dict[int, str] = {}
-
-    def acquire(self, adapters: AdapterSet) -> AdapterSet | CacheMiss:
-        found = super().acquire(adapters)
-        if adapters.only in self.slots:
-            self.content |= dict.fromkeys(self.slots.pages(adapters.only), adapters.only)
-        return found
-
-
-@dataclass
-class Row:
-    """An item as it is when its pass is launched."""
-
-    item: BatchItem
-    known: list[int]
-    is_late: bool
-    blocks: list[int]
-
-    def slot(self, position: int) -> int:
-        return self.blocks[position // BLOCK] * BLOCK + position % BLOCK
-
-
-@dataclass
-class Device:
-    pages: Pages
-    kv: dict[int, tuple[int, int]] = field(default_factory=dict)  # slot → token, state
-    launched: set[Sequence] = field(default_factory=set)  # what the last pass samples for
-    sampled: dict[Sequence, int] = field(default_factory=dict)
-    live: dict[str, Request] = field(default_factory=dict)
-    late_rows: int = 0
-    dropped_rows: int = 0
-
-    def launch(self, batch: Batch) -> list[Row]:
-        rows = [self._row(item) for item in batch.items]
-        self.launched = {item.sequence for item in batch.items if item.samples}
-        return rows
-
-    def run(self, rows: list[Row], batch: Batch) -> list[SampledToken]:
-        for span in batch.spans:
-            assert {self.pages.content[page] for page in span.pages} == {span.adapters.only}
-        self.sampled = {row.item.sequence: self._compute(row) for row in rows}
-        return [SampledToken(self.sampled[row.item.sequence]) for row in rows if row.item.samples]
-
-    def _row(self, item: BatchItem) -> Row:
-        sequence = item.sequence
-        known = sequence.token_ids[: item.end]
-        is_late = len(known) < item.end
-        if is_late:
-            assert len(known) + 1 == item.end and sequence in self.launched
-            assert not sequence.request.banned and not sequence.request.sampling.penalises
-        if item.samples:
-            most = min(sequence.request.sampling.max_tokens, MOST - sequence.num_prompt_tokens)
-            assert item.num_output_tokens < most, "a row after the last token"
-        if isinstance(sequence.matcher, Matcher):
-            assert sequence.matcher.accepted == sequence.token_ids[sequence.num_prompt_tokens :]
-            assert not is_late
-        self.late_rows += is_late
-        return Row(item, known, is_late, list(sequence.block_table))
-
-    def _compute(self, row: Row) -> int:
-        item = row.item
-        tokens = [*row.known, self.sampled[item.sequence]] if row.is_late else row.known
-        state = start_of(item.adapters)
-        for position, token in enumerate(tokens):
-            state = chain(state, token)
-            if position >= item.start:
-                self.kv[row.slot(position)] = token, state
-            assert self.kv[row.slot(position)] == (token, state), "not what stood there"
-        self.dropped_rows += item.sequence.request.request_id not in self.live
-        return next_token(state)
-
-
 class Trace:
-    """An engine's loop over a scheduler and a late device; passes and launches may fail."""
+    """An engine's loop over a scheduler and a late device, with passes and launches that fail."""
 
     def __init__(self, seed: int, depth: int) -> None:
         self.rng = rng = random.Random(seed)
@@ -162,6 +34,7 @@ class Trace:
             max_batch_prefill_tokens=rng.choice([8, 24, 64]), quantum=rng.choice([4, 32, 256]),
         )  # fmt: skip
         self.device = Device(self.cache)
+        self.bound = rng.choice([0, 0.05, 0.4])  # the part of requests that need their tokens
         self.passes: deque[tuple[Batch, list[Row]]] = deque()
         self.requests: dict[str, Request] = {}
         self.tokens: dict[str, list[int]] = {}
@@ -208,10 +81,9 @@ class Trace:
         sampling = SamplingParams(
             max_tokens=rng.randint(1, 40),
             ignore_eos=rng.random() < 0.3,
-            presence_penalty=rng.choice([0, 0, 0, 1]),
         )
-        banned = rng.choice([(), (), ((3, 4),)])
-        matcher = Matcher() if rng.random() < 0.2 else None
+        banned = ((3, 4),) if rng.random() < self.bound else ()
+        matcher = Matcher() if rng.random() < self.bound else None
         if matcher:  # which ends at an end-of-sequence whatever ignore_eos says
             sampling = SamplingParams(max_tokens=sampling.max_tokens)
         made = Request(name, prompt, adapter, sampling, banned=banned)
@@ -293,19 +165,32 @@ def test_an_end_by_length_costs_no_row() -> None:
     assert len(scheduler) == 0
 
 
-def test_rows_that_need_their_token_on_the_host_take_every_second_pass_alone() -> None:
-    scheduler = make()
-    scheduler.add(request("free", max_tokens=20))
+def add_bound(scheduler: Scheduler) -> set[str]:
+    """Two requests whose next token depends on which tokens came before."""
     scheduler.add(request("grammar", max_tokens=20), Matcher())
-    for name in ("repetition", "presence", "frequency"):
-        value = {f"{name}_penalty": 2.0}
-        scheduler.add(request(name, max_tokens=20, **value))
     banned = request("banned", max_tokens=20)
     scheduler.add(Request("banned", banned.prompt_token_ids, "", banned.sampling, banned=((3,),)))
-    waiting = {"grammar", "repetition", "presence", "frequency", "banned"}
+    return {"grammar", "banned"}
+
+
+def test_rows_that_need_their_token_on_the_host_sit_out_a_pass_and_hold_up_nobody() -> None:
+    scheduler = make(max_running=16, max_batch_prefill_tokens=64)
+    free = {f"free{i}" for i in range(6)}
+    for name in sorted(free):
+        scheduler.add(request(name, max_tokens=20, presence_penalty=1))
+    bound = add_bound(scheduler)
     for index, batch in enumerate(launched(scheduler, 8)):
-        rows = {name for name, _ in names(batch)}
-        assert rows == ({"free"} if index % 2 else {"free"} | waiting)
+        assert {name for name, _ in names(batch)} == (free if index % 2 else free | bound)
+
+
+def test_many_rows_that_need_their_tokens_are_not_left_for_passes_of_few_others() -> None:
+    scheduler = make(max_running=16, max_batch_prefill_tokens=64)
+    free = {f"free{i}" for i in range(5)}
+    for name in sorted(free):
+        scheduler.add(request(name, max_tokens=20))
+    bound = add_bound(scheduler)
+    for index, batch in enumerate(launched(scheduler, 8)):
+        assert {name for name, _ in names(batch)} == (set() if index % 2 else free | bound)
 
 
 def test_a_row_behind_the_end_is_dropped_and_holds_its_adapter_until_it_has_run() -> None:

@@ -10,6 +10,7 @@ import torch
 from multilora.forward.sampler import Sampled, sample
 from multilora.forward.sampling_input import SamplingTensors, add_sampling_tensors
 from multilora.forward.staging import StagingBuffer
+from multilora.forward.step_input import LastPass
 from multilora.request import Request
 from multilora.scheduling.batch import BatchItem
 from multilora.scheduling.sequence import Sequence
@@ -33,7 +34,8 @@ def item(
 
 def inputs_of(items: Rows[BatchItem], vocab_size: int, device: str = "cpu") -> SamplingTensors:
     staging = StagingBuffer(torch.device(device))
-    inputs = add_sampling_tensors(items, staging, vocab_size, EOS)
+    last = LastPass(torch.device(device))
+    inputs = add_sampling_tensors(items, staging, vocab_size, EOS, last)
     staging.send()
     return inputs()
 

@@ -7,7 +7,6 @@ goes into the input ids on the device.
 import functools
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
 from multilora.forward.decoder import Decoder
@@ -16,7 +15,7 @@ from multilora.forward.kv_cache import KVCache
 from multilora.forward.sampler import Sampled, sample
 from multilora.forward.sampling_input import add_sampling_tensors
 from multilora.forward.staging import StagingBuffer
-from multilora.forward.step_input import StepArrays, add_step_input, step_arrays
+from multilora.forward.step_input import LastPass, StepArrays, add_step_input, step_arrays
 from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.batch import Batch, BatchItem, SampledToken
 
@@ -87,15 +86,13 @@ class ModelRunner:
         self.dtype = dtype
         self.graphs = graphs
         self.depth = 2 if device.type == "cuda" else 1
-        # What the last pass samples, on the device, and which row of it belongs to which sequence.
-        self._last_sampled = torch.empty(0, dtype=torch.int64, device=device)
-        self._last_rows: dict[object, int] = {}
+        self._last = LastPass(device)
 
     def launch(self, batch: Batch, replay: bool = True) -> InFlight:
         """Begin a pass. `replay` False: launch by launch, also where a captured pass would do."""
         items = [item for item in batch.items if item.samples]
         in_flight = self._begin(items, self._prepare(batch, items, replay))
-        self._last_rows = {item.sequence: row for row, item in enumerate(items)}
+        self._last.rows = {item.sequence: row for row, item in enumerate(items)}
         return in_flight
 
     @torch.inference_mode()
@@ -117,7 +114,8 @@ class ModelRunner:
             staging, forward, input_ids = self._prepare_launches(arrays)
         put_late_tokens = self._add_late_tokens(arrays, staging)
         vocab_size = self.model.base.vocab_size
-        sampling = add_sampling_tensors(items, staging, vocab_size, self.eos_token_ids)
+        eos_token_ids, last = self.eos_token_ids, self._last
+        sampling = add_sampling_tensors(items, staging, vocab_size, eos_token_ids, last)
         staging.send()
 
         def run() -> Sampled | None:
@@ -126,7 +124,7 @@ class ModelRunner:
             if not items:
                 return None
             sampled = sample(logits, sampling())
-            self._last_sampled = sampled.token_ids
+            last.token_ids = sampled.token_ids
             return sampled
 
         return run
@@ -146,12 +144,9 @@ class ModelRunner:
     def _add_late_tokens(
         self, arrays: StepArrays, staging: StagingBuffer
     ) -> Callable[[torch.Tensor], object]:
-        """What writes the tokens that the last pass samples into the input ids of this one."""
+        """What writes the late tokens into the input ids of the pass."""
         if not len(arrays.late):
             return lambda input_ids: None
-        sequences = [arrays.batch.items[index].sequence for index in arrays.late.tolist()]
-        sources = staging.add(np.array([self._last_rows[sequence] for sequence in sequences]))
-        rows = staging.add(arrays.late_rows)
-        return lambda input_ids: input_ids.index_copy_(
-            0, rows(), self._last_sampled.index_select(0, sources())
-        )
+        items = [arrays.batch.items[index] for index in arrays.late.tolist()]
+        rows, tokens = staging.add(arrays.late_rows), self._last.add(items, staging)
+        return lambda input_ids: input_ids.index_copy_(0, rows(), tokens())

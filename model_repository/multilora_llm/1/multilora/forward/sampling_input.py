@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from multilora.forward.staging import StagingBuffer
+from multilora.forward.step_input import LastPass
 from multilora.scheduling.batch import BatchItem
 from multilora_api.sampling import SamplingParams
 from multilora_kernels.draws import Draws
@@ -71,18 +72,22 @@ class SamplingTensors:
 
 
 def add_sampling_tensors(
-    items: Rows[BatchItem], staging: StagingBuffer, vocab_size: int, eos_token_ids: tuple[int, ...]
+    items: Rows[BatchItem],
+    staging: StagingBuffer,
+    vocab_size: int,
+    eos_token_ids: tuple[int, ...],
+    last: LastPass,
 ) -> Callable[[], SamplingTensors]:
     """Add the sampling parameters of `items`, one row each; the result is for after staging.send().
 
-    ValueError when a row with a temperature has no seed.
+    `last` has the tokens in flight. ValueError when a row with a temperature has no seed.
     """
     pairs = [(item, item.sequence.request.sampling) for item in items]
     biases = _add_biases(pairs, staging)
     suppressed = _add_suppressed(pairs, staging, vocab_size, eos_token_ids)
     masks = _add_masks(pairs, staging, vocab_size, eos_token_ids)
     typical = _add_typical(pairs, staging)
-    penalties = _add_penalties(pairs, staging, vocab_size)
+    penalties = _add_penalties(pairs, staging, vocab_size, last)
     draws = _add_draws(pairs, staging, vocab_size)
     asked = [p.logprobs for _, p in pairs if p.logprobs is not None]
     return lambda: SamplingTensors(
@@ -195,16 +200,16 @@ def _add_suppressed(
 
 
 def _add_penalties(
-    pairs: _Pairs, staging: StagingBuffer, vocab_size: int
+    pairs: _Pairs, staging: StagingBuffer, vocab_size: int, last: LastPass
 ) -> Callable[[], Penalties] | None:
-    rows = [row for row, (_, p) in enumerate(pairs) if p.penalises]
+    rows = [row for row, (_, p) in enumerate(pairs) if _penalises(p)]
     if not rows:
         return None
     width = max(pairs[row][0].end for row in rows)
     tokens = np.full((2, len(rows), width), vocab_size)
     for index, row in enumerate(rows):
         item = pairs[row][0]
-        count, start = item.end, item.sequence.num_prompt_tokens
+        start, count = item.sequence.num_prompt_tokens, item.end - item.is_late
         tokens[0, index, :count] = item.sequence.token_ids[:count]
         tokens[1, index, start:count] = tokens[0, index, start:count]
     params = [pairs[row][1] for row in rows]
@@ -215,7 +220,22 @@ def _add_penalties(
     ]
     arrays = (np.array(rows), tokens, np.array(factors, dtype=np.float32)[:, :, None])
     row_ids, both, three = (staging.add(array) for array in arrays)
-    return lambda: Penalties(row_ids(), *both(), *three())
+    late = [(index, item) for index, row in enumerate(rows) if (item := pairs[row][0]).is_late]
+    if not late:
+        return lambda: Penalties(row_ids(), *both(), *three())
+    places = staging.add(np.array([(index, item.end - 1) for index, item in late]).T.copy())
+    late_tokens = last.add([item for _, item in late], staging)
+
+    def with_late_tokens() -> Penalties:
+        index, column = places()
+        both()[:, index, column] = late_tokens()
+        return Penalties(row_ids(), *both(), *three())
+
+    return with_late_tokens
+
+
+def _penalises(p: SamplingParams) -> bool:
+    return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
 
 
 def _add_draws(

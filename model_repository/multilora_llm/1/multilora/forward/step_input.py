@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from multilora.forward.staging import StagingBuffer
+from multilora.forward.staging import Handle, StagingBuffer
 from multilora.scheduling.batch import Batch, BatchItem
 from multilora_kernels.openai_triton import INTERPRETED
 from multilora_kernels.row_groups import Segment
@@ -70,6 +70,20 @@ class StepArrays:
     def late_rows(self) -> np.ndarray:
         """int64 [L]: the rows of the tokens that are not known."""
         return self.cu_seqlens_q[self.late + 1].astype(np.int64) - 1
+
+
+class LastPass:
+    """What the last pass samples. A pass launched behind it takes these late tokens on the device,
+    where they are long before the host knows them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.token_ids = torch.empty(0, dtype=torch.int64, device=device)
+        self.rows: dict[object, int] = {}  # sequence → its row of token_ids
+
+    def add(self, items: Sequence[BatchItem], staging: StagingBuffer) -> Handle:
+        """int64 [L], the late tokens of `items`, once `staging` was sent."""
+        rows = staging.add(np.array([self.rows[item.sequence] for item in items]))
+        return lambda: self.token_ids.index_select(0, rows())
 
 
 def step_arrays(batch: Batch, block_size: int) -> StepArrays:

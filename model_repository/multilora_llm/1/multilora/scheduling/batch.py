@@ -35,6 +35,11 @@ class BatchItem(NamedTuple):
         return self.start + self.num_new_tokens
 
     @property
+    def is_late(self) -> bool:
+        """Whether the last of its tokens is still in flight."""
+        return len(self.sequence.token_ids) < self.end
+
+    @property
     def num_output_tokens(self) -> int:
         """Output tokens before `end`."""
         return self.end - self.sequence.num_prompt_tokens

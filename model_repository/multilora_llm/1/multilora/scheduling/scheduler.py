@@ -7,14 +7,14 @@ them are known; an adapter, which may be replaced between two passes, is held un
 with it has been read.
 
 Laws. Running sequences come first, oldest first; a decode row is always scheduled, unless it has to
-wait for a token in flight (Sequence.awaits_tokens); prompt tokens share `max_batch_prefill_tokens`
-a pass (chunked prefill). KV blocks are short → the youngest running sequence is preempted and
-recomputed later, on the adapter version it began with. Waiting sequences start in the order of
-FairQueue, and none overtakes one whose turn it is but for want of KV blocks. One whose adapter is
-loading, or has no room, or is held back by a reservation of another (PageReservations) is skipped,
-never waited on; one that waits longer than its adapter_timeout for a load ends. The base model
-never waits for an adapter. Every sequence ends exactly once, with one TokenOutput that has a
-finish_reason.
+wait for a token in flight, as those with a grammar do; prompt tokens share
+`max_batch_prefill_tokens` a pass (chunked prefill). KV blocks are short → the youngest running
+sequence is preempted and recomputed later, on the adapter version it began with. Waiting sequences
+start in the order of FairQueue, and none overtakes one whose turn it is but for want of KV blocks.
+One whose adapter is loading, or has no room, or is held back by a reservation of another
+(PageReservations) is skipped, never waited on; one that waits longer than its adapter_timeout for a
+load ends. The base model never waits for an adapter. Every sequence ends exactly once, with one
+TokenOutput that has a finish_reason.
 """
 
 import time
@@ -29,6 +29,8 @@ from multilora.scheduling.batch import Batch, BatchItem, SampledToken, make_batc
 from multilora.scheduling.kv_blocks import BlockAllocator, KVBlocks
 from multilora.scheduling.sequence import Sequence, SequenceStatus, TokenMatcher
 from multilora.scheduling.waiting_queue import WaitingQueue
+
+_FEW = 4  # at most one of so many rows
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,14 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Pick the next pass. Sequences in the batch hold their blocks and adapter pages.
 
-        A pass that is not empty is in flight from now on, until `postprocess` or `fail`.
+        A pass that is not empty is in flight from now on, until `postprocess` or `fail`. When more
+        than a few rows have to wait for tokens in flight it is empty, so that all wait: passes for
+        the others alone would cost more time than a device that idles for a moment.
         """
         for sequence, error in self._waiting.overdue():
             self.abort(sequence.request.request_id, error)
+        if sum(s.awaits_tokens for s in self.running) * _FEW > len(self.running):
+            return make_batch([], {})
         budget = self.limits.max_batch_prefill_tokens
         preemptions = self.preemptions
         items: list[BatchItem] = []
@@ -171,7 +177,7 @@ class Scheduler:
         return outputs
 
     def _continue(self, sequence: Sequence, budget: int) -> BatchItem | None:
-        if sequence.awaits_tokens(self.limits.max_total_tokens):
+        if sequence.awaits_tokens or sequence.is_complete(self.limits.max_total_tokens):
             return None
         count = sequence.num_uncomputed_tokens
         if count > 1:

@@ -95,20 +95,16 @@ class Sequence:
         """Tokens of prompt and output, at most: what its turn costs."""
         return self.num_prompt_tokens + self.request.sampling.max_tokens
 
-    def awaits_tokens(self, max_total_tokens: int) -> bool:
-        """Whether tokens in flight must be known before more can be computed: they are the last, or
-        what may come next depends on which they are."""
-        in_flight = self.num_tokens_in_flight
-        if not in_flight:
-            return False
-        sampling, length = self.request.sampling, len(self.token_ids) + in_flight
-        return bool(
-            length - self.num_prompt_tokens >= sampling.max_tokens
-            or length >= max_total_tokens
-            or self.matcher
-            or self.request.banned
-            or sampling.penalises
-        )
+    @property
+    def awaits_tokens(self) -> bool:
+        """Whether the host must know the tokens in flight before it can say what may come next."""
+        return bool(self.matcher or self.request.banned) and self.num_tokens_in_flight > 0
+
+    def is_complete(self, max_total_tokens: int) -> bool:
+        """Whether the tokens in flight are the last ones, whatever they are."""
+        length = len(self.token_ids) + self.num_tokens_in_flight
+        most = self.num_prompt_tokens + self.request.sampling.max_tokens
+        return length >= min(most, max_total_tokens)
 
     def append(
         self, token_id: int, eos_token_ids: frozenset[int], max_total_tokens: int
