@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 from multilora_gateway.api_keys import read_keys
 
-TOOL_PARSERS = ("auto", "hermes", "llama3")
+_PARSERS = {  # vLLM's names, for the families of models that are served
+    "tool_call_parser": ("hermes", "llama3_json", "mistral"),
+    "reasoning_parser": ("deepseek_r1", "mistral", "qwen3"),
+}
+_READ = {"tool_call_parser": "tool calls", "reasoning_parser": "thoughts"}
 _NUMBERS = {
     "max_best_of": "most sequences of one request with best_of",
     "max_stop_sequences": "most stop strings of one request",
@@ -64,6 +68,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     cors_allow_origin: tuple[str, ...] = ()
     tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     json_output: bool = False
     strict_fields: bool = False
 
@@ -152,7 +157,10 @@ def _add_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         help_ = f"{what} ({getattr(default, name)})"
         kind = port if name == "port" else natural
         actions.append(parser.add_argument(_flag(name), type=kind, help=help_))
-    actions.append(parser.add_argument("--tool-call-parser", choices=TOOL_PARSERS))
+    for name, what in _READ.items():
+        help_ = f"how models write {what}; by default auto: as the chat template says"
+        choices = ("auto", *_PARSERS[name], "none")
+        actions.append(parser.add_argument(_flag(name), choices=choices, help=help_))
     for name, what in _SWITCHES.items():
         actions.append(
             parser.add_argument(_flag(name), action="store_true", default=None, help=what)

@@ -4,6 +4,7 @@ Both are read from the files of an HF checkpoint. Nothing here needs torch or tr
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -73,7 +74,7 @@ class Tokenizer:
         """The id of a token of the vocabulary, given as it stands there."""
         return self._backend.token_to_id(token)
 
-    @property
+    @cached_property
     def special_ids(self) -> frozenset[int]:
         """The ids that `decode` skips: they steer the model and are not text."""
         added = self._backend.get_added_tokens_decoder()

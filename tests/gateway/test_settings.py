@@ -56,7 +56,16 @@ def test_a_variable_that_is_true_or_false(text: str, value: bool) -> None:
         ("PORT", "80a", "must be a port number from 0 to 65535; got '80a'"),
         ("PORT", "65536", "must be a port number from 0 to 65535; got '65536'"),
         ("JSON_OUTPUT", "maybe", "must be true, 1, false or 0; got 'maybe'"),
-        ("TOOL_CALL_PARSER", "x", "must be one of auto, hermes, llama3; got 'x'"),
+        (
+            "TOOL_CALL_PARSER",
+            "x",
+            "must be one of auto, hermes, llama3_json, mistral, none; got 'x'",
+        ),
+        (
+            "REASONING_PARSER",
+            "x",
+            "must be one of auto, deepseek_r1, mistral, qwen3, none; got 'x'",
+        ),
     ],
 )
 def test_a_variable_that_makes_no_sense_is_named(

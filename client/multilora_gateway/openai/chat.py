@@ -1,7 +1,5 @@
 """/v1/chat/completions: the body, its job, and the JSON of its choices."""
 
-import math
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,6 +15,14 @@ from multilora_gateway.generation.context import RequestContext
 from multilora_gateway.generation.job import generation_requests
 from multilora_gateway.generation.model_name import resolve
 from multilora_gateway.generation.parallel import GenerationResult
+from multilora_gateway.generation.parsing.parser import AnswerFormat, AnswerParser, answer_format
+from multilora_gateway.generation.parsing.parts import (
+    AnswerPart,
+    MoreArguments,
+    ParsedAnswer,
+    Reasoning,
+    ToolCall,
+)
 from multilora_gateway.generation.prompt import encode_chat
 from multilora_gateway.http.json_values import (
     Absent,
@@ -35,14 +41,7 @@ from multilora_gateway.openai.sampling import (
     choice_seeds,
     max_tokens,
 )
-from multilora_gateway.openai.tools.call_reader import MoreArguments, ToolCall
-from multilora_gateway.openai.tools.parser import (
-    JsonParser,
-    Part,
-    ToolParser,
-    tool_format,
-)
-from multilora_gateway.openai.tools.tools import Tool, ToolChoice, call_grammar, is_forced, usable
+from multilora_gateway.openai.tools import Tool, ToolChoice, call_grammar, is_forced, usable
 from multilora_text.chat_template import ChatTemplates
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
@@ -63,13 +62,13 @@ class ChatBody(CompletionFields):
     chat_template_kwargs: dict[str, Any] | None = None
     documents: Items[Schema] | None = None
     guideline: Text | None = None
+    include_reasoning: bool | None = None
     reasoning_effort: Text | None = None
     modalities: Items[Literal["text"]] | None = None
     add_generation_prompt: True_ = None
     add_special_tokens: False_ = None
     continue_final_message: Annotated[Any, only(False, instead=_NEW_MESSAGE)] = None
     echo: False_ = None
-    include_reasoning: True_ = None
     return_prompt_text: False_ = None
     audio: Absent = None
     chat_template: Annotated[Any, only(instead="templates come with the model")] = None
@@ -122,10 +121,18 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
     prompt = await chat_prompt(body, context, base, own, messages, tools)
     asked = body.max_completion_tokens or body.max_tokens
     prompt = body.truncated(prompt, base, asked or 1)
-    template = base.tokenizer.template(own, bool(tools))
-    form = tool_format(context.settings.tool_call_parser, template.source)
-    if forced:
-        sampling["grammar"] = call_grammar(tools, form.arguments)
+    template = base.tokenizer.template(own, bool(tools)).source
+    form = answer_format(
+        context.settings,
+        template,
+        base.tokenizer,
+        prompt,
+        names={tool.function.name for tool in tools},
+        forced=forced,
+        bound="grammar" in sampling,
+        one_call=body.parallel_tool_calls is False,
+    )
+    sampling |= _needed(form, tools, base.tokenizer)
     if logprobs is not None:
         sampling["logprobs"] = logprobs
 
@@ -140,14 +147,7 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         adapter_id=model.adapter_id,
         adapter_token=body.selection.token,
     )
-    parser_type = JsonParser if forced else form.parser
-    names = {tool.function.name for tool in tools}
-
-    def choice(_: int) -> ChatChoice:
-        parser = parser_type(names) if names else None
-        one_call = body.parallel_tool_calls is False
-        return ChatChoice(base.tokenizer, bool(body.logprobs), parser, one_call)
-
+    thoughts = body.include_reasoning is not False
     return CompletionJob(
         context=context,
         base=base,
@@ -156,11 +156,21 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         object="chat.completion",
         chunk_object="chat.completion.chunk",
         model=model,
-        choice=choice,
+        choice=lambda _: ChatChoice(base.tokenizer, bool(body.logprobs), form, thoughts),
         prompt_tokens=len(prompt),
         usage_in_stream=body.usage_in_stream(),
         token_ids="of answer" if body.return_token_ids else "nowhere",
     )
+
+
+def _needed(form: AnswerFormat, tools: Sequence[Tool], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The sampling parameters without which answers of this format could not be parsed."""
+    needed: dict[str, Any] = {}
+    if form.forced:
+        needed["grammar"] = call_grammar(tools, form.tools.arguments)
+    if form.shows_special_tokens(tokenizer):
+        needed["skip_special_tokens"] = False
+    return needed
 
 
 async def chat_prompt(
@@ -191,21 +201,15 @@ def _with_tool_prompt(message: dict[str, Any], prompt: str) -> dict[str, Any]:
 
 
 class ChatChoice:
-    """A Choice (see openai.job). Without a parser all text is content. `one_call`: calls after the
-    first are left out."""
+    """A Choice (see openai.job). Without `thoughts` those are left out."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        logprobs: bool,
-        parser: ToolParser | None,
-        one_call: bool = False,
+        self, tokenizer: Tokenizer, logprobs: bool, form: AnswerFormat, thoughts: bool = True
     ) -> None:
         self._tokenizer = tokenizer
         self._wants_logprobs = logprobs
-        self._parser = parser
-        self._most_calls = 1 if one_call else math.inf
-        self._parsed_calls = 0
+        self._parser = AnswerParser(form)
+        self._shows_thoughts = thoughts and form.reasoning is not None
         self._calls = 0
 
     def opening(self) -> list[dict[str, Any]]:
@@ -224,41 +228,34 @@ class ChatChoice:
         return chunks
 
     def whole(self, result: GenerationResult) -> dict[str, Any]:
-        parts = self._parts(result.text, True)
-        text = "".join(part for part in parts if isinstance(part, str))
-        calls: list[dict[str, Any]] = []
-        for part in parts:
-            if isinstance(part, ToolCall):
-                calls.append(_tool_call(part))
-            elif isinstance(part, MoreArguments):
-                calls[-1]["function"]["arguments"] += part.text
-        self._calls += len(calls)
+        parsed = ParsedAnswer.joined(self._parts(result.text, True))
+        self._calls = len(parsed.calls)
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": None if calls and not text else text,
+            "content": None
+            if not parsed.text and (parsed.calls or parsed.reasoning)
+            else parsed.text,
             "refusal": None,
         }
-        if calls:
-            message["tool_calls"] = calls
+        if self._shows_thoughts:
+            message["reasoning_content"] = parsed.reasoning or None
+        if parsed.calls:
+            message["tool_calls"] = [_tool_call(call) for call in parsed.calls]
         return {
             "message": message,
             "logprobs": self._logprobs(result.tokens),
             "finish_reason": self._reason(result.finish_reason),
         }
 
-    def _parts(self, text: str, last: bool) -> list[Part]:
-        if self._parser is None:
-            return [text] if text else []
-        kept: list[Part] = []
-        for part in self._parser.push(text) + (self._parser.finish() if last else []):
-            self._parsed_calls += isinstance(part, ToolCall)
-            if isinstance(part, str) or self._parsed_calls <= self._most_calls:
-                kept.append(part)
-        return kept
+    def _parts(self, text: str, last: bool) -> list[AnswerPart]:
+        parts = self._parser.push(text) + (self._parser.finish() if last else [])
+        return [part for part in parts if self._shows_thoughts or not isinstance(part, Reasoning)]
 
-    def _body(self, part: Part) -> dict[str, Any]:
+    def _body(self, part: AnswerPart) -> dict[str, Any]:
         if isinstance(part, str):
             return {"content": part}
+        if isinstance(part, Reasoning):
+            return {"reasoning_content": part.text}
         if isinstance(part, MoreArguments):
             more = {"index": self._calls - 1, "function": {"arguments": part.text}}
             return {"tool_calls": [more]}
@@ -280,7 +277,7 @@ def _chunk(
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:
     return {
-        "id": f"call_{uuid.uuid4().hex[:24]}",
+        "id": call.id,
         "type": "function",
         "function": {"name": call.name, "arguments": call.arguments},
     }

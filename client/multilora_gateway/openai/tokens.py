@@ -10,7 +10,7 @@ from multilora_gateway.generation.model_name import resolve
 from multilora_gateway.http.json_values import Body, Items, Name
 from multilora_gateway.openai.chat import ChatBody, chat_prompt
 from multilora_gateway.openai.completions import CompletionBody, check_ids, encode, prompts_of
-from multilora_gateway.openai.tools.tools import usable
+from multilora_gateway.openai.tools import usable
 
 
 class TextToTokenize(CompletionBody):

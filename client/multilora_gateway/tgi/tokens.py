@@ -10,7 +10,6 @@ part of a word (Llama 2's).
 import asyncio
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from multilora_gateway.backend.messages import Token
@@ -36,7 +35,7 @@ class TokenTexts:
         self.count = 0
         self.last_id: int | None = None
         self._tokenizer = tokenizer
-        self._special = special_ids(tokenizer)
+        self._special = tokenizer.special_ids
         self._last = prompt_ids[-1] if prompt_ids else None
         self._before = self._last  # the token before the one pushed last
         self._detokenizer = Detokenizer(tokenizer)
@@ -102,12 +101,6 @@ async def chat_tokens(
         raise GatewayError(422, "template_error", f"Template error: {error}") from None
     tokens = await asyncio.to_thread(text_tokens, base, text, False)
     return {"tokenize_response": tokens, "templated_text": text}
-
-
-@lru_cache(maxsize=4)
-def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """A cache, because Tokenizer.special_ids builds its set on every call."""
-    return tokenizer.special_ids
 
 
 def _context(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> Sequence[int]:

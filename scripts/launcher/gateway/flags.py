@@ -20,7 +20,10 @@ _PASSED = {
     "limit; the clients of a proxy share its address (1024)",
     "allowed-hosts": "names by which requests may call the gateway in Host, separated by commas, * "
     "for any; by default any, but without API keys on a loopback address localhost alone",
-    "tool-call-parser": "auto, hermes or llama3",
+    "tool-call-parser": "how models write tool calls: hermes, llama3_json, mistral, none (calls "
+    "stay text), or auto, which the chat template tells (auto)",
+    "reasoning-parser": "how models write thoughts: deepseek_r1, mistral, qwen3, none (thoughts "
+    "stay text), or auto, which the chat template tells (auto)",
 }
 _SHORT = {"port": ["-p"]}
 _MANY = {  # flags that may be repeated; the variable of one holds several values

@@ -1,20 +1,25 @@
 """The JSON of choices: chunks of a stream put together are the whole answer."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from multilora_gateway.backend.messages import Delta, Token
 from multilora_gateway.generation.parallel import GenerationResult
+from multilora_gateway.generation.parsing.formats import HERMES, MISTRAL, reasoning_format
+from multilora_gateway.generation.parsing.parser import AnswerFormat
 from multilora_gateway.openai.chat import ChatChoice
 from multilora_gateway.openai.completions import TextChoice
 from multilora_gateway.openai.logprobs import chat_logprobs, token_text
-from multilora_gateway.openai.tools.parser import HermesParser
 from multilora_text.tokenizer import Tokenizer
 from support.e2e.triton import DEMO
 
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+PLAIN = AnswerFormat(tools=HERMES, reasoning=None)
+TOOLS = replace(PLAIN, names={"add"})
+THINKS = replace(TOOLS, reasoning=reasoning_format("qwen3", ""), thoughts="possible")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def deltas_of(tokenizer: Tokenizer, text: str, reason: str) -> list[Delta]:
 
 
 def test_chat_chunks_begin_with_the_role_and_end_with_the_reason(tokenizer: Tokenizer) -> None:
-    choice = ChatChoice(tokenizer, False, None)
+    choice = ChatChoice(tokenizer, False, PLAIN)
     chunks = choice.opening()
     for delta in (Delta("he", (Token(1),)), Delta("", (Token(2),)), Delta("y", (), "length")):
         chunks += choice.chunks(delta)
@@ -50,7 +55,7 @@ def test_chat_chunks_begin_with_the_role_and_end_with_the_reason(tokenizer: Toke
 
 
 def test_streamed_tool_calls_are_numbered(tokenizer: Tokenizer) -> None:
-    choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
+    choice = ChatChoice(tokenizer, False, TOOLS)
     deltas = deltas_of(tokenizer, f"Well. {CALL}\n{CALL}", "stop")
     chunks = [chunk for delta in deltas for chunk in choice.chunks(delta)]
     calls = [call for chunk in chunks for call in chunk["delta"].get("tool_calls", [])]
@@ -68,7 +73,7 @@ def test_streamed_tool_calls_are_numbered(tokenizer: Tokenizer) -> None:
 
 
 def test_a_whole_answer_of_tool_calls_has_no_content(tokenizer: Tokenizer) -> None:
-    choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
+    choice = ChatChoice(tokenizer, False, TOOLS)
     whole = choice.whole(GenerationResult(CALL, (), "stop"))
     assert whole["finish_reason"] == "tool_calls"
     assert whole["message"]["content"] is None
@@ -76,8 +81,41 @@ def test_a_whole_answer_of_tool_calls_has_no_content(tokenizer: Tokenizer) -> No
     assert call["function"] == {"name": "add", "arguments": '{"a": 1}'}
 
 
+def test_thoughts_stand_beside_the_content(tokenizer: Tokenizer) -> None:
+    text = f"<think>\nhm\n</think>\n\nSo. {CALL}"
+    whole = ChatChoice(tokenizer, False, THINKS).whole(GenerationResult(text, (), "stop"))
+    message = whole["message"]
+    assert (message["reasoning_content"], message["content"]) == ("hm", "So.")
+    assert len(message["tool_calls"]) == 1 and whole["finish_reason"] == "tool_calls"
+    choice = ChatChoice(tokenizer, False, THINKS)
+    chunks = [c["delta"] for d in deltas_of(tokenizer, text, "stop") for c in choice.chunks(d)]
+    assert "".join(chunk.get("reasoning_content", "") for chunk in chunks) == "hm"
+    assert "".join(chunk.get("content", "") for chunk in chunks) == "So."
+    kinds = [next(iter(chunk)) for chunk in chunks[:-1]]
+    order = ["reasoning_content", "content", "tool_calls"]
+    assert sorted(kinds, key=order.index) == kinds and {*kinds} == {*order}
+
+
+def test_thoughts_alone_are_no_content(tokenizer: Tokenizer) -> None:
+    cut = GenerationResult("<think>hm", (), "length")
+    message = ChatChoice(tokenizer, False, THINKS).whole(cut)["message"]
+    assert (message["reasoning_content"], message["content"]) == ("hm", None)
+    unwanted = ChatChoice(tokenizer, False, THINKS, thoughts=False).whole(cut)["message"]
+    assert "reasoning_content" not in unwanted and unwanted["content"] == ""
+    none = ChatChoice(tokenizer, False, THINKS).whole(GenerationResult("Yes", (), "stop"))
+    assert none["message"]["reasoning_content"] is None and none["message"]["content"] == "Yes"
+
+
+def test_mistrals_ids_have_nine_letters_and_digits(tokenizer: Tokenizer) -> None:
+    form = replace(TOOLS, tools=MISTRAL)
+    said = GenerationResult('[TOOL_CALLS]add{"a": 1}[TOOL_CALLS]add{"a": 2}', (), "stop")
+    calls = ChatChoice(tokenizer, False, form).whole(said)["message"]["tool_calls"]
+    ids = {call["id"] for call in calls}
+    assert len(ids) == 2 and all(len(each) == 9 and each.isalnum() for each in ids)
+
+
 def test_a_call_cut_off_is_a_call_cut_off(tokenizer: Tokenizer) -> None:
-    choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
+    choice = ChatChoice(tokenizer, False, TOOLS)
     whole = choice.whole(GenerationResult(CALL[:-14], (), "length"))
     (call,) = whole["message"]["tool_calls"]
     assert call["function"]["arguments"] == '{"a": 1'
@@ -86,7 +124,7 @@ def test_a_call_cut_off_is_a_call_cut_off(tokenizer: Tokenizer) -> None:
 
 def test_arguments_with_a_tag_in_a_string_stay_whole(tokenizer: Tokenizer) -> None:
     for text in ("</tool_call> x <", "x </tool"):
-        choice = ChatChoice(tokenizer, False, HermesParser({"add"}))
+        choice = ChatChoice(tokenizer, False, TOOLS)
         cut = f'<tool_call>{{"name": "add", "arguments": {{"a": "{text}'
         (call,) = choice.whole(GenerationResult(cut, (), "length"))["message"]["tool_calls"]
         assert call["function"]["arguments"] == f'{{"a": "{text}'
@@ -94,10 +132,10 @@ def test_arguments_with_a_tag_in_a_string_stay_whole(tokenizer: Tokenizer) -> No
 
 def test_one_call_alone_where_parallel_ones_are_not_wanted(tokenizer: Tokenizer) -> None:
     text = f"Well. {CALL}\n{CALL}"
-    choice = ChatChoice(tokenizer, False, HermesParser({"add"}), one_call=True)
+    choice = ChatChoice(tokenizer, False, replace(TOOLS, one_call=True))
     whole = choice.whole(GenerationResult(text, (), "stop"))
     assert len(whole["message"]["tool_calls"]) == 1
-    choice = ChatChoice(tokenizer, False, HermesParser({"add"}), one_call=True)
+    choice = ChatChoice(tokenizer, False, replace(TOOLS, one_call=True))
     deltas = deltas_of(tokenizer, text, "stop")
     chunks = [chunk for delta in deltas for chunk in choice.chunks(delta)]
     calls = [call for chunk in chunks for call in chunk["delta"].get("tool_calls", [])]
@@ -106,9 +144,7 @@ def test_one_call_alone_where_parallel_ones_are_not_wanted(tokenizer: Tokenizer)
 
 
 def test_an_answer_without_calls_stays_as_it_is(tokenizer: Tokenizer) -> None:
-    whole = ChatChoice(tokenizer, False, HermesParser({"add"})).whole(
-        GenerationResult("hi \n", (), "stop")
-    )
+    whole = ChatChoice(tokenizer, False, TOOLS).whole(GenerationResult("hi \n", (), "stop"))
     assert whole["message"] == {"role": "assistant", "content": "hi \n", "refusal": None}
     assert (whole["logprobs"], whole["finish_reason"]) == (None, "stop")
 
@@ -116,11 +152,11 @@ def test_an_answer_without_calls_stays_as_it_is(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("tools", [False, True])
 def test_every_token_has_its_logprob_once(tokenizer: Tokenizer, tools: bool) -> None:
     deltas = deltas_of(tokenizer, f"é {CALL}", "stop")
-    choice = ChatChoice(tokenizer, True, HermesParser({"add"}) if tools else None)
+    choice = ChatChoice(tokenizer, True, TOOLS if tools else PLAIN)
     chunks = [chunk for delta in deltas for chunk in choice.chunks(delta)]
     told = [entry for chunk in chunks for entry in (chunk["logprobs"] or {}).get("content", [])]
     tokens = tuple(token for delta in deltas for token in delta.tokens)
-    whole = ChatChoice(tokenizer, True, None).whole(GenerationResult("", tokens, "stop"))
+    whole = ChatChoice(tokenizer, True, PLAIN).whole(GenerationResult("", tokens, "stop"))
     assert told == whole["logprobs"]["content"]
     text = bytes(byte for entry in told for byte in entry["bytes"]).decode()
     assert text == f"é {CALL}<|eos|>"

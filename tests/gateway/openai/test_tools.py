@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.openai.tools.tools import (
+from multilora_gateway.openai.tools import (
     AllowedTools,
     ChosenTool,
     Tool,

@@ -5,23 +5,23 @@ import random
 
 import pytest
 
-from multilora_gateway.openai.tools.call_reader import MoreArguments, ToolCall
-from multilora_gateway.openai.tools.parser import (
-    HERMES,
-    LLAMA3,
+from multilora_gateway.generation.parsing.parts import MoreArguments, ToolCall
+from multilora_gateway.generation.parsing.tool_calls import (
+    CallOrText,
     HermesParser,
     JsonParser,
-    Part,
-    tool_format,
+    MistralParser,
+    ToolParser,
 )
 
 NAMES = {"weather", "add"}
 WEATHER = '{"name": "weather", "arguments": {"city": "Zürich 🌧"}}'
 ADD = '{"name": "add", "parameters": {"a": 1, "b": {"c": []}}}'
+RM = '{"name": "rm", "arguments": {}}'
 WEATHER_CALL = ToolCall("weather", '{"city": "Zürich 🌧"}')
 ADD_CALL = ToolCall("add", '{"a": 1, "b": {"c": []}}')
 
-HERMES_CASES: list[tuple[str, list[Part]]] = [
+HERMES_CASES: list[tuple[str, list[CallOrText]]] = [
     ("Hello there.\n", ["Hello there.\n"]),
     (f"<tool_call>\n{WEATHER}\n</tool_call>", [WEATHER_CALL]),
     (f"Let me see.\n\n<tool_call>{WEATHER}</tool_call>\n", ["Let me see.", WEATHER_CALL]),
@@ -32,7 +32,7 @@ HERMES_CASES: list[tuple[str, list[Part]]] = [
     (f"<tool_call>{WEATHER}", [WEATHER_CALL]),  # ended without closing
     ("a <tool_calls> b", ["a <tool_calls> b"]),
     ("<tool_call>not json</tool_call>", ["<tool_call>not json</tool_call>"]),
-    ('<tool_call>{"name": "rm"}</tool_call>', ['<tool_call>{"name": "rm"}</tool_call>']),
+    (f"<tool_call>{RM}</tool_call>", [f"<tool_call>{RM}</tool_call>"]),
     (
         '<tool_call>{"name": "add", "arguments": {"\\"": "</tool_call>"}}</tool_call>',
         [ToolCall("add", '{"\\"": "</tool_call>"}')],
@@ -44,7 +44,7 @@ HERMES_CASES: list[tuple[str, list[Part]]] = [
     ("1 < 2 <tool", ["1 < 2 <tool"]),
     ("", []),
 ]
-JSON_CASES: list[tuple[str, list[Part]]] = [
+JSON_CASES: list[tuple[str, list[CallOrText]]] = [
     ("Hello there. {}", ["Hello there. {}"]),
     (ADD, [ADD_CALL]),
     (f"\n<|python_tag|>{ADD}", [ADD_CALL]),
@@ -65,11 +65,42 @@ JSON_CASES: list[tuple[str, list[Part]]] = [
     ("<|python", ["<|python"]),
     ('{"name": ["add"]}', ['{"name": ["add"]}']),
 ]
+MISTRAL_CASES: list[tuple[str, list[CallOrText]]] = [
+    ("Hello [there]. ", ["Hello [there]. "]),
+    (f"[TOOL_CALLS] [{WEATHER}]", [WEATHER_CALL]),
+    (f"[TOOL_CALLS][{WEATHER}, {ADD}]\n", [WEATHER_CALL, ADD_CALL]),
+    (
+        '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}, "id": "abcdef123"}]',
+        [ToolCall("add", '{"a": 1}')],
+    ),
+    (f"Let me see. [TOOL_CALLS]{WEATHER}", ["Let me see.", WEATHER_CALL]),
+    ('[TOOL_CALLS]weather[ARGS]{"city": "Zürich 🌧"}', [WEATHER_CALL]),
+    ('[TOOL_CALLS]weather{"city": "Zürich 🌧"}', [WEATHER_CALL]),
+    ('[TOOL_CALLS] weather [CALL_ID]abcdef123[ARGS] {"city": "Zürich 🌧"}', [WEATHER_CALL]),
+    (
+        '[TOOL_CALLS]add[ARGS]{"a": "}[TOOL_CALLS]"}[TOOL_CALLS]add[ARGS]{}',
+        [ToolCall("add", '{"a": "}[TOOL_CALLS]"}'), ToolCall("add", "{}")],
+    ),
+    ('[TOOL_CALLS]add{"a": {"b": [1', [ToolCall("add", '{"a": {"b": [1')]),  # cut off
+    (f"[TOOL_CALLS] [{WEATHER}, ", [WEATHER_CALL]),
+    (f"[TOOL_CALLS] [{WEATHER}] !", [WEATHER_CALL, " !"]),
+    (f"[TOOL_CALLS] [{WEATHER[:22]}", [f"[TOOL_CALLS] [{WEATHER[:22]}"]),
+    ('[TOOL_CALLS]rm[ARGS]{"a": 1} x', ['[TOOL_CALLS]rm[ARGS]{"a": 1} x']),
+    (
+        '[TOOL_CALLS] [{"name": "rm", "arguments": {}}]',
+        ['[TOOL_CALLS] [{"name": "rm", "arguments": {}}]'],
+    ),
+    ("[TOOL_CALLS]add and more", ["[TOOL_CALLS]add and more"]),
+    ("[TOOL_CALLS] []", ["[TOOL_CALLS] []"]),
+    ("[TOOL_CALLS]add[ARGS]", ["[TOOL_CALLS]add[ARGS]"]),
+    ("[TOOL_CALLS", ["[TOOL_CALLS"]),
+    ("[TOOL_CALLS]", ["[TOOL_CALLS]"]),
+]
 
 
-def parts_of(parser: HermesParser | JsonParser, pieces: list[str]) -> list[Part]:
+def parts_of(parser: ToolParser, pieces: list[str]) -> list[CallOrText]:
     """All parts, texts that follow each other joined."""
-    joined: list[Part] = []
+    joined: list[CallOrText] = []
     for part in [part for piece in pieces for part in parser.push(piece)] + parser.finish():
         last = joined[-1] if joined else None
         if isinstance(part, str) and isinstance(last, str):
@@ -93,15 +124,25 @@ def splits(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("text", "want"), HERMES_CASES)
-def test_hermes_calls_are_found_however_the_text_is_split(text: str, want: list[Part]) -> None:
+def test_hermes_calls_are_found_however_the_text_is_split(
+    text: str, want: list[CallOrText]
+) -> None:
     for pieces in splits(text):
         assert parts_of(HermesParser(NAMES), pieces) == want, pieces
 
 
 @pytest.mark.parametrize(("text", "want"), JSON_CASES)
-def test_json_calls_are_found_however_the_text_is_split(text: str, want: list[Part]) -> None:
+def test_json_calls_are_found_however_the_text_is_split(text: str, want: list[CallOrText]) -> None:
     for pieces in splits(text):
         assert parts_of(JsonParser(NAMES), pieces) == want, pieces
+
+
+@pytest.mark.parametrize(("text", "want"), MISTRAL_CASES)
+def test_mistrals_calls_are_found_however_the_text_is_split(
+    text: str, want: list[CallOrText]
+) -> None:
+    for pieces in splits(text):
+        assert parts_of(MistralParser(NAMES), pieces) == want, pieces
 
 
 def test_text_before_a_call_is_not_held_back() -> None:
@@ -119,6 +160,10 @@ def test_arguments_come_as_they_are_written() -> None:
     assert hermes.push("}</tool_call>") == []
     assert llama3.push('{"name": "add", "parameters": {"a"') == [ToolCall("add", '{"a"')]
     assert llama3.push(": 2}}") == [MoreArguments(": 2}")]
+    mistral = MistralParser(NAMES)
+    assert mistral.push("[TOOL_CALLS]add[ARGS]") == []
+    assert mistral.push('{"a"') == [ToolCall("add", ""), MoreArguments('{"a"')]
+    assert mistral.push(": 3}") == [MoreArguments(": 3}")]
 
 
 def test_json_that_is_no_call_is_not_held_back() -> None:
@@ -131,17 +176,3 @@ def test_json_that_is_no_call_is_not_held_back() -> None:
 def test_arguments_are_json_text() -> None:
     (call,) = parts_of(HermesParser(NAMES), [f"<tool_call>{WEATHER}</tool_call>"])
     assert isinstance(call, ToolCall) and json.loads(call.arguments) == {"city": "Zürich 🌧"}
-
-
-@pytest.mark.parametrize(
-    ("setting", "template", "want"),
-    [
-        ("auto", "…<tool_call>\\n{{ call }}…", HERMES),
-        ("auto", "{{ '<|python_tag|>' }}", LLAMA3),
-        ("auto", "{{ messages }}", HERMES),
-        ("hermes", "{{ '<|python_tag|>' }}", HERMES),
-        ("llama3", "<tool_call>", LLAMA3),
-    ],
-)
-def test_the_template_tells_the_format(setting: str, template: str, want: object) -> None:
-    assert tool_format(setting, template) is want

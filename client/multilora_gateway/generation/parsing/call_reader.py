@@ -1,4 +1,5 @@
-"""One tool call, {"name": …, "arguments": {…}}, read while the model writes it.
+"""One tool call, {"name": …, "arguments": {…}} or the arguments alone, read while the model writes
+it.
 
 Laws: the parts put together do not depend on how the text is split. A call is certain once its name
 is known and its arguments begin; from then on the arguments are passed on as the model writes them,
@@ -9,8 +10,9 @@ is complete.
 import json
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
+
+from multilora_gateway.generation.parsing.parts import CallPart, MoreArguments, ToolCall
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _HEAD = re.compile(
@@ -24,34 +26,18 @@ _KEYS = ("type", "id", "name", "arguments", "parameters")
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class ToolCall:
-    """The beginning of a call. `arguments` is the beginning of the text of a JSON object."""
-
-    name: str
-    arguments: str
-
-
-@dataclass(frozen=True)
-class MoreArguments:
-    """More text of the arguments of the call that began last."""
-
-    text: str
-
-
-CallPart = ToolCall | MoreArguments
-
-
 class CallReader:
     """Reads one JSON object. `is_call` is None until the text decides. `rest` is None until the
-    object ends; then it is the text behind the object."""
+    object ends; then it is the text behind the object. `begun`: the object is the arguments alone,
+    of a call that is known already."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        self.is_call: bool | None = None
+    def __init__(self, names: Collection[str], begun: bool = False) -> None:
+        self.is_call: bool | None = True if begun else None
         self.rest: str | None = None
         self._names = names
         self._held = ""  # while is_call is None
-        self._depth = 1  # open brackets; inside the arguments 2 or more
+        self._outside = 0 if begun else 1  # open brackets outside of the arguments
+        self._depth = self._outside  # open brackets
         self._in_arguments = True
         self._in_string = False
         self._escaped = False
@@ -109,9 +95,9 @@ class CallReader:
                 self._depth += 1
             elif char in "}]":
                 self._depth -= 1
-                if self._depth == 1 and self._in_arguments:
+                if self._depth == self._outside and self._in_arguments:
                     self._in_arguments, end = False, place + 1
-                elif self._depth == 0:
+                if self._depth == 0:
                     self.rest = text[place + 1 :]
                     break
         return text[:end]
