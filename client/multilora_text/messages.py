@@ -3,8 +3,8 @@
 Laws: a template sees what the client wrote, names that nobody here knows included. Only this is
 changed: a null counts as absent, but for `content`, which an assistant's message that only calls
 tools has as null, or not at all; texts in parts become one; the arguments of a call become the
-object whose JSON text they are; `developer` is the newer name of the role `system`; and
-`reasoning_content` is there under that name, whatever the client calls it, as in transformers.
+object whose JSON text they are; and `reasoning_content` is there under that name, whatever the
+client calls it, as in transformers. What depends on the template is for the process that renders.
 """
 
 import json
@@ -28,8 +28,6 @@ def _taken(where: str, message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise TextError(f"{where} must be an object with a role, a string, and content")
     taken = {name: value for name, value in message.items() if value is not None}
-    if taken["role"] == "developer":
-        taken["role"] = "system"
     content = taken.get("content")
     if content is None and taken["role"] != "assistant":
         raise TextError(f"{where}.content is missing; it is required")

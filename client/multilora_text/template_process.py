@@ -26,6 +26,7 @@ MOST_SECONDS = 2.0  # of a core, for one question
 MOST_BYTES = 512 << 20  # of address space, beside the program's own
 _MORE_TEXT = 1 << 20  # characters that a text may have beside twice those of its question
 _MOST_REASON = 1000  # characters
+_DEVELOPER = ("'developer'", '"developer"')  # in the source of a template that knows the role
 _KEPT_SOURCES = 4 << 20  # characters of compiled templates; thousands of adapters share a few
 
 
@@ -80,6 +81,20 @@ class _NoText(str):
 _NO_TEXT = _NoText()
 
 
+class _Arguments(dict[str, Any]):
+    """The arguments of a call: an object to a template that asks, and the JSON text of one to those
+    that print them, or put them together with texts, as clients send them."""
+
+    def __str__(self) -> str:
+        return _to_json(self)
+
+    def __add__(self, other: str) -> str:
+        return str(self) + other
+
+    def __radd__(self, other: str) -> str:
+        return other + str(self)
+
+
 class _GenerationTag(Extension):
     """Ignores the tags `{% generation %}…{% endgeneration %}`, which mark training targets."""
 
@@ -103,8 +118,7 @@ def _prepare(_: Any) -> Callable[[bytes], dict[str, Any]]:
         try:
             source, names = json.loads(question)
             for message in names["messages"]:
-                if message.get("content", "") is None:
-                    message["content"] = _NO_TEXT
+                _adapt(message, source)
             kind = "broken"
             template = templates.compiled(source)
             kind = "refused"
@@ -121,6 +135,16 @@ def _prepare(_: Any) -> Callable[[bytes], dict[str, Any]]:
         return {kind: text, "seconds": time.process_time() - begin}
 
     return answer
+
+
+def _adapt(message: dict[str, Any], source: str) -> None:
+    """Changes a message so that a template, given its source, can show it."""
+    if message.get("content", "") is None:
+        message["content"] = _NO_TEXT
+    if message.get("role") == "developer" and not any(name in source for name in _DEVELOPER):
+        message["role"] = "system"  # the older name
+    for call in message.get("tool_calls", ()):
+        call["function"]["arguments"] = _Arguments(call["function"]["arguments"])
 
 
 def _raise_exception(message: str) -> NoReturn:

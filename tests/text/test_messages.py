@@ -83,10 +83,35 @@ def test_reasoning_has_one_name(name: str) -> None:
     assert template_messages([message]) == [{**message, "reasoning_content": "because"}]
 
 
-def test_roles() -> None:
-    sent = [{"role": role, "content": "x"} for role in ("developer", "system", "ipython")]
-    roles = [message["role"] for message in template_messages(sent)]
-    assert roles == ["system", "system", "ipython"]
+def test_roles_are_for_the_template_to_refuse() -> None:
+    sent = [{"role": role, "content": "x"} for role in ("developer", "system", "ipython", "judge")]
+    assert template_messages(sent) == sent
+    roles = "{% for m in messages %}{{ m.role }} {% endfor %}"
+    assert shown(roles, *sent) == "system system ipython judge "
+    knows = "{% if messages[0]['role'] in ['system', 'developer'] %}{% endif %}"
+    assert shown(knows + roles, *sent) == "developer system ipython judge "
+
+
+@pytest.mark.parametrize(
+    ("source", "want"),
+    [
+        ("{{ a | tojson }}", '{"b": "é", "c": {"d": null}}'),
+        ("{{ a }}", '{"b": "é", "c": {"d": null}}'),
+        ("{{ '```' + a + '```' }}", '```{"b": "é", "c": {"d": null}}```'),
+        ("{{ '[' ~ a ~ ']' }}", '[{"b": "é", "c": {"d": null}}]'),
+        ("{{ a | string | length }} {{ a | length }}", "28 2"),
+        ("{{ a is mapping }} {{ a is string }}", "True False"),
+        ("{% for key, value in a | items %}{{ key }}={{ value | tojson }};{% endfor %}",
+         'b="é";c={"d": null};'),
+        ("{% if a is string %}{{ a }}{% else %}{{ a.b }}{% endif %}", "é"),
+        ("{{ call | tojson }}", '{"name": "add", "arguments": {"b": "é", "c": {"d": null}}}'),
+    ],
+)  # fmt: skip
+def test_arguments_are_an_object_or_the_text_of_one(source: str, want: str) -> None:
+    function = {"name": "add", "arguments": '{"b":"é","c":{"d":null}}'}
+    message = {"role": "assistant", "tool_calls": [{"function": function}]}
+    names = "{% set call = messages[0].tool_calls[0].function %}{% set a = call.arguments %}"
+    assert shown(names + source, message) == want
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Schemas and tools over the OpenAI API: what must come back as JSON does."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -8,6 +9,8 @@ import pytest
 from huggingface_hub import InferenceClient
 from openai import OpenAI
 
+from launcher.triton.server import TritonServer
+from support.e2e.gateway import running_gateway
 from support.e2e.openai import PEOPLE, PERSON, say
 
 UNITS = {
@@ -118,6 +121,44 @@ def test_tools_that_may_be_called_leave_text_alone(openai_client: OpenAI) -> Non
     )
     assert answer.choices[0].message.content == "HELLO WORLD"
     assert answer.choices[0].message.tool_calls is None
+
+
+@pytest.fixture(scope="module")
+def thinker(server: TritonServer) -> Iterator[OpenAI]:
+    """A client of a gateway that reads answers as those of a Mistral that thinks."""
+    flags = "--reasoning-parser=deepseek_r1", "--tool-call-parser=mistral"
+    with (
+        running_gateway(server, *flags) as url,
+        OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_thoughts_stand_beside_the_content(thinker: OpenAI, base: str, stream: bool) -> None:
+    """The base model says what it is told."""
+    answer: Any = thinker.chat.completions.create(
+        model=base, messages=say("one</think>two"), temperature=0, stream=stream
+    )
+    choices = [each.choices[0] for each in (answer if stream else [answer])]
+    said = [each.delta if stream else each.message for each in choices]
+    assert "".join(getattr(each, "reasoning_content", None) or "" for each in said) == "one"
+    assert "".join(each.content or "" for each in said) == "two"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_as_mistral_writes_it(thinker: OpenAI, base: str, stream: bool) -> None:
+    answer: Any = thinker.chat.completions.create(
+        model=base, messages=say("hi"), tools=TOOLS, stream=stream, temperature=0, max_tokens=100,
+        extra_body={"guided_choice": ['[TOOL_CALLS]climate[ARGS]{"unit": "C"}']},
+    )  # fmt: skip
+    choices = [each.choices[0] for each in (answer if stream else [answer])]
+    parts = [each.delta if stream else each.message for each in choices]
+    calls = [call for part in parts for call in part.tool_calls or []]
+    assert len(calls[0].id) == 9 and calls[0].function.name == "climate"
+    assert "".join(call.function.arguments or "" for call in calls) == '{"unit": "C"}'
+    assert not any(part.content for part in parts)
+    assert choices[-1].finish_reason == "tool_calls"
 
 
 def test_a_tools_result_can_be_sent_back(openai_client: OpenAI, base: str) -> None:

@@ -152,7 +152,7 @@ def test_messages_become_what_templates_expect() -> None:
         "function": {"name": "add", "arguments": {"a": 1}},
     }
     assert template_messages(chat(messages=messages).messages) == [
-        {"role": "system", "content": "be brief"},
+        {"role": "developer", "content": "be brief"},
         {"role": "user", "content": "ab", "name": "bob"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "2", "tool_call_id": "call_1"},

@@ -5,17 +5,20 @@ import dataclasses
 from typing import Any, cast
 
 import pytest
+import tokenizers
 
 from multilora_gateway.backend.client import Backend
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.generation.context import RequestContext
+from multilora_gateway.generation.parallel import GenerationResult
 from multilora_gateway.http.access import Caller
 from multilora_gateway.openai.chat import ChatBody, chat_job
 from multilora_gateway.openai.job import CompletionJob
 from multilora_gateway.settings import Settings
 from multilora_text.chat_template import ChatTemplates
 from multilora_text.renderer import TemplateRenderer
+from multilora_text.tokenizer import Tokenizer
 from support.chats import RENDERER, only
 from support.gateway.tgi import MAX_TOTAL, base_model
 
@@ -105,6 +108,38 @@ def test_a_function_may_be_chosen_by_its_name() -> None:
     assert request.sampling == same.sampling and "grammar" in request.sampling
     with pytest.raises(GatewayError, match="there is no tool 'sub' in tools"):
         prepared(tools=[ADD], tool_choice="sub")
+
+
+def message_of(job: CompletionJob, text: str) -> dict[str, Any]:
+    return job.choice(0).whole(GenerationResult(text, (), "stop"))["message"]
+
+
+def test_the_template_decides_how_answers_are_read() -> None:
+    thinks = Server(template="{{ messages[0].content }}{# </think> [TOOL_CALLS] #}<think>\n")
+    text = 'hm</think>So.[TOOL_CALLS]add[ARGS]{"a": 1}'
+    message = message_of(prepared(thinks, model="org/a", tools=[ADD]), text)
+    (call,) = message["tool_calls"]
+    assert call["function"] == {"name": "add", "arguments": '{"a": 1}'} and len(call["id"]) == 9
+    assert (message["reasoning_content"], message["content"]) == ("hm", "So.")
+    without = message_of(prepared(thinks, tools=[ADD], include_reasoning=False), text)
+    assert "reasoning_content" not in without and without["content"] == "So."
+    bound = message_of(prepared(thinks, guided_choice=["hm"]), "hm")
+    assert (bound["reasoning_content"], bound["content"]) == (None, "hm")
+    assert message_of(prepared(tools=[ADD]), text)["content"] == text
+
+
+def test_special_tokens_are_shown_where_they_mark_calls() -> None:
+    backend = tokenizers.Tokenizer.from_str(base_model().tokenizer.to_json())
+    backend.add_special_tokens(["[TOOL_CALLS]"])
+    server = Server(
+        dataclasses.replace(base_model(), tokenizer=Tokenizer(backend)), "hi{# [TOOL_CALLS] #}"
+    )
+    sampling = [prepared(server, **fields).requests[0].sampling for fields in (
+        {"tools": [ADD]}, {"tools": [ADD], "skip_special_tokens": True}, {},
+        {"tools": [ADD], "tool_choice": "none"}, {"tools": [ADD], "tool_choice": "required"},
+    )]  # fmt: skip
+    shows = [each.get("skip_special_tokens") is False for each in sampling]
+    assert shows == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize(
