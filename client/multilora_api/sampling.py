@@ -77,10 +77,12 @@ def _row(
 
 @dataclass(frozen=True)
 class Grammar:
-    """What the whole answer must match: `text` is a JSON schema or a regular expression."""
+    """What the whole answer must match: `text` is a JSON schema or a regular expression. With
+    `after` it is what follows the first `after`, and some white space; before it comes anything."""
 
     kind: Literal["json", "regex"]
     text: str
+    after: str = ""
 
     @staticmethod
     def of_choices(texts: Iterable[str]) -> "Grammar":

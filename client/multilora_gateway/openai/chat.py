@@ -132,7 +132,12 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         bound="grammar" in sampling,
         one_call=body.parallel_tool_calls is False,
     )
-    sampling |= _needed(form, tools, base.tokenizer)
+    if forced:
+        sampling["grammar"] = call_grammar(tools, form.tools.arguments)
+    if "grammar" in sampling:
+        sampling["grammar"] = form.bound(sampling["grammar"])
+    if form.shows_special_tokens(base.tokenizer):
+        sampling["skip_special_tokens"] = False
     if logprobs is not None:
         sampling["logprobs"] = logprobs
 
@@ -161,16 +166,6 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         usage_in_stream=body.usage_in_stream(),
         token_ids="of answer" if body.return_token_ids else "nowhere",
     )
-
-
-def _needed(form: AnswerFormat, tools: Sequence[Tool], tokenizer: Tokenizer) -> dict[str, Any]:
-    """The sampling parameters without which answers of this format could not be parsed."""
-    needed: dict[str, Any] = {}
-    if form.forced:
-        needed["grammar"] = call_grammar(tools, form.tools.arguments)
-    if form.shows_special_tokens(tokenizer):
-        needed["skip_special_tokens"] = False
-    return needed
 
 
 async def chat_prompt(

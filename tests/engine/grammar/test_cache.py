@@ -109,6 +109,31 @@ def test_json_takes_one_space_and_no_more() -> None:
         assert (matcher.error is None) is whole, text
 
 
+@pytest.mark.parametrize(
+    ("grammar", "answer"),
+    [
+        (Grammar("regex", "ab+", "</think>"), "ab"),
+        (Grammar("json", '{"type": "object", "required": ["a"]}', "</think>"), '{"a": "</think>"}'),
+        (Grammar("json", '{"const": "b"}', "[/é.*]"), '"b"'),
+    ],
+    ids=str,
+)
+def test_an_answer_is_free_up_to_a_text(grammar: Grammar, answer: str) -> None:
+    source = grammars()
+
+    def fits(text: str) -> bool:
+        matcher = source.matcher(grammar)
+        for token in [*text.encode(), EOS]:
+            matcher.accept(token)
+        return matcher.error is None
+
+    for space in ("", "\n\n"):
+        assert fits(f"first é {{<\n</thin{grammar.after}{space}{answer}")
+        assert fits(f"{grammar.after}{space}{answer}")
+    assert not fits(answer) and not fits("free")
+    assert not fits(f"{grammar.after}oops") and not fits(f"{grammar.after}{' ' * 9}{answer}")
+
+
 def test_a_matcher_that_failed_says_so_and_masks_nothing() -> None:
     matcher = grammars().matcher(regex("ab"))
     matcher.accept(ord("z"))

@@ -65,6 +65,9 @@ def test_bad_values(text: str, match: str) -> None:
 )
 def test_shapes(value: Any, kind: str, text: str) -> None:
     assert sampling_params({"grammar": value}).grammar == Grammar(kind, text)  # type: ignore[arg-type]
+    given = json.loads(value) if isinstance(value, str) else value
+    later = sampling_params({"grammar": {**given, "after": "</think>"}}).grammar
+    assert later == Grammar(kind, text, "</think>")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,8 @@ def test_shapes(value: Any, kind: str, text: str) -> None:
         ({"type": "json", "value": "{"}, "grammar: value is not JSON"),
         ({"type": "regex", "value": {}}, "value must be a regular expression as a string"),
         ({"type": "regex", "value": "a", "x": 1}, "unknown name 'x'"),
+        ({"type": "regex", "value": "a", "after": 1}, "after must be a string of up to 64"),
+        ({"type": "json_object", "after": "x" * 65}, "after must be a string of up to 64"),
     ],
     ids=str,
 )

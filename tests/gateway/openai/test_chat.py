@@ -123,8 +123,11 @@ def test_the_template_decides_how_answers_are_read() -> None:
     assert (message["reasoning_content"], message["content"]) == ("hm", "So.")
     without = message_of(prepared(thinks, tools=[ADD], include_reasoning=False), text)
     assert "reasoning_content" not in without and without["content"] == "So."
-    bound = message_of(prepared(thinks, guided_choice=["hm"]), "hm")
-    assert (bound["reasoning_content"], bound["content"]) == (None, "hm")
+    for fields in ({"guided_choice": ["So."]}, {"tools": [ADD], "tool_choice": "required"}):
+        bound = prepared(thinks, **fields)
+        assert bound.requests[0].sampling["grammar"]["after"] == "</think>"
+        assert message_of(bound, "hm</think>So.")["reasoning_content"] == "hm"
+        assert "after" not in prepared(**fields).requests[0].sampling["grammar"]
     assert message_of(prepared(tools=[ADD]), text)["content"] == text
 
 

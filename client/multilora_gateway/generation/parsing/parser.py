@@ -4,13 +4,14 @@ Every API that answers chats makes an AnswerFormat of its request, and an Answer
 each answer.
 
 Laws: the parts put together do not depend on how the text is split. A forced call is the whole
-answer. An answer that a grammar binds holds no thoughts: the grammar leaves no room for tags.
+answer. An answer that a grammar binds holds thoughts only where the prompt has begun them, and the
+grammar binds what follows them.
 """
 
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from multilora_gateway.generation.parsing.formats import (
     ReasoningFormat,
@@ -53,6 +54,12 @@ class AnswerFormat:
             marks += [self.reasoning.tags.open, self.reasoning.tags.close]
         return any(tokenizer.token_id(mark) in tokenizer.special_ids for mark in marks)
 
+    def bound(self, grammar: dict[str, Any]) -> dict[str, Any]:
+        """The engine's `grammar` that binds what follows the thoughts."""
+        if self.reasoning is None or self.thoughts == "none":
+            return grammar
+        return {**grammar, "after": self.reasoning.tags.close}
+
     def tool_parser(self) -> ToolParser | None:
         parser = JsonParser if self.forced else self.tools.parser
         return parser(self.names) if parser and self.names else None
@@ -83,19 +90,25 @@ def answer_format(
         names=names,
         forced=forced,
         one_call=one_call,
-        thoughts="none" if forced or bound else _thoughts(reasoning, tokenizer, prompt),
+        thoughts=_thoughts(reasoning, tokenizer, prompt, forced or bound),
     )
 
 
 def _thoughts(
-    form: ReasoningFormat | None, tokenizer: Tokenizer, prompt: Sequence[int]
+    form: ReasoningFormat | None, tokenizer: Tokenizer, prompt: Sequence[int], bound: bool
 ) -> Thoughts:
     if form is None:
         return "none"
+    open_, close = form.tags.open, form.tags.close
     end = tokenizer.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
-    if end.endswith(form.tags.close):
+    if end.endswith(close):
         return "none"
-    return "begun" if form.always or end.endswith(form.tags.open) else "possible"
+    begun = form.always or end.endswith(open_)
+    if bound:  # a grammar knows texts, and no special tokens
+        return (
+            "begun" if begun and tokenizer.token_id(close) not in tokenizer.special_ids else "none"
+        )
+    return "begun" if begun else "possible"
 
 
 class AnswerParser:

@@ -107,7 +107,9 @@ THINKS = "{{ '<think>' + message.reasoning_content + '</think>' }}"
         ("auto", "assistant\n", False, "possible"),
         ("auto", "what is <think>? assistant\n", False, "possible"),
         ("auto", "assistant\n<think>\n\n</think>\n\n", False, "none"),
-        ("auto", "assistant\n<think>\n", True, "none"),
+        ("auto", "assistant\n<think>\n", True, "begun"),
+        ("auto", "assistant\n", True, "none"),
+        ("deepseek_r1", "assistant\n", True, "begun"),
         ("none", "assistant\n<think>\n", False, "none"),
         ("qwen3", "assistant\n", False, "possible"),
         ("deepseek_r1", "assistant\n", False, "begun"),
@@ -119,6 +121,25 @@ def test_the_prompt_tells_whether_thoughts_have_begun(
 ) -> None:
     flags, ids = Settings(reasoning_parser=parser), TOKENIZER.encode_rendered(prompt)
     assert answer_format(flags, THINKS, TOKENIZER, ids, bound=bound).thoughts == want
+
+
+def test_a_grammar_binds_what_follows_the_thoughts() -> None:
+    grammar = {"type": "json_object"}
+    assert form_of("hermes", "qwen3", "none").bound(grammar) == grammar
+    begun = form_of("hermes", "qwen3", "begun", forced=True)
+    assert begun.bound(grammar) == {"type": "json_object", "after": "</think>"}
+    said = 'hm\n</think>\n\n{"name": "add", "arguments": {"a": 1}}'
+    assert parsed(begun, list(said)) == ParsedAnswer("hm", "", [CALL])
+
+
+def test_a_grammar_knows_no_special_tokens() -> None:
+    backend = byte_level()
+    backend.add_special_tokens(["</think>"])
+    tokenizer, settings = Tokenizer(backend), Settings()
+    ids = tokenizer.encode_rendered("<think>\n")
+    assert answer_format(settings, THINKS, tokenizer, ids, bound=True).thoughts == "none"
+    assert answer_format(settings, THINKS, tokenizer, ids, forced=True).thoughts == "none"
+    assert answer_format(settings, THINKS, tokenizer, ids).thoughts == "begun"
 
 
 def test_special_tokens_are_shown_where_marks_are_such() -> None:

@@ -4,6 +4,7 @@ A matcher lets JSON have one space between its parts, as most models write it, a
 space: a small model could write white space for ever.
 """
 
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -68,6 +69,8 @@ class GrammarCompiler:
                 text = make.grammar_from_json_schema(grammar.text, overrides=_JSON_OPTIONS)
             else:
                 text = make.grammar_from_regex(grammar.text)
+            if grammar.after:
+                text = _following(grammar.after, text)
             compiled = make(tokenizer, text, log_level=0, limits=limits)
             problem = compiled.get_error() if compiled.is_error() else ""
         except ValueError as error:
@@ -106,6 +109,16 @@ class GrammarCompiler:
                 f"grammar: llguidance cannot read the base model's tokenizer.json "
                 f"({first_line(str(error))}); send requests to this base model without a grammar"
             ) from None
+
+
+def _following(after: str, text: str) -> str:
+    """The grammar `text`, as the package writes one, behind the first `after`."""
+    found = json.loads(text)
+    found["grammars"][0]["name"] = "answer"
+    plain = "".join(f"\\x{{{ord(char):x}}}" for char in after)
+    start = f"start: free space @answer\nfree[lazy]: /(?s:.*){plain}/\nspace: /\\s{{0,4}}/"
+    found["grammars"].insert(0, {"name": "start", "lark_grammar": start})
+    return json.dumps(found)
 
 
 def _llguidance() -> Any:

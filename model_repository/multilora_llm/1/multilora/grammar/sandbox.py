@@ -5,8 +5,8 @@ all memory, or crash the process. A grammar that passes here takes as much time 
 more in the server's own process, and does no other harm.
 
 This module is also the program of that process: see worker.serve. Its first line is {"tokenizer":
-text of tokenizer.json, "vocab_size", "eos_token_ids"}, a question is [kind, text] of a grammar, and
-the answer is what is wrong, "" when nothing is.
+text of tokenizer.json, "vocab_size", "eos_token_ids"}, a question is [kind, text, after] of a
+grammar, and the answer is what is wrong, "" when nothing is.
 """
 
 import json
@@ -39,7 +39,7 @@ class GrammarSandbox:
     def check(self, grammar: Grammar) -> None:
         """RequestError (INVALID_ARG) when the grammar cannot be compiled within the limits of the
         process, or not at all."""
-        question = json.dumps([grammar.kind, grammar.text]).encode()
+        question = json.dumps([grammar.kind, grammar.text, grammar.after]).encode()
         try:
             problem = self._pool.ask(question, _WALL_SECONDS)
         except PoolClosed:

@@ -17,6 +17,7 @@ _KINDS = ("json", "json_schema", "json_object", "regex")
 _SHAPE = 'send for example {"type": "json", "value": {"type": "object", "properties": {…}}}'
 _CONSTRAINTS = ("json", "regex", "choice", "json_object")
 _STRUCTURED = 'send for example {"choice": ["yes", "no"]}'
+_LONGEST_AFTER = 64
 _TRUE = ("true", "1")
 _FALSE = ("false", "0")
 
@@ -144,27 +145,32 @@ def _read_grammar(name: str, value: Any) -> Grammar:
     {"type": "json_schema", "value": {"name": …, "schema": schema}}     or the schema itself
     {"type": "json_object"}                     any JSON object
     {"type": "regex", "value": expression}      the whole answer matches it
+
+    Each may have `after`, a text up to which the answer is free, such as "</think>".
     """
     given = json_object(value, name, _SHAPE)
+    after = given.pop("after", "")
+    if not isinstance(after, str) or len(after) > _LONGEST_AFTER:
+        raise invalid(f"{name}: after must be a string of up to {_LONGEST_AFTER} characters")
     kind = given.get("type")
     if kind not in _KINDS:
         raise invalid(f"{name}: type must be one of {', '.join(_KINDS)}; got {kind!r}")
     unknown = given.keys() - {"type", "value"}
     if unknown:
-        raise invalid(f"{name}: unknown name {sorted(unknown)[0]!r}; known are type and value")
+        raise invalid(f"{name}: unknown name {sorted(unknown)[0]!r}; known are type, value, after")
     if kind == "json_object":
-        return Grammar("json", '{"type": "object"}')
+        return Grammar("json", '{"type": "object"}', after)
     inner = given.get("value")
     if inner is None:
         raise invalid(f"{name}: value is missing; {_SHAPE}")
     if kind == "regex":
         if not isinstance(inner, str) or not inner:
             raise invalid(f"{name}: value must be a regular expression as a string; got {inner!r}")
-        return Grammar("regex", inner)
+        return Grammar("regex", inner, after)
     schema = json_object(inner, f"{name}: value", _SHAPE)
     if kind == "json_schema":
         schema = _unwrapped(name, schema)
-    return Grammar("json", json.dumps(schema, ensure_ascii=False))
+    return Grammar("json", json.dumps(schema, ensure_ascii=False), after)
 
 
 def _read_structured(name: str, value: Any) -> Grammar | None:
