@@ -1,6 +1,8 @@
 """The engine a pass ahead of its device: the answers are those of an engine that waits."""
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,29 @@ def test_aborts_while_two_passes_are_in_flight_free_everything(
         assert len(tokens(ended[f"again{i}"])) == 5
     assert len(tokens(ended["kept"])) == 30
     assert_all_free(engine)
+
+
+def test_the_row_behind_the_last_end_is_read_before_the_engine_sleeps(
+    make_engine: MakeEngine, late: None
+) -> None:
+    engine = make_engine()
+    free = alone(engine, [request("same", "a")])["same"]
+    engine.submit(request("same", "a", stop_token_ids=(free[4],)))
+    outputs = drain(engine, 1)["same"]
+    assert tokens(outputs) == free[: free.index(free[4]) + 1]
+    assert outputs[-1].finish_reason is FinishReason.STOP
+    assert_all_free(engine)
+
+
+def test_the_engine_does_not_sleep_while_a_row_waits_for_its_token(
+    make_engine: MakeEngine, late: None
+) -> None:
+    """Asleep it would look again after a second."""
+    engine = make_engine()
+    bound = replace(request("bound", max_tokens=40), banned=((5, 6),))
+    start = time.monotonic()
+    assert len(alone(engine, [bound])["bound"]) == 40
+    assert time.monotonic() - start < 20
 
 
 def test_a_pass_that_fails_takes_the_one_behind_it_along_and_nothing_else(
