@@ -2,6 +2,7 @@
 
 Other threads call `submit`, `abort`, `metrics` and read `outputs`; they meet the engine thread in
 two queues and nowhere else. The engine thread never tokenises, sends, downloads or reads a file.
+On a GPU it is a pass ahead: it schedules and launches one while the device runs the one before.
 """
 
 import dataclasses
