@@ -15,7 +15,7 @@ from multilora_kernels.openai_triton import uses_kernels
 from multilora_kernels.paged_attention_cpu import paged_attention_cpu
 from multilora_kernels.paged_context import PagedContext
 from multilora_kernels.paged_decode import decode_gpu
-from multilora_kernels.paged_prefill import prefill_gpu
+from multilora_kernels.paged_prefill import QueryTiles, prefill_gpu
 
 
 def paged_attention_reference(
@@ -59,7 +59,7 @@ def paged_attention(
     sliding_window: int | None = None,
     context: PagedContext | None = None,
     has_decode: bool = True,
-    has_prefill: bool = True,
+    tiles: QueryTiles | None = None,
 ) -> torch.Tensor:
     """q [T, heads, D] → [T, heads, D]; caches [blocks, block_size, kv_heads, D] contiguous.
 
@@ -68,9 +68,10 @@ def paged_attention(
     its heads adjacent. `max_seqlen_q` and `max_context_len` bound the lengths.
 
     A context length of 0 marks a padding row of a captured CUDA graph: its row comes out as zeros.
-    Rows of no sequence are not set. `has_decode` and `has_prefill` are false where no sequence has
-    one new token, or none has more: kernels that need not start. `context` is the one of this
-    forward pass; without it a CPU works it out again in every layer.
+    Rows of no sequence are not set. `has_decode` is false where no sequence has one new token, and
+    `tiles` are the queries of sequences that have more, None where none has: kernels that need not
+    start. `context` is the one of this forward pass; without it a CPU, which needs no tiles, works
+    it out again in every layer.
     """
     if not uses_kernels(q):
         context = context or PagedContext(cu_seqlens_q, context_lens, block_tables)
@@ -79,6 +80,6 @@ def paged_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if has_decode:
         decode_gpu(*inputs, out, scale, max_context_len, sliding_window)
-    if has_prefill and max_seqlen_q > 1:
-        prefill_gpu(*inputs, out, scale, max_seqlen_q, sliding_window)
+    if tiles is not None and len(tiles.table):
+        prefill_gpu(q, k_cache, v_cache, tiles, block_tables, out, scale, sliding_window)
     return out

@@ -6,8 +6,13 @@ Query m of n new ones stands at i = context - n + m; with a window w only j > i 
 [T, heads, D] fp16, bf16 or fp32; sums fp32. Floor: 4 · heads · head_dim flops for each pair (i, j),
 which is what counts from some hundred queries on; K and V are read once per tile of queries. So a
 tile packs the query heads of one KV head and as many queries as 64 or 128 rows take, stops at its
-last query, and masks only the blocks that the diagonal or the window's edge runs through. Long
-tiles start first. Online softmax arXiv 2205.14135, paging arXiv 2309.06180.
+last query, and masks only the blocks that the diagonal or the window's edge runs through. Online
+softmax arXiv 2205.14135, paging arXiv 2309.06180.
+
+Which queries make a tile is a list, made on the host: the grid has no more programs than the batch
+has tiles, however much its sequences differ in length, and long tiles start first. A launch for a
+longer list (a captured CUDA graph) is right for any list written there: entries without queries
+return at once.
 
 On Hopper the weights are a register operand of their wgmma. As an accumulating dot of a pipelined
 loop it would still be in flight when the loop goes round, and ptxas before 13.3 may overwrite such
@@ -15,6 +20,10 @@ registers. online_softmax adds the product by itself, which waits for it at once
 K and V stay in flight.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 import torch
 
 from multilora_kernels.openai_triton import next_power_of_2, num_programs, tl, triton
@@ -43,75 +52,131 @@ def _attend(
 
 
 @triton.jit
-def _tile_range(first, context, window, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Of a tile of queries from position `first` on: the first token seen by any, then (by
-    blocks) where the window's edge begins, where all see all, where the diagonal begins, the end.
-    """
-    end = min(first + BLOCK_Q, context)
+def _tile_range(first, end, window, BLOCK_N: tl.constexpr):
+    """Of the queries at positions `first` to `end`: the first token seen by any, then (by blocks)
+    where the window's edge begins, where all see all, where the diagonal begins."""
     low = max(first - window + 1, 0)
     full = min(tl.cdiv(max(end - window, 0), BLOCK_N) * BLOCK_N, end)
     diagonal = max((first + 1) // BLOCK_N * BLOCK_N, full)
-    return low, low // BLOCK_N * BLOCK_N, full, diagonal, end
+    return low, low // BLOCK_N * BLOCK_N, full, diagonal
 
 
 @triton.jit(do_not_specialize=["table_stride"])
 def paged_prefill_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, cu_seqlens_ptr, context_lens_ptr, tables_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, tiles_ptr, tables_ptr,
     log2_scale, window, q_stride, out_stride, cache_stride, table_stride,
     GROUP: tl.constexpr, WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Grid (KV heads, sequences, query tiles). Tile row m is query m // GROUP, head m % GROUP."""
-    kv_head, sequence = tl.program_id(0), tl.program_id(1)
-    tile = tl.num_programs(2) - 1 - tl.program_id(2)
-    row = tl.load(cu_seqlens_ptr + sequence)
-    new = tl.load(cu_seqlens_ptr + sequence + 1) - row
-    if (new == 1) | (tile * BLOCK_Q >= new):
+    """Grid (KV heads, query tiles). Tile row m is query m // GROUP, head m % GROUP."""
+    kv_head, entry = tl.program_id(0), tiles_ptr + tl.program_id(1) * 4
+    row, count = tl.load(entry), tl.load(entry + 1)
+    if count == 0:
         return
-    context = tl.load(context_lens_ptr + sequence)
+    first, sequence = tl.load(entry + 2), tl.load(entry + 3)
     m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    query = tile * BLOCK_Q + m // GROUP
+    query = m // GROUP
     place = (kv_head * GROUP + m % GROUP)[:, None] * HEAD_DIM + d[None, :]
-    mask = ((m < BLOCK_Q * GROUP) & (query < new))[:, None] & (d < HEAD_DIM)[None, :]
+    mask = (query < count)[:, None] & (d < HEAD_DIM)[None, :]
     rows = (row + query).to(tl.int64)[:, None]
     q = tl.load(q_ptr + rows * q_stride + place, mask=mask, other=0.0)
     top, total, acc = start_rows(BLOCK_M, BLOCK_D)
-    first = context - new + tile * BLOCK_Q
-    low, begin, full, diagonal, end = _tile_range(first, context, window, BLOCK_Q, BLOCK_N)
+    end, position = first + count, first + query
+    low, begin, full, diagonal = _tile_range(first, end, window, BLOCK_N)
     table_ptr, kv_column = tables_ptr + sequence * table_stride, kv_head * HEAD_DIM
     if WINDOW:
         top, total, acc = _attend(
-            q, k_ptr, v_ptr, table_ptr, begin, full, low, first + m // GROUP, window, kv_column,
-            cache_stride, log2_scale, top, total, acc, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True,
+            q, k_ptr, v_ptr, table_ptr, begin, full, low, position, window, kv_column, cache_stride,
+            log2_scale, top, total, acc, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True,
         )  # fmt: skip
     top, total, acc = _attend(
-        q, k_ptr, v_ptr, table_ptr, full, diagonal, low, first + m // GROUP, window, kv_column,
-        cache_stride, log2_scale, top, total, acc, HEAD_DIM, BLOCK_SIZE, BLOCK_N, False,
+        q, k_ptr, v_ptr, table_ptr, full, diagonal, low, position, window, kv_column, cache_stride,
+        log2_scale, top, total, acc, HEAD_DIM, BLOCK_SIZE, BLOCK_N, False,
     )  # fmt: skip
     top, total, acc = _attend(
-        q, k_ptr, v_ptr, table_ptr, diagonal, end, low, first + m // GROUP, window, kv_column,
-        cache_stride, log2_scale, top, total, acc, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True,
+        q, k_ptr, v_ptr, table_ptr, diagonal, end, low, position, window, kv_column, cache_stride,
+        log2_scale, top, total, acc, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True,
     )  # fmt: skip
     out = (acc / tl.where(total == 0.0, 1.0, total)[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + rows * out_stride + place, out, mask=mask)
 
 
-def prefill_options(group: int, head_dim: int, itemsize: int, tile_rows: int) -> dict[str, int]:
-    """Block sizes and compile options; any GPU has the shared memory they take.
+class QueryTiles(NamedTuple):
+    """`table` int32 [tiles, 4], on the device; see query_tiles. No tile has more than `queries`."""
 
-    No tensor core multiplies fp32: a thread holds both operands in registers, so that larger tiles
-    than these spill kilobytes of them.
+    table: torch.Tensor
+    queries: int
+
+    @staticmethod
+    def of(
+        new: Sequence[int],
+        context_lens: Sequence[int],
+        heads: int,
+        cache: torch.Tensor,
+        tile_rows: int | None = None,
+    ) -> "QueryTiles":
+        """Of a batch by itself; arguments as those of query_tiles and prefill_queries."""
+        queries = prefill_queries(sum(new), heads, cache, tile_rows)
+        table = query_tiles(np.array(new), np.array(context_lens), queries)
+        return QueryTiles(torch.from_numpy(table).to(cache.device), queries)
+
+
+def query_tiles(new: np.ndarray, context_lens: np.ndarray, queries: int) -> np.ndarray:
+    """int32 [tiles, 4]: first row, number of queries, position of the first, sequence.
+
+    `new` [S] are the new tokens of each sequence, whose rows follow each other, `context_lens` [S]
+    its tokens with these. Sequences with one new token have no tile: paged_decode is for them.
     """
-    block_d = max(16, next_power_of_2(head_dim))
-    full, wide = itemsize > 2, block_d * itemsize > 256
-    block_n = 32 if wide else 64
-    if full:
-        block_n //= 2
-        tile_rows = min(tile_rows, 32 if wide else 64)
-    block_q = max(1, tile_rows // group)
-    block_m = max(16, next_power_of_2(block_q * group))
+    sequence = np.flatnonzero(new > 1)
+    per_sequence = -(-new[sequence] // queries)
+    owner = np.repeat(sequence, per_sequence)
+    before = np.cumsum(per_sequence) - per_sequence
+    done = (np.arange(len(owner)) - np.repeat(before, per_sequence)) * queries
+    row, left = (np.cumsum(new) - new)[owner] + done, new[owner] - done
+    position, count = context_lens[owner] - left, np.minimum(left, queries)
+    tiles = np.stack((row, count, position, owner), axis=1).astype(np.int32)
+    return tiles[np.argsort(-(position + count), kind="stable")]
+
+
+def most_query_tiles(rows: int, sequences: int, queries: int) -> int:
+    """The most that query_tiles gives for `rows` new tokens of up to `sequences` sequences.
+
+    n tokens make 1 + (n - 1) // queries tiles, and sequences that have any have two tokens.
+    """
+    prompts = min(sequences, rows // 2)
+    return prompts + (rows - prompts) // queries
+
+
+def prefill_queries(
+    rows: int, heads: int, cache: torch.Tensor, tile_rows: int | None = None
+) -> int:
+    """How many queries a tile should have in a pass of `rows` rows, over a cache of K.
+
+    Large tiles read K and V less often, where there are enough of them to fill the GPU. No tensor
+    core multiplies fp32: a thread holds both operands in registers, so that larger tiles than
+    these spill kilobytes of them.
+    """
+    kv_heads, head_dim = cache.shape[-2:]
+    row_bytes = head_dim * cache.itemsize
+    large = rows * heads >= 128 * num_programs(cache, 2) and row_bytes <= 256
+    tile_rows = tile_rows or (128 if large else 64)
+    if cache.itemsize > 2:
+        tile_rows = min(tile_rows, 32 if _is_wide(head_dim, cache.itemsize) else 64)
+    return max(1, tile_rows // (heads // kv_heads))
+
+
+def _is_wide(head_dim: int, itemsize: int) -> bool:
+    return max(16, next_power_of_2(head_dim)) * itemsize > 256
+
+
+def prefill_options(group: int, head_dim: int, itemsize: int, queries: int) -> dict[str, int]:
+    """Block sizes and compile options; any GPU has the shared memory they take with as many
+    `queries` as prefill_queries gives."""
+    full, wide = itemsize > 2, _is_wide(head_dim, itemsize)
+    block_n = (32 if wide else 64) // (2 if full else 1)
+    block_m = max(16, next_power_of_2(queries * group))
     return {
-        "BLOCK_Q": block_q, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": block_d,
+        "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": max(16, next_power_of_2(head_dim)),
         "num_warps": 8 if block_m > 64 or wide or full else 4,
         "num_stages": 2 if wide or full else 3,
     }  # fmt: skip
@@ -121,24 +186,19 @@ def prefill_gpu(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    context_lens: torch.Tensor,
+    tiles: QueryTiles,
     block_tables: torch.Tensor,
     out: torch.Tensor,
     scale: float,
-    max_seqlen_q: int,
     sliding_window: int | None,
-    tile_rows: int | None = None,
 ) -> None:
-    """Write the rows of `out` of sequences with several new tokens; see paged_attention."""
-    tokens, heads, head_dim = q.shape
+    """Write the rows of `out` that `tiles` name; see paged_attention."""
+    _, heads, head_dim = q.shape
     block_size, kv_heads = k_cache.shape[1:3]
     group = heads // kv_heads
-    # Large tiles read K and V less often, where there are enough of them to fill the GPU.
-    large = tokens * heads >= 128 * num_programs(q, 2) and head_dim * q.itemsize <= 256
-    options = prefill_options(group, head_dim, q.itemsize, tile_rows or (128 if large else 64))
-    paged_prefill_kernel[(kv_heads, len(context_lens), -(-max_seqlen_q // options["BLOCK_Q"]))](
-        q, k_cache, v_cache, out, cu_seqlens_q, context_lens, block_tables,
+    options = prefill_options(group, head_dim, q.itemsize, tiles.queries)
+    paged_prefill_kernel[(kv_heads, len(tiles.table))](
+        q, k_cache, v_cache, out, tiles.table, block_tables,
         scale * LOG2_E, sliding_window or 1 << 30, q.stride(0), out.stride(0), k_cache.stride(1),
         block_tables.stride(0), GROUP=group, WINDOW=sliding_window is not None,
         HEAD_DIM=head_dim, BLOCK_SIZE=block_size, **options,

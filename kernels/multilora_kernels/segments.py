@@ -34,14 +34,26 @@ class LaunchBounds(NamedTuple):
     tile_rows: int = DECODE_TILE
 
     @staticmethod
-    def for_decode(rows: int, pages_per_adapter: int, pool_pages: int) -> "LaunchBounds":
-        """Right for any mix of `rows` rows and adapters of up to `pages_per_adapter` pages.
+    def for_pass(
+        rows: int, sequences: int, pages_per_adapter: int, pool_pages: int
+    ) -> "LaunchBounds":
+        """Right for any mix of `rows` rows of up to `sequences` sequences, some of them padding,
+        and adapters of up to `pages_per_adapter` pages.
 
-        Each page of the pool belongs to one adapter, thus to one segment, and is in one pair for
-        its first tile; only each further 16 rows of a segment repeat its pages.
+        Tiles of 16 rows. A run of n rows makes 1 + (n - 1) // 16 of them; runs are the adapters'
+        segments, no more than sequences, and the base rows, padding among them. So R runs make at
+        most R + (rows - R) // 16 tiles, which grows with R, and no run is empty.
+
+        A segment's pages are in one pair for each of its tiles: for its first one, which all
+        segments together make no more pairs than there are pages (each page belongs to one
+        adapter) or pages_per_adapter for each of A segments; and for (rows - A) // 16 further ones.
         """
-        further = rows // DECODE_TILE * pages_per_adapter
-        return LaunchBounds(rows, min(rows * pages_per_adapter, pool_pages + further))
+        segments, runs = min(sequences, rows), min(sequences + 1, rows)
+        further = (rows - segments) // DECODE_TILE
+        of_segments = (segments + further) * pages_per_adapter
+        of_pool = pool_pages + (rows - 1) // DECODE_TILE * pages_per_adapter
+        tiles = runs + (rows - runs) // DECODE_TILE
+        return LaunchBounds(tiles, min(of_segments, of_pool))
 
 
 class SegmentTables(NamedTuple):

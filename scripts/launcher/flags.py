@@ -54,7 +54,7 @@ _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
     "adapter-admin": (str, "on or off: the Triton model adapters may load and unload"),
     "adapter-metrics": (int, "adapters that have figures of their own on /metrics"),
     "kv-cache-memory": (str, f"device memory for keys and values: auto, or {_SIZE}"),
-    "cuda-graphs": (str, "on or off: capture decode passes on a GPU"),
+    "cuda-graphs": (str, "off, decode or full: passes that a GPU replays as CUDA graphs"),
     "threads": (int, "CPU threads of PyTorch; 0 lets it choose"),
 }
 _ALIASES = {  # TGI's names for the same
@@ -167,7 +167,7 @@ def engine_environment(
     given = {name: _value(flags, name) for name in _ENGINE_FLAGS}
     values = {_variable(name): str(value) for name, value in given.items() if value is not None}
     if sizes := re.fullmatch(r"\d+(,\d+)*", values.get("CUDA_GRAPHS", "").replace(" ", "")):
-        values["CUDA_GRAPHS"] = "off" if sizes[0] == "0" else "on"  # TGI's list of batch sizes
+        values["CUDA_GRAPHS"] = "off" if sizes[0] == "0" else "full"  # TGI's list of batch sizes
     if "MODEL_ID" in values:
         values["MODEL_ID"] = _absolute(values["MODEL_ID"])
     if values.get("GENERATION_CONFIG", "auto") not in ("auto", "none"):

@@ -42,7 +42,7 @@ def test_sizes(text: str, size: int):
         ({"GPU_MEMORY_UTILIZATION": "90"}, ["gpu_memory_utilization", "at most 1", "90"]),
         ({"GPU_MEMORY_UTILIZATION": "90%"}, ["gpu_memory_utilization", "a number", "90%"]),
         ({"GPU_MEMORY_UTILIZATION": "nan"}, ["gpu_memory_utilization", "a number", "nan"]),
-        ({"CUDA_GRAPHS": "1,2,4"}, ["cuda_graphs", "on, off", "1,2,4"]),
+        ({"CUDA_GRAPHS": "1,2,4"}, ["cuda_graphs", "off, decode, full", "1,2,4"]),
         ({"KV_BLOCK_SIZE": "12"}, ["kv_block_size", "power of two"]),
         ({"MAX_INPUT_TOKENS": "-1"}, ["max_input_tokens", "negative"]),
     ],

@@ -45,10 +45,7 @@ def prefill(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Launch:  # fmt: skip
     case = attention_case([(20, 20), (20, 40)], (8, 2), head_dim, dtype=dtype)
-    (launch,) = record(
-        lambda: paged_prefill.prefill_gpu(*inputs(case), 0.3, 20, window, tile_rows),
-        KERNELS, monkeypatch,
-    )  # fmt: skip
+    (launch,) = record(lambda: _prefill(case, window, tile_rows), KERNELS, monkeypatch)
     return launch
 
 
@@ -116,8 +113,10 @@ def _decode(case: AttentionCase) -> None:
     paged_decode.decode_gpu(*inputs(case), 0.3, 600, None, splits=3)
 
 
-def _prefill(case: AttentionCase) -> None:
-    paged_prefill.prefill_gpu(*inputs(case), 0.3, 600, None)
+def _prefill(case: AttentionCase, window: int | None = None, tile_rows: int | None = None) -> None:
+    tiles, out = case.tiles(tile_rows), torch.empty_like(case.q)
+    caches = (case.k_cache, case.v_cache)
+    paged_prefill.prefill_gpu(case.q, *caches, tiles, case.block_tables, out, 0.3, window)
 
 
 def test_one_split_needs_no_combine(monkeypatch: pytest.MonkeyPatch):

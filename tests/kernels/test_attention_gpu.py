@@ -73,7 +73,8 @@ def prefill(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     out = torch.empty_like(case.q).fill_(float("nan")) if out is None else out
-    prefill_gpu(*inputs(case), out, 0.3, case.max_seqlen_q, window, tile_rows)
+    caches = (case.k_cache, case.v_cache)
+    prefill_gpu(case.q, *caches, case.tiles(tile_rows), case.block_tables, out, 0.3, window)
     return out
 
 
@@ -95,7 +96,7 @@ def test_attention(
     case = attention_case(lengths, heads, head_dim, dtype=dtype, device=DEVICE)
     out = paged_attention(
         *inputs(case), scale=0.3, max_seqlen_q=case.max_seqlen_q,
-        max_context_len=case.max_context_len, sliding_window=window,
+        max_context_len=case.max_context_len, sliding_window=window, tiles=case.tiles(),
     )  # fmt: skip
     check(out, case, window)
 
@@ -143,7 +144,7 @@ def test_each_kernel_writes_its_own_rows():
     for has_decode, own in ((True, one_new), (False, ~one_new)):
         out = paged_attention(
             *inputs(case), scale=0.3, max_seqlen_q=3, max_context_len=300, has_decode=has_decode,
-            has_prefill=not has_decode,
+            tiles=None if has_decode else case.tiles(),
         )  # fmt: skip
         assert torch.equal(out.isnan().any(-1).any(-1).cpu(), ~own)
 

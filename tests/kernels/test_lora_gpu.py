@@ -158,7 +158,7 @@ def test_launch_over_static_tables_is_right_for_any_mix(dtype: torch.dtype, grap
     ]
     first = cases[0]
     pages = max(len(case.a) for case in cases)
-    launch, static = _static_launch(first, LaunchBounds.for_decode(ROWS, 3, pages))
+    launch, static = _static_launch(first, LaunchBounds.for_pass(ROWS, ROWS, 3, pages))
     replay = _capture(launch) if graph else launch
     for case in (*reversed(cases), *cases):
         _refill(static, case)

@@ -81,23 +81,42 @@ def assert_padded(segments: tuple[Segment, ...], num_rows: int, tables: SegmentT
 
 
 @pytest.mark.parametrize("pool_pages", [40, 10**6])
-@pytest.mark.parametrize("rows", [1, 7, 16, 33, 256])
-def test_decode_bounds_hold_any_mix(rows: int, pool_pages: int):
-    bounds = LaunchBounds.for_decode(rows, 8, pool_pages)
+@pytest.mark.parametrize("sequences", [1, 3, 12, 600])
+@pytest.mark.parametrize("rows", [1, 7, 16, 33, 256, 512])
+def test_bounds_of_a_pass_hold_any_mix(rows: int, sequences: int, pool_pages: int):
+    bounds = LaunchBounds.for_pass(rows, sequences, 8, pool_pages)
     for seed in range(200):
         noise = random.Random(seed)
         segments = random_segments(noise, noise.choice([1, 17, rows]), rows)
-        while sum(len(segment.pages) for segment in segments) > pool_pages:
+        while sum(len(segment.pages) for segment in segments) > pool_pages or (
+            sum(segment.row_count > 0 for segment in segments) > sequences
+        ):
             segments = segments[:-1]
         segment_tables(segments, rows, bounds)
 
 
-def test_decode_bounds_are_met():
-    """By rows with an adapter each, and by one adapter with rows for many tiles."""
-    single = tuple(Segment(row, 1, tuple(range(8 * row, 8 * row + 8))) for row in range(33))
-    for segments, pool_pages in ((single, 8 * 33), ((Segment(0, 33, tuple(range(8))),), 8)):
-        bounds = LaunchBounds.for_decode(33, 8, pool_pages)
-        assert segment_tables(segments, 33, bounds).counts[0] == bounds.pairs
+def singles(count: int) -> tuple[Segment, ...]:
+    return tuple(Segment(row, 1, tuple(range(8 * row, 8 * row + 8))) for row in range(count))
+
+
+@pytest.mark.parametrize(
+    ("segments", "sequences", "pool_pages"),
+    [
+        (singles(33), 33, 8 * 33),  # each row has an adapter
+        ((Segment(0, 33, tuple(range(8))),), 33, 8),  # one adapter has rows for many tiles
+        ((*singles(2), Segment(2, 31, tuple(range(16, 24)))), 3, 10**6),  # one of few is long
+    ],
+)
+def test_bounds_of_a_pass_are_met(segments: tuple[Segment, ...], sequences: int, pool_pages: int):
+    bounds = LaunchBounds.for_pass(33, sequences, 8, pool_pages)
+    assert segment_tables(segments, 33, bounds).counts[0] == bounds.pairs
+
+
+def test_tiles_of_a_pass_are_met():
+    """Rows of two sequences' adapters, and padding: a run of 1, one of 17, and one of 15."""
+    bounds = LaunchBounds.for_pass(33, 2, 8, 10**6)
+    segments = (Segment(0, 1, (0,)), Segment(1, 17, (1,)))
+    assert segment_tables(segments, 33, bounds).counts[2] == bounds.tiles == 4
 
 
 def test_more_than_the_launch_bounds_is_refused():

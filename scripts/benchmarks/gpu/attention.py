@@ -19,6 +19,7 @@ from benchmarks.gpu.data import error_of, layers_needed
 from benchmarks.gpu.setting import Record, Row, Setting
 from multilora.base_model.config import BaseConfig
 from multilora_kernels.paged_attention import paged_attention
+from multilora_kernels.paged_prefill import QueryTiles
 
 TOLERANCE = 0.02
 _BLOCK_SIZE = 16
@@ -156,6 +157,8 @@ def _ours(data: Paged) -> Call:
     device = data.q.device
     starts = torch.arange(data.sequences + 1, device=device, dtype=torch.int32) * data.new
     contexts = torch.full((data.sequences,), data.context, dtype=torch.int32, device=device)
+    new, seen = ([count] * data.sequences for count in (data.new, data.context))
+    tiles = QueryTiles.of(new, seen, data.q.shape[1], data.k)
     return lambda: paged_attention(
         data.q,
         data.k,
@@ -167,7 +170,7 @@ def _ours(data: Paged) -> Call:
         max_seqlen_q=data.new,
         max_context_len=data.context,
         has_decode=data.new == 1,
-        has_prefill=data.new > 1,
+        tiles=tiles,
     )
 
 

@@ -62,9 +62,9 @@ def make_lora_data(
     ]
     starts = [sum(mix.counts[:i]) for i in range(mix.num_adapters)]
     bounds = None
-    if mix.num_rows <= MOST_DECODE_ROWS:
+    if (rows := mix.num_rows) <= MOST_DECODE_ROWS:
         most, total = max(map(len, pages)), sum(map(len, pages))
-        bounds = LaunchBounds.for_decode(mix.num_rows, most, max(total, _POOL_PAGES))
+        bounds = LaunchBounds.for_pass(rows, rows, most, max(total, _POOL_PAGES))
     segments = LoRASegments.from_lists(
         starts, mix.counts, pages, mix.num_rows, device, dtype, bounds
     )

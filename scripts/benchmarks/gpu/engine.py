@@ -18,7 +18,7 @@ from benchmarks.gpu.setting import Record, Row, Setting
 from benchmarks.gpu.shapes import decode_bytes
 from benchmarks.gpu.traffic import PREFILL_TOKENS, Traffic
 from multilora.forward.decoder import Decoder
-from multilora.forward.graphs import DecodeGraphs, GraphLimits
+from multilora.forward.graphs import Bucket, GraphLimits, PassGraphs
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.forward.step_input import build_step_input, step_arrays
@@ -41,19 +41,23 @@ class EngineLoad:
     rounds: int
     prefill_batches: tuple[int, ...]  # a pass is PREFILL_TOKENS: a larger batch changes little
     prefill_passes: int
+    mixed_batches: tuple[int, ...]  # decode rows beside which a prompt of `beside` tokens comes
+    beside: int
+    buckets: tuple[int, ...]  # rows of mixed passes that are captured
 
     def adapters_of(self, batch: int) -> list[int]:
         return sorted({min(batch, count) for count in self.adapters})
 
 
-FULL = EngineLoad((32, 1, 64, 8, 256, 128), (0, 1, 32, 128), 512, 4096, 8, 3, (32, 1, 8), 3)
-SMALL = EngineLoad((2,), (0, 32), 5, 64, 1, 1, (2,), 1)
+FULL = EngineLoad((32, 1, 64, 8, 256, 128), (0, 1, 32, 128), 512, 4096, 8, 3, (32, 1, 8), 3,
+                  (32,), 64, (96, 512))  # fmt: skip
+SMALL = EngineLoad((2,), (0, 32), 5, 64, 2, 1, (2,), 1, (2,), 4, (16,))
 
 
 @dataclass(frozen=True, eq=False)
 class Served:
     runner: ModelRunner
-    graphs: DecodeGraphs
+    graphs: PassGraphs
     load: EngineLoad
     bandwidth: float
     setting: Setting
@@ -69,13 +73,16 @@ def measure(setting: Setting, record: Record) -> None:
     served = _serve(setting, load, record.facts["bandwidth"])
     record.facts["seconds_to_start"] = round(time.perf_counter() - began, 1)
     record.facts["plans"] = {
-        str(rows): plan_name(plan) for rows, plan in sorted(served.graphs.plans.items())
+        f"{bucket.rows}{' mixed' * bucket.mixed}": plan_name(plan)
+        for bucket, plan in sorted(served.graphs.plans.items())
     }
     cells: list[tuple[str, Callable[[], list[Row]]]] = []
     for batch in load.batches:
         cells.append((f"decode {batch}", functools.partial(_decode, served, batch)))
     for batch in load.prefill_batches:
         cells.append((f"prefill {batch}", functools.partial(_prefill, served, batch)))
+    for batch in load.mixed_batches:
+        cells.append((f"mixed {batch}", functools.partial(_mixed, served, batch)))
     for name, cell in cells:
         record.cell(name, cell)
         setting.clean()
@@ -86,11 +93,13 @@ def _serve(setting: Setting, load: EngineLoad, bandwidth: float) -> Served:
     model = Decoder(base, random_weights(base, dtype, device), device)
     steps = _answer(load)
     blocks = max(load.batches) * -(-(load.prompt + steps) // _BLOCK_SIZE)
+    blocks += load.beside // _BLOCK_SIZE + 1
     kv = KVCache(base, blocks, _BLOCK_SIZE, dtype, device)
     pages = random_pages(base, max(load.adapters), dtype, device)
-    limits = GraphLimits(max(load.batches), load.context, 1)
-    graphs = DecodeGraphs(model, kv, pages, limits, device)
-    graphs.capture(tuple(sorted(load.batches)))
+    limits = GraphLimits(max(load.batches), load.context, 1, max(load.buckets))
+    graphs = PassGraphs(model, kv, pages, limits, device)
+    mixed = [Bucket(rows, mixed=True) for rows in load.buckets]
+    graphs.capture([*map(Bucket, load.batches), *mixed])
     runner = ModelRunner(model, kv, pages, (1,), device, dtype, graphs)
     return Served(runner, graphs, load, bandwidth, setting)
 
@@ -194,3 +203,29 @@ def _prefill(served: Served, batch: int) -> list[Row]:
         }
         for count, values in rates.items()
     ]
+
+
+def _mixed(served: Served, batch: int) -> list[Row]:
+    """Decode rows alone, and with a prompt that comes and ends with that pass, in turn."""
+    load, rows = served.load, list[Row]()
+    for count in (0, batch):
+        traffic = served.traffic(batch, count, (load.steps + 1) * load.rounds + 8)
+        traffic.skip_prefill()
+        traffic.warm_up(served.runner)
+        for _ in range(load.steps * load.rounds // 2):
+            traffic.step(served.runner)
+            traffic.add_prompt(load.beside)
+            traffic.step(served.runner)
+        alone, beside = (median(traffic.seconds.step[first::2]) for first in (0, 1))
+        rows.append(
+            {
+                "what": "mixed",
+                "batch": batch,
+                "adapters": count,
+                "prompt": load.beside,
+                "decode_ms": alone * _MILLI,
+                "mixed_ms": beside * _MILLI,
+                "of_decode": beside / alone,
+            }
+        )
+    return rows

@@ -22,8 +22,9 @@ _NOTES = {
     "of a pass by (matrices + KV + adapters) / bandwidth. With adapters: tokens/s as a part of "
     "those without. Step, replay and host are those with the most adapters: from pass to pass, of "
     "which the host prepares one while another runs; the captured graph alone; scheduling, "
-    "postprocessing and building the inputs. Prefill: the first "
-    "passes, of 2048 new tokens and thus of 4 prompts, so of 4 new adapters each.",
+    "postprocessing and building the inputs. Prefill: the first passes, of 2048 new tokens and "
+    "thus of 4 prompts, so of 4 new adapters each; prefill of 1 is one prompt of 512 tokens alone. "
+    "With prompt: a pass in which one comes beside the decode rows; ratio to passes without.",
     "attention": "One layer: 32 heads, 8 KV heads of 128, blocks of 16 tokens. PyTorch's own reads "
     "K and V unpaged, and is no flash attention where 1 < new < context. Ratio: ours by the "
     "fastest of the others. Floor: K, V, q and the result moved once, which at prefill is not the "
@@ -35,6 +36,9 @@ _NOTES = {
     "with the best of our plans and beside the best of the others. r = mixed: 8, 16, 32 and 64 in "
     "turn.",
 }
+
+
+_ENGINE_TABLES = (tables.decode_table, tables.prefill_table, tables.mixed_table)
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def _tables(name: str, section: Mapping[str, Any], short: bool) -> list[tables.T
     if name == "memory":
         return [tables.memory_table(rows)]
     if name == "engine":
-        made = [tables.decode_table(rows), tables.prefill_table(rows)]
+        made = [table(rows) for table in _ENGINE_TABLES]
         return [table for table in made if len(table) > 1]
     if name == "attention":
         return [tables.attention_table(tables.short_attention(rows) if short else rows)]

@@ -119,6 +119,16 @@ def prefill_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def mixed_table(rows: Sequence[Row]) -> Table:
+    table = [["decode rows", "prompt", "adapters", "decode ms", "with prompt ms", "ratio"]]
+    for row in rows:
+        if row["what"] == "mixed":
+            counts = [str(row[name]) for name in ("batch", "prompt", "adapters")]
+            times = [f"{row[name]:.2f}" for name in ("decode_ms", "mixed_ms")]
+            table.append([*counts, *times, _fraction(row["of_decode"])])
+    return table
+
+
 def attention_table(rows: Sequence[Row]) -> Table:
     head = ["sequences", "new", "context", "ours µs", "others µs", "ratio", "torch µs"]
     table = [[*head, "floor µs", "/ floor", "TFLOP/s"]]

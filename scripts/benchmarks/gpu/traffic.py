@@ -61,8 +61,9 @@ class Traffic:
         self.seconds = Seconds()
         self._in_flight: deque[tuple[Batch, InFlight]] = deque()
         self._prompt_tokens = batch * prompt
+        self._prompts = 0
         limits = SchedulerLimits(
-            max_running=batch,
+            max_running=batch + 1,  # and a prompt beside them
             max_batch_prefill_tokens=PREFILL_TOKENS,
             max_total_tokens=prompt + answer + 1,
             eos_token_ids=frozenset(),
@@ -82,6 +83,14 @@ class Traffic:
         self.scheduler.limits = replace(limits, max_batch_prefill_tokens=everything)
         self.drop(self.scheduler.schedule())
         self.scheduler.limits = limits
+
+    def add_prompt(self, length: int) -> None:
+        """One more request, of the first adapter if there are any; its answer is one token. Its
+        first token is its own, or the prefix cache would have the rest."""
+        self._prompts += 1
+        tokens = (_FIRST_TOKEN + self._prompts, *(_FIRST_TOKEN,) * (length - 1))
+        adapter = "0" if self.adapters else ""
+        self.scheduler.add(Request("prompt", tokens, adapter, SamplingParams(max_tokens=1)))
 
     def decode_batch(self) -> Batch:
         """The next pass, not to be run by `step`."""

@@ -1,6 +1,7 @@
 """The decoder's logits equal transformers' for every architecture, however the work is batched."""
 
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ from transformers import PreTrainedModel
 
 from multilora.base_model.config import BaseConfig
 from multilora.forward.decoder import Decoder, load_decoder
+from multilora.forward.graphs import Bucket, GraphLimits, PassGraphs
 from multilora.forward.kv_cache import KVCache
-from multilora.forward.step_input import build_step_input
+from multilora.forward.step_input import build_step_input, step_arrays
+from multilora.lora.rank_pages import RankPagePool
 from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem
 from multilora.scheduling.sequence import Sequence
+from support.kernels.cases import DEVICE
 from support.tiny.families import VARIANTS, VOCAB, make_model, write_model
 
 CPU = torch.device("cpu")
@@ -53,14 +57,42 @@ def sequences(prompts: dict[str, int]) -> dict[str, Sequence]:
     return made
 
 
-def run_steps(model: Decoder, kv: KVCache) -> dict[str, list[torch.Tensor]]:
+Forward = Callable[[Batch], torch.Tensor]  # logits [items that sample, vocab]
+
+
+def eager(model: Decoder, kv: KVCache) -> Forward:
+    def forward(batch: Batch) -> torch.Tensor:
+        return model.forward(build_step_input(batch, BLOCK_SIZE, kv.k.device, kv.k.dtype), kv, None)
+
+    return forward
+
+
+def replayed(model: Decoder, kv: KVCache) -> Forward:
+    """Every pass is one that was captured for more rows."""
+    device = kv.k.device
+    pages = RankPagePool(model.base.sites, 1, kv.k.dtype, device)
+    graphs = PassGraphs(model, kv, pages, GraphLimits(4, 48, 1, mixed_rows=42), device)
+    graphs.capture([Bucket(4), *(Bucket(rows, mixed=True) for rows in (16, 32, 64))])
+
+    @torch.inference_mode()
+    def forward(batch: Batch) -> torch.Tensor:
+        arrays = step_arrays(batch, BLOCK_SIZE)
+        captured = graphs.find(arrays)
+        assert captured is not None
+        staging, run = captured.prepare(arrays)
+        staging.send()
+        return run().clone()
+
+    return forward
+
+
+def run_steps(forward: Forward) -> dict[str, list[torch.Tensor]]:
     """Each sequence's logits at its sampled positions; the next token is then a given one."""
     logits: dict[str, list[torch.Tensor]] = {name: [] for name in PROMPTS}
     live = sequences(PROMPTS)
     for step in STEPS:
         items = tuple(BatchItem.next(live[name], count) for name, count in step.items())
-        inputs = build_step_input(Batch(items, ()), BLOCK_SIZE, kv.k.device, kv.k.dtype)
-        rows = iter(model.forward(inputs, kv, None))
+        rows = iter(forward(Batch(items, ())))
         for name, item in zip(step, items, strict=True):
             item.sequence.num_computed_tokens = item.end
             if item.samples:
@@ -76,12 +108,13 @@ def assert_same_logits(
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
     tolerance: float = 1e-4,
+    way: Callable[[Decoder, KVCache], Forward] = eager,
 ) -> None:
     """`tolerance` is relative to the largest logit of a sequence."""
     base = BaseConfig.from_folder(folder)
     model = load_decoder(folder, base, dtype, device)
     kv = KVCache(base, NUM_BLOCKS, BLOCK_SIZE, dtype, device)
-    for name, rows in run_steps(model, kv).items():
+    for name, rows in run_steps(way(model, kv)).items():
         first = PROMPTS[name] - 1
         expected = reference(theirs, tokens_of(name, PROMPTS[name] + len(rows)))
         expected = expected[first : first + len(rows)]
@@ -96,6 +129,17 @@ def assert_same_logits(
 def test_logits_equal_transformers(variant: str, tmp_path: Path) -> None:
     model = make_model(variant)
     assert_same_logits(model, write_model(model, tmp_path))
+
+
+@pytest.mark.parametrize("variant", ["mistral-window", "qwen3-biases"])
+def test_replayed_passes_equal_transformers(variant: str, tmp_path: Path) -> None:
+    """On a CPU without the interpreter, too: there torch's own ops run on the static buffers."""
+    model, device = (
+        make_model(variant),
+        torch.device(DEVICE if torch.cuda.is_available() else "cpu"),
+    )
+    folder = write_model(model, tmp_path)
+    assert_same_logits(model, folder, device=device, way=replayed)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,9 +1,10 @@
-"""Replayed decode passes give the logits of eager ones, whatever the mix of adapters.
+"""Replayed passes give the logits of eager ones, whatever the mix of adapters and prompts.
 
 On a GPU, or interpreted (see test_gpu_path): there a replay runs the same kernels once more on the
 same static buffers, so that all but CUDA itself is tested.
 """
 
+import random
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import torch
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.base_model.config import BaseConfig
 from multilora.forward.decoder import load_decoder
-from multilora.forward.graphs import DecodeGraph, DecodeGraphs, GraphLimits
+from multilora.forward.graphs import Bucket, GraphLimits, PassGraph, PassGraphs, buckets
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.forward.step_input import build_step_input, step_arrays
@@ -32,17 +33,18 @@ from support.tiny.base import VOCAB, write_adapter, write_base
 pytestmark = needs_gpu
 DTYPE = torch.float32
 RANKS = (4, 16, 40, 8, 33, 16, 7)
-ROWS, CONTEXT, BLOCK, PAGES = 12, 64, 8, 14
+ROWS, CONTEXT, BLOCK, PAGES, MIXED_ROWS = 12, 64, 8, 14, 64
+MIXED = tuple(Bucket(rows, mixed=True) for rows in (16, 32, 64))
 TOLERANCE = 1e-4
 
 
 @dataclass
 class Bench:
-    """A tiny model whose sequences decode with adapters placed by hand."""
+    """A tiny model whose sequences have adapters that are placed by hand."""
 
     folder: Path
     plan: LoRAPlan = PLANS[0]
-    sizes: tuple[int, ...] | None = None
+    sizes: tuple[int | Bucket, ...] | None = None  # a number is of a decode pass
     placed: dict[AdapterSet, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -51,8 +53,10 @@ class Bench:
         model = load_decoder(self.folder / "base", self.base, DTYPE, self.device)
         kv = KVCache(self.base, ROWS * CONTEXT // BLOCK, BLOCK, DTYPE, self.device)
         pages = RankPagePool(self.base.sites, PAGES, DTYPE, self.device)
-        graphs = DecodeGraphs(model, kv, pages, GraphLimits(ROWS, CONTEXT, 3), self.device)
-        graphs.capture(self.sizes, plan=self.plan)
+        limits = GraphLimits(ROWS, CONTEXT, 3, MIXED_ROWS)
+        graphs = PassGraphs(model, kv, pages, limits, self.device)
+        sizes = self.sizes or buckets(limits)
+        graphs.capture([Bucket(x) if isinstance(x, int) else x for x in sizes], plan=self.plan)
         self.runner = ModelRunner(model, kv, pages, (), self.device, DTYPE, graphs)
         self.sequences: list[Sequence] = []
 
@@ -69,8 +73,8 @@ class Bench:
         self.placed[AdapterSet.of(adapter.adapter_id)] = pages
         return adapter.adapter_id
 
-    def start(self, adapter_id: str, length: int) -> Sequence:
-        """A sequence whose K and V are there but for the last token's."""
+    def start(self, adapter_id: str, length: int, uncomputed: int = 1) -> Sequence:
+        """A sequence whose K and V are there but for the last tokens'."""
         number = len(self.sequences)
         prompt = tuple((number * 31 + 7 * i) % VOCAB for i in range(length))
         sequence = Sequence(Request(str(number), prompt, adapter_id, SamplingParams()))
@@ -78,9 +82,9 @@ class Bench:
         count = CONTEXT // BLOCK
         sequence.block_table = array("i", range(number * count, (number + 1) * count))
         self.sequences.append(sequence)
-        if length > 1:
-            self.eager(make_batch([BatchItem.next(sequence, length - 1)], self.placed))
-            sequence.num_computed_tokens = length - 1
+        if length > uncomputed:
+            self.eager(make_batch([BatchItem.next(sequence, length - uncomputed)], self.placed))
+            sequence.num_computed_tokens = length - uncomputed
         return sequence
 
     def eager(self, batch: Batch) -> torch.Tensor:
@@ -93,26 +97,30 @@ class Bench:
         arrays = step_arrays(batch, BLOCK)
         assert self.runner.graphs is not None
         captured = self.runner.graphs.find(arrays)
-        assert captured is not None, "decode was not replayed"
+        assert captured is not None, "the pass was not replayed"
+        assert captured.bucket.mixed == any(item.num_new_tokens > 1 for item in batch.items)
         staging, run = captured.prepare(arrays)
         staging.send()
         return run().clone().cpu()  # the next replay overwrites it
 
-    def check(self, sequences: list[Sequence]) -> torch.Tensor:
-        """One more token of each, eager and replayed; they then advance by a token."""
-        batch = make_batch([BatchItem.next(sequence, 1) for sequence in sequences], self.placed)
+    def check(self, sequences: list[Sequence], new: list[int] | None = None) -> torch.Tensor:
+        """One more token of each, or `new` ones, eager and replayed; they then advance by these."""
+        counts = new or [1] * len(sequences)
+        work = list(zip(sequences, counts, strict=True))
+        batch = make_batch([BatchItem.next(*one) for one in work], self.placed)
         before = self.runner.kv.k.clone(), self.runner.kv.v.clone()
         eager = self.eager(batch)
         after = self.runner.kv.k.clone(), self.runner.kv.v.clone()
         self.runner.kv.k.copy_(before[0])
         self.runner.kv.v.copy_(before[1])
         replayed = self.replayed(batch)
-        assert (eager - replayed).abs().max() < TOLERANCE
+        torch.testing.assert_close(replayed, eager, rtol=0, atol=TOLERANCE)
         for cache, want in zip((self.runner.kv.k, self.runner.kv.v), after, strict=True):
             assert (cache - want).abs().max() < TOLERANCE, "K and V went elsewhere"
-        for sequence in sequences:
-            sequence.num_computed_tokens += 1
-            sequence.token_ids.append(sequence.num_computed_tokens * 5 % VOCAB)
+        for sequence, count in work:
+            sequence.num_computed_tokens += count
+            if not sequence.num_uncomputed_tokens:
+                sequence.token_ids.append(sequence.num_computed_tokens * 5 % VOCAB)
         return replayed
 
 
@@ -163,8 +171,78 @@ def test_a_pool_full_of_adapters_and_many_rows_of_one(tmp_path: Path) -> None:
     bench.check([*crowd, *others, bench.start("", 3), bench.start("", 3)])
 
 
-def test_the_runner_replays_decode_and_nothing_else(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, sizes=(2, 4))
+@pytest.fixture(name="nan")
+def fresh_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+
+    def nan(*size: object, **keywords: object) -> torch.Tensor:
+        made = empty(*size, **keywords)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", nan)
+
+
+@pytest.mark.usefixtures("nan")
+@pytest.mark.parametrize("plan", PLANS if not INTERPRETED else PLANS[2:3], ids=str)
+def test_prompts_beside_decode_rows(tmp_path: Path, plan: LoRAPlan) -> None:
+    """Whole prompts, chunks of them, with and without a cached prefix."""
+    bench = Bench(tmp_path, plan, sizes=MIXED)
+    pages = [(0,), (1,), (2, 5, 3), (4,), (6, 13, 9), (7,), (8,)]
+    names = [bench.place(index, *own) for index, own in enumerate(pages)]
+    bench.check([bench.start(names[2], 40, 40)], [40])  # a prompt alone
+    bench.check([bench.start("", 20, 20), bench.start("", 9)], [20, 1])
+    two = [bench.start(names[0], 30, 20), bench.start(names[4], 7), bench.start(names[4], 3, 3)]
+    chunk = bench.check([*two, bench.start("", 5)], [7, 1, 2, 1])
+    assert len(chunk) == 2, "chunks do not sample"
+
+
+@pytest.mark.usefixtures("nan")
+def test_prompts_of_every_adapter(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sizes=MIXED)
+    pages = [(0,), (1,), (2, 5, 3), (4,), (6, 13, 9), (7,), (8,)]
+    names = [bench.place(index, *own) for index, own in enumerate(pages)]
+    every = [bench.start(name, 3 + 5 * i, 1 + 4 * (i % 3)) for i, name in enumerate(names)]
+    every[0] = bench.start(names[0], 2, 2)
+    more = [bench.start("", 17, 17), bench.start("", 20)]
+    together = bench.check([*every, *more], [2, 3, 9, 1, 5, 9, 1, 17, 1])
+    assert len(together) == 8
+    again = every[2]
+    again.num_computed_tokens -= 9
+    del again.token_ids[-1]
+    alone = bench.check([again], [9])[0]
+    assert (alone - together[1]).abs().max() < TOLERANCE, "neighbours changed an answer"
+
+
+@pytest.mark.parametrize("seed", range(1 if INTERPRETED else 8))
+def test_a_random_trace_with_evictions(tmp_path: Path, seed: int) -> None:
+    """Adapters come, go, and come back on other pages between the passes of their sequences."""
+    noise = random.Random(seed)
+    bench = Bench(tmp_path, sizes=(4, ROWS, *MIXED))
+    live: list[Sequence] = []
+    for step in range(5 if INTERPRETED else 40):
+        if step % 2 == 0:
+            free = noise.sample(range(PAGES), PAGES)
+            bench.placed = {}
+            for index in noise.sample(range(len(RANKS)), 5):
+                own = [free.pop() for _ in range(-(-RANKS[index] // 16)) if free]
+                if len(own) * 16 >= RANKS[index]:
+                    bench.place(index, *own)
+        while len(bench.sequences) < min(ROWS, 4 + 3 * step):
+            name = noise.choice(["", *(key.only for key in bench.placed)])
+            length = noise.randint(1, 40)
+            live.append(bench.start(name, length, noise.randint(1, length)))
+        work: dict[int, int] = {}
+        for index in noise.sample(range(len(live)), noise.randint(1, len(live))):
+            left = min(live[index].num_uncomputed_tokens, MIXED_ROWS - sum(work.values()))
+            key, room = live[index].adapters, len(live[index].token_ids) < CONTEXT
+            if left and room and (not key or key in bench.placed):
+                work[index] = noise.choice([left, noise.randint(1, left)])
+        if work:
+            bench.check([live[index] for index in work], list(work.values()))
+
+
+def test_what_is_replayed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, sizes=(2, 4, *MIXED[:2]))
     graphs = bench.runner.graphs
     assert graphs is not None
     name = bench.place(0, 0)
@@ -177,26 +255,38 @@ def test_the_runner_replays_decode_and_nothing_else(tmp_path: Path) -> None:
             [BatchItem.next(row, 1) for row in rows],  # more than was captured
         )
     ]
-    assert [one and (one.rows, one.with_lora) for one in found] == [(2, False), (4, True), None]
-    rows[0].num_computed_tokens = 0
-    prefill = [BatchItem.next(rows[0], 4), BatchItem.next(rows[1], 1)]
-    unfinished = [BatchItem.next(rows[0], 1), BatchItem.next(rows[1], 1)]
-    for items in (prefill, unfinished):
-        assert graphs.find(step_arrays(make_batch(items, bench.placed), BLOCK)) is None
+    assert [one and (one.bucket.rows, one.with_lora) for one in found] == [
+        (2, False), (4, True), None,
+    ]  # fmt: skip
+    prompts = [bench.start(name, length, length) for length in (15, 16)]
+    long = [BatchItem.next(prompt, len(prompt.token_ids)) for prompt in prompts]
+    unfinished = BatchItem.next(prompts[0], 1)
+    decode = [BatchItem.next(row, 1) for row in rows]
+    crowd = [BatchItem.next(bench.start("", 1), 1) for _ in range(ROWS)]
+    for items, size in (
+        ([unfinished, decode[0]], Bucket(2)),
+        ([long[0], decode[0]], MIXED[0]),
+        ([long[1], decode[0]], MIXED[1]),
+        ([*long, decode[0]], MIXED[1]),
+        ([*long, *decode[:2]], None),
+        ([long[0], *crowd], None),  # more sequences than may run
+    ):
+        captured = graphs.find(step_arrays(make_batch(items, bench.placed), BLOCK))
+        assert (captured and captured.bucket) == size
 
 
-@pytest.mark.parametrize("rows", [1, 5, 12])
-def test_what_plans_are_measured_on_runs_and_writes_nothing(tmp_path: Path, rows: int) -> None:
+@pytest.mark.parametrize("bucket", [Bucket(1), Bucket(5), Bucket(12), Bucket(64, mixed=True)])
+def test_what_plans_are_measured_on_runs_and_writes_nothing(tmp_path: Path, bucket: Bucket) -> None:
     """More rows than pages, too."""
     bench = Bench(tmp_path, sizes=(1,))
     graphs = bench.runner.graphs
     assert graphs is not None
     small = RankPagePool(bench.base.sites, 5, DTYPE, bench.device)
-    trial = DecodeGraph(graphs.state._replace(adapters=small), rows, with_lora=True)
+    trial = PassGraph(graphs.state._replace(adapters=small), bucket, with_lora=True)
     replay = trial.capture(lambda run: run)
     trial.load_trial()
     replay()
-    assert graphs.state.logits[:rows].isfinite().all()
+    assert graphs.state.logits[: bucket.rows].isfinite().all()
     assert not bench.runner.kv.k.any()
 
 

@@ -13,7 +13,7 @@ from multilora.adapters.checkpoint.adapter import read_adapter
 from multilora.base_model.config import BaseConfig
 from multilora.forward import sampler
 from multilora.forward.decoder import load_decoder
-from multilora.forward.graphs import DecodeGraphs, GraphLimits
+from multilora.forward.graphs import GraphLimits, PassGraphs
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import InFlight, ModelRunner
 from multilora.forward.sampling_input import Penalties
@@ -189,12 +189,12 @@ def test_a_pass_can_be_kept_from_being_replayed(
     batch = batch_of(BatchItem.next(one, 1))
     expected = runner.launch(batch).tokens()
     limits = GraphLimits(4, BLOCK * BLOCKS, 1)
-    runner.graphs = DecodeGraphs(runner.model, runner.kv, runner.adapters, limits, CPU)
+    runner.graphs = PassGraphs(runner.model, runner.kv, runner.adapters, limits, CPU)
 
     def find(*_: object) -> None:
         raise AssertionError("a graph was looked for")
 
-    monkeypatch.setattr(DecodeGraphs, "find", find)
+    monkeypatch.setattr(PassGraphs, "find", find)
     assert runner.launch(batch, replay=False).tokens() == expected
     with pytest.raises(AssertionError, match="looked for"):
         runner.launch(batch)

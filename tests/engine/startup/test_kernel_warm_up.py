@@ -15,7 +15,7 @@ import torch
 from multilora.base_model.config import BaseConfig, RopeConfig
 from multilora.base_model.weights import DenseWeight, LayerNorms, Weights
 from multilora.forward.decoder import Decoder, load_decoder
-from multilora.forward.graphs import DecodeGraphs, GraphLimits
+from multilora.forward.graphs import GraphLimits, PassGraphs
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.forward.step_input import build_step_input
@@ -114,7 +114,8 @@ def test_warm_up_covers_every_batch(
     def variants(batches: Iterable[Batch]) -> dict[str, Batch]:
         found: dict[str, Batch] = {}
         for batch in batches:
-            inputs = build_step_input(batch, BLOCK, META, DTYPE)
+            queries = paged_prefill.prefill_queries(batch.num_tokens, config.num_heads, kv.k)
+            inputs = build_step_input(batch, BLOCK, META, DTYPE, queries)
             launches = record(lambda inputs=inputs: model.forward(inputs, kv, adapters), KERNELS,
                               monkeypatch)  # fmt: skip
             found |= {f"{launch.kernel.__name__} {variant(launch)}": batch for launch in launches}
@@ -148,8 +149,8 @@ def test_warm_up_beside_captured_passes_and_a_pool_smaller_than_an_adapter(folde
     model = load_decoder(folder / "base", config, torch.float32, cpu)
     kv = KVCache(config, 2, BLOCK, torch.float32, cpu)
     adapters = RankPagePool(config.sites, 2, torch.float32, cpu)
-    limits = GraphLimits(12, config.max_position_embeddings, 3)
-    graphs = DecodeGraphs(model, kv, adapters, limits, cpu)
+    limits = GraphLimits(12, config.max_position_embeddings, 3, mixed_rows=32)
+    graphs = PassGraphs(model, kv, adapters, limits, cpu)
     graphs.capture()
     runner = ModelRunner(model, kv, adapters, (), cpu, torch.float32, graphs)
     warm_up(runner, limits, 2 * config.max_position_embeddings)

@@ -23,7 +23,7 @@ def test_this_gpu_passes_the_check():
     assert choose_device("cuda") == choose_device("auto") == torch.device("cuda")
 
 
-@pytest.mark.parametrize("graphs", ["on", "off"])
+@pytest.mark.parametrize("graphs", ["full", "decode", "off"])
 def test_an_engine_at_work_stays_within_its_part_of_the_gpu(graphs: str):
     gc.collect()
     torch.cuda.empty_cache()

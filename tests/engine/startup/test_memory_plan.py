@@ -137,7 +137,7 @@ def test_every_remedy_is_named_where_it_can_help_and_only_there():
         "lower --max-total-tokens",
         "lower --max-lora-rank",
         "lower --max-batch-prefill-tokens",
-        "set --cuda-graphs off",
+        "set --cuda-graphs decode or off",
         "choose a smaller base model",
     ]
     assert remedies() == least

@@ -17,7 +17,7 @@ from multilora.config import EngineConfig
 from multilora.engine import Engine
 from multilora.errors import StartupError
 from multilora.forward.decoder import load_decoder
-from multilora.forward.graphs import DecodeGraphs, graph_sizes
+from multilora.forward.graphs import Bucket, PassGraphs, buckets
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import InFlight, ModelRunner
 from multilora.lora.rank_pages import RankPagePool
@@ -35,30 +35,29 @@ class FakeMeter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pools: weakref.WeakSet[object] = weakref.WeakSet()
-        self.graphs: weakref.WeakSet[DecodeGraphs] = weakref.WeakSet()
-        self.captured: list[tuple[int, object]] = []
+        self.graphs: weakref.WeakSet[PassGraphs] = weakref.WeakSet()
+        self.captured: list[tuple[Bucket, object]] = []
         self.pool_pages: list[int] = []  # that graphs have room for
         self.passes = 0
         self.peaks = [10**8]  # while the weights were loaded
         self.settled = False
-        for kind in (KVCache, RankPagePool, DecodeGraphs):
+        for kind in (KVCache, RankPagePool, PassGraphs):
             self._watch(monkeypatch, kind)
-        real, capture = ModelRunner.launch, DecodeGraphs.capture
+        real, capture = ModelRunner.launch, PassGraphs.capture
 
         def launch(runner: ModelRunner, batch: Batch) -> InFlight:
             self.passes, self.settled = self.passes + 1, False
             self.peaks.append(self._reserved() + PEAK)
             return real(runner, batch)
 
-        def noted(graphs: DecodeGraphs, sizes: Any = None, *, plan: Any = None) -> None:
-            rows = graphs.state.limits.rows
+        def noted(graphs: PassGraphs, sizes: Any = None, *, plan: Any = None) -> None:
             self.pool_pages.append(graphs.state.pool_pages)
-            self.captured += [(size, plan) for size in sizes or graph_sizes(rows)]
+            self.captured += [(size, plan) for size in sizes or buckets(graphs.state.limits)]
             self.settled = False
             capture(graphs, sizes, plan=plan)
 
         monkeypatch.setattr(ModelRunner, "launch", launch)
-        monkeypatch.setattr(DecodeGraphs, "capture", noted)
+        monkeypatch.setattr(PassGraphs, "capture", noted)
 
     def settle(self) -> None:
         gc.collect()
@@ -80,7 +79,7 @@ class FakeMeter:
         return WEIGHTS + POOLS * len(self.pools) + WORKSPACE * (self.passes > 0)
 
     def _watch(self, monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
-        real, alive = kind.__init__, self.graphs if kind is DecodeGraphs else self.pools
+        real, alive = kind.__init__, self.graphs if kind is PassGraphs else self.pools
 
         def init(made: Any, *arguments: Any) -> None:
             real(made, *arguments)
@@ -127,12 +126,30 @@ def test_measure(folder: Path, monkeypatch: pytest.MonkeyPatch):
     assert memory.weights == WEIGHTS
     assert memory.elsewhere == ELSEWHERE
     assert memory.activations == PEAK + 2 * WORKSPACE  # one for the thread of the engine
-    assert memory.graphs == FIRST_GRAPH + 4 * NEXT_GRAPH  # 12 rows; 8, 4, 2 and 1
+    # Mixed passes of 64 rows; 32 and 16, and decode passes of 12, 8, 4, 2 and 1.
+    assert memory.graphs == FIRST_GRAPH + 7 * NEXT_GRAPH
     assert meter.passes == 1
-    assert {size for size, _ in meter.captured} == {12, 8}
-    plans = {plan for size, plan in meter.captured if size == 12}
+    assert {size for size, _ in meter.captured} == {Bucket(64, True), Bucket(32, True)}
+    plans = {plan for size, plan in meter.captured if size.rows == 64}
     assert plans == set(memory_probe.PLANS), "whichever is fastest must fit"
     assert not meter.pools and not meter.graphs, "the trial must leave nothing"
+
+
+def test_decode_alone_has_smaller_graphs(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    meter = FakeMeter(monkeypatch)
+    profile = make_profile(folder, max_running_requests=12, cuda_graphs="decode")
+    assert measure(profile, meter).graphs == FIRST_GRAPH + 4 * NEXT_GRAPH  # 12 rows; 8, 4, 2, 1
+    assert {size for size, _ in meter.captured} == {Bucket(12), Bucket(8)}
+
+
+@pytest.mark.parametrize(
+    ("running", "prefill", "rows"), [(12, 40, 52), (64, 2048, 512), (600, 16, 512)]
+)
+def test_mixed_passes_are_no_larger_than_the_scheduler_makes_them(
+    running: int, prefill: int, rows: int, folder: Path
+):
+    settings = {"max_running_requests": running, "max_batch_prefill_tokens": prefill}
+    assert make_profile(folder, **settings).graph_limits.mixed_rows == rows
 
 
 def test_without_graphs_nothing_is_captured(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -143,7 +160,8 @@ def test_without_graphs_nothing_is_captured(folder: Path, monkeypatch: pytest.Mo
 
 def test_one_row_has_one_graph(folder: Path, monkeypatch: pytest.MonkeyPatch):
     meter = FakeMeter(monkeypatch)
-    assert measure(make_profile(folder, max_running_requests=1), meter).graphs == FIRST_GRAPH
+    profile = make_profile(folder, max_running_requests=1, cuda_graphs="decode")
+    assert measure(profile, meter).graphs == FIRST_GRAPH
 
 
 def test_the_copy_of_an_adapter_has_room(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -163,7 +181,7 @@ def test_units_are_those_of_the_pools(folder: Path):
     assert units.page_bytes * 3 == pages.nbytes
 
 
-@pytest.mark.parametrize("broken", [ModelRunner, DecodeGraphs])
+@pytest.mark.parametrize("broken", [ModelRunner, PassGraphs])
 def test_a_gpu_too_small_for_the_trial(broken: type, folder: Path, monkeypatch: pytest.MonkeyPatch):
     meter = FakeMeter(monkeypatch)
 
@@ -196,12 +214,12 @@ def test_the_engine_plans_with_what_is_measured(
         kv, pages, graphs = parts.runner.kv, parts.runner.adapters, parts.runner.graphs
         units = pool_units(config, parts.base, parts.max_total_tokens, torch.float32)
         copy = 8 * units.page_bytes // parts.base.num_layers
-        used = ELSEWHERE + WEIGHTS + copy + FIRST_GRAPH + 2 * NEXT_GRAPH
+        used = ELSEWHERE + WEIGHTS + copy + FIRST_GRAPH + 6 * NEXT_GRAPH  # 96, 64, 32, 16; 4, 2, 1
         left = TOTAL // 100 - used
         adapters = max(left // 5, 8 * units.page_bytes)
         assert pages.num_pages == adapters // units.page_bytes
         assert kv.num_blocks == (left - adapters) // units.block_bytes
-        assert graphs is not None and meter.captured[-1][0] == 4
+        assert graphs is not None and meter.captured[-1][0] == Bucket(96, mixed=True)
         *trial, real = meter.pool_pages
         assert min(trial) >= real == pages.num_pages, "the trial must not be the smaller one"
         assert set(meter.pools) == {kv, pages} and set(meter.graphs) == {graphs}

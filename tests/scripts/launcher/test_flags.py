@@ -149,7 +149,7 @@ def test_one_port_twice() -> None:
         Ports(port, port, 0).resolve()
 
 
-@pytest.mark.parametrize(("given", "setting"), [("0", "off"), ("1,2,4", "on"), ("off", "off")])
+@pytest.mark.parametrize(("given", "setting"), [("0", "off"), ("1,2,4", "full"), ("off", "off")])
 def test_cuda_graphs_as_tgi_gives_them(given: str, setting: str) -> None:
     assert engine_environment(parse_flags(["--cuda-graphs", given]))["CUDA_GRAPHS"] == setting
 

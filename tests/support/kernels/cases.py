@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from multilora_kernels.paged_prefill import QueryTiles
 from multilora_kernels.segments import PAGE_RANK, LaunchBounds, LoRASegments
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -89,6 +90,11 @@ class AttentionCase:
     block_tables: torch.Tensor
     max_seqlen_q: int
     max_context_len: int
+
+    def tiles(self, tile_rows: int | None = None) -> QueryTiles:
+        """The queries of sequences with several new tokens."""
+        new, contexts = self.cu_seqlens_q.diff().tolist(), self.context_lens.tolist()
+        return QueryTiles.of(new, contexts, self.q.shape[1], self.k_cache, tile_rows)
 
 
 def attention_case(

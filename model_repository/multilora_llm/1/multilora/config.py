@@ -17,8 +17,10 @@ _LOG = logging.getLogger(__name__)
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SWITCH = ("on", "off")
+CUDA_GRAPHS = ("off", "decode", "full")
 DEVICES = ("auto", "cpu", "cuda")
 _AUTO_SIZES = ("adapter_memory", "kv_cache_memory")  # "auto" is 0
+_RENAMED = {("cuda_graphs", "on"): "full"}  # values of earlier versions
 _UNITS = {
     "": 1,
     "b": 1,
@@ -51,7 +53,8 @@ class EngineConfig:
 
     On a GPU `gpu_memory_utilization` is the part of its whole memory that may be in use, by others
     too; `adapter_memory` and `kv_cache_memory` 0 share what is left of it (see memory_plan), on a
-    CPU they are 1 GiB each. `cuda_graphs` captures decode passes, on a GPU.
+    CPU they are 1 GiB each. `cuda_graphs` says which passes a GPU replays: those that only decode,
+    or all but large ones ("full", and "on" means the same).
     """
 
     model_id: str = ""
@@ -80,14 +83,14 @@ class EngineConfig:
     adapter_metrics: int = 100
     kv_cache_memory: int = 0
     kv_block_size: int = 16
-    cuda_graphs: str = "on"
+    cuda_graphs: str = "full"
     threads: int = 0
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
         _one_of("adapter_admin", self.adapter_admin, SWITCH)
-        _one_of("cuda_graphs", self.cuda_graphs, SWITCH)
+        _one_of("cuda_graphs", self.cuda_graphs, CUDA_GRAPHS)
         for name in (
             "max_batch_prefill_tokens",
             "max_concurrent_requests",
@@ -136,7 +139,7 @@ class EngineConfig:
             if not raw:
                 continue
             if each.type in (str, "str"):
-                values[each.name] = raw
+                values[each.name] = _RENAMED.get((each.name, raw), raw)
             elif each.type in (float, "float"):
                 values[each.name] = _parse_number(each.name, raw)
             elif each.name in _AUTO_SIZES and raw.lower() == "auto":

@@ -220,7 +220,8 @@ def test_everything_runs_in_the_interpreter(run: tuple[str, Path]) -> None:
     assert [row["bytes"] / row["true_bytes"] for row in sections["memory"]["rows"]] == [1.0, 1.0]
     assert [row["base_bytes_more"] for row in sections["memory"]["rows"]] == [0, 0]
     engine = [(row["what"], row["batch"], row["adapters"]) for row in sections["engine"]["rows"]]
-    assert engine == [(what, 2, count) for what in ("decode", "prefill") for count in (0, 2)]
+    kinds = ("decode", "prefill", "mixed")
+    assert engine == [(what, 2, count) for what in kinds for count in (0, 2)]
     for row in sections["attention"]["rows"]:
         assert {"ours", "torch"} <= set(row["us"])
     for row in sections["lora"]["rows"]:

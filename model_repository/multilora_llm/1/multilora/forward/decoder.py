@@ -22,6 +22,7 @@ from multilora.lora.linear import DEFAULT_PLAN, BatchLoRA, Linear, LoRAPlan
 from multilora.lora.rank_pages import RankPagePool
 from multilora_kernels.paged_attention import paged_attention
 from multilora_kernels.paged_context import PagedContext
+from multilora_kernels.paged_prefill import QueryTiles
 from multilora_kernels.rms_norm import rms_norm
 from multilora_kernels.rope_kv_write import rope_kv_write
 from multilora_kernels.swiglu import swiglu
@@ -123,7 +124,7 @@ class Decoder:
             sliding_window=base.layer_windows[layer.index],
             context=step.paged,
             has_decode=inputs.has_decode,
-            has_prefill=inputs.has_prefill,
+            tiles=QueryTiles(inputs.query_tiles, inputs.queries),
         )
         return attended.reshape(x.shape[0], -1)
 

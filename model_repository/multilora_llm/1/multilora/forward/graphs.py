@@ -1,21 +1,24 @@
-"""DecodeGraphs: decode passes captured as CUDA graphs, so that a step costs one launch.
+"""PassGraphs: passes captured as CUDA graphs, so that a step costs one launch.
 
-A DecodeGraph is one pass of a fixed number of rows, captured once and replayed for any batch that
-it holds. Its inputs lie at fixed places of a static buffer. A batch is padded to the captured size:
-padding rows have no context, write no K and V, and belong to no adapter. Grids have the size of the
-bounds and the kernels read the real counts on the device, so that every mix of adapters replays
+A PassGraph is one pass of a fixed number of rows, captured once and replayed for any batch that it
+holds. Its inputs lie at fixed places of a static buffer. A batch is padded to the captured size:
+padding rows belong to no sequence and to no adapter, and write no K and V; what they compute nobody
+reads, and each row is computed by itself. Grids have the size of the bounds and the kernels read
+the real counts on the device, so that every mix of prompts, decode rows and adapters replays
 rightly.
 
-There is one graph per batch size of `sizes` and family (with LoRA, without), and a batch takes the
-smallest that holds it. All share one memory
-pool and one static input buffer, and are captured from the largest down, so that the smaller ones
-fit into memory that is there already.
+There is one graph per bucket of `buckets` and family (with LoRA, without), and a batch takes the
+smallest bucket that holds it: in decode passes each sequence has one row, in mixed ones any number.
+Larger passes than the largest bucket are launched one by one. All graphs share one memory pool and
+one static input buffer, and are captured from the largest down, so that the smaller ones fit into
+memory that is there already.
 """
 
 import functools
 import logging
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -28,12 +31,20 @@ from multilora.forward.staging import StagingBuffer, offsets, view
 from multilora.forward.step_input import StepArrays, StepFields, StepInput, batch_segments
 from multilora.lora.linear import DEFAULT_PLAN, PLANS, LoRAPlan
 from multilora.lora.rank_pages import RankPagePool
+from multilora_kernels.paged_prefill import (
+    most_query_tiles,
+    prefill_queries,
+    query_tiles,
+)
 from multilora_kernels.row_groups import Segment
 from multilora_kernels.segments import LaunchBounds, LoRASegments, segment_tables
 
 _LOG = logging.getLogger(__name__)
 _SPARE_BYTES = 1 << 16  # of the static buffer, for what the sampler needs
-_TRIED = (16, 64)  # classes of batch sizes, each with a plan of its own: so many rows, and more
+_MIXED = (16, 32, 64, 96, 128, 192, 256, 384, 512)  # rows of mixed passes
+MOST_MIXED_ROWS = _MIXED[-1]
+# Classes of decode and of mixed passes, each with a plan of its own: so many rows, and more.
+_TRIED = ((16, 64), (64, 256))
 _ROUNDS = 6  # of each plan; the first warms up
 Replay = Callable[[], object]
 
@@ -44,6 +55,15 @@ class GraphLimits(NamedTuple):
     rows: int  # sequences in one pass
     context: int  # tokens of one sequence
     pages_per_adapter: int
+    mixed_rows: int = 0  # of passes that hold prompts, too; 0: only decode is captured
+
+
+class Bucket(NamedTuple):
+    """The size of a captured pass. Of as many sequences with one row each or, `mixed`, of up to
+    `limits.rows` sequences with any number of rows."""
+
+    rows: int
+    mixed: bool = False
 
 
 class GraphState(NamedTuple):
@@ -58,47 +78,51 @@ class GraphState(NamedTuple):
     logits: torch.Tensor
 
 
-class DecodeGraph:
+class PassGraph:
     """`with_lora` False: for batches of base rows only."""
 
-    def __init__(self, state: GraphState, rows: int, with_lora: bool) -> None:
-        self.rows = rows
+    def __init__(self, state: GraphState, bucket: Bucket, with_lora: bool) -> None:
+        self.bucket = bucket
         self.with_lora = with_lora
         self._state = state
-        self._bounds = lora_bounds(state.limits, rows, state.pool_pages) if with_lora else None
-        self._max_blocks = blocks_of(state.limits, state.kv)
-        self._host_shapes = [
-            (shape, np.dtype(str(dtype).removeprefix("torch.")))
-            for shape, dtype in _shapes(rows, self._max_blocks)
-        ]
+        self._shapes = _Shapes.of(state, bucket, with_lora)
         self._inputs = self._static_inputs()
         self._replay: Replay | None = None
 
     def capture(self, capture: Callable[[Replay], Replay], plan: LoRAPlan = DEFAULT_PLAN) -> Replay:
         """Capture with a plan; what this returns replays it, and so does `prepare` from now on."""
-        state, out = self._state, self._state.logits[: self.rows]
-        self._load((), 0).send()
+        state, out = self._state, self._state.logits[: self._shapes.sequences]
+        self._load((), _fields_of(np.zeros(0, dtype=np.int64), 1)).send()
         self._replay = capture(
             lambda: state.model.forward(self._inputs, state.kv, state.adapters, plan, out)
         )
         return self._replay
 
     def load_trial(self) -> None:
-        """As many adapters of one page as there are rows, or pages in the pool."""
-        count = min(self.rows, self._state.adapters.num_pages)
-        starts = [index * self.rows // count for index in range(count + 1)]
+        """As many adapters of one page as there are sequences, or pages in the pool. Of a mixed
+        pass half of the rows or more are prompts'."""
+        rows, sequences = self.bucket.rows, self._shapes.sequences
+        new = np.ones(min(sequences, -(-rows // 2) if self.bucket.mixed else rows), dtype=np.int64)
+        left = rows - len(new)
+        for index in range(len(new)):
+            more = min(left, self._state.limits.context - 1)
+            new[index], left = new[index] + more, left - more
+        ends = np.cumsum(new)
+        count = min(len(new), self._state.adapters.num_pages)
+        cuts = [0, *(int(ends[(page + 1) * len(new) // count - 1]) for page in range(count))]
         segments = tuple(
-            Segment(start, end - start, (page,))
-            for page, (start, end) in enumerate(pairwise(starts))
+            Segment(start, end - start, (page,)) for page, (start, end) in enumerate(pairwise(cuts))
         )
-        self._load(segments, self.rows).send()
+        self._load(segments, _fields_of(new, self._shapes.queries)).send()
 
     def prepare(self, arrays: StepArrays) -> tuple[StagingBuffer, Callable[[], torch.Tensor]]:
         """A staging buffer that holds the batch, and what runs it, once that was sent → logits."""
-        replay, count = self._replay, arrays.num_rows
+        replay, shapes = self._replay, self._shapes
         if replay is None:
             raise RuntimeError("prepare before capture")
-        staging = self._load(batch_segments(arrays.batch), count, arrays)
+        fields = arrays.cut(shapes.queries) if self.bucket.mixed else arrays.fields
+        staging = self._load(batch_segments(arrays.batch), fields)
+        count = len(fields.last_token_indices)
 
         def run() -> torch.Tensor:
             replay()
@@ -110,105 +134,134 @@ class DecodeGraph:
         """int64 [rows], where `prepare` puts those of a batch."""
         return self._inputs.input_ids
 
-    def _load(
-        self, segments: tuple[Segment, ...], count: int, arrays: StepArrays | None = None
-    ) -> StagingBuffer:
-        """`count` real rows; without `arrays` each sees one token, and writes none."""
-        rows = self.rows
+    def _load(self, segments: tuple[Segment, ...], given: StepFields[np.ndarray]) -> StagingBuffer:
+        """The fields and tables of a batch, padded."""
         staging = StagingBuffer(self._state.static.device, self._state.static)
-        fields = StepFields(*(np.zeros(shape, dtype) for shape, dtype in self._host_shapes))
-        fields.kv_slots[:], fields.context_lens[:count] = -1, 1
-        if arrays:
-            for target, given in zip(fields, arrays.fields, strict=True):
-                target[tuple(map(slice, given.shape))] = given
-        for array in fields:
-            staging.add(array)
-        if self._bounds:
-            lora = segment_tables(segments, rows, self._bounds)
+        fields = StepFields(*(np.zeros(shape, dtype) for shape, dtype in self._shapes.on_host))
+        fields.kv_slots[:], fields.cu_seqlens_q[:] = -1, given.cu_seqlens_q[-1]
+        for target, array in zip(fields, given, strict=True):
+            target[tuple(map(slice, array.shape))] = array
+            staging.add(target)
+        if self._shapes.bounds:
+            lora = segment_tables(segments, self.bucket.rows, self._shapes.bounds)
             for array in (lora.counts, lora.tiles, lora.pairs):
                 staging.add(array)
         return staging
 
     def _static_inputs(self) -> StepInput:
         """Views of the places where StagingBuffer puts what _load adds."""
-        shapes = _all_shapes(self.rows, self._max_blocks, self._bounds)
-        starts, _ = offsets([_nbytes(shape, dtype) for shape, dtype in shapes])
-        static = self._state.static
+        static, shapes, rows = self._state.static, self._shapes, self.bucket.rows
+        starts, _ = offsets(shapes.sizes())
         views = [
             view(static, start, shape, dtype)
-            for start, (shape, dtype) in zip(starts, shapes, strict=True)
+            for start, (shape, dtype) in zip(starts, shapes.all(), strict=True)
         ]
         fields: StepFields[torch.Tensor] = StepFields(*views[: len(StepFields._fields)])
         segments = None
-        if self._bounds:
-            empty = segment_tables((), self.rows, self._bounds)
-            lora = views[len(fields) :]
-            segments = LoRASegments.of_tables(empty, *lora, num_rows=self.rows)
-        each = torch.arange(self.rows + 1, device=static.device)
+        if shapes.bounds:
+            empty = segment_tables((), rows, shapes.bounds)
+            segments = LoRASegments.of_tables(empty, *views[len(fields) :], num_rows=rows)
         return StepInput(
             **fields._asdict(),
-            last_token_indices=each[:-1],
-            cu_seqlens_q=each.to(torch.int32),
+            queries=shapes.queries,
             segments=segments,
-            max_seqlen_q=1,
+            max_seqlen_q=rows if self.bucket.mixed else 1,
             max_context_len=self._state.limits.context,
             has_decode=True,
-            has_prefill=False,
         )
 
 
 _Shape = tuple[tuple[int, ...], torch.dtype]
 
 
-def _shapes(rows: int, max_blocks: int) -> StepFields[_Shape]:
-    return StepFields(
-        input_ids=((rows,), torch.int64),
-        positions=((rows,), torch.int64),
-        kv_slots=((rows,), torch.int64),
-        context_lens=((rows,), torch.int32),
-        block_tables=((rows, max_blocks), torch.int32),
-    )
+@dataclass(frozen=True)
+class _Shapes:
+    """Of what stands in the static buffer: the fields, then LoRA counts, tiles, pairs."""
 
+    fields: StepFields[_Shape]
+    bounds: LaunchBounds | None
+    sequences: int
+    queries: int  # of one query tile
 
-def _all_shapes(rows: int, max_blocks: int, bounds: LaunchBounds | None) -> list[_Shape]:
-    """Each array in the static buffer: the fields, then LoRA counts, tiles, pairs."""
-    shapes = list(_shapes(rows, max_blocks))
-    if bounds:
-        lora = (4,), (bounds.tiles, 4), (bounds.pairs, 4)
-        shapes += [(shape, torch.int32) for shape in lora]
-    return shapes
+    @staticmethod
+    def of(state: GraphState, bucket: Bucket, with_lora: bool) -> "_Shapes":
+        rows, limits, kv = bucket.rows, state.limits, state.kv
+        sequences, max_blocks = min(rows, limits.rows), -(-limits.context // kv.block_size)
+        queries = prefill_queries(rows, state.model.base.num_heads, kv.k)
+        tiles = most_query_tiles(rows, sequences, queries) if bucket.mixed else 0
+        bounds = None
+        if with_lora:
+            pages = limits.pages_per_adapter
+            bounds = LaunchBounds.for_pass(rows, sequences, pages, state.pool_pages)
+        fields = StepFields(
+            input_ids=((rows,), torch.int64),
+            positions=((rows,), torch.int64),
+            kv_slots=((rows,), torch.int64),
+            context_lens=((sequences,), torch.int32),
+            block_tables=((sequences, max_blocks), torch.int32),
+            cu_seqlens_q=((sequences + 1,), torch.int32),
+            last_token_indices=((sequences,), torch.int64),
+            query_tiles=((tiles, 4), torch.int32),
+        )
+        return _Shapes(fields, bounds, sequences, queries)
 
+    @functools.cached_property
+    def on_host(self) -> list[tuple[tuple[int, ...], np.dtype]]:
+        """Of the fields, as numpy has them."""
+        return [
+            (shape, np.dtype(str(dtype).removeprefix("torch."))) for shape, dtype in self.fields
+        ]
 
-def lora_bounds(limits: GraphLimits, rows: int, pool_pages: int) -> LaunchBounds:
-    return LaunchBounds.for_decode(rows, limits.pages_per_adapter, pool_pages)
+    def all(self) -> list[_Shape]:
+        shapes = list(self.fields)
+        if self.bounds:
+            lora = (4,), (self.bounds.tiles, 4), (self.bounds.pairs, 4)
+            shapes += [(shape, torch.int32) for shape in lora]
+        return shapes
 
-
-def blocks_of(limits: GraphLimits, kv: KVCache) -> int:
-    """KV blocks of the longest sequence."""
-    return -(-limits.context // kv.block_size)
-
-
-def static_bytes(limits: GraphLimits, kv: KVCache, pool_pages: int) -> int:
-    """Bytes of the static inputs of the largest pass."""
-    bounds = lora_bounds(limits, limits.rows, pool_pages)
-    shapes = _all_shapes(limits.rows, blocks_of(limits, kv), bounds)
-    return offsets([_nbytes(shape, dtype) for shape, dtype in shapes])[1]
+    def sizes(self) -> list[int]:
+        """Bytes of each."""
+        return [_nbytes(shape, dtype) for shape, dtype in self.all()]
 
 
 def _nbytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return int(np.prod(shape)) * dtype.itemsize
 
 
-def graph_sizes(rows: int) -> tuple[int, ...]:
-    """Numbers of rows to capture, ascending: at most 1/8 of a replayed pass is padding from 64
-    rows on, and below that rows cost little beside the weights."""
-    sizes = {1, 2, 4, *range(8, min(rows, 64) + 1, 8), *range(80, min(rows, 256) + 1, 16)}
-    sizes |= set(range(288, rows + 1, 32))
-    return tuple(sorted(size for size in sizes | {rows} if size <= rows))
+def _fields_of(new: np.ndarray, queries: int) -> StepFields[np.ndarray]:
+    """Of sequences that have `new` tokens [S] and no others, all in KV block 0, and write none."""
+    cu_seqlens = np.concatenate(([0], np.cumsum(new)))
+    nothing = np.zeros(0, dtype=np.int64)
+    return StepFields(
+        input_ids=nothing,
+        positions=nothing,
+        kv_slots=nothing,
+        context_lens=new,
+        block_tables=np.zeros((0, 0), dtype=np.int32),
+        cu_seqlens_q=cu_seqlens,
+        last_token_indices=cu_seqlens[1:] - 1,
+        query_tiles=query_tiles(new, new, queries),
+    )
 
 
-class DecodeGraphs:
-    """Nothing is captured before `capture`. `limits.rows` is the largest batch that replays."""
+def buckets(limits: GraphLimits) -> tuple[Bucket, ...]:
+    """What to capture, ascending.
+
+    Decode: at most 1/8 of a replayed pass is padding from 64 rows on, and below that rows cost
+    little beside the weights. Mixed: rows cost from some hundred on, but tensor-core products go
+    in steps of 128 rows there.
+    """
+    rows = limits.rows
+    sizes = {1, 2, 4, rows, *range(8, 65, 8), *range(80, 257, 16), *range(288, rows, 32)}
+    mixed = [size for size in _MIXED if size < limits.mixed_rows]
+    mixed += [size for size in _MIXED if size >= limits.mixed_rows > 0][:1]
+    decode = [Bucket(size) for size in sizes if size <= rows]
+    return tuple(sorted([*decode, *(Bucket(size, mixed=True) for size in mixed)]))
+
+
+class PassGraphs:
+    """Nothing is captured before `capture`. `limits.rows` is the largest decode pass that replays,
+    `limits.mixed_rows` the largest of the others."""
 
     def __init__(
         self,
@@ -221,59 +274,64 @@ class DecodeGraphs:
     ) -> None:
         """`pool_pages`: make room for a pool of so many, where `adapters` is a trial one."""
         pool_pages = pool_pages or adapters.num_pages
-        size = static_bytes(limits, kv, pool_pages) + _SPARE_BYTES
-        static = torch.zeros(size, dtype=torch.uint8, device=device)
         logits = torch.empty(limits.rows, model.base.vocab_size, device=device)
-        self.state = GraphState(model, kv, adapters, limits, pool_pages, static, logits)
-        self._passes: dict[tuple[int, bool], DecodeGraph] = {}
-        self._sizes: tuple[int, ...] = ()
+        nothing = torch.empty(0, dtype=torch.uint8, device=device)
+        state = GraphState(model, kv, adapters, limits, pool_pages, nothing, logits)
+        most = max(offsets(_Shapes.of(state, each, True).sizes())[1] for each in buckets(limits))
+        static = torch.zeros(most + _SPARE_BYTES, dtype=torch.uint8, device=device)
+        self.state = state._replace(static=static)
+        self._passes: dict[tuple[Bucket, bool], PassGraph] = {}
+        self._buckets: tuple[Bucket, ...] = ()
         self._on_gpu = device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
         self._stream = _capture_stream(device) if self._on_gpu else None
-        self.plans: dict[int, LoRAPlan] = {}  # by rows, filled by capture
+        self.plans: dict[Bucket, LoRAPlan] = {}  # filled by capture
 
     def capture(
-        self, sizes: tuple[int, ...] | None = None, *, plan: LoRAPlan | None = None
+        self, wanted: Sequence[Bucket] | None = None, *, plan: LoRAPlan | None = None
     ) -> None:
-        """Capture both families of `sizes` (graph_sizes of the limit). Without a `plan` the
-        fastest is measured, on a GPU."""
-        wanted = graph_sizes(self.state.limits.rows) if sizes is None else tuple(sorted(sizes))
-        for done, rows in enumerate(reversed(wanted)):
+        """Capture both families of what is `wanted` (`buckets` of the limits). Without a `plan`
+        the fastest is measured, on a GPU."""
+        wanted = buckets(self.state.limits) if wanted is None else tuple(sorted(wanted))
+        for done, bucket in enumerate(reversed(wanted)):
             # The family that no plan touches comes first: from then on some graph holds the pool.
-            self._add(rows, False, DEFAULT_PLAN)
-            self.plans[rows] = plan or self._plan(rows, wanted)
-            self._add(rows, True, self.plans[rows])
+            self._add(bucket, False, DEFAULT_PLAN)
+            self.plans[bucket] = plan or self._plan(bucket, wanted)
+            self._add(bucket, True, self.plans[bucket])
             if done % 8 == 7 or done + 1 == len(wanted):
-                _LOG.info("captured decode for %d of %d batch sizes", done + 1, len(wanted))
-        self._sizes = wanted
+                _LOG.info("captured passes of %d of %d sizes", done + 1, len(wanted))
+        self._buckets = wanted
 
-    def find(self, arrays: StepArrays) -> DecodeGraph | None:
-        """The pass to replay, None when the batch is no decode pass or too large."""
-        batch = arrays.batch
-        rows = arrays.num_rows
-        if len(arrays.last_token_indices) != rows or not self._sizes or rows > self._sizes[-1]:
+    def find(self, arrays: StepArrays) -> PassGraph | None:
+        """The pass to replay, None when the batch is larger than what was captured."""
+        if len(arrays.num_new_tokens) > self.state.limits.rows:
             return None
-        return self._passes[self._sizes[bisect_left(self._sizes, rows)], bool(batch.spans)]
+        rows, mixed = arrays.num_rows, arrays.has_prefill
+        for bucket in self._buckets[bisect_left(self._buckets, (rows, False)) :]:
+            if bucket.mixed == mixed:
+                return self._passes[bucket, bool(arrays.batch.spans)]
+        return None
 
-    def _add(self, rows: int, with_lora: bool, plan: LoRAPlan) -> None:
-        captured = DecodeGraph(self.state, rows, with_lora)
+    def _add(self, bucket: Bucket, with_lora: bool, plan: LoRAPlan) -> None:
+        captured = PassGraph(self.state, bucket, with_lora)
         captured.capture(self._capture, plan)
-        self._passes[rows, with_lora] = captured
+        self._passes[bucket, with_lora] = captured
 
-    def _plan(self, rows: int, sizes: tuple[int, ...]) -> LoRAPlan:
+    def _plan(self, bucket: Bucket, wanted: tuple[Bucket, ...]) -> LoRAPlan:
         """Measured at the largest size of each class of sizes, and kept for the others of it."""
         if not self._on_gpu:
             return DEFAULT_PLAN
-        above = [size for size in sizes if size > rows and _class(size) == _class(rows)]
+        above = [size for size in wanted if size > bucket and _class(size) == _class(bucket)]
         if above:
             return self.plans[above[-1]]
-        trial = DecodeGraph(self.state, rows, with_lora=True)
+        trial = PassGraph(self.state, bucket, with_lora=True)
 
         def prepare(plan: LoRAPlan) -> Replay:
             return trial.capture(self._capture, plan)
 
         best = fastest_plan(prepare, trial.load_trial)
-        _LOG.info("decode of %d rows and fewer: %s", rows, best)
+        kind = "mixed" if bucket.mixed else "decode"
+        _LOG.info("%s passes of %d rows and fewer: %s", kind, bucket.rows, best)
         return best
 
     def _capture(self, run: Callable[[], object]) -> Replay:
@@ -299,8 +357,8 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _class(rows: int) -> int:
-    return bisect_left(_TRIED, rows)
+def _class(bucket: Bucket) -> tuple[bool, int]:
+    return bucket.mixed, bisect_left(_TRIED[bucket.mixed], bucket.rows)
 
 
 def fastest_plan(

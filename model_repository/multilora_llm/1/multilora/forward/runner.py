@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from multilora.forward.decoder import Decoder
-from multilora.forward.graphs import DecodeGraphs
+from multilora.forward.graphs import PassGraphs
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.sampler import Sampled, sample
 from multilora.forward.sampling_input import add_sampling_tensors
@@ -18,6 +18,7 @@ from multilora.forward.staging import StagingBuffer
 from multilora.forward.step_input import LastPass, StepArrays, add_step_input, step_arrays
 from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.batch import Batch, BatchItem, SampledToken
+from multilora_kernels.paged_prefill import prefill_queries
 
 
 class InFlight:
@@ -76,7 +77,7 @@ class ModelRunner:
         eos_token_ids: tuple[int, ...],
         device: torch.device,
         dtype: torch.dtype,
-        graphs: DecodeGraphs | None = None,
+        graphs: PassGraphs | None = None,
     ) -> None:
         self.model = model
         self.kv = kv
@@ -132,9 +133,10 @@ class ModelRunner:
     def _prepare_launches(
         self, arrays: StepArrays
     ) -> tuple[StagingBuffer, Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
-        """As DecodeGraph.prepare, for any batch; and its input_ids, once they were sent."""
+        """As PassGraph.prepare, for any batch; and its input_ids, once they were sent."""
         staging = StagingBuffer(self.device)
-        inputs = functools.cache(add_step_input(arrays, staging, self.device, self.dtype))
+        queries = prefill_queries(arrays.num_rows, self.model.base.num_heads, self.kv.k)
+        inputs = functools.cache(add_step_input(arrays, staging, self.device, self.dtype, queries))
         return (
             staging,
             lambda: self.model.forward(inputs(), self.kv, self.adapters),

@@ -14,16 +14,19 @@ import torch
 from multilora.forward.staging import Handle, StagingBuffer
 from multilora.scheduling.batch import Batch, BatchItem
 from multilora_kernels.openai_triton import INTERPRETED
+from multilora_kernels.paged_prefill import query_tiles
 from multilora_kernels.row_groups import Segment
 from multilora_kernels.segments import LoRASegments, segment_tables
 
 FieldT = TypeVar("FieldT")
+_QUERIES = 16  # of a tile, where it matters to nobody
 
 
 class StepFields(NamedTuple, Generic[FieldT]):
     """What a step brings to the device whatever its kind, in the order in which it travels.
 
-    Of T rows (new tokens) of S items. A field is an array, a tensor, or the description of one.
+    Of T rows (new tokens) of S items, N of which sample. A field is an array, a tensor, or the
+    description of one.
     """
 
     input_ids: FieldT  # int64 [T]
@@ -31,33 +34,35 @@ class StepFields(NamedTuple, Generic[FieldT]):
     kv_slots: FieldT  # int64 [T], where the row's K and V go; -1: nowhere (padding)
     context_lens: FieldT  # int32 [S], tokens attended to, the new ones included
     block_tables: FieldT  # int32 [S, max_blocks], zero-padded
+    cu_seqlens_q: FieldT  # int32 [S + 1], first row of each item; then T
+    last_token_indices: FieldT  # int64 [N], rows of items with .samples, in item order
+    query_tiles: FieldT  # int32 [tiles, 4], of items with several rows; see query_tiles
 
 
 @dataclass(frozen=True)
 class StepInput:
-    """One forward pass of T rows (new tokens) of S items; StepFields describes the first five."""
+    """One forward pass of T rows (new tokens) of S items; StepFields describes the tensors."""
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     kv_slots: torch.Tensor
     context_lens: torch.Tensor
     block_tables: torch.Tensor
-    last_token_indices: torch.Tensor  # int64 [N], rows of items with .samples, in item order
-    cu_seqlens_q: torch.Tensor  # int32 [S + 1], first row of each item; then T
+    cu_seqlens_q: torch.Tensor
+    last_token_indices: torch.Tensor
+    query_tiles: torch.Tensor
+    queries: int  # that a tile has at most
     segments: LoRASegments | None  # None when every row is a base row
     max_seqlen_q: int
     max_context_len: int
     has_decode: bool = True  # whether some item has one row
-    has_prefill: bool = True  # whether some item has more
 
 
 @dataclass(frozen=True, eq=False)
 class StepArrays:
-    """A Batch in numpy, filled by step_arrays; arrays as those of StepInput."""
+    """A Batch in numpy, filled by step_arrays."""
 
-    fields: StepFields[np.ndarray]
-    last_token_indices: np.ndarray
-    cu_seqlens_q: np.ndarray
+    fields: StepFields[np.ndarray]  # not cut into query tiles
     num_new_tokens: np.ndarray  # int64 [S]
     late: np.ndarray  # int64 [L], items whose last token the host does not know; their id is 0
     batch: Batch
@@ -69,7 +74,17 @@ class StepArrays:
     @property
     def late_rows(self) -> np.ndarray:
         """int64 [L]: the rows of the tokens that are not known."""
-        return self.cu_seqlens_q[self.late + 1].astype(np.int64) - 1
+        return self.fields.cu_seqlens_q[self.late + 1].astype(np.int64) - 1
+
+    @property
+    def has_prefill(self) -> bool:
+        """Whether some item has several rows."""
+        return bool((self.num_new_tokens > 1).any())
+
+    def cut(self, queries: int) -> StepFields[np.ndarray]:
+        """The fields with query tiles of so many queries."""
+        tiles = query_tiles(self.num_new_tokens, self.fields.context_lens, queries)
+        return self.fields._replace(query_tiles=tiles)
 
 
 class LastPass:
@@ -108,9 +123,10 @@ def step_arrays(batch: Batch, block_size: int) -> StepArrays:
             kv_slots=own_block * block_size + positions % block_size,
             context_lens=contexts.astype(np.int32),
             block_tables=tables,
+            cu_seqlens_q=cu_seqlens.astype(np.int32),
+            last_token_indices=cu_seqlens[1:][samples] - 1,
+            query_tiles=np.zeros((0, 4), dtype=np.int32),
         ),
-        last_token_indices=cu_seqlens[1:][samples] - 1,
-        cu_seqlens_q=cu_seqlens.astype(np.int32),
         num_new_tokens=new,
         late=late,
         batch=batch,
@@ -118,31 +134,36 @@ def step_arrays(batch: Batch, block_size: int) -> StepArrays:
 
 
 def add_step_input(
-    arrays: StepArrays, staging: StagingBuffer, device: torch.device, dtype: torch.dtype
+    arrays: StepArrays,
+    staging: StagingBuffer,
+    device: torch.device,
+    dtype: torch.dtype,
+    queries: int = _QUERIES,
 ) -> Callable[[], StepInput]:
-    """Add a batch to `staging` → its tensors, once that was sent. `dtype` is the engine's."""
-    fields = [staging.add(array) for array in arrays.fields]
-    last, cu_seqlens = staging.add(arrays.last_token_indices), staging.add(arrays.cu_seqlens_q)
+    """Add a batch to `staging` → its tensors, once that was sent. `dtype` is the engine's;
+    `queries` are what prefill attention takes at once."""
+    fields = [staging.add(array) for array in arrays.cut(queries)]
     segments = _add_segments(arrays.batch, arrays.num_rows, staging, device, dtype)
-    longest, shortest = int(arrays.num_new_tokens.max()), int(arrays.num_new_tokens.min())
     return lambda: StepInput(
         **StepFields(*(handle() for handle in fields))._asdict(),
-        last_token_indices=last(),
-        cu_seqlens_q=cu_seqlens(),
+        queries=queries,
         segments=segments(),
-        max_seqlen_q=longest,
+        max_seqlen_q=int(arrays.num_new_tokens.max()),
         max_context_len=int(arrays.fields.context_lens.max()),
-        has_decode=shortest == 1,
-        has_prefill=longest > 1,
+        has_decode=bool((arrays.num_new_tokens == 1).any()),
     )
 
 
 def build_step_input(
-    batch: Batch, block_size: int, device: torch.device, dtype: torch.dtype
+    batch: Batch,
+    block_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    queries: int = _QUERIES,
 ) -> StepInput:
     """A batch alone on its way to the device."""
     staging = StagingBuffer(device)
-    step_input = add_step_input(step_arrays(batch, block_size), staging, device, dtype)
+    step_input = add_step_input(step_arrays(batch, block_size), staging, device, dtype, queries)
     staging.send()
     return step_input()
 

@@ -23,7 +23,7 @@ from multilora.download.folder import adapter_folder
 from multilora.download.transfer import DownloadLimits
 from multilora.errors import ErrorCode, RequestError, StartupError, invalid
 from multilora.forward.decoder import load_decoder
-from multilora.forward.graphs import DecodeGraphs
+from multilora.forward.graphs import PassGraphs
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.grammar.cache import GrammarCache
@@ -242,7 +242,7 @@ def _admin(
 class _Pools(NamedTuple):
     kv: KVCache
     pages: RankPagePool
-    graphs: DecodeGraphs | None  # captured on the two
+    graphs: PassGraphs | None  # captured on the two
 
 
 def _pools(profile: Profile) -> _Pools:
@@ -256,8 +256,8 @@ def _pools(profile: Profile) -> _Pools:
         kv = KVCache(model.base, plan.kv_blocks, config.kv_block_size, dtype, device)
         pages = RankPagePool(model.base.sites, plan.adapter_pages, dtype, device)
         graphs = None
-        if meter and config.cuda_graphs == "on":
-            graphs = DecodeGraphs(model, kv, pages, profile.graph_limits, device)
+        if meter and config.cuda_graphs != "off":
+            graphs = PassGraphs(model, kv, pages, profile.graph_limits, device)
             graphs.capture()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise StartupError(_too_large(device, error)) from None

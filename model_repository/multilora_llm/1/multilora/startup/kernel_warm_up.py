@@ -3,8 +3,7 @@
 OpenAI Triton compiles a kernel at its first launch with a combination of constants, which takes a
 second. Launchers choose constants by the size of a batch and by its adapters: hence batches with
 numbers of rows from one to the most, in powers of two, each without adapters, with one, and with as
-many as there can be. The decode passes that are captured have run before, so no pass is replayed
-here.
+many as there can be. The passes that are captured have run before, so no pass is replayed here.
 """
 
 import logging

@@ -191,5 +191,5 @@ def _remedies(
     if gpu.activations:
         yield "lower --max-batch-prefill-tokens"
     if gpu.graphs:
-        yield "set --cuda-graphs off"
+        yield "set --cuda-graphs decode or off"
     yield "choose a smaller base model"

@@ -1,8 +1,8 @@
 """The memory probe: measures what a base model needs of a GPU beside its pools, once at start.
 
-The largest batch that the scheduler may make runs on trial pools of the smallest size, and decode
-passes of the largest size are captured on these pools. Then everything is freed, and the pools are
-sized by the numbers alone (see memory_plan).
+The largest batch that the scheduler may make runs on trial pools of the smallest size, and the
+largest of the passes that will be replayed are captured on these pools. Then everything is freed,
+and the pools are sized by the numbers alone (see memory_plan).
 """
 
 import gc
@@ -15,7 +15,7 @@ from multilora.base_model.config import BaseConfig
 from multilora.config import EngineConfig
 from multilora.errors import StartupError
 from multilora.forward.decoder import Decoder
-from multilora.forward.graphs import DecodeGraphs, GraphLimits, graph_sizes
+from multilora.forward.graphs import MOST_MIXED_ROWS, GraphLimits, PassGraphs, buckets
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.lora.linear import PLANS
@@ -104,7 +104,10 @@ class Profile(NamedTuple):
     @property
     def graph_limits(self) -> GraphLimits:
         rows, pages = self.config.max_running_requests, self.units.pages_of_largest
-        return GraphLimits(rows, self.max_total_tokens, pages)
+        mixed = 0
+        if self.config.cuda_graphs == "full":
+            mixed = min(MOST_MIXED_ROWS, rows + self.config.max_batch_prefill_tokens)
+        return GraphLimits(rows, self.max_total_tokens, pages, mixed)
 
 
 def pool_units(
@@ -126,7 +129,7 @@ def measure(profile: Profile, meter: Meter) -> GpuMemory:
     weights = meter.read()
     try:
         activations, elsewhere = _forward_bytes(profile, meter)
-        graphs = _graph_bytes(profile, meter) if profile.config.cuda_graphs == "on" else 0
+        graphs = _graph_bytes(profile, meter) if profile.config.cuda_graphs != "off" else 0
     except torch.OutOfMemoryError as error:
         raise StartupError(_no_room(weights, error)) from None
     finally:
@@ -173,11 +176,11 @@ def _graph_bytes(profile: Profile, meter: Meter) -> int:
     """
     kv, adapters = _trial_pools(profile)
     limits = profile.graph_limits
-    sizes = graph_sizes(limits.rows)
+    sizes = buckets(limits)
     meter.settle()
     before = meter.read().free
     most_pages = max(meter.read().total // profile.units.page_bytes, adapters.num_pages)
-    graphs = DecodeGraphs(profile.model, kv, adapters, limits, profile.device, most_pages)
+    graphs = PassGraphs(profile.model, kv, adapters, limits, profile.device, most_pages)
     for plan in PLANS:
         graphs.capture(sizes[-1:], plan=plan)
     meter.settle()
@@ -223,5 +226,5 @@ def _no_room(weights: Reading, error: torch.OutOfMemoryError) -> str:
         f"beside {size_text(weights.reserved)} of base model and {size_text(weights.elsewhere)} "
         f"used elsewhere the GPU's {size_text(weights.total)} do not hold one forward pass "
         f"({str(error).splitlines()[0]}); lower --max-batch-prefill-tokens, --max-total-tokens or "
-        "--max-lora-rank, set --cuda-graphs off, or choose a smaller base model"
+        "--max-lora-rank, set --cuda-graphs decode or off, or choose a smaller base model"
     )
