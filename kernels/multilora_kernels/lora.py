@@ -1,8 +1,9 @@
 """The update that all adapters of a batch add to one fused projection, y += (x · A) · B.
 
 add_lora chooses by device: OpenAI Triton kernels on a GPU, dense or looped torch products on a
-CPU. Where kernels run the halves may be apart: shrink gives the update, and the kernel that reads
-the projection adds it on the fly (lora_tile), or expand does.
+CPU. Where kernels run the halves may be apart, and the sum too: shrink gives the update, expand
+makes of it what is still to be added (delta), beside the projection itself, and the kernel that
+reads the projection adds that; SwiGLU can also expand on the fly.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from multilora_kernels.shrink import shrink_cpu, shrink_gpu
 class LoRAUpdate(NamedTuple):
     """y += h · B, still to be added. Filled by shrink."""
 
-    h: torch.Tensor  # fp32 [splits, max_pairs, tile_rows, slices * 16]; only real rows are set
+    h: torch.Tensor  # [max_pairs, tile_rows, slices * 16]; only real rows are set
     b: torch.Tensor  # [pages, 16, out_total]
     slice_sizes: tuple[int, ...]  # columns of each slice
     segments: LoRASegments
@@ -35,9 +36,12 @@ def shrink(
     return LoRAUpdate(shrink_gpu(x, a, segments), b, slice_sizes, segments)
 
 
-def expand(update: LoRAUpdate, y: torch.Tensor) -> None:
-    """The second half: y [T, out_total] += h · B, in place; kernels only."""
-    expand_gpu(update.h, update.b, update.slice_sizes, update.segments, y)
+def expand(update: LoRAUpdate) -> torch.Tensor:
+    """The second half: delta [T, out_total] = h · B, 0 in rows without an adapter; kernels only."""
+    h, b, sizes, segments = update
+    delta = torch.empty(segments.num_rows, b.shape[2], dtype=b.dtype, device=b.device)
+    expand_gpu(h, b, sizes, segments, delta, add=False)
+    return delta
 
 
 def add_lora(
@@ -54,6 +58,6 @@ def add_lora(
     `slice_sizes` (one to three, summing to out_total) says which columns belong to which slice.
     """
     if uses_kernels(x):
-        expand(shrink(x, a, b, slice_sizes, segments), y)
+        expand_gpu(shrink_gpu(x, a, segments), b, slice_sizes, segments, y, add=True)
     else:
         expand_cpu(shrink_cpu(x, a, segments), b, slice_sizes, segments, y)

@@ -54,6 +54,22 @@ def num_programs(tensor: torch.Tensor, per_multiprocessor: int) -> int:
     return _num_multiprocessors(tensor.device) * per_multiprocessor
 
 
+def early_launch(tensor: torch.Tensor) -> dict[str, bool]:
+    """Launch options of a kernel that calls wait_if_early before it reads what others wrote.
+
+    On Hopper and later it is launched while the kernel before it still runs, so that its programs
+    are there when that one ends (programmatic dependent launch); elsewhere after it, as usual.
+    """
+    if tensor.is_cuda and _launches_early(tensor.device):
+        return {"EARLY": True, "launch_pdl": True}
+    return {"EARLY": False}
+
+
+@functools.cache
+def _launches_early(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 @functools.cache
 def _num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
@@ -66,3 +82,11 @@ if importlib.util.find_spec("triton"):
     tl = importlib.import_module("triton.language")
 else:
     triton, tl = SimpleNamespace(jit=_jit), SimpleNamespace(constexpr=int)
+
+
+@triton.jit
+def wait_if_early(EARLY: tl.constexpr):
+    """Until all that was launched before is done, and what it wrote can be read; see
+    early_launch."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()

@@ -1,27 +1,33 @@
 """What lies between the projection of q, k, v and attention, in one launch.
 
-    x = qkv[t] + Δ[t]                                     the pending update of the adapters
+    x = qkv[t] + Δ[t]                             what the adapters still have to add, if any
     x = x / sqrt(Σ_d x_d² / D + eps) · qk_norm            per head of q and k, where there is a norm
     y_d = x_d · cos_d - x_{d+D/2} · sin_d,   y_{d+D/2} = x_{d+D/2} · cos_d + x_d · sin_d,   d < D/2
     q[t] = y of the query heads,   k_cache, v_cache[slot] = y of the key heads, x of the value heads
 
-slot = kv_slots[t]; -1 writes nothing (a row of padding). Δ = h · B as in fused_update; all sums in
-float32, rounded once. Floor: T · (H + 2K) · D · itemsize bytes read, as many written, the rows of
-the RoPE table once (2 · T · D · itemsize), and with an update the pages in use once,
-D_pages · 16 · (H + 2K) · D · itemsize. Hence: a program owns one head of a tile of rows, so that
-one row makes enough programs for a decode step; the two halves of a head are two tensors, so that
-the rotation stays within a thread; heads run fastest over the grid, so that neighbours read
+slot = kv_slots[t]; -1 writes nothing (a row of padding). All sums in float32, rounded once. Floor:
+T · (H + 2K) · D · itemsize bytes read (twice with Δ), as many written, and the rows of the RoPE
+table once (2 · T · D · itemsize). Hence: a program owns one head of a tile of rows, so that one row
+makes enough programs for a decode step; the two halves of a head are two tensors, so that the
+rotation stays within a thread; heads run fastest over the grid, so that neighbours read
 neighbouring bytes of qkv and the same rows of the RoPE table.
 Sources: RoFormer (arXiv 2104.09864), QK norm (arXiv 2010.04245), PagedAttention
-(arXiv 2309.06180), Punica (arXiv 2310.18547).
+(arXiv 2309.06180).
 """
 
 import torch
 import torch.nn.functional as F
 
-from multilora_kernels.fused_update import row_tile, two_deltas, update_launch
-from multilora_kernels.lora import LoRAUpdate
-from multilora_kernels.openai_triton import next_power_of_2, tl, triton, uses_kernels
+from multilora_kernels.openai_triton import (
+    early_launch,
+    next_power_of_2,
+    tl,
+    triton,
+    uses_kernels,
+    wait_if_early,
+)
+
+_BLOCK_M = 16  # rows of a program
 
 
 @triton.jit
@@ -66,38 +72,30 @@ def _store(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def rope_kv_write_kernel(
-    qkv_ptr, rope_ptr, slots_ptr, norm_ptr, q_ptr, k_cache_ptr, v_cache_ptr,
-    eps, qkv_stride, slot_stride,
-    num_rows, h_ptr, b_ptr, tiles_ptr, pairs_ptr, b_page_stride, b_row_stride, h_plane_stride,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, NORM: tl.constexpr,
-    LORA: tl.constexpr, RANKS: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    qkv_ptr, delta_ptr, rope_ptr, slots_ptr, norm_ptr, q_ptr, k_cache_ptr, v_cache_ptr,
+    eps, num_rows, qkv_stride, slot_stride,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    DELTA: tl.constexpr, NORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Grid (heads of q, k and v, tiles of rows). BLOCK_D holds half a head."""
-    head, tile = tl.program_id(0), tl.program_id(1)
-    row_start, row_count, first, end = row_tile(tiles_ptr, tile, num_rows, LORA, BLOCK_M)
-    if row_count == 0:
-        return
-    m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    rows = (row_start + m).to(tl.int64)
-    row_mask, d_mask = m < row_count, d < HEAD_DIM // 2
+    head = tl.program_id(0)
+    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    row_mask, d_mask = rows < num_rows, d < HEAD_DIM // 2
+    rows = rows.to(tl.int64)
     mask = row_mask[:, None] & d_mask[None, :]
     columns = head * HEAD_DIM + d
     x_tile = qkv_ptr + rows[:, None] * qkv_stride + columns[None, :]
-    x1 = tl.load(x_tile, mask=mask, other=0.0)
-    x2 = tl.load(x_tile + HEAD_DIM // 2, mask=mask, other=0.0)
-    is_v = head >= NUM_HEADS + NUM_KV_HEADS
-    if LORA:
-        part = (head >= NUM_HEADS).to(tl.int32) + is_v.to(tl.int32)
-        delta1, delta2 = two_deltas(
-            h_ptr, b_ptr, pairs_ptr, first, end, m, row_count, part, part, columns,
-            columns + HEAD_DIM // 2, d_mask, b_page_stride, b_row_stride, h_plane_stride,
-            True, RANKS, SPLITS, BLOCK_M, BLOCK_D,
-        )  # fmt: skip
-        x1 += delta1
-        x2 += delta2
-    x1, x2 = x1.to(tl.float32), x2.to(tl.float32)
-    if not is_v:
+    wait_if_early(EARLY)
+    x1 = tl.load(x_tile, mask=mask, other=0.0).to(tl.float32)
+    x2 = tl.load(x_tile + HEAD_DIM // 2, mask=mask, other=0.0).to(tl.float32)
+    if DELTA:
+        width: tl.constexpr = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
+        delta_tile = delta_ptr + rows[:, None] * width + columns[None, :]
+        x1 += tl.load(delta_tile, mask=mask, other=0.0)
+        x2 += tl.load(delta_tile + HEAD_DIM // 2, mask=mask, other=0.0)
+    if head < NUM_HEADS + NUM_KV_HEADS:
         if NORM:
             x1, x2 = _norm(x1, x2, norm_ptr + columns, d_mask, eps, HEAD_DIM)
         x1, x2 = _rotate(x1, x2, rope_ptr, rows, d, mask, HEAD_DIM)
@@ -117,21 +115,20 @@ def rope_kv_write_gpu(
     num_kv_heads: int,
     qk_norm: torch.Tensor | None,
     eps: float,
-    update: LoRAUpdate | None = None,
+    delta: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See rope_kv_write."""
     rows, head_dim = len(qkv), k_cache.shape[3]
     q = torch.empty(rows, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     if not rows:
         return q
-    num_tiles, arguments, constants = update_launch(update, rows)
-    block = max(16, next_power_of_2(head_dim // 2))
-    rope_kv_write_kernel[(num_heads + 2 * num_kv_heads, num_tiles)](
-        qkv, rope, kv_slots, qk_norm, q, k_cache, v_cache,
-        eps, qkv.stride(0), k_cache.stride(1), *arguments,
+    rope_kv_write_kernel[(num_heads + 2 * num_kv_heads, -(-rows // _BLOCK_M))](
+        qkv, delta, rope, kv_slots, qk_norm, q, k_cache, v_cache,
+        eps, rows, qkv.stride(0), k_cache.stride(1),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
-        NORM=qk_norm is not None, **constants, BLOCK_D=block,
-        num_warps=8 if constants["BLOCK_M"] * block > 4096 else 4, num_stages=1,
+        DELTA=delta is not None, NORM=qk_norm is not None,
+        BLOCK_M=_BLOCK_M, BLOCK_D=next_power_of_2(head_dim // 2), num_warps=4, num_stages=1,
+        **early_launch(qkv),
     )  # fmt: skip
     return q
 
@@ -185,20 +182,20 @@ def rope_kv_write(
     num_kv_heads: int,
     qk_norm: torch.Tensor | None,
     eps: float,
-    update: LoRAUpdate | None = None,
+    delta: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """q [T, H, D]; K and V of the rows are in the caches.
 
     qkv [T, (H + 2K) · D], columns adjacent, heads of q, k, v in that order; rope [T, 2, D]
     contiguous, row t holds (cos, cos) and (-sin, sin) of the position of row t; kv_slots int64 [T],
     distinct but for the -1 of padding; k_cache, v_cache [blocks, block_size, K, D] contiguous;
-    qk_norm [H + K, D] contiguous, or None. One float dtype; D even. `update` is what shrink gave
-    for the projection's input; on a CPU add_lora has added it already.
+    qk_norm [H + K, D] contiguous, or None. One float dtype; D even. `delta` has the shape of qkv,
+    contiguous, and is what expand gave; on a CPU add_lora has added it already.
     """
     arguments = qkv, rope, kv_slots, k_cache, v_cache, num_heads, num_kv_heads, qk_norm, eps
     if uses_kernels(qkv):
-        return rope_kv_write_gpu(*arguments, update)
-    if update is not None:
+        return rope_kv_write_gpu(*arguments, delta)
+    if delta is not None:
         raise ValueError("a pending update needs the GPU kernels; a CPU adds it by add_lora")
     return rope_kv_write_cpu(*arguments)
 

@@ -14,7 +14,7 @@ from support.kernels.consumers import rope_case
 
 DTYPES = [torch.float32, torch.bfloat16]
 UPDATE = LoRAUpdate(
-    torch.zeros(1, 1, 16, 32), torch.zeros(1, 16, 64), (32, 32),
+    torch.zeros(1, 16, 32), torch.zeros(1, 16, 64), (32, 32),
     LoRASegments.from_lists([0], [1], [[0]], 1, "cpu"),
 )  # fmt: skip
 
@@ -25,6 +25,9 @@ def test_rms_norm(dtype: torch.dtype):
     y = rms_norm(x, weight, 1e-2)
     assert_close(y, rms_norm_reference(x, weight, 1e-2), dtype)
     assert torch.equal(y, F.rms_norm(x, (48,), weight, 1e-2))
+    right = x + 1
+    assert torch.equal(rms_norm(x, weight, 1e-2, torch.ones_like(x)), rms_norm(right, weight, 1e-2))
+    assert torch.equal(x, right)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -72,9 +75,11 @@ def test_a_pending_update_is_refused():
     """It would be lost."""
     case = rope_case(1, (2, 1), 16, False, torch.float32, "cpu")
     with pytest.raises(ValueError, match="pending update"):
-        swiglu(torch.zeros(1, 64), UPDATE)
+        swiglu(torch.zeros(1, 64), update=UPDATE)
+    with pytest.raises(ValueError, match="pending update"):
+        swiglu(torch.zeros(1, 64), torch.zeros(1, 64))
     with pytest.raises(ValueError, match="pending update"):
         rope_kv_write(
             torch.zeros(1, 64), case.rope, case.kv_slots, case.k_cache, case.v_cache, 2, 1, None,
-            0.0, UPDATE,
+            0.0, torch.zeros(1, 64),
         )  # fmt: skip

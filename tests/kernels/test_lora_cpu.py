@@ -66,7 +66,7 @@ def test_groups_follow_the_shape_of_the_work():
 def test_more_slices_than_the_gpu_kernel_takes_are_refused():
     case = lora_case([1], [16], (8, 8, 8, 8), 8)
     with pytest.raises(ValueError, match="4 slices"):
-        expand_gpu(torch.empty(0), case.b, case.slice_sizes, case.segments(), case.y)
+        expand_gpu(torch.empty(0), case.b, case.slice_sizes, case.segments(), case.y, True)
 
 
 def test_a_cpu_needs_no_openai_triton():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from multilora_kernels.expand import expand_reference
-from multilora_kernels.lora import add_lora
+from multilora_kernels.lora import add_lora, expand, shrink
 from multilora_kernels.row_groups import Segment
 from multilora_kernels.segments import (
     DECODE_TILE,
@@ -58,6 +58,9 @@ def test_against_the_reference(
     y = run(case, case.segments())
     assert_close(y, expected(case), dtype)
     assert torch.equal(y[-3:], case.y[-3:])
+    delta = expand(shrink(case.x, case.a, case.b, case.slice_sizes, case.segments()))
+    assert_close(delta, expected(case) - case.y.double(), dtype)
+    assert delta[-3:].eq(0).all()
 
 
 def test_every_rank_in_one_batch():
@@ -73,7 +76,7 @@ MANY = 5 if INTERPRETED else 300  # more rows than programs that are resident
 
 @pytest.mark.parametrize(
     ("mix", "splits"),
-    [([2, 1], 4), ([17, 1], 4), ([17, *[1] * MANY], 2)],
+    [([2, 1], 3), ([17, 1], 3), ([17, *[1] * MANY], 2)],
     ids=["decode", "prefill", "long prefill"],
 )
 @pytest.mark.parametrize("in_features", [1100, 1280])
@@ -88,8 +91,7 @@ def test_one_and_two_slices_and_splits(
     assert_close(run(case, case.segments()), expected(case), DTYPES[0])
 
 
-def test_wide_column_blocks():
-    """As decode has them where there are many programs."""
+def test_more_items_than_programs():
     slice_sizes = (300, 100) if INTERPRETED else (2048, 300)
     case = lora_case([1] * MANY, [16], slice_sizes, 64, dtype=DTYPES[0], device=DEVICE)
     assert_close(run(case, case.segments()), expected(case), DTYPES[0])
@@ -112,6 +114,7 @@ def test_nothing_else_is_read_and_repetition_gives_the_same_bits(
     assert shrink_gpu(case.x, case.a, segments).isnan().any()
     for _ in range(3):
         assert torch.equal(run(case, segments), first)
+        assert segments.pairs[:, 3].eq(0).all(), "how many splits arrived starts anew"
 
 
 def _filled_with_nan(empty: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -136,6 +139,14 @@ def test_base_rows_alone_launch_nothing_without_bounds(monkeypatch: pytest.Monke
     monkeypatch.setattr("multilora_kernels.shrink.shrink_kernel", None)
     monkeypatch.setattr("multilora_kernels.expand.expand_kernel", None)
     assert torch.equal(run(case, case.segments()), case.y)
+
+
+def test_what_is_still_to_be_added_to_base_rows_alone_is_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "empty", _filled_with_nan(torch.empty))
+    case = lora_case([0], [16], (24,), 64, dtype=DTYPES[0], device=DEVICE)
+    delta = expand(shrink(case.x, case.a, case.b, case.slice_sizes, case.segments()))
+    assert delta.shape == case.y.shape
+    assert delta.eq(0).all()
 
 
 ROWS = 8 if INTERPRETED else 32

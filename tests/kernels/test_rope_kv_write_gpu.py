@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from multilora_kernels.lora import LoRAUpdate, expand
 from multilora_kernels.rope_kv_write import rope_kv_write, rope_kv_write_reference
-from multilora_kernels.segments import LaunchBounds
 from support.kernels.cases import DEVICE, DTYPES, INTERPRETED, assert_close, needs_gpu
 from support.kernels.consumers import MIXES, RopeCase, consumer_case, fill_new_memory, rope_case
 
@@ -16,11 +14,11 @@ if not INTERPRETED:
     HEADS += [((32, 8), 128), ((32, 8), 64), ((8, 1), 256)]
 
 
-def run(qkv: torch.Tensor, case: RopeCase, update: LoRAUpdate | None = None) -> torch.Tensor:
+def run(qkv: torch.Tensor, case: RopeCase, delta: torch.Tensor | None = None) -> torch.Tensor:
     heads, kv_heads = case.heads
     return rope_kv_write(
         qkv, case.rope, case.kv_slots, case.k_cache, case.v_cache, heads, kv_heads, case.qk_norm,
-        EPS, update,
+        EPS, delta,
     )  # fmt: skip
 
 
@@ -65,26 +63,8 @@ def test_with_an_update(
     fill_new_memory(monkeypatch)
     sizes = (heads[0] * head_dim, heads[1] * head_dim, heads[1] * head_dim)
     lora = consumer_case(mix, sizes, dtype, DEVICE)
-    fused, plain = (
-        rope_case(len(lora.y), heads, head_dim, qk_norm, dtype, DEVICE) for _ in range(2)
-    )
-    q = run(lora.y, fused, lora.update)
-    check(q, fused, lora.exact, dtype)
-    expand(lora.update, lora.y)
-    assert_close(q, run(lora.y, plain).double(), dtype)
-    for one, other in ((fused.k_cache, plain.k_cache), (fused.v_cache, plain.v_cache)):
-        assert_close(one.nan_to_num(), other.nan_to_num().double(), dtype)
-
-
-def test_over_tables_for_more_than_the_batch(monkeypatch: pytest.MonkeyPatch):
-    fill_new_memory(monkeypatch)
-    dtype, outputs = DTYPES[0], []
-    for bounds in (None, LaunchBounds(tiles=9, pairs=12)):
-        lora = consumer_case(MIXES["distinct"], (64, 32, 32), dtype, DEVICE, bounds)
-        case = rope_case(len(lora.y), (4, 2), 16, True, dtype, DEVICE)
-        outputs.append((run(lora.y, case, lora.update), case.k_cache, case.v_cache))
-    for one, other in zip(*outputs, strict=True):
-        assert torch.equal(one.nan_to_num(), other.nan_to_num())
+    case = rope_case(len(lora.y), heads, head_dim, qk_norm, dtype, DEVICE)
+    check(run(lora.y, case, lora.delta), case, lora.exact, dtype)
 
 
 def test_no_rows():

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from multilora_kernels.lora import expand
 from multilora_kernels.rms_norm import rms_norm, rms_norm_reference
 from multilora_kernels.segments import LaunchBounds
 from multilora_kernels.swiglu import swiglu, swiglu_reference
@@ -29,6 +28,20 @@ def test_rms_norm(width: int, dtype: torch.dtype):
         assert_close(y[row : row + 1], expected, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [48, *([] if INTERPRETED else [4096])])
+def test_rms_norm_adds_what_is_still_to_be_added(width: int, dtype: torch.dtype):
+    """To the rows of a wider tensor, in place, and to nothing between them."""
+    wide = torch.randn(5, 3, width, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
+    x, others, weight = wide[:, 1], wide[:, ::2].clone(), torch.linspace(-2, 3, width)
+    delta = torch.linspace(1, 2, 5 * width).view(5, width).to(DEVICE, dtype)
+    weight, right = weight.to(DEVICE, dtype), x.double() + delta.double()
+    y = rms_norm(x, weight, 1e-5, delta)
+    assert_close(x, right, dtype)
+    assert_close(y, rms_norm_reference(x, weight, 1e-5), dtype)
+    assert torch.equal(wide[:, ::2], others)
+
+
 def test_rms_norm_of_no_rows():
     assert rms_norm(torch.ones(0, 8, device=DEVICE), torch.ones(8, device=DEVICE), 1.0).numel() == 0
 
@@ -51,12 +64,9 @@ def test_swiglu_with_an_update(
 ):
     fill_new_memory(monkeypatch)
     case = consumer_case(mix, (width, width), dtype, DEVICE)
-    fused = swiglu(case.y, case.update)
-    assert_close(fused, swiglu_reference(case.exact), dtype)
-    before = case.y.clone()
-    expand(case.update, case.y)
-    assert mix[0] == [] or not torch.equal(case.y, before)
-    assert_close(fused, swiglu(case.y).double(), dtype)
+    exact = swiglu_reference(case.exact)
+    assert_close(swiglu(case.y, delta=case.delta), exact, dtype)
+    assert_close(swiglu(case.y, update=case.update), exact, dtype)
 
 
 def test_swiglu_over_tables_for_more_than_the_batch(monkeypatch: pytest.MonkeyPatch):
@@ -67,12 +77,5 @@ def test_swiglu_over_tables_for_more_than_the_batch(monkeypatch: pytest.MonkeyPa
         for bounds in (None, LaunchBounds(tiles=9, pairs=12))
     ]
     assert len(cases[1].update.segments.tiles) == 9
-    assert torch.equal(*(swiglu(case.y, case.update) for case in cases))
-
-
-def test_a_wide_launch_and_a_narrow_one_are_the_same():
-    """Few tiles get narrow column blocks."""
-    width = 300 if INTERPRETED else 14336
-    gate_up = torch.randn(80, 2 * width, device=DEVICE).to(DTYPES[0])
-    together = swiglu(gate_up)
-    assert torch.equal(together, torch.cat([swiglu(rows) for rows in gate_up.split(16)]))
+    assert torch.equal(*(swiglu(case.y, update=case.update) for case in cases))
+    assert torch.equal(cases[0].delta, cases[1].delta)

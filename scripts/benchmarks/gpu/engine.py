@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.common.statistics import median
-from benchmarks.gpu.layer import plan_name
 from benchmarks.gpu.model import random_pages, random_weights
 from benchmarks.gpu.setting import Record, Row, Setting
 from benchmarks.gpu.shapes import decode_bytes
@@ -72,10 +71,6 @@ def measure(setting: Setting, record: Record) -> None:
     began = time.perf_counter()
     served = _serve(setting, load, record.facts["bandwidth"])
     record.facts["seconds_to_start"] = round(time.perf_counter() - began, 1)
-    record.facts["plans"] = {
-        f"{bucket.rows}{' mixed' * bucket.mixed}": plan_name(plan)
-        for bucket, plan in sorted(served.graphs.plans.items())
-    }
     cells: list[tuple[str, Callable[[], list[Row]]]] = []
     for batch in load.batches:
         cells.append((f"decode {batch}", functools.partial(_decode, served, batch)))

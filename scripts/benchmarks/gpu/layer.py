@@ -1,10 +1,10 @@
-"""One layer of Llama without its attention and norms: what LoRA adds when the base model is there.
+"""One layer of Llama without its attention: what LoRA adds when the base model is there.
 
-    qkv → RoPE, KV write;   o into the residual;   gate_up → SwiGLU;   down into the residual
+    RMS norm → qkv → RoPE, KV write;   o into the residual
+    RMS norm → gate_up → SwiGLU;   down into the residual
 
-Ours takes the engine's own path with each of its plans (expand fused into the consumer or not,
-shrink beside the base product or not); the others add their update to the product and go on with
-the plain consumers.
+Ours takes the engine's own path; the others add their update to the product and go on with the
+plain consumers.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ from benchmarks.gpu.shapes import layer_sites
 from multilora.base_model.config import BaseConfig
 from multilora.base_model.sites import LoRASite
 from multilora.base_model.weights import DenseWeight
-from multilora.lora.linear import PLANS, BatchLoRA, Linear, LoRAPlan
-from multilora_kernels.lora import LoRAUpdate
+from multilora.lora.linear import BatchLoRA, Linear
+from multilora_kernels.rms_norm import rms_norm
 from multilora_kernels.rope_kv_write import rope_kv_write
 from multilora_kernels.swiglu import swiglu
 
@@ -36,6 +36,7 @@ class BaseLayers:
 
     base: BaseConfig
     matrices: list[dict[str, torch.Tensor]]  # group → [out_total, in]
+    norm: torch.Tensor  # [hidden]
     rope: torch.Tensor
     kv_slots: torch.Tensor
     k_cache: torch.Tensor
@@ -62,16 +63,12 @@ def base_layers(
     return BaseLayers(
         base=base,
         matrices=matrices,
+        norm=some.new_ones(base.hidden_size),
         rope=some.new_ones(num_rows, 2, base.head_dim),
         kv_slots=torch.arange(num_rows, device=some.device),
         k_cache=cache[0],
         v_cache=cache[1],
     )
-
-
-def plan_name(plan: LoRAPlan) -> str:
-    words = ["fused" if plan.fused else "plain", "overlapped" if plan.overlapped else "serial"]
-    return " ".join(words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +91,7 @@ def layer_runs(layers: BaseLayers, data: LoRAData, others: dict[str, Own]) -> di
     )
     run = partial(_run, layers, data, linears)
     runs: dict[str, Callable[[], None]] = {BASE: partial(run, None, {})}
-    for plan in PLANS:
-        runs[f"ours {plan_name(plan)}"] = partial(run, BatchLoRA(pages, data.segments, plan), {})
+    runs["ours"] = partial(run, BatchLoRA(pages, data.segments), {})
     for name, own in others.items():
         runs[name] = partial(run, None, own)
     return runs
@@ -119,23 +115,30 @@ def _linears(layers: BaseLayers, data: LoRAData) -> _Linears:
 def _run(
     layers: BaseLayers, data: LoRAData, linears: _Linears, lora: BatchLoRA | None, own: Own
 ) -> None:
+    residual, rest = data.layers[0]["o"].y, None
     for index, (groups, linear) in enumerate(zip(data.layers, linears, strict=True)):
-        residual = groups["o"].y
-        x = groups["qkv"].x
+        x = _norm(layers, residual, rest)
         qkv = linear["qkv"].project(x, lora)
         _add(own, index, "qkv", x, qkv.y)
-        _consume_qkv(layers, qkv.y, qkv.update)
-        linear["o"].add_to(residual, groups["o"].x, lora)
+        _consume_qkv(layers, qkv.y, qkv.delta)
+        rest = linear["o"].add_to(residual, groups["o"].x, lora)
         _add(own, index, "o", groups["o"].x, residual)
-        x = groups["gate_up"].x
-        fused = linear["gate_up"].project(x, lora)
-        _add(own, index, "gate_up", x, fused.y)
-        inner = swiglu(fused.y, fused.update)
-        linear["down"].add_to(residual, inner, lora)
+        x = _norm(layers, residual, rest)
+        gate_up = linear["gate_up"].project_wide(x, lora)
+        _add(own, index, "gate_up", x, gate_up.y)
+        inner = swiglu(*gate_up)
+        rest = linear["down"].add_to(residual, inner, lora)
         _add(own, index, "down", inner, residual)
+    _norm(layers, residual, rest)
 
 
-def _consume_qkv(layers: BaseLayers, qkv: torch.Tensor, update: LoRAUpdate | None) -> None:
+def _norm(
+    layers: BaseLayers, residual: torch.Tensor, rest: torch.Tensor | None = None
+) -> torch.Tensor:
+    return rms_norm(residual, layers.norm, layers.base.rms_norm_eps, rest)
+
+
+def _consume_qkv(layers: BaseLayers, qkv: torch.Tensor, delta: torch.Tensor | None = None) -> None:
     base = layers.base
     rope_kv_write(
         qkv,
@@ -147,7 +150,7 @@ def _consume_qkv(layers: BaseLayers, qkv: torch.Tensor, update: LoRAUpdate | Non
         base.num_kv_heads,
         None,
         base.rms_norm_eps,
-        update,
+        delta,
     )
 
 
@@ -160,18 +163,19 @@ def run_with_own_base(
     layers: BaseLayers, data: LoRAData, objects: dict[tuple[int, str], Any]
 ) -> None:
     """The same for SGLang v2, whose plans say how it overlaps with the base product."""
+    residual = data.layers[0]["o"].y
     for index, groups in enumerate(data.layers):
         matrices = layers.matrices[index % len(layers.matrices)]
-        residual, x = groups["o"].y, {group: own.x for group, own in groups.items()}
-        qkv = objects[index, "qkv"].run_with_base(
-            x["qkv"], partial(F.linear, x["qkv"], matrices["qkv"])
-        )
-        _consume_qkv(layers, qkv, None)
-        add = partial(residual.addmm_, x["o"], matrices["o"].T)
-        objects[index, "o"].run_with_base(x["o"], add)
+        attended, x = groups["o"].x, _norm(layers, residual)
+        qkv = objects[index, "qkv"].run_with_base(x, partial(F.linear, x, matrices["qkv"]))
+        _consume_qkv(layers, qkv)
+        add = partial(residual.addmm_, attended, matrices["o"].T)
+        objects[index, "o"].run_with_base(attended, add)
+        x = _norm(layers, residual)
         gate_up = objects[index, "gate_up"].run_with_base(
-            x["gate_up"], partial(F.linear, x["gate_up"], matrices["gate_up"])
+            x, partial(F.linear, x, matrices["gate_up"])
         )
         inner = swiglu(gate_up)
         add = partial(residual.addmm_, inner, matrices["down"].T)
         objects[index, "down"].run_with_base(inner, add)
+    _norm(layers, residual)

@@ -32,9 +32,8 @@ _NOTES = {
     "lora": "One layer of Llama-3-8B, all seven projections. Left: LoRA alone, others is the "
     "fastest of the other contenders, ratio is ours by that, floor is "
     "D·163840·r + T·(26624·2 + 43008·4 + 56·r) bytes / bandwidth (T rows, D adapters of rank r). "
-    "Right: what LoRA adds to the layer of the base model (products, RoPE and KV write, SwiGLU), "
-    "with the best of our plans and beside the best of the others. r = mixed: 8, 16, 32 and 64 in "
-    "turn.",
+    "Right: what LoRA adds to the layer of the base model (RMS norms, products, RoPE and KV "
+    "write, SwiGLU), beside the best of the others. r = mixed: 8, 16, 32 and 64 in turn.",
 }
 
 
@@ -119,11 +118,8 @@ class GPUReport:
         """Nothing is left out silently."""
         remarks = [f"{name} died: {section['died']}"] if "died" in section else []
         facts = section.get("facts", {})
-        if "plans" in facts:
-            remarks.append(
-                f"engine: {facts['seconds_to_start']} s to make weights and capture; plans: "
-                + ", ".join(f"{rows} {plan}" for rows, plan in facts["plans"].items())
-            )
+        if "seconds_to_start" in facts:
+            remarks.append(f"engine: {facts['seconds_to_start']} s to make weights and capture")
         skipped = section.get("skipped", [])
         if skipped:
             some = ", ".join(skipped[:_MOST_NAMED]) + (", …" if len(skipped) > _MOST_NAMED else "")

@@ -17,11 +17,10 @@ import torch
 from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
 from multilora.base_model.config import BaseConfig
 from multilora.forward.decoder import load_decoder
-from multilora.forward.graphs import Bucket, GraphLimits, PassGraph, PassGraphs, buckets
+from multilora.forward.graphs import Bucket, GraphLimits, PassGraphs, buckets
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.forward.step_input import build_step_input, step_arrays
-from multilora.lora.linear import PLANS, LoRAPlan
 from multilora.lora.rank_pages import RankPagePool
 from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
@@ -43,7 +42,6 @@ class Bench:
     """A tiny model whose sequences have adapters that are placed by hand."""
 
     folder: Path
-    plan: LoRAPlan = PLANS[0]
     sizes: tuple[int | Bucket, ...] | None = None  # a number is of a decode pass
     placed: dict[AdapterSet, tuple[int, ...]] = field(default_factory=dict)
 
@@ -56,7 +54,7 @@ class Bench:
         limits = GraphLimits(ROWS, CONTEXT, 3, MIXED_ROWS)
         graphs = PassGraphs(model, kv, pages, limits, self.device)
         sizes = self.sizes or buckets(limits)
-        graphs.capture([Bucket(x) if isinstance(x, int) else x for x in sizes], plan=self.plan)
+        graphs.capture([Bucket(x) if isinstance(x, int) else x for x in sizes])
         self.runner = ModelRunner(model, kv, pages, (), self.device, DTYPE, graphs)
         self.sequences: list[Sequence] = []
 
@@ -124,9 +122,8 @@ class Bench:
         return replayed
 
 
-@pytest.mark.parametrize("plan", PLANS if not INTERPRETED else [PLANS[0], PLANS[2]], ids=str)
-def test_any_number_of_adapters_beside_base_rows(tmp_path: Path, plan: LoRAPlan) -> None:
-    bench = Bench(tmp_path, plan)
+def test_any_number_of_adapters_beside_base_rows(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
     pages = [(0,), (1,), (2, 5, 3), (4,), (6, 13, 9), (7,), (8,)]
     names = [bench.place(index, *own) for index, own in enumerate(pages)]
     by_name = {name: bench.start(name, 3 + 5 * i) for i, name in enumerate(names)}
@@ -183,10 +180,9 @@ def fresh_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nan")
-@pytest.mark.parametrize("plan", PLANS if not INTERPRETED else PLANS[2:3], ids=str)
-def test_prompts_beside_decode_rows(tmp_path: Path, plan: LoRAPlan) -> None:
+def test_prompts_beside_decode_rows(tmp_path: Path) -> None:
     """Whole prompts, chunks of them, with and without a cached prefix."""
-    bench = Bench(tmp_path, plan, sizes=MIXED)
+    bench = Bench(tmp_path, sizes=MIXED)
     pages = [(0,), (1,), (2, 5, 3), (4,), (6, 13, 9), (7,), (8,)]
     names = [bench.place(index, *own) for index, own in enumerate(pages)]
     bench.check([bench.start(names[2], 40, 40)], [40])  # a prompt alone
@@ -273,21 +269,6 @@ def test_what_is_replayed(tmp_path: Path) -> None:
     ):
         captured = graphs.find(step_arrays(make_batch(items, bench.placed), BLOCK))
         assert (captured and captured.bucket) == size
-
-
-@pytest.mark.parametrize("bucket", [Bucket(1), Bucket(5), Bucket(12), Bucket(64, mixed=True)])
-def test_what_plans_are_measured_on_runs_and_writes_nothing(tmp_path: Path, bucket: Bucket) -> None:
-    """More rows than pages, too."""
-    bench = Bench(tmp_path, sizes=(1,))
-    graphs = bench.runner.graphs
-    assert graphs is not None
-    small = RankPagePool(bench.base.sites, 5, DTYPE, bench.device)
-    trial = PassGraph(graphs.state._replace(adapters=small), bucket, with_lora=True)
-    replay = trial.capture(lambda run: run)
-    trial.load_trial()
-    replay()
-    assert graphs.state.logits[: bucket.rows].isfinite().all()
-    assert not bench.runner.kv.k.any()
 
 
 def test_the_runner_gives_the_tokens_of_the_logits(tmp_path: Path) -> None:

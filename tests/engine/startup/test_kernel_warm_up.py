@@ -42,7 +42,7 @@ META = torch.device("meta")
 DTYPE = torch.bfloat16
 KERNELS: dict[str, ModuleType] = {
     "shrink_kernel": shrink, "expand_kernel": expand, "rms_norm_kernel": rms_norm,
-    "rope_kv_write_kernel": rope_kv_write, "swiglu_kernel": swiglu,
+    "rope_kv_write_kernel": rope_kv_write, "swiglu_kernel": swiglu, "swiglu_expand_kernel": swiglu,
     "paged_decode_kernel": paged_decode, "combine_kernel": paged_decode,
     "paged_prefill_kernel": paged_prefill,
 }  # fmt: skip
@@ -105,7 +105,7 @@ def test_warm_up_covers_every_batch(
 ):
     for module in (lora_linear, lora, paged_attention, rms_norm, rope_kv_write, swiglu):
         monkeypatch.setattr(module, "uses_kernels", lambda _: True)
-    for module in (expand, paged_decode, paged_prefill, shrink, swiglu):
+    for module in (expand, paged_decode, paged_prefill, shrink):
         monkeypatch.setattr(module, "num_programs", lambda _, count: multiprocessors * count)
     model = decoder(config)
     kv = KVCache(config, 300, BLOCK, DTYPE, META)

@@ -22,7 +22,7 @@ from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import InFlight, ModelRunner
 from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.batch import Batch
-from multilora.startup import build, memory_probe
+from multilora.startup import build
 from multilora.startup.memory_probe import Profile, Reading, largest_batch, measure, pool_units
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ class FakeMeter:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pools: weakref.WeakSet[object] = weakref.WeakSet()
         self.graphs: weakref.WeakSet[PassGraphs] = weakref.WeakSet()
-        self.captured: list[tuple[Bucket, object]] = []
+        self.captured: list[Bucket] = []
         self.pool_pages: list[int] = []  # that graphs have room for
         self.passes = 0
         self.peaks = [10**8]  # while the weights were loaded
@@ -50,11 +50,11 @@ class FakeMeter:
             self.peaks.append(self._reserved() + PEAK)
             return real(runner, batch)
 
-        def noted(graphs: PassGraphs, sizes: Any = None, *, plan: Any = None) -> None:
+        def noted(graphs: PassGraphs, sizes: Any = None) -> None:
             self.pool_pages.append(graphs.state.pool_pages)
-            self.captured += [(size, plan) for size in sizes or buckets(graphs.state.limits)]
+            self.captured += sizes or buckets(graphs.state.limits)
             self.settled = False
-            capture(graphs, sizes, plan=plan)
+            capture(graphs, sizes)
 
         monkeypatch.setattr(ModelRunner, "launch", launch)
         monkeypatch.setattr(PassGraphs, "capture", noted)
@@ -70,7 +70,7 @@ class FakeMeter:
     def read(self) -> Reading:
         assert self.settled or self.passes, "what is in use now is not known before settle()"
         reserved = self._reserved()
-        private = len({size for size, _ in self.captured}) if self.graphs else 0
+        private = len(set(self.captured)) if self.graphs else 0
         graphs = (private > 0) * FIRST_GRAPH + max(private - 1, 0) * NEXT_GRAPH
         free = TOTAL - ELSEWHERE - reserved - graphs
         return Reading(TOTAL, free, reserved, max(self.peaks, default=reserved))
@@ -129,9 +129,7 @@ def test_measure(folder: Path, monkeypatch: pytest.MonkeyPatch):
     # Mixed passes of 64 rows; 32 and 16, and decode passes of 12, 8, 4, 2 and 1.
     assert memory.graphs == FIRST_GRAPH + 7 * NEXT_GRAPH
     assert meter.passes == 1
-    assert {size for size, _ in meter.captured} == {Bucket(64, True), Bucket(32, True)}
-    plans = {plan for size, plan in meter.captured if size.rows == 64}
-    assert plans == set(memory_probe.PLANS), "whichever is fastest must fit"
+    assert meter.captured == [Bucket(64, True), Bucket(32, True)]
     assert not meter.pools and not meter.graphs, "the trial must leave nothing"
 
 
@@ -219,7 +217,7 @@ def test_the_engine_plans_with_what_is_measured(
         adapters = max(left // 5, 8 * units.page_bytes)
         assert pages.num_pages == adapters // units.page_bytes
         assert kv.num_blocks == (left - adapters) // units.block_bytes
-        assert graphs is not None and meter.captured[-1][0] == Bucket(96, mixed=True)
+        assert graphs is not None and meter.captured[-1] == Bucket(96, mixed=True)
         *trial, real = meter.pool_pages
         assert min(trial) >= real == pages.num_pages, "the trial must not be the smaller one"
         assert set(meter.pools) == {kv, pages} and set(meter.graphs) == {graphs}

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from multilora_kernels.lora import LoRAUpdate, shrink
+from multilora_kernels.lora import LoRAUpdate, expand, shrink
 from multilora_kernels.segments import LaunchBounds
 from support.kernels.cases import LoRACase, lora_case
 
@@ -35,6 +35,7 @@ class ConsumerCase(NamedTuple):
     lora: LoRACase
     y: torch.Tensor  # [T, out_total], without the update; its rows lie apart, with NaN between them
     update: LoRAUpdate
+    delta: torch.Tensor  # the update expanded
     exact: torch.Tensor  # float64 [T, out_total], with the update
 
 
@@ -55,7 +56,7 @@ def consumer_case(
     wide = torch.full((len(case.y), sum(slice_sizes) + 16), NAN, dtype=dtype, device=device)
     y = wide[:, : sum(slice_sizes)]
     y.copy_(case.y)
-    return ConsumerCase(case, y, update, _exact(case))
+    return ConsumerCase(case, y, update, expand(update), _exact(case))
 
 
 def _exact(case: LoRACase) -> torch.Tensor:

@@ -226,8 +226,7 @@ def test_everything_runs_in_the_interpreter(run: tuple[str, Path]) -> None:
         assert {"ours", "torch"} <= set(row["us"])
     for row in sections["lora"]["rows"]:
         assert "ours" in row["us"]
-        plans = {name for name in row["added_us"] if name.startswith("ours ")}
-        assert len(plans) == 4
+        assert "ours" in row["added_us"]
 
 
 def test_the_report_says_what_it_lacks(run: tuple[str, Path]) -> None:

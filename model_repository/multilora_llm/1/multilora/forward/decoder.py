@@ -18,7 +18,7 @@ from multilora.errors import StartupError
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.rope import rope_table
 from multilora.forward.step_input import StepInput
-from multilora.lora.linear import DEFAULT_PLAN, BatchLoRA, Linear, LoRAPlan
+from multilora.lora.linear import BatchLoRA, Linear
 from multilora.lora.rank_pages import RankPagePool
 from multilora_kernels.paged_attention import paged_attention
 from multilora_kernels.paged_context import PagedContext
@@ -69,7 +69,6 @@ class Decoder:
         inputs: StepInput,
         kv: KVCache,
         adapters: RankPagePool | None,
-        plan: LoRAPlan = DEFAULT_PLAN,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits, float32 [N, vocab], of the rows `last_token_indices`; into `out` if given.
@@ -80,18 +79,21 @@ class Decoder:
         if inputs.segments is not None and adapters is None:
             raise ValueError("the batch has adapter rows but no adapter pages were given")
         segments, eps = inputs.segments, self.base.rms_norm_eps
-        lora = BatchLoRA(adapters, segments, plan) if adapters and segments else None
+        lora = BatchLoRA(adapters, segments) if adapters and segments else None
         paged = PagedContext(inputs.cu_seqlens_q, inputs.context_lens, inputs.block_tables)
         rope = self._rope.index_select(0, inputs.positions)
         step = StepContext(inputs, kv, lora, rope, paged)
         x = F.embedding(inputs.input_ids, self._embed)
+        rest = None  # of x: what the adapters of the last site still have to add
         for layer in self._layers:
-            attended = self._attention(layer, rms_norm(x, layer.norms.attention, eps), step)
-            layer.o.add_to(x, attended, lora)
-            gate_up = layer.gate_up.project(rms_norm(x, layer.norms.mlp, eps), lora)
-            layer.down.add_to(x, swiglu(gate_up.y, gate_up.update), lora)
-        last = x.index_select(0, inputs.last_token_indices)
-        logits = F.linear(rms_norm(last, self._norm, eps), self._lm_head)
+            attended = self._attention(layer, rms_norm(x, layer.norms.attention, eps, rest), step)
+            rest = layer.o.add_to(x, attended, lora)
+            gate_up = layer.gate_up.project_wide(rms_norm(x, layer.norms.mlp, eps, rest), lora)
+            rest = layer.down.add_to(x, swiglu(*gate_up), lora)
+        last = inputs.last_token_indices
+        rest = None if rest is None else rest.index_select(0, last)
+        x = rms_norm(x.index_select(0, last), self._norm, eps, rest)
+        logits = F.linear(x, self._lm_head)
         return logits.float() if out is None else out.copy_(logits)
 
     def _attention(self, layer: _Layer, x: torch.Tensor, step: StepContext) -> torch.Tensor:
@@ -109,7 +111,7 @@ class Decoder:
             base.num_kv_heads,
             layer.norms.qk,
             base.rms_norm_eps,
-            qkv.update,
+            qkv.delta,
         )
         attended = paged_attention(
             q,

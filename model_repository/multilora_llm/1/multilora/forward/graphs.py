@@ -19,7 +19,6 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +28,6 @@ from multilora.forward.decoder import Decoder
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.staging import StagingBuffer, offsets, view
 from multilora.forward.step_input import StepArrays, StepFields, StepInput, batch_segments
-from multilora.lora.linear import DEFAULT_PLAN, PLANS, LoRAPlan
 from multilora.lora.rank_pages import RankPagePool
 from multilora_kernels.paged_prefill import (
     most_query_tiles,
@@ -43,9 +41,6 @@ _LOG = logging.getLogger(__name__)
 _SPARE_BYTES = 1 << 16  # of the static buffer, for what the sampler needs
 _MIXED = (16, 32, 64, 96, 128, 192, 256, 384, 512)  # rows of mixed passes
 MOST_MIXED_ROWS = _MIXED[-1]
-# Classes of decode and of mixed passes, each with a plan of its own: so many rows, and more.
-_TRIED = ((16, 64), (64, 256))
-_ROUNDS = 6  # of each plan; the first warms up
 Replay = Callable[[], object]
 
 
@@ -89,31 +84,13 @@ class PassGraph:
         self._inputs = self._static_inputs()
         self._replay: Replay | None = None
 
-    def capture(self, capture: Callable[[Replay], Replay], plan: LoRAPlan = DEFAULT_PLAN) -> Replay:
-        """Capture with a plan; what this returns replays it, and so does `prepare` from now on."""
+    def capture(self, capture: Callable[[Replay], Replay]) -> None:
+        """From now on `prepare` replays it."""
         state, out = self._state, self._state.logits[: self._shapes.sequences]
         self._load((), _fields_of(np.zeros(0, dtype=np.int64), 1)).send()
         self._replay = capture(
-            lambda: state.model.forward(self._inputs, state.kv, state.adapters, plan, out)
+            lambda: state.model.forward(self._inputs, state.kv, state.adapters, out)
         )
-        return self._replay
-
-    def load_trial(self) -> None:
-        """As many adapters of one page as there are sequences, or pages in the pool. Of a mixed
-        pass half of the rows or more are prompts'."""
-        rows, sequences = self.bucket.rows, self._shapes.sequences
-        new = np.ones(min(sequences, -(-rows // 2) if self.bucket.mixed else rows), dtype=np.int64)
-        left = rows - len(new)
-        for index in range(len(new)):
-            more = min(left, self._state.limits.context - 1)
-            new[index], left = new[index] + more, left - more
-        ends = np.cumsum(new)
-        count = min(len(new), self._state.adapters.num_pages)
-        cuts = [0, *(int(ends[(page + 1) * len(new) // count - 1]) for page in range(count))]
-        segments = tuple(
-            Segment(start, end - start, (page,)) for page, (start, end) in enumerate(pairwise(cuts))
-        )
-        self._load(segments, _fields_of(new, self._shapes.queries)).send()
 
     def prepare(self, arrays: StepArrays) -> tuple[StagingBuffer, Callable[[], torch.Tensor]]:
         """A staging buffer that holds the batch, and what runs it, once that was sent → logits."""
@@ -285,19 +262,13 @@ class PassGraphs:
         self._on_gpu = device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
         self._stream = _capture_stream(device) if self._on_gpu else None
-        self.plans: dict[Bucket, LoRAPlan] = {}  # filled by capture
 
-    def capture(
-        self, wanted: Sequence[Bucket] | None = None, *, plan: LoRAPlan | None = None
-    ) -> None:
-        """Capture both families of what is `wanted` (`buckets` of the limits). Without a `plan`
-        the fastest is measured, on a GPU."""
+    def capture(self, wanted: Sequence[Bucket] | None = None) -> None:
+        """Capture both families of what is `wanted` (`buckets` of the limits)."""
         wanted = buckets(self.state.limits) if wanted is None else tuple(sorted(wanted))
         for done, bucket in enumerate(reversed(wanted)):
-            # The family that no plan touches comes first: from then on some graph holds the pool.
-            self._add(bucket, False, DEFAULT_PLAN)
-            self.plans[bucket] = plan or self._plan(bucket, wanted)
-            self._add(bucket, True, self.plans[bucket])
+            self._add(bucket, with_lora=False)
+            self._add(bucket, with_lora=True)
             if done % 8 == 7 or done + 1 == len(wanted):
                 _LOG.info("captured passes of %d of %d sizes", done + 1, len(wanted))
         self._buckets = wanted
@@ -312,27 +283,10 @@ class PassGraphs:
                 return self._passes[bucket, bool(arrays.batch.spans)]
         return None
 
-    def _add(self, bucket: Bucket, with_lora: bool, plan: LoRAPlan) -> None:
+    def _add(self, bucket: Bucket, with_lora: bool) -> None:
         captured = PassGraph(self.state, bucket, with_lora)
-        captured.capture(self._capture, plan)
+        captured.capture(self._capture)
         self._passes[bucket, with_lora] = captured
-
-    def _plan(self, bucket: Bucket, wanted: tuple[Bucket, ...]) -> LoRAPlan:
-        """Measured at the largest size of each class of sizes, and kept for the others of it."""
-        if not self._on_gpu:
-            return DEFAULT_PLAN
-        above = [size for size in wanted if size > bucket and _class(size) == _class(bucket)]
-        if above:
-            return self.plans[above[-1]]
-        trial = PassGraph(self.state, bucket, with_lora=True)
-
-        def prepare(plan: LoRAPlan) -> Replay:
-            return trial.capture(self._capture, plan)
-
-        best = fastest_plan(prepare, trial.load_trial)
-        kind = "mixed" if bucket.mixed else "decode"
-        _LOG.info("%s passes of %d rows and fewer: %s", kind, bucket.rows, best)
-        return best
 
     def _capture(self, run: Callable[[], object]) -> Replay:
         stream = self._stream
@@ -355,33 +309,3 @@ class PassGraphs:
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     """One for all, trials too: cuBLAS keeps work space for each stream that it has seen."""
     return torch.cuda.Stream(device)
-
-
-def _class(bucket: Bucket) -> tuple[bool, int]:
-    return bucket.mixed, bisect_left(_TRIED[bucket.mixed], bucket.rows)
-
-
-def fastest_plan(
-    prepare: Callable[[LoRAPlan], Callable[[], object]], load: Callable[[], None]
-) -> LoRAPlan:
-    """`prepare` makes what runs one pass with a plan; then `load` fills in what it runs on.
-
-    Rounds are interleaved, so that a change of clocks meets all plans; the best time of each
-    counts. Needs a GPU.
-    """
-    runs = [prepare(plan) for plan in PLANS]
-    load()
-    best = [float("inf")] * len(runs)
-    for _ in range(_ROUNDS):
-        for index, run in enumerate(runs):
-            best[index] = min(best[index], _milliseconds(run))
-    return PLANS[best.index(min(best))]
-
-
-def _milliseconds(run: Callable[[], object]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)

@@ -3,10 +3,13 @@
     y = x Wᵀ + bias + Σ over the pages of the row's adapter (x Aᵀ) B          LoRA, arXiv:2106.09685
 
 x [T, in_features], y [T, out_features], both of the pool's dtype. Rows outside the segments get no
-update. On a GPU the second half of the update may be left to the kernel that reads y next, and the
-product that ends a block adds straight into the residual stream.
+update. On a GPU the product that ends a block adds straight into the residual stream, and the
+update is computed beside the base model's product, on a stream of its own, to be added by the
+kernel that reads y next. What that adds to a layer of Llama 3 8B (135 µs on an H200) where 32 rows
+have 32 adapters: 35 µs, against 62 with the second half in the reader, and 71 on one stream.
 """
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -17,34 +20,15 @@ from multilora.base_model.sites import LoRASite
 from multilora.lora.rank_pages import RankPagePool
 from multilora_kernels.lora import LoRAUpdate, add_lora, expand, shrink
 from multilora_kernels.openai_triton import uses_kernels
-from multilora_kernels.segments import LoRASegments
-
-
-class LoRAPlan(NamedTuple):
-    """Which of the ways to compute the updates a forward pass takes, on a GPU.
-
-    `fused`: qkv and gate_up are expanded inside the kernel that reads them (RoPE and KV write,
-    SiLU), instead of by a launch of their own. `overlapped`: shrinks run on a stream of their own
-    beside the base model's product. All plans give the same numbers up to rounding.
-    """
-
-    fused: bool = True
-    overlapped: bool = False
-
-
-PLANS = tuple(
-    LoRAPlan(fused, overlapped) for fused in (True, False) for overlapped in (False, True)
-)
-DEFAULT_PLAN = PLANS[0]
+from multilora_kernels.segments import PREFILL_TILE, LoRASegments
 
 
 @dataclass(frozen=True, eq=False)
 class BatchLoRA:
-    """The adapters of one batch: where their pages are, which rows are theirs, how to compute."""
+    """The adapters of one batch: where their pages are and which rows are theirs."""
 
     pages: RankPagePool
     segments: LoRASegments
-    plan: LoRAPlan
 
     def shrink(self, x: torch.Tensor, site: LoRASite) -> LoRAUpdate:
         """The first half of the update: h = x Aᵀ."""
@@ -70,10 +54,12 @@ class BaseWeight(Protocol):
 
 
 class Projection(NamedTuple):
-    """y, and what its reader must still add to it."""
+    """y, and what its reader must still add to it, if anything: a tensor like y, or an update that
+    it must expand."""
 
     y: torch.Tensor
-    update: LoRAUpdate | None
+    delta: torch.Tensor | None = None
+    update: LoRAUpdate | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,55 +70,71 @@ class Linear:
     weight: BaseWeight
 
     def project(self, x: torch.Tensor, lora: BatchLoRA | None) -> Projection:
-        """y, for a site whose reader can add the update itself (qkv, gate_up)."""
-        if lora is None:
-            return Projection(self.weight.multiply(x), None)
-        if not uses_kernels(x):
-            y = self.weight.multiply(x)
-            lora.add(y, x, self.site)
-            return Projection(y, None)
-        with _Shrink(x, lora, self.site) as shrunk:
-            y = self.weight.multiply(x)
-        if lora.plan.fused:
-            return Projection(y, shrunk.update)
-        expand(shrunk.update, y)
-        return Projection(y, None)
+        """y, for a reader that adds a tensor (qkv)."""
+        return self._project(x, lora, reader_expands=False)
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor, lora: BatchLoRA | None) -> None:
-        """residual [T, out_features] += y, for a site that ends a block (o, down)."""
+    def project_wide(self, x: torch.Tensor, lora: BatchLoRA | None) -> Projection:
+        """y, for a reader that can expand too (gate_up). Tall tiles leave it to that: of many rows
+        so wide an update costs more to write and to read again than to compute."""
+        tall = lora is not None and lora.segments.tile_rows == PREFILL_TILE
+        return self._project(x, lora, reader_expands=tall)
+
+    def add_to(
+        self, residual: torch.Tensor, x: torch.Tensor, lora: BatchLoRA | None
+    ) -> torch.Tensor | None:
+        """residual [T, out_features] += y, for a site that ends a block (o, down). What the reader
+        of `residual` must still add to it."""
         if not uses_kernels(x):
             y = self.weight.multiply(x)
             if lora is not None:
                 lora.add(y, x, self.site)
             residual += y
-        elif lora is None:
+            return None
+        if lora is None:
             self.weight.add_to(residual, x)
-        else:
-            with _Shrink(x, lora, self.site) as shrunk:
-                self.weight.add_to(residual, x)
-            expand(shrunk.update, residual)
+            return None
+        with _Beside(x) as beside:
+            delta = expand(lora.shrink(x, self.site))
+        self.weight.add_to(residual, x)
+        beside.join()
+        return delta
+
+    def _project(self, x: torch.Tensor, lora: BatchLoRA | None, reader_expands: bool) -> Projection:
+        if lora is None:
+            return Projection(self.weight.multiply(x))
+        if not uses_kernels(x):
+            y = self.weight.multiply(x)
+            lora.add(y, x, self.site)
+            return Projection(y)
+        with _Beside(x) as beside:
+            update = lora.shrink(x, self.site)
+            delta = None if reader_expands else expand(update)
+        y = self.weight.multiply(x)
+        beside.join()
+        return Projection(y, None, update) if delta is None else Projection(y, delta)
 
 
-class _Shrink:
-    """Computes the first half of the update before or, on a stream of its own, beside what stands
-    in the `with` block; `update` may be used after it.
+class _Beside:
+    """What is launched in the `with` block runs, on a GPU, beside what follows it until `join`.
 
-    x and h need no record_stream: both streams have met again before either can be freed.
+    It goes first, since it is short. Tensors need no record_stream: both streams have met again
+    before any of them can be freed.
     """
 
-    def __init__(self, x: torch.Tensor, lora: BatchLoRA, site: LoRASite) -> None:
-        self._side = _side_stream(x.device) if lora.plan.overlapped and x.is_cuda else None
-        if self._side is None:
-            self.update = lora.shrink(x, site)
-            return
-        self._side.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(self._side):
-            self.update = lora.shrink(x, site)
+    def __init__(self, x: torch.Tensor) -> None:
+        self._side = _side_stream(x.device) if x.is_cuda else None
+        self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> "_Shrink":
+    def __enter__(self) -> "_Beside":
+        if self._side is not None:
+            self._side.wait_stream(torch.cuda.current_stream(self._side.device))
+            self._stack.enter_context(torch.cuda.stream(self._side))
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def join(self) -> None:
         if self._side is not None:
             torch.cuda.current_stream(self._side.device).wait_stream(self._side)
 

@@ -18,7 +18,6 @@ from multilora.forward.decoder import Decoder
 from multilora.forward.graphs import MOST_MIXED_ROWS, GraphLimits, PassGraphs, buckets
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
-from multilora.lora.linear import PLANS
 from multilora.lora.rank_pages import RankPagePool, bytes_per_page
 from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
@@ -170,9 +169,8 @@ def _graph_bytes(profile: Profile, meter: Meter) -> int:
     """Bytes of all graphs, estimated from two sizes.
 
     Graphs share the memory of the largest size, and each has some memory of its own besides, which
-    the second size shows. Neither the plan that the engine will choose is known yet, so all plans
-    are captured, nor the number of pages of the pool, so the most that the GPU could hold bounds
-    what the updates of a pass take.
+    the second size shows. The number of pages of the pool is not known yet, so the most that the
+    GPU could hold bounds what the updates of a pass take.
     """
     kv, adapters = _trial_pools(profile)
     limits = profile.graph_limits
@@ -181,13 +179,12 @@ def _graph_bytes(profile: Profile, meter: Meter) -> int:
     before = meter.read().free
     most_pages = max(meter.read().total // profile.units.page_bytes, adapters.num_pages)
     graphs = PassGraphs(profile.model, kv, adapters, limits, profile.device, most_pages)
-    for plan in PLANS:
-        graphs.capture(sizes[-1:], plan=plan)
+    graphs.capture(sizes[-1:])
     meter.settle()
     largest = before - meter.read().free
     if len(sizes) == 1:
         return max(largest, 0)
-    graphs.capture(sizes[-2:-1], plan=PLANS[-1])
+    graphs.capture(sizes[-2:-1])
     meter.settle()
     each = max(before - meter.read().free - largest, 0)
     return max(largest, 0) + each * (len(sizes) - 1)
