@@ -54,8 +54,6 @@ def paged_attention(
     block_tables: torch.Tensor,
     *,
     scale: float,
-    max_seqlen_q: int,
-    max_context_len: int,
     sliding_window: int | None = None,
     context: PagedContext | None = None,
     has_decode: bool = True,
@@ -65,21 +63,21 @@ def paged_attention(
 
     cu_seqlens_q int32 [S + 1], context_lens int32 [S], block_tables int32 [S, max_blocks], all on
     q's device; heads a multiple of kv_heads, block_size a power of two, q of the caches' dtype with
-    its heads adjacent. `max_seqlen_q` and `max_context_len` bound the lengths.
+    its heads adjacent.
 
     A context length of 0 marks a padding row of a captured CUDA graph: its row comes out as zeros.
     Rows of no sequence are not set. `has_decode` is false where no sequence has one new token, and
     `tiles` are the queries of sequences that have more, None where none has: kernels that need not
-    start. `context` is the one of this forward pass; without it a CPU, which needs no tiles, works
-    it out again in every layer.
+    start; a CPU needs no tiles. `context` is the one of this forward pass; without it every layer
+    works it out again.
     """
+    context = context or PagedContext(cu_seqlens_q, context_lens, block_tables)
     if not uses_kernels(q):
-        context = context or PagedContext(cu_seqlens_q, context_lens, block_tables)
         return paged_attention_cpu(q, k_cache, v_cache, context, scale, sliding_window)
-    inputs = (q, k_cache, v_cache, cu_seqlens_q, context_lens, block_tables)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if has_decode:
-        decode_gpu(*inputs, out, scale, max_context_len, sliding_window)
+        work = context.decode_work(q, k_cache.shape[2], sliding_window)
+        decode_gpu(q, k_cache, v_cache, cu_seqlens_q, block_tables, out, scale, work)
     if tiles is not None and len(tiles.table):
         prefill_gpu(q, k_cache, v_cache, tiles, block_tables, out, scale, sliding_window)
     return out

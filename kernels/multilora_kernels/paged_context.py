@@ -1,15 +1,17 @@
-"""PagedContext: where a CPU finds the keys and values of one forward pass.
+"""PagedContext: what the layers of one forward pass share, worked out once.
 
-The layers of a pass share its sequences and block tables, so which cache rows to gather, and how
-to batch them, is worked out once and kept here. Sequences with one new token are gathered in
-chunks of similar length: small enough to stay in a core's cache, padded to the longest of the
-chunk. Sequences with more are taken one by one.
+On a GPU that is how decode splits the contexts. On a CPU it is which cache rows to gather, and how
+to batch them. Sequences with one new token are gathered in chunks of similar length: small enough
+to stay in a core's cache, padded to the longest of the chunk. Sequences with more are taken one by
+one.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+
+from multilora_kernels.paged_decode import DecodeWork, decode_work
 
 _CHUNK_BYTES = 1 << 20  # of the keys of one chunk; as many of values
 _SLACK = 32  # tokens by which lengths in a chunk may always differ; beyond, by a factor of two
@@ -40,7 +42,7 @@ class Plan(NamedTuple):
 class PagedContext:
     """Built once per forward pass from the arguments of paged_attention, which it must match.
 
-    It reads them when a layer first asks, so building one costs nothing where nobody asks (a GPU).
+    It reads them when a layer first asks, so building one costs nothing where nobody asks.
     """
 
     def __init__(
@@ -49,6 +51,13 @@ class PagedContext:
         self._lengths = (cu_seqlens_q, context_lens)
         self._tables = block_tables
         self._plans: dict[tuple[torch.Size, torch.dtype, int | None], Plan] = {}
+        self._works: dict[int | None, DecodeWork] = {}
+
+    def decode_work(self, q: torch.Tensor, kv_heads: int, window: int | None) -> DecodeWork:
+        """On a GPU, for layers with the same sliding window; all have queries shaped as `q`."""
+        if window not in self._works:
+            self._works[window] = decode_work(q, kv_heads, *self._lengths, window)
+        return self._works[window]
 
     def plan(self, cache: torch.Tensor, window: int | None) -> Plan:
         """For a cache [blocks, block_size, kv_heads, head_dim] and a sliding window."""

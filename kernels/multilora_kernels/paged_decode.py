@@ -1,19 +1,24 @@
 """Paged decode: the one new token of each sequence attends to its KV blocks, the context in splits.
 
     out[s, h] = softmax(scale · q[s, h] · Kᵀ) · V            over the seen tokens of sequence s
-    split p:    (out_p, L_p),  L_p = log2 Σ 2^score          combine:  Σ 2^(L_p - L) · out_p,
+    split p:    (out_p, L_p),  L_p = log2 Σ 2^score          combined:  Σ 2^(L_p - L) · out_p,
                                                              L = log2 Σ 2^L_p
 
 q, out [T, heads, D] fp16, bf16 or fp32; partial results fp32. Floor: K and V are read once,
 2 · Σc · kv_heads · head_dim · itemsize bytes; splits add 8 · heads · D bytes each. So one program
 takes all query heads of a KV head (up to 16 rows; mma.sync, as 16 rows are too few for wgmma), and
-the context is split when sequences and KV heads alone do not fill the GPU (Flash-Decoding, 2023;
-online softmax arXiv 2205.14135, paging arXiv 2309.06180).
+contexts are split until the programs fill the GPU (Flash-Decoding, 2023; online softmax arXiv
+2205.14135, paging arXiv 2309.06180).
 
-The grid has a fixed number of splits, as a captured CUDA graph must; how long a split is comes from
-the context length on the device. Splits beyond the context return at once; where one split is
-all there is, it writes `out` itself and the combine returns at once.
+Which program takes which tokens is the same in all layers, so one small launch a pass works it out
+on the device (DecodeWork), where a captured CUDA graph finds the contexts: all splits of all
+sequences are about equally long, whatever the mix of lengths. On an H200 a pass over contexts of 90
+to 5800 tokens took 0.74 of its time with as many splits for each sequence (32 sequences), and 64 of
+512 tokens 0.76. Where one split is all there is, it writes `out` itself; else the program that
+arrives last adds up the others' results, in their order, so that they are the same bit for bit.
 """
+
+from typing import NamedTuple
 
 import torch
 
@@ -23,113 +28,192 @@ from multilora_kernels.paged_tile import load_blocks, load_kv, online_softmax, s
 LOG2_E = 1.4426950408889634
 BLOCK_M = 16
 MIN_SPLIT = 128  # tokens; shorter ones cost more in partial results than they win
-MAX_SPLITS = 64
-_BUFFER_BYTES = 64 << 10  # of K and V: three programs per multiprocessor on Hopper, one on Ada
+MAX_SPLITS = 64  # of one sequence
+_PROGRAMS = 3  # per multiprocessor, about: four fit on Hopper, and contexts never split evenly
+_ITEM = 5  # integers: sequence or -1, its tokens from and to, its first item, how many it has
+_PLAN_BLOCK = 256  # sequences at a time
+
+
+class DecodeWork(NamedTuple):
+    """The splits of the sequences with one new token; the same in all layers of a pass."""
+
+    items: torch.Tensor  # int32 [W, 5], see _ITEM
+    arrivals: torch.Tensor  # int32 [S, columns], 0: the splits of each that have been computed
 
 
 @triton.jit
-def _split_range(context, window, splits, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr):
-    """First token that is seen, first token and length of splits, number of splits not empty."""
-    low = max(context - window, 0)
-    first = low // BLOCK_N * BLOCK_N
-    length = tl.cdiv(tl.cdiv(context - first, splits), BLOCK_N) * BLOCK_N
-    length = max(length, MIN_SPLIT)
-    return low, first, length, tl.cdiv(context - first, length)
+def _counts(
+    cu_seqlens_ptr, context_lens_ptr, s, sequences, window, chunk,
+    BLOCK_N: tl.constexpr, MAX_SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Of sequences s: first token that is seen, how many are, length of splits and how many."""
+    start = tl.load(cu_seqlens_ptr + s, mask=s < sequences, other=0)
+    new = tl.load(cu_seqlens_ptr + s + 1, mask=s < sequences, other=0) - start
+    context = tl.load(context_lens_ptr + s, mask=s < sequences, other=0)
+    first = tl.maximum(context - window, 0)
+    seen = tl.where(new == 1, context - first, 0)
+    count = tl.minimum(tl.maximum(tl.cdiv(seen, chunk), 1), MAX_SPLITS)
+    length = tl.maximum(tl.cdiv(tl.cdiv(seen, count), BLOCK_N) * BLOCK_N, BLOCK_N)
+    # A padding row has context 0; its one split writes zeros.
+    return first, seen, length, tl.where(new == 1, tl.maximum(tl.cdiv(seen, length), 1), 0)
+
+
+@triton.jit(do_not_specialize=["sequences", "window", "target", "items", "columns"])
+def decode_plan_kernel(
+    cu_seqlens_ptr, context_lens_ptr, items_ptr, arrivals_ptr, sequences, window, target, items,
+    columns, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr, ITEM: tl.constexpr,
+):  # fmt: skip
+    """One program. About `target` splits: no more than that and one for each sequence."""
+    lane = tl.arange(0, BLOCK)
+    total = 0
+    for s0 in range(0, sequences, BLOCK):
+        _, seen, _, _ = _counts(cu_seqlens_ptr, context_lens_ptr, s0 + lane, sequences, window, 1,
+                                BLOCK_N, MAX_SPLITS)  # fmt: skip
+        total += tl.sum(seen, 0)
+    chunk = max(tl.cdiv(tl.cdiv(total, target), BLOCK_N) * BLOCK_N, MIN_SPLIT)
+    used = 0
+    for s0 in range(0, sequences, BLOCK):
+        s = s0 + lane
+        first, seen, length, count = _counts(cu_seqlens_ptr, context_lens_ptr, s, sequences, window,
+                                             chunk, BLOCK_N, MAX_SPLITS)  # fmt: skip
+        own = used + tl.cumsum(count, 0) - count
+        for split in range(0, tl.max(count, 0)):
+            item_ptr = items_ptr + (own + split) * ITEM
+            mask = split < count
+            tl.store(item_ptr, s, mask=mask)
+            tl.store(item_ptr + 1, first + split * length, mask=mask)
+            tl.store(item_ptr + 2, first + tl.minimum((split + 1) * length, seen), mask=mask)
+            tl.store(item_ptr + 3, own, mask=mask)
+            tl.store(item_ptr + 4, count, mask=mask)
+        used += tl.sum(count, 0)
+    for start in range(used, items, BLOCK):
+        nobody = tl.full((BLOCK,), -1, tl.int32)
+        tl.store(items_ptr + (start + lane) * ITEM, nobody, mask=start + lane < items)
+    for start in range(0, sequences * columns, BLOCK):
+        zero = tl.zeros((BLOCK,), tl.int32)
+        tl.store(arrivals_ptr + start + lane, zero, mask=start + lane < sequences * columns)
+
+
+@triton.jit
+def _combine(
+    partial_ptr, log_sum_ptr, out_ptr, first, heads, count, head, head_mask, d,
+    HEAD_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Results of `count` items from `first` on. No load waits for another's value."""
+    # Another multiprocessor wrote them: .cg reads past this one's own cache.
+    part, split = first * heads + head, tl.arange(0, MAX_SPLITS)
+    log_sums = tl.load(
+        log_sum_ptr + part[:, None] + split[None, :] * heads,
+        mask=head_mask[:, None] & (split < count)[None, :], other=-1e30, cache_modifier=".cg",
+    )  # fmt: skip
+    top = tl.max(log_sums, 1)
+    total = tl.sum(tl.exp2(log_sums - top[:, None]), 1)
+    acc = tl.zeros((head.shape[0], d.shape[0]), dtype=tl.float32)
+    mask = head_mask[:, None] & (d < HEAD_DIM)[None, :]
+    for start in range(0, count, UNROLL):
+        for index in tl.static_range(UNROLL):
+            own, there = part + (start + index) * heads, start + index < count
+            log_sum = tl.load(log_sum_ptr + own, mask=head_mask & there, other=-float("inf"),
+                              cache_modifier=".cg")  # fmt: skip
+            values = tl.load(partial_ptr + own[:, None] * HEAD_DIM + d[None, :],
+                             mask=mask & there, other=0.0, cache_modifier=".cg")  # fmt: skip
+            acc += tl.exp2(log_sum - top)[:, None] * values
+    out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + head[:, None] * HEAD_DIM + d[None, :], out, mask=mask)
 
 
 @triton.jit(do_not_specialize=["table_stride"])
 def paged_decode_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, log_sum_ptr, cu_seqlens_ptr, context_lens_ptr,
-    tables_ptr, log2_scale, window, q_stride, out_stride, cache_stride, table_stride,
+    q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, log_sum_ptr, arrivals_ptr, items_ptr, cu_seqlens_ptr,
+    tables_ptr, log2_scale, q_stride, out_stride, cache_stride, table_stride,
     GROUP: tl.constexpr, TILES: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, MIN_SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    MAX_SPLITS: tl.constexpr, ITEM: tl.constexpr,
 ):  # fmt: skip
-    """Grid (sequences, KV heads · tiles of a group, splits)."""
-    sequence, kv_head, split = tl.program_id(0), tl.program_id(1) // TILES, tl.program_id(2)
-    row = tl.load(cu_seqlens_ptr + sequence).to(tl.int64)
-    new = tl.load(cu_seqlens_ptr + sequence + 1) - row
-    context = tl.load(context_lens_ptr + sequence)
-    low, first, length, used = _split_range(context, window, tl.num_programs(2), BLOCK_N, MIN_SPLIT)
-    # A padding row has context 0 and no split; its first program writes zeros.
-    if (new != 1) | (split >= max(used, 1)):
+    """Grid (columns: KV heads · tiles of a group, items)."""
+    column, columns, item = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
+    item_ptr = items_ptr + item * ITEM
+    sequence, begin = tl.load(item_ptr), tl.load(item_ptr + 1)
+    end, first, count = tl.load(item_ptr + 2), tl.load(item_ptr + 3), tl.load(item_ptr + 4)
+    if sequence < 0:
         return
-    member = tl.program_id(1) % TILES * BLOCK_M + tl.arange(0, BLOCK_M)
-    head, d = kv_head * GROUP + member, tl.arange(0, BLOCK_D)
+    row = tl.load(cu_seqlens_ptr + sequence).to(tl.int64)
+    kv_head, member0 = column // TILES, column % TILES * BLOCK_M
+    member, d = member0 + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    head, heads = kv_head * GROUP + member, columns // TILES * GROUP
     mask = (member < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
     place = head[:, None] * HEAD_DIM + d[None, :]
-    q = tl.load(q_ptr + row * q_stride + place, mask=mask, other=0.0)
-    top, total, acc = start_rows(BLOCK_M, BLOCK_D)
-    begin, table_ptr = first + split * length, tables_ptr + sequence * table_stride
-    end = min(begin + length, context)
+    table_ptr = tables_ptr + sequence * table_stride
     n = begin + tl.arange(0, BLOCK_N)
     block = load_blocks(table_ptr, n, n < end, BLOCK_SIZE)
+    q = tl.load(q_ptr + row * q_stride + place, mask=mask, other=0.0)
+    top, total, acc = start_rows(BLOCK_M, BLOCK_D)
     for _ in range(begin, end, BLOCK_N):
-        seen = (n >= low) & (n < end)
-        k, v = load_kv(k_ptr, v_ptr, block, n, seen, kv_head * HEAD_DIM, cache_stride, d,
+        k, v = load_kv(k_ptr, v_ptr, block, n, n < end, kv_head * HEAD_DIM, cache_stride, d,
                        HEAD_DIM, BLOCK_SIZE, True)  # fmt: skip
-        top, total, acc = online_softmax(q, k, v, seen[None, :], log2_scale, top, total, acc, True)
+        seen = (n < end)[None, :]
+        top, total, acc = online_softmax(q, k, v, seen, log2_scale, top, total, acc, True)
         n += BLOCK_N
         block = load_blocks(table_ptr, n, n < end, BLOCK_SIZE)
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    if used <= 1:
+    if count == 1:
         tl.store(out_ptr + row * out_stride + place, acc.to(out_ptr.dtype.element_ty), mask=mask)
     else:
-        heads = tl.num_programs(1) // TILES * GROUP
-        part = (sequence * heads + head) * tl.num_programs(2) + split
+        part = item * heads + head
         tl.store(partial_ptr + part[:, None] * HEAD_DIM + d[None, :], acc, mask=mask)
         tl.store(log_sum_ptr + part, top + tl.log2(total), mask=member < GROUP)
-
-
-@triton.jit(do_not_specialize=["splits"])
-def combine_kernel(
-    partial_ptr, log_sum_ptr, out_ptr, cu_seqlens_ptr, context_lens_ptr, window, splits, out_stride,
-    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    MIN_SPLIT: tl.constexpr,
-):  # fmt: skip
-    """Grid (sequences, heads)."""
-    sequence, head, heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    row = tl.load(cu_seqlens_ptr + sequence).to(tl.int64)
-    new = tl.load(cu_seqlens_ptr + sequence + 1) - row
-    context = tl.load(context_lens_ptr + sequence)
-    _, _, _, used = _split_range(context, window, splits, BLOCK_N, MIN_SPLIT)
-    if (new != 1) | (used <= 1):
-        return
-    d = tl.arange(0, BLOCK_D)
-    top, total = -1e30, 0.0
-    acc = tl.zeros((BLOCK_D,), dtype=tl.float32)
-    for start in range(0, used, BLOCK_S):
-        split = start + tl.arange(0, BLOCK_S)
-        part = (sequence * heads + head) * splits + split
-        log_sum = tl.load(log_sum_ptr + part, mask=split < used, other=float("-inf"))
-        values = tl.load(
-            partial_ptr + part[:, None] * HEAD_DIM + d[None, :],
-            mask=(split < used)[:, None] & (d < HEAD_DIM)[None, :], other=0.0,
-        )  # fmt: skip
-        new_top = tl.maximum(top, tl.max(log_sum, 0))
-        weights = tl.exp2(log_sum - new_top)
-        decay = tl.exp2(top - new_top)
-        total = total * decay + tl.sum(weights, 0)
-        acc = acc * decay + tl.sum(weights[:, None] * values, 0)
-        top = new_top
-    out = (acc / total).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + row * out_stride + head * HEAD_DIM + d, out, mask=d < HEAD_DIM)
-
-
-def num_splits(programs: int, slots: int, tokens: int) -> int:
-    """Splits of each context, when `programs` would run without and at most `tokens` are seen.
-
-    About twice the `slots` in all: contexts differ in length, and what is empty costs little.
-    """
-    return max(1, min(-(-2 * slots // programs), -(-tokens // MIN_SPLIT), MAX_SPLITS))
+        tl.debug_barrier()  # all threads have stored before one says so
+        arrived = tl.atomic_add(arrivals_ptr + sequence * columns + column, 1, sem="acq_rel")
+        if arrived == count - 1:
+            tl.store(arrivals_ptr + sequence * columns + column, 0)  # for the next layer
+            own = member0 + tl.arange(0, BLOCK_G)
+            _combine(partial_ptr, log_sum_ptr, out_ptr + row * out_stride, first, heads, count,
+                     kv_head * GROUP + own, own < GROUP, d, HEAD_DIM, MAX_SPLITS,
+                     32 // BLOCK_G)  # fmt: skip
 
 
 def decode_options(head_dim: int, itemsize: int) -> dict[str, int]:
-    """Block sizes and compile options, the same for both kernels where they share one."""
+    """Block sizes and compile options.
+
+    16 KB of K and V a block and two warps: four programs share a Hopper multiprocessor, three
+    blocks on their way in each (H200: 0.93 of the time of 64-token blocks and four warps). No
+    tensor core multiplies fp32: its operands lie in the registers of more threads.
+    """
     block_d = max(16, next_power_of_2(head_dim))
-    block_n = 32 if block_d * itemsize > 256 else 64
-    buffers = _BUFFER_BYTES // (2 * block_n * block_d * itemsize)
-    stages = 1 + max(1, min(3, buffers))  # the last one computes
-    return {"BLOCK_D": block_d, "BLOCK_N": block_n, "num_stages": stages}
+    if itemsize > 2:
+        wide = block_d * itemsize > 256
+        return {"BLOCK_D": block_d, "BLOCK_N": 32 if wide else 64, "num_warps": 8, "num_stages": 3}
+    block_n = min(64, max(16, 4096 // block_d))
+    return {"BLOCK_D": block_d, "BLOCK_N": block_n, "num_warps": 2, "num_stages": 4}
+
+
+def _tiles(heads: int, kv_heads: int) -> int:
+    """Tiles of BLOCK_M query heads that the group of a KV head fills."""
+    return -(-(heads // kv_heads) // BLOCK_M)
+
+
+def decode_work(
+    q: torch.Tensor,
+    kv_heads: int,
+    cu_seqlens_q: torch.Tensor,
+    context_lens: torch.Tensor,
+    window: int | None,
+    programs: int | None = None,
+) -> DecodeWork:
+    """For queries as `q` of sequences as those of paged_attention; about `programs` in all."""
+    columns, sequences = kv_heads * _tiles(q.shape[1], kv_heads), len(context_lens)
+    target = max(1, (programs or num_programs(q, _PROGRAMS)) // columns)
+    integers = {"dtype": torch.int32, "device": q.device}
+    items = torch.empty(target + sequences, _ITEM, **integers)
+    arrivals = torch.empty(sequences, columns, **integers)
+    decode_plan_kernel[(1,)](
+        cu_seqlens_q, context_lens, items, arrivals, sequences, window or 1 << 30, target,
+        len(items), columns, BLOCK=_PLAN_BLOCK,
+        BLOCK_N=decode_options(q.shape[2], q.itemsize)["BLOCK_N"], MIN_SPLIT=MIN_SPLIT,
+        MAX_SPLITS=MAX_SPLITS, ITEM=_ITEM, num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return DecodeWork(items, arrivals)
 
 
 def decode_gpu(
@@ -137,35 +221,21 @@ def decode_gpu(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     cu_seqlens_q: torch.Tensor,
-    context_lens: torch.Tensor,
     block_tables: torch.Tensor,
     out: torch.Tensor,
     scale: float,
-    max_context_len: int,
-    sliding_window: int | None,
-    splits: int | None = None,
+    work: DecodeWork,
 ) -> None:
     """Write the rows of `out` of sequences with one new token; see paged_attention."""
-    sequences, (_, heads, head_dim) = len(context_lens), q.shape
+    _, heads, head_dim = q.shape
     block_size, kv_heads = k_cache.shape[1:3]
-    tiles = -(-(heads // kv_heads) // BLOCK_M)
-    window = sliding_window or 1 << 30
-    programs, tokens = sequences * kv_heads * tiles, min(max_context_len, window)
-    splits = splits or num_splits(programs, num_programs(q, 2), tokens)
-    kept = (sequences, heads, splits if splits > 1 else 0)
-    partial = torch.empty(*kept, head_dim, dtype=torch.float32, device=q.device)
-    log_sum = torch.empty(kept, dtype=torch.float32, device=q.device)
-    options = decode_options(head_dim, q.itemsize)
-    paged_decode_kernel[(sequences, kv_heads * tiles, splits)](
-        q, k_cache, v_cache, out, partial, log_sum, cu_seqlens_q, context_lens, block_tables,
-        scale * LOG2_E, window, q.stride(0), out.stride(0), k_cache.stride(1),
-        block_tables.stride(0), GROUP=heads // kv_heads, TILES=tiles, HEAD_DIM=head_dim,
-        BLOCK_SIZE=block_size, BLOCK_M=BLOCK_M, MIN_SPLIT=MIN_SPLIT,
-        num_warps=4 if q.itemsize == 2 else 8, **options,  # fp32 operands lie in registers
+    group, tiles, items = heads // kv_heads, _tiles(heads, kv_heads), len(work.items)
+    partial = torch.empty(items, heads, head_dim, dtype=torch.float32, device=q.device)
+    log_sum = torch.empty(items, heads, dtype=torch.float32, device=q.device)
+    paged_decode_kernel[(kv_heads * tiles, items)](
+        q, k_cache, v_cache, out, partial, log_sum, work.arrivals, work.items, cu_seqlens_q,
+        block_tables, scale * LOG2_E, q.stride(0), out.stride(0), k_cache.stride(1),
+        block_tables.stride(0), GROUP=group, TILES=tiles, HEAD_DIM=head_dim,
+        BLOCK_SIZE=block_size, BLOCK_M=BLOCK_M, BLOCK_G=min(BLOCK_M, next_power_of_2(group)),
+        MAX_SPLITS=MAX_SPLITS, ITEM=_ITEM, **decode_options(head_dim, q.itemsize),
     )  # fmt: skip
-    if splits > 1:
-        combine_kernel[(sequences, heads)](
-            partial, log_sum, out, cu_seqlens_q, context_lens, window, splits, out.stride(0),
-            HEAD_DIM=head_dim, BLOCK_S=16, MIN_SPLIT=MIN_SPLIT, num_warps=4,
-            **options | {"num_stages": 1},
-        )  # fmt: skip

@@ -21,7 +21,7 @@ HEAD_DIMS = [64, 80, 96, 128, 256]
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 CONSUMER_SHARED_BYTES = 99 << 10  # of an Ampere or Ada that runs what is compiled for 80
 KERNELS = {
-    "paged_decode_kernel": paged_decode, "combine_kernel": paged_decode,
+    "paged_decode_kernel": paged_decode, "decode_plan_kernel": paged_decode,
     "paged_prefill_kernel": paged_prefill,
 }  # fmt: skip
 
@@ -31,13 +31,10 @@ def inputs(case: AttentionCase) -> tuple[T, T, T, T, T, T, T]:
             case.block_tables, torch.empty_like(case.q))  # fmt: skip
 
 
-def decode(
-    head_dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, splits: int = 3
-) -> list[Launch]:
-    case = attention_case([(1, 20), (1, 40)], (8, 2), head_dim, dtype=dtype)
-    return record(
-        lambda: paged_decode.decode_gpu(*inputs(case), 0.3, 40, None, splits), KERNELS, monkeypatch
-    )
+def run_decode(case: AttentionCase) -> None:
+    q, k_cache, v_cache, cu_seqlens, contexts, tables, out = inputs(case)
+    work = paged_decode.decode_work(q, k_cache.shape[2], cu_seqlens, contexts, None)
+    paged_decode.decode_gpu(q, k_cache, v_cache, cu_seqlens, tables, out, 0.3, work)
 
 
 def prefill(
@@ -62,14 +59,16 @@ def check(compiled: Any, capability: int) -> None:
 def test_decode(
     head_dim: int, capability: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    attend, combine = decode(head_dim, dtype, monkeypatch)
+    case = attention_case([(1, 20), (1, 40)], (8, 2), head_dim, dtype=dtype)
+    plan, attend = record(lambda: run_decode(case), KERNELS, monkeypatch)
     compiled = compile_launch(attend, capability)
     check(compiled, capability)
     assert "mma.sync" in compiled.asm["ptx"]
     assert "wgmma" not in compiled.asm["ptx"]
     waits = [int(n) for n in re.findall(r"cp\.async\.wait_group\s+(\d+)", compiled.asm["ptx"])]
     assert max(waits) >= 2, "nothing is in flight while a block is computed on"
-    assert compile_launch(combine, capability).metadata.shared < 16 << 10
+    assert stack_bytes(compiled) == 0
+    assert compile_launch(plan, capability).metadata.shared < 16 << 10
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -101,25 +100,15 @@ def test_float32_fits_any_gpu(
     head_dim: int, heads: tuple[int, int], capability: int, monkeypatch: pytest.MonkeyPatch
 ):
     """No tensor cores: the operands lie in registers, and what does not fit there is slow."""
-    for new, run in ((1, _decode), (600, _prefill)):
+    for new, run in ((1, run_decode), (600, _prefill)):
         case = attention_case([(new, 600)] * 2, heads, head_dim, dtype=torch.float32)
         launches = record(lambda case=case, run=run: run(case), KERNELS, monkeypatch)
-        compiled = compile_launch(launches[0], capability)
+        compiled = compile_launch(launches[-1], capability)
         assert compiled.metadata.shared <= CONSUMER_SHARED_BYTES
         assert stack_bytes(compiled) <= 64, "bytes per thread"
-
-
-def _decode(case: AttentionCase) -> None:
-    paged_decode.decode_gpu(*inputs(case), 0.3, 600, None, splits=3)
 
 
 def _prefill(case: AttentionCase, window: int | None = None, tile_rows: int | None = None) -> None:
     tiles, out = case.tiles(tile_rows), torch.empty_like(case.q)
     caches = (case.k_cache, case.v_cache)
     paged_prefill.prefill_gpu(case.q, *caches, tiles, case.block_tables, out, 0.3, window)
-
-
-def test_one_split_needs_no_combine(monkeypatch: pytest.MonkeyPatch):
-    (launch,) = decode(64, torch.float16, monkeypatch, splits=1)
-    partial = launch.arguments[launch.kernel.arg_names.index("partial_ptr")]
-    assert partial.numel() == 0

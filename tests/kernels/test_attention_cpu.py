@@ -1,4 +1,4 @@
-"""The CPU path of paged attention against its reference, and how a GPU splits contexts."""
+"""The CPU path of paged attention against its reference."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ import torch
 from multilora_kernels import paged_context
 from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
 from multilora_kernels.paged_context import PagedContext
-from multilora_kernels.paged_decode import num_splits
 from support.kernels.cases import assert_close, attention_case
 
 LENGTHS = {  # (new, context) tokens of each sequence
@@ -32,8 +31,7 @@ def test_attention(
     inputs = (case.q, case.k_cache, case.v_cache, case.cu_seqlens_q, case.context_lens,
               case.block_tables)  # fmt: skip
     out = paged_attention(
-        *inputs, scale=0.3, max_seqlen_q=case.max_seqlen_q, sliding_window=window,
-        max_context_len=case.max_context_len,
+        *inputs, scale=0.3, sliding_window=window,
     )  # fmt: skip
     assert_close(out, paged_attention_reference(*inputs, 0.3, window), dtype)
 
@@ -52,19 +50,7 @@ def test_layers_of_one_pass_share_a_context(
     context = PagedContext(*inputs[3:])
     for window in (None, 6, 37, None):
         out = paged_attention(
-            *inputs, scale=0.3, max_seqlen_q=case.max_seqlen_q, sliding_window=window,
-            max_context_len=case.max_context_len, context=context,
+            *inputs, scale=0.3, sliding_window=window,
+            context=context,
         )  # fmt: skip
         assert_close(out, paged_attention_reference(*inputs, 0.3, window), torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("programs", "tokens", "splits"),
-    [
-        (8, 100, 1), (8, 128, 1), (8, 129, 2),  # a split is worth 128 tokens
-        (8, 1 << 17, 64), (100, 1 << 17, 6),  # twice what the GPU runs at once
-        (527, 1 << 17, 2), (528, 1 << 17, 1), (5000, 1 << 17, 1), (8, 0, 1),
-    ],
-)  # fmt: skip
-def test_contexts_are_split_where_the_gpu_is_not_full(programs: int, tokens: int, splits: int):
-    assert num_splits(programs, 264, tokens) == splits

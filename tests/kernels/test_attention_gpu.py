@@ -5,12 +5,13 @@ written.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
 
 from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
-from multilora_kernels.paged_decode import decode_gpu
+from multilora_kernels.paged_decode import MAX_SPLITS, decode_gpu, decode_work
 from multilora_kernels.paged_prefill import prefill_gpu
 from support.kernels.cases import (
     DEVICE,
@@ -58,11 +59,16 @@ def inputs(case: AttentionCase) -> Inputs:
 def decode(
     case: AttentionCase,
     window: int | None = None,
-    splits: int | None = None,
+    programs: int | None = None,
     out: torch.Tensor | None = None,
+    passes: int = 1,
 ) -> torch.Tensor:
+    """About `programs` in all; `passes`: layers that share the work."""
     out = torch.empty_like(case.q).fill_(float("nan")) if out is None else out
-    decode_gpu(*inputs(case), out, 0.3, case.max_context_len, window, splits)
+    q, k_cache, v_cache, cu_seqlens, contexts, tables = inputs(case)
+    work = decode_work(q, k_cache.shape[2], cu_seqlens, contexts, window, programs)
+    for _ in range(passes):
+        decode_gpu(q, k_cache, v_cache, cu_seqlens, tables, out, 0.3, work)
     return out
 
 
@@ -95,18 +101,60 @@ def test_attention(
 ):
     case = attention_case(lengths, heads, head_dim, dtype=dtype, device=DEVICE)
     out = paged_attention(
-        *inputs(case), scale=0.3, max_seqlen_q=case.max_seqlen_q,
-        max_context_len=case.max_context_len, sliding_window=window, tiles=case.tiles(),
+        *inputs(case), scale=0.3, sliding_window=window, tiles=case.tiles(),
     )  # fmt: skip
     check(out, case, window)
 
 
 @pytest.mark.parametrize("window", [None, 40, 128, 200])
-@pytest.mark.parametrize("splits", [1, 2, 3, 40])
-def test_splits_of_a_context(splits: int, window: int | None):
-    lengths = [(min(1, context), context) if context else (1, 0) for context in CONTEXTS]
-    case = attention_case(lengths, (4, 2), 16, dtype=DTYPE, device=DEVICE)
-    check(decode(case, window, splits), case, window)
+@pytest.mark.parametrize("programs", [1, 14, 2000])
+def test_splits_of_contexts(programs: int, window: int | None):
+    case = attention_case([(1, n) for n in CONTEXTS], (4, 2), 16, dtype=DTYPE, device=DEVICE)
+    check(decode(case, window, programs), case, window)
+
+
+@pytest.mark.parametrize("programs", [1, 40, 4000])
+def test_the_work_covers_each_token_once(programs: int):
+    """More sequences than are planned at a time; prompts, idle and padding rows among them."""
+    new = [1, 1, 5, 1, 0, 1] * 60
+    contexts = [1 + 37 * s % 1900 if s % 17 else 0 for s in range(len(new))]
+    contexts[3] = 40_000
+    starts = torch.tensor([0, *new], device=DEVICE).cumsum(0).int()
+    lengths = torch.tensor(contexts, dtype=torch.int32, device=DEVICE)
+    q = torch.empty(sum(new), 4, 16, dtype=DTYPE, device=DEVICE)
+    items, arrivals = decode_work(q, 2, starts, lengths, None, programs)
+    assert not arrivals.any()
+    assert arrivals.shape == (len(new), 2)
+    seen: dict[int, list[tuple[int, ...]]] = {}
+    for place, (sequence, *item) in enumerate(items.tolist()):
+        if sequence >= 0:
+            seen.setdefault(sequence, []).append((place, *item))
+    assert set(seen) == {s for s, count in enumerate(new) if count == 1}
+    longest = 0
+    for sequence, parts in seen.items():
+        assert [first for *_, first, _ in parts] == [parts[0][0]] * len(parts)
+        assert [count for *_, count in parts] == [len(parts)] * len(parts)
+        assert len(parts) <= MAX_SPLITS
+        ends = [0, *(end for _, _, end, _, _ in parts)]
+        assert [begin for _, begin, *_ in parts] == ends[:-1]
+        assert ends[-1] == contexts[sequence]
+        assert len(parts) == 1 or all(begin < end for begin, end in pairwise(ends))
+        longest = max(longest, ends[1])
+    fair = sum(contexts[s] for s in seen) / max(1, programs // 2)
+    assert longest <= max(2 * fair, 128, 40_000 / MAX_SPLITS + 64), "splits are about equally long"
+
+
+def test_arrivals_are_counted_anew_in_each_layer():
+    case = attention_case([(1, 300), (1, 700), (1, 5)], (4, 2), 16, dtype=DTYPE, device=DEVICE)
+    check(decode(case, programs=20, passes=3), case)
+
+
+def test_results_are_the_same_bit_for_bit():
+    """Whoever of the splits arrives last."""
+    case = attention_case([(1, 1500), (1, 700)], (4, 2), 16, dtype=DTYPE, device=DEVICE)
+    first = decode(case, programs=40)
+    for _ in range(1 if INTERPRETED else 20):
+        assert torch.equal(decode(case, programs=40), first)
 
 
 @pytest.mark.parametrize("heads", [(2, 2), (3, 1), (8, 1), (40, 2)], ids=str)
@@ -114,7 +162,7 @@ def test_splits_of_a_context(splits: int, window: int | None):
 def test_decode_of_groups_and_block_sizes(heads: tuple[int, int], block_size: int):
     """40 heads for 2: two tiles of 16 rows for each KV head."""
     case = attention_case([(1, 7), (1, 260)], heads, 32, block_size, DTYPE, DEVICE)
-    check(decode(case, splits=2), case)
+    check(decode(case, programs=8), case)
 
 
 @pytest.mark.parametrize("window", [None, 5, 64, 100])
@@ -136,14 +184,14 @@ def test_each_kernel_writes_its_own_rows():
                           device=DEVICE)  # fmt: skip
     expected = paged_attention_reference(*inputs(case), 0.3)
     one_new = torch.tensor([True, False, False, False, True, False, False])
-    decoded = decode(case, splits=2, out=torch.zeros_like(case.q))
+    decoded = decode(case, programs=12, out=torch.zeros_like(case.q))
     prefilled = prefill(case, out=torch.zeros_like(case.q))
     for out, own in ((decoded, one_new), (prefilled, ~one_new)):
         assert not out[~own].any()
         assert_close(out[own], expected[own], DTYPE)
     for has_decode, own in ((True, one_new), (False, ~one_new)):
         out = paged_attention(
-            *inputs(case), scale=0.3, max_seqlen_q=3, max_context_len=300, has_decode=has_decode,
+            *inputs(case), scale=0.3, has_decode=has_decode,
             tiles=None if has_decode else case.tiles(),
         )  # fmt: skip
         assert torch.equal(out.isnan().any(-1).any(-1).cpu(), ~own)
@@ -155,7 +203,7 @@ def test_the_largest_scores_win_over_all_splits(block: int):
     case = attention_case([(1, 2300), (1, 130)], (2, 1), 16, dtype=DTYPE, device=DEVICE)
     case.q.mul_(100)
     case.k_cache[int(case.block_tables[0, block])].mul_(20)
-    check(decode(case, splits=40), case)
+    check(decode(case, programs=80), case)
 
 
 def test_static_buffers_are_refilled():
@@ -169,7 +217,6 @@ def test_static_buffers_are_refilled():
     columns = max(case.block_tables.shape[1] for case in cases)
     static = attention_case([(1, 16 * columns)] * 4, (4, 2), 16, dtype=DTYPE, device=DEVICE)
     assert len(static.k_cache) >= blocks
-    static.max_context_len = 600
     run = launcher(static)
     for case in cases:
         static.q.copy_(case.q)
@@ -182,12 +229,12 @@ def test_static_buffers_are_refilled():
 
 def launcher(case: AttentionCase) -> Callable[[], torch.Tensor]:
     if INTERPRETED:
-        return lambda: decode(case, splits=5)
-    decode(case, splits=5)
+        return lambda: decode(case, programs=24)
+    decode(case, programs=24)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = decode(case, splits=5)
+        out = decode(case, programs=24)
 
     def replay() -> torch.Tensor:
         graph.replay()

@@ -167,8 +167,6 @@ def _ours(data: Paged) -> Call:
         contexts,
         data.tables,
         scale=data.scale,
-        max_seqlen_q=data.new,
-        max_context_len=data.context,
         has_decode=data.new == 1,
         tiles=tiles,
     )

@@ -43,7 +43,6 @@ def test_prefill_chunk_and_decode_in_one_batch() -> None:
     assert inp.context_lens.tolist() == [6, 7, 5]
     assert inp.block_tables.tolist() == [[7, 2], [5, 0], [1, 3]]
     assert inp.last_token_indices.tolist() == [5, 10]
-    assert (inp.max_seqlen_q, inp.max_context_len) == (6, 7)
     assert inp.query_tiles.tolist() == [[6, 4, 3, 1], [0, 6, 0, 0]]  # the one decode row has none
     assert inp.segments is None
     wide = (inp.input_ids, inp.positions, inp.kv_slots, inp.last_token_indices)

@@ -43,7 +43,7 @@ DTYPE = torch.bfloat16
 KERNELS: dict[str, ModuleType] = {
     "shrink_kernel": shrink, "expand_kernel": expand, "rms_norm_kernel": rms_norm,
     "rope_kv_write_kernel": rope_kv_write, "swiglu_kernel": swiglu, "swiglu_expand_kernel": swiglu,
-    "paged_decode_kernel": paged_decode, "combine_kernel": paged_decode,
+    "paged_decode_kernel": paged_decode, "decode_plan_kernel": paged_decode,
     "paged_prefill_kernel": paged_prefill,
 }  # fmt: skip
 LIMITS, PREFILL, BLOCK = GraphLimits(64, 4096, 8), 2048, 16

@@ -88,8 +88,6 @@ class AttentionCase:
     cu_seqlens_q: torch.Tensor
     context_lens: torch.Tensor
     block_tables: torch.Tensor
-    max_seqlen_q: int
-    max_context_len: int
 
     def tiles(self, tile_rows: int | None = None) -> QueryTiles:
         """The queries of sequences with several new tokens."""
@@ -129,7 +127,6 @@ def attention_case(
     q, k, v = (part.to(device, dtype) for part in (q, k, v))
     return AttentionCase(
         q, k, v, starts.to(device), contexts.to(device), tables.to(device),
-        max(new), max(context for _, context in lengths),
     )  # fmt: skip
 
 

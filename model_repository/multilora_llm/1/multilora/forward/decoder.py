@@ -121,8 +121,6 @@ class Decoder:
             inputs.context_lens,
             inputs.block_tables,
             scale=base.head_dim**-0.5,
-            max_seqlen_q=inputs.max_seqlen_q,
-            max_context_len=inputs.max_context_len,
             sliding_window=base.layer_windows[layer.index],
             context=step.paged,
             has_decode=inputs.has_decode,

@@ -142,8 +142,6 @@ class PassGraph:
             **fields._asdict(),
             queries=shapes.queries,
             segments=segments,
-            max_seqlen_q=rows if self.bucket.mixed else 1,
-            max_context_len=self._state.limits.context,
             has_decode=True,
         )
 

@@ -53,8 +53,6 @@ class StepInput:
     query_tiles: torch.Tensor
     queries: int  # that a tile has at most
     segments: LoRASegments | None  # None when every row is a base row
-    max_seqlen_q: int
-    max_context_len: int
     has_decode: bool = True  # whether some item has one row
 
 
@@ -148,8 +146,6 @@ def add_step_input(
         **StepFields(*(handle() for handle in fields))._asdict(),
         queries=queries,
         segments=segments(),
-        max_seqlen_q=int(arrays.num_new_tokens.max()),
-        max_context_len=int(arrays.fields.context_lens.max()),
         has_decode=bool((arrays.num_new_tokens == 1).any()),
     )
 
