@@ -29,11 +29,11 @@ ENGINE = {
         f"{TENSORS} multilora_api",
     ),
     "adapters.background_thread": Room(""),
-    "adapters.files": Room("errors", "multilora_text"),
+    "adapters.files": Room("errors adapters.background_thread", "multilora_text"),
     "adapters.naming": Room("errors adapters.files adapters.background_thread", "multilora_api"),
     "adapters.checkpoint": Room(
         "errors json_fields base_model lora adapters.files",
-        "torch multilora_kernels safetensors multilora_text multilora_sandbox",
+        "torch numpy multilora_text multilora_sandbox",
     ),
     "adapters.memory": Room(
         "errors request metrics lora adapters.background_thread adapters.naming "

@@ -21,7 +21,7 @@ _MILLI = 1000
 
 @dataclass(frozen=True)
 class LoadFloor:
-    """Seconds for one adapter: `read` its file, `digest` (SHA-256), `copy` its page once."""
+    """Seconds for one adapter: `read` its file, `digest` (SHA-256), `copy` a page once."""
 
     file_bytes: int
     page_bytes: int
@@ -31,15 +31,15 @@ class LoadFloor:
 
     @property
     def load(self) -> float:
-        """From the disk to the pool: read, digest, pack into a page, copy that into the pool."""
-        return self.read + self.digest + 2 * self.copy
+        """From the disk to the pool: read, digest, pack into a page of the pool."""
+        return self.read + self.digest + self.copy
 
     def __str__(self) -> str:
         rate = self.page_bytes / self.copy / 1e9
         return (
             f"read {self.file_bytes / 1e6:.1f} MB {self.read * _MILLI:.1f} ms + SHA-256 "
-            f"{self.digest * _MILLI:.1f} ms + two copies of {self.page_bytes / 1e6:.1f} MB at "
-            f"{rate:.1f} GB/s {2 * self.copy * _MILLI:.1f} ms = {self.load * _MILLI:.1f} ms"
+            f"{self.digest * _MILLI:.1f} ms + a copy of {self.page_bytes / 1e6:.1f} MB at "
+            f"{rate:.1f} GB/s {self.copy * _MILLI:.1f} ms = {self.load * _MILLI:.1f} ms"
         )
 
 

@@ -4,7 +4,8 @@ import torch
 
 from multilora.base_model.config import BaseConfig
 from multilora.base_model.weights import DenseWeight, LayerNorms, Weights
-from multilora.lora.rank_pages import PageTensors, RankPagePool
+from multilora.lora.rank_pages import HostWeights, PackPlan, RankPagePool, tidied
+from multilora_kernels.segments import PAGE_RANK
 
 
 def random_weights(base: BaseConfig, dtype: torch.dtype, device: torch.device) -> Weights:
@@ -45,8 +46,17 @@ def random_pages(
     return pages
 
 
-def one_page(base: BaseConfig, dtype: torch.dtype) -> PageTensors:
+def one_page(base: BaseConfig, dtype: torch.dtype) -> HostWeights:
     """An adapter of rank 16 in host memory, as the loader hands it to the pool."""
-    tensors = PageTensors.zeros(base.sites, 1, dtype, "cpu")
-    tensors.data.fill_(0.01)
-    return tensors
+    data, factors = tidied(
+        {
+            part.module: (
+                torch.full((PAGE_RANK, site.in_features), 0.01, dtype=dtype),
+                torch.full((part.out_features, PAGE_RANK), 0.01, dtype=dtype),
+                1.0,
+            )
+            for site in base.sites
+            for part in site.slices
+        }
+    )
+    return HostWeights(data, PackPlan(factors, data, base.sites))

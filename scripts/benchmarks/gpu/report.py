@@ -18,6 +18,8 @@ _NOTES = {
     "memory": "Bytes of the pool of rank pages (r = 16) beside those of the adapters' numbers "
     "alone: the tensors of the pool, and what the driver has lent for them. Base again is what the "
     "base model takes more when adapters come.",
+    "loads": "One adapter of rank 16 on all projections of Llama-3-8B, in 16-bit numbers, its "
+    "files in the page cache. A cold adapter: from the request to pages that a pass may use.",
     "engine": "Llama-3-8B shapes, random weights, r = 16, contexts of 512 tokens. / floor: time "
     "of a pass by (matrices + KV + adapters) / bandwidth. With adapters: tokens/s as a part of "
     "those without. Step, replay and host are those with the most adapters: from pass to pass, of "
@@ -136,6 +138,8 @@ def _tables(name: str, section: Mapping[str, Any], short: bool) -> list[tables.T
         return []
     if name == "memory":
         return [tables.memory_table(rows)]
+    if name == "loads":
+        return [tables.loads_table(rows)]
     if name == "engine":
         made = [table(rows) for table in _ENGINE_TABLES]
         return [table for table in made if len(table) > 1]

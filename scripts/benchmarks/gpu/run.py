@@ -1,4 +1,4 @@
-"""Measure the GPU path: LoRA kernels, attention, a whole 8B model, memory. One command, 9 minutes.
+"""Measure the GPU path: LoRA kernels, attention, a whole 8B model, memory, loads, in 9 minutes.
 
     python scripts/bench_gpu.py                  everything; writes docs/benchmarks/gpu-<name>.*
     python scripts/bench_gpu.py --peers FOLDER   beside other projects' kernels: FOLDER holds
@@ -36,7 +36,7 @@ from benchmarks.gpu.report import GPUReport
 
 DOCS = REPOSITORY / "docs" / "benchmarks"
 # Section → the part of the time left that it may take; the last one takes what is left.
-SHARES = {"memory": 0.08, "engine": 0.33, "attention": 0.3, "lora": 1.0}
+SHARES = {"memory": 0.08, "loads": 0.06, "engine": 0.33, "attention": 0.3, "lora": 1.0}
 _SECONDS = 500.0
 _GRACE = 25.0  # seconds for the running cell when the time is over; then the section is killed
 

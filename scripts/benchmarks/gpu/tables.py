@@ -168,6 +168,14 @@ def memory_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def loads_table(rows: Sequence[Row]) -> Table:
+    table = [["load", "MB", "ms", "GB/s"]]
+    for row in rows:
+        size = row["bytes"] / 1e6
+        table.append([row["what"], f"{size:.1f}", f"{row['ms']:.1f}", f"{size / row['ms']:.2f}"])
+    return table
+
+
 def problems(section: Mapping[str, Any]) -> list[str]:
     """One line for each kind: who could not be timed, and in how many cells."""
     found: dict[str, int] = {}

@@ -13,13 +13,15 @@ import torch
 
 from multilora.adapters import files as adapter_files
 from multilora.adapters.checkpoint import adapter as adapter_module
-from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.adapters.checkpoint.adapter import Adapter
 from multilora.adapters.checkpoint.text import NO_TEXT
+from multilora.adapters.files import FileBytes
 from multilora.base_model.config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
 from multilora_text.tokenizer import Tokenizer
 from support.chats import chat
 from support.engine.files import CONFIG, WEIGHTS, read, settle, write
+from support.engine.reading import read_adapter
 from support.tiny.adapters import make_adapter
 from support.tiny.base import write_adapter, write_base
 from support.tiny.families import make_model
@@ -194,21 +196,21 @@ def test_weights_and_template_are_of_one_version(
             if changed == "everything":
                 write_adapter(folder, seed=8, rank=8)
 
-    really_read, really_parse = adapter_files.read_start, adapter_module._parse
+    really_read, really_parse = adapter_files._read, adapter_module.parse
 
-    def and_then_replace(path: Path, size: int) -> bytes | None:
+    def and_then_replace(path: Path, size: int) -> FileBytes | None:
         content = really_read(path, size)
         if path.name == after:
             replace()
         return content
 
-    def replace_and_parse(name: str, content: bytes) -> dict[str, torch.Tensor]:
+    def replace_and_parse(name: str, content: bytes | memoryview) -> dict[str, torch.Tensor]:
         if after == "parsing":
             replace()
         return really_parse(name, content)
 
-    monkeypatch.setattr(adapter_files, "read_start", and_then_replace)
-    monkeypatch.setattr(adapter_module, "_parse", replace_and_parse)
+    monkeypatch.setattr(adapter_files, "_read", and_then_replace)
+    monkeypatch.setattr(adapter_module, "parse", replace_and_parse)
     adapter = read_adapter(folder, "mine", base.sites, torch.float32, 16, tokenizer)
     assert replaced
     text = chat(tokenizer, [{"role": "user", "content": "hi"}], adapter.text.templates)

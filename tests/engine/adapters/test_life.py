@@ -199,10 +199,10 @@ def test_a_copy_that_fails_ends_the_requests_of_its_adapter_only(
     engine = make_engine(paths, adapter_memory=page_bytes(folder))
     alone(engine, [request("r", "a")])
 
-    def write_layer(*_: object) -> int:
+    def write(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(engine._parts.adapters.device.tensors, "write_layer", write_layer)
+    monkeypatch.setattr(engine._parts.adapters.device.tensors, "write", write)
     for one in (request("a", "a"), request("b", "b"), request("base")):
         engine.submit(one)
     outputs = drain(engine, 3)

@@ -9,6 +9,7 @@ import queue
 import random
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ from multilora.adapters.memory.device_cache import DeviceAdapterCache, adapter_i
 from multilora.adapters.memory.host_cache import HostAdapterCache
 from multilora.adapters.naming.watch import FolderChanges
 from multilora.base_model.config import BaseConfig
+from multilora.base_model.sites import LoRASite
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
 from multilora.forward.kv_cache import KVCache
+from multilora.lora.rank_pages import RankPagePool
 from multilora.request import FinishReason, Request, TokenOutput
 from support.engine.requests import MakeEngine, alone, assert_all_free, page_bytes, request, tokens
 from support.tiny.base import write_adapter
@@ -177,7 +180,8 @@ def test_a_storm_of_requests_commands_and_files(
     storm.blow(steps=150)
     assert_all_free(engine)
     assert_settled(engine)
-    assert_consistent(engine._parts.adapters.device, engine._parts.adapters.host)
+    sites = engine.base.sites
+    assert_consistent(engine._parts.adapters.device, engine._parts.adapters.host, sites)
     assert_answers_are_of_one_version(storm, make_engine, tmp_path / "all")
 
 
@@ -197,18 +201,22 @@ def assert_settled(engine: Engine) -> None:
         assert adapter is None or adapter.key == state.key
 
 
-def assert_consistent(device: DeviceAdapterCache, host: HostAdapterCache) -> None:
+def assert_consistent(
+    device: DeviceAdapterCache, host: HostAdapterCache, sites: Sequence[LoRASite]
+) -> None:
     allocator = device.allocator
     pages = [page for key in allocator.resident for page in allocator.pages(key)]
     assert len(pages) == len(set(pages)) == allocator.num_pages - allocator.num_free
     assert allocator.num_references == 0
     assert allocator._idle_pages == len(pages)
-    assert host.used_bytes == sum(adapter.nbytes for adapter in host._adapters.values())
+    assert host.used_bytes == sum(adapter.host_bytes for adapter in host._adapters.values())
     for key in allocator.resident:
         adapter = host._adapters.get(adapter_id_of(key))
         if adapter is None:
             continue
-        for name, a in adapter.weights.a.items():
+        copy = RankPagePool(sites, adapter.num_pages, torch.float32, "cpu")
+        copy.write(range(adapter.num_pages), adapter.weights)
+        for name, a in copy.a.items():
             assert torch.equal(device.tensors.a[name][list(allocator.pages(key))], a), key
 
 

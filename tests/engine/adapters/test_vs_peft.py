@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.adapters.checkpoint.adapter import Adapter
 from multilora.base_model.config import BaseConfig
 from multilora.forward.decoder import Decoder, load_decoder
 from multilora.forward.kv_cache import KVCache
@@ -18,6 +18,7 @@ from multilora.lora.rank_pages import RankPagePool
 from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
+from support.engine.reading import read_adapter
 from support.tiny.adapters import ALL, ATTENTION, MLP, make_adapter
 from support.tiny.families import VOCAB, make_model, write_model
 

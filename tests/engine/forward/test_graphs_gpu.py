@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.adapters.checkpoint.adapter import Adapter
 from multilora.base_model.config import BaseConfig
 from multilora.forward.decoder import load_decoder
 from multilora.forward.graphs import Bucket, GraphLimits, PassGraphs, buckets
@@ -26,6 +26,7 @@ from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
 from multilora_api.sampling import SamplingParams
+from support.engine.reading import read_adapter
 from support.kernels.cases import DEVICE, INTERPRETED, needs_gpu
 from support.tiny.base import VOCAB, write_adapter, write_base
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from multilora.adapters.checkpoint.adapter import read_adapter
 from multilora.base_model.config import BaseConfig
 from multilora.forward import sampler
 from multilora.forward.decoder import load_decoder
@@ -23,6 +22,7 @@ from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
 from multilora_api.sampling import SamplingParams
+from support.engine.reading import read_adapter
 
 CPU = torch.device("cpu")
 BLOCK, BLOCKS = 8, 4  # of one sequence

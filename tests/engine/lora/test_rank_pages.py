@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.adapters.checkpoint.adapter import Adapter
 from multilora.base_model.config import BaseConfig
 from multilora.base_model.sites import modules
-from multilora.lora.rank_pages import PageTensors, RankPagePool, bytes_per_page
+from multilora.lora.rank_pages import RankPagePool, bytes_per_page
+from support.engine.reading import pages_of, read_adapter
 from support.tiny.adapters import ALL, make_adapter
 from support.tiny.families import make_model
 
@@ -32,9 +33,7 @@ def read(folder: Path, base: BaseConfig, dtype: torch.dtype = torch.float32) -> 
     return read_adapter(folder, "x", base.sites, dtype, max_rank=128)
 
 
-def deltas(
-    tensors: PageTensors | RankPagePool, pages: list[int], base: BaseConfig
-) -> dict[str, torch.Tensor]:
+def deltas(tensors: RankPagePool, pages: list[int], base: BaseConfig) -> dict[str, torch.Tensor]:
     """ΔW of every module from `pages`, by the definition of the layout."""
     found = {}
     for site in base.sites:
@@ -77,10 +76,10 @@ def test_pages_hold_pefts_delta_weights(
     expected = peft_deltas(make_adapter(tmp_path, **config), base)
     adapter = read(tmp_path, base)
     assert adapter.num_pages == math.ceil(adapter.rank / 16)
-    assert adapter.nbytes == adapter.weights.data.nbytes
+    weights = pages_of(adapter, base.sites, torch.float32)
+    assert adapter.nbytes == weights.data.nbytes
     updated = [key for key, delta in expected.items() if delta.any()]
     assert adapter.modules == tuple(n for n in ALL if any(key.endswith(n) for key in updated))
-    weights = adapter.weights
     found = deltas(weights, list(range(adapter.num_pages)), base)
     assert updated
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -104,14 +103,14 @@ def test_write_fills_the_given_pages_only(
     assert first.nbytes == 3 * bytes_per_page(base.sites, dtype)
     pool.write((5, 0, 2), first.weights)
     pool.write([3], second.weights)
-    own = deltas(first.weights, [0, 1, 2], base)
+    own = deltas(pages_of(first, base.sites, dtype), [0, 1, 2], base)
     assert all(torch.equal(v, own[k]) for k, v in deltas(pool, [5, 0, 2], base).items())
-    own = deltas(second.weights, [0], base)
+    own = deltas(pages_of(second, base.sites, dtype), [0], base)
     assert all(torch.equal(v, own[k]) for k, v in deltas(pool, [3], base).items())
     assert not any(delta.any() for delta in deltas(pool, [1, 4], base).values())
     pool.write((1, 4, 3), first.weights)  # what stood in page 3 is gone, zero tail included
     stored = deltas(pool, [1, 4, 3], base)
-    own = deltas(first.weights, [0, 1, 2], base)
+    own = deltas(pages_of(first, base.sites, dtype), [0, 1, 2], base)
     assert all(torch.equal(v, own[k]) for k, v in stored.items())
     with pytest.raises(ValueError, match="3 pages"):
         pool.write((0, 1), first.weights)
@@ -125,7 +124,7 @@ def test_views_start_where_the_gpu_kernels_need_them(base: BaseConfig) -> None:
 
 def test_tensor_names_of_other_writers_are_understood(tmp_path: Path, base: BaseConfig) -> None:
     make_adapter(tmp_path)
-    expected = read(tmp_path, base).weights.data
+    expected = pages_of(read(tmp_path, base), base.sites, torch.float32).data
     path = tmp_path / "adapter_model.safetensors"
     plain = load_file(path)
     renames = (
@@ -138,7 +137,8 @@ def test_tensor_names_of_other_writers_are_understood(tmp_path: Path, base: Base
     )
     for rename in renames:
         save_file({rename(name): tensor for name, tensor in plain.items()}, path)
-        assert torch.equal(read(tmp_path, base).weights.data, expected)
+        found = pages_of(read(tmp_path, base), base.sites, torch.float32).data
+        assert torch.equal(found, expected)
 
 
 def test_the_key_follows_the_content(tmp_path: Path, base: BaseConfig) -> None:

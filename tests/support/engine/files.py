@@ -24,7 +24,7 @@ def settle() -> None:
 
 def read(folder: Path) -> dict[str, str]:
     contents = read_settled(folder, (CONFIG, WEIGHTS))
-    return {name: content.decode() for name, content in contents.items()}
+    return {name: bytes(content.data).decode() for name, content in contents.items()}
 
 
 @contextmanager

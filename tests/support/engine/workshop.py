@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from multilora.adapters.checkpoint.adapter import Adapter, read_adapter
+from multilora.adapters.checkpoint.adapter import Adapter
 from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.naming.source import AdapterSource
 from multilora.base_model.config import BaseConfig
 from multilora.lora.rank_pages import RankPagePool
 from multilora.request import AdapterSet
 from multilora.scheduling.adapter_cache import CacheMiss
+from support.engine.reading import read_adapter
 from support.tiny.base import write_adapter
 
 
@@ -27,10 +28,10 @@ class Workshop:
         self.gate.set()
         self.num_reads = 0
         tensors = RankPagePool(self.base.sites, num_pages, torch.float32, "cpu")
-        self.page_bytes = tensors.nbytes // num_pages
+        self.host_bytes = (root / "a/adapter_model.safetensors").stat().st_size  # of an adapter
         self.wake = threading.Event()
         self.manager = AdapterManager(
-            self._read, tensors, host_adapters * self.page_bytes, self.wake.set
+            self._read, tensors, host_adapters * self.host_bytes, self.wake.set
         )
 
     def _read(self, source: AdapterSource) -> Adapter:
@@ -52,8 +53,7 @@ class Workshop:
             assert time.monotonic() < deadline
             self.wake.wait(0.1)
             self.wake.clear()
-            self.manager.poll_loads()
-            self.manager.copy(None)
+            self.manager.poll()
 
     def ask(self, name: str) -> AdapterSet | CacheMiss:
         """As the scheduler, in one pass."""

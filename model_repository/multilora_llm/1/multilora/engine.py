@@ -30,8 +30,6 @@ from multilora_text.renderer import TemplateRenderer
 _LOG = logging.getLogger(__name__)
 _IDLE_SECONDS = 1.0  # how long to sleep while all that waits needs an adapter that loads
 _LONGEST_SLEEP = 3600.0  # seconds; a queue takes no number that a client may think of
-_IDLE_COPIES = 8  # times as many bytes while nothing runs: requests may come any time
-_COPY_BYTES = {"cpu": 16 << 20, "cuda": 32 << 20}  # of adapters in a pass: 2 ms or less
 
 
 class Engine:
@@ -58,7 +56,6 @@ class Engine:
         self.limits = RequestLimits(
             self.max_input_tokens, self.max_total_tokens, self.base.vocab_size
         )
-        self._copy_bytes = _COPY_BYTES[self._parts.runner.device.type]
         adapters = self._parts.adapters
         self._metrics = EngineMetrics(
             config.adapter_metrics,
@@ -142,8 +139,7 @@ class Engine:
     def step(self) -> None:
         """Schedule, launch, postprocess the oldest pass in flight. Engine thread only."""
         parts = self._parts
-        parts.adapters.poll_loads()
-        parts.adapters.copy(self._copy_bytes * (1 if parts.scheduler.running else _IDLE_COPIES))
+        parts.adapters.poll()
         parts.admin.pending.tick()
         batch = parts.scheduler.schedule()
         self._stalled = not batch and not self._in_flight
@@ -208,8 +204,7 @@ class Engine:
         """Run every message; sleep first when there is nothing to compute. False: close."""
         parts = self._parts
         live = len(parts.scheduler)
-        idle = self._stalled or not (live or self._in_flight)
-        block = idle and not parts.adapters.device.is_copying
+        block = self._stalled or not (live or self._in_flight)
         timeout = None
         if block:
             self._metrics.describe(parts.scheduler.counts())

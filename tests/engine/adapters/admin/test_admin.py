@@ -72,7 +72,8 @@ def test_a_dropped_folder_is_served_and_unload_gives_everything_back(
     shown = entry(engine, "team/new")
     assert (shown["tier"], shown["origin"], shown["pages"]) == ("device", "directory", 2)
     freed = ask(engine, "unload", "team/new")
-    assert freed == {"id": "team/new", "freed_pages": 2, "freed_bytes": shown["bytes"]}
+    size = (tmp_path / "team/new/adapter_model.safetensors").stat().st_size
+    assert freed == {"id": "team/new", "freed_pages": 2, "freed_bytes": size}
     after = engine.metrics()
     for name in ("multilora_adapter_pages_used", "multilora_adapter_host_bytes_used"):
         assert after[name] == before[name]

@@ -1,12 +1,15 @@
 """AdapterManager: loading, replacing, unloading and the tiers, with real files and a real pool."""
 
+import threading
+from typing import Any
+
 import pytest
 import torch
 
-from multilora.adapters.checkpoint.adapter import read_adapter
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import AdapterSet
 from multilora.scheduling.adapter_cache import CacheMiss
+from support.engine.reading import pages_of, read_adapter
 from support.engine.workshop import MakeShop
 
 
@@ -43,29 +46,58 @@ def test_two_loads_at_once_share_the_reads_and_see_the_newest_files(make_shop: M
     assert shop.acquire("a") == AdapterSet.of(fresh.key)
 
 
-def test_copies_are_bounded_and_an_adapter_is_not_used_before_it_is_whole(
-    make_shop: MakeShop,
+def test_an_adapter_is_not_used_before_it_has_been_copied_in_whole(
+    make_shop: MakeShop, monkeypatch: pytest.MonkeyPatch
 ):
     shop = make_shop()
+    tensors, gate = shop.manager.device.tensors, threading.Event()
+    really_write = tensors.write
+
+    def write(*arguments: Any) -> None:
+        assert gate.wait(10)
+        really_write(*arguments)
+
+    monkeypatch.setattr(tensors, "write", write)
     shop.manager.register(shop.source("a"))
     assert shop.ask("a") is CacheMiss.LOADING
     while shop.manager.loading:
-        shop.wake.wait(1)
-        shop.manager.poll_loads()
-    assert shop.manager.device.is_copying
-    shop.manager.copy(1)  # one layer of two
+        shop.wake.wait(0.1)
+        shop.manager.poll()
     assert shop.manager.device.is_copying
     assert shop.ask("a") is CacheMiss.LOADING
     assert shop.manager.tier(shop.manager.states["a"]) == "host"
-    shop.manager.copy(1)
+    gate.set()
+    shop.settle()
     key = shop.ask("a")
     assert isinstance(key, AdapterSet)
-    pages = shop.manager.pages(key)
-    expected = read_adapter(shop.root / "a", "a", shop.base.sites, torch.float32, 64).weights
-    tensors = shop.manager.device.tensors
+    pages = list(shop.manager.pages(key))
+    adapter = read_adapter(shop.root / "a", "a", shop.base.sites, torch.float32, 64)
+    expected = pages_of(adapter, shop.base.sites, torch.float32)
     for name in expected.a:
-        assert torch.equal(tensors.a[name][list(pages)], expected.a[name])
-        assert torch.equal(tensors.b[name][list(pages)], expected.b[name])
+        assert torch.equal(tensors.a[name][pages], expected.a[name])
+        assert torch.equal(tensors.b[name][pages], expected.b[name])
+
+
+def test_what_is_unloaded_while_it_is_copied_keeps_its_pages_until_that_ends(
+    make_shop: MakeShop, monkeypatch: pytest.MonkeyPatch
+):
+    shop = make_shop(num_pages=1)
+    tensors, gate = shop.manager.device.tensors, threading.Event()
+    really_write = tensors.write
+    monkeypatch.setattr(tensors, "write", lambda *it: gate.wait(10) and really_write(*it))
+    shop.manager.register(shop.source("a"))
+    shop.ask("a")
+    while shop.manager.loading:
+        shop.wake.wait(0.1)
+        shop.manager.poll()
+    answers: list[RequestError | None] = []
+    assert shop.manager.unload("a") > 0
+    shop.manager.when_unloaded("a", answers.append)
+    assert not answers and shop.manager.device.allocator.num_free == 0
+    gate.set()
+    shop.settle()
+    assert answers == [None] and shop.manager.device.allocator.num_free == 1
+    assert isinstance(shop.acquire("b"), AdapterSet)
 
 
 def test_a_full_pool_refuses_until_a_reference_is_given_back(make_shop: MakeShop):
@@ -153,7 +185,7 @@ def test_withdraw_frees_the_host_at_once_and_pages_with_the_last_reference(
     shop = make_shop()
     key = shop.acquire("a")
     gone: list[RequestError | None] = []
-    assert shop.manager.unload("a") == shop.page_bytes
+    assert shop.manager.unload("a") == shop.host_bytes
     shop.manager.when_unloaded("a", gone.append)
     assert shop.manager.host.used_bytes == 0
     assert (shop.manager.device.num_pages("a"), gone) == (1, [])
@@ -194,7 +226,7 @@ def test_the_host_tier_drops_the_least_recently_used_and_reads_it_again(
     shop = make_shop(num_pages=1, host_adapters=2)
     for name in "abc":
         shop.manager.release(shop.acquire(name))
-    assert shop.manager.host.used_bytes == 2 * shop.page_bytes
+    assert shop.manager.host.used_bytes == 2 * shop.host_bytes
     assert "a" not in shop.manager.host and "b" in shop.manager.host
     assert shop.manager.tier(shop.manager.states["a"]) == "disk"
     assert shop.manager.tier(shop.manager.states["b"]) == "host"

@@ -184,7 +184,7 @@ def test_command_line_errors(
     (kit / "peers_api.py").touch()
     for arguments, message in (
         (["--device", "cpu"], "needs --tiny"),
-        (["--only", "lora,none"], "sections are memory, engine, attention, lora"),
+        (["--only", "lora,none"], "sections are memory, loads, engine, attention, lora"),
         (["--peers", str(tmp_path)], "has no peers_api.py"),
         (["--peers", str(kit)], "GPU_PEERS must name a folder"),
     ):
@@ -219,6 +219,8 @@ def test_everything_runs_in_the_interpreter(run: tuple[str, Path]) -> None:
         assert all(not row.get("problems") for row in section["rows"])
     assert [row["bytes"] / row["true_bytes"] for row in sections["memory"]["rows"]] == [1.0, 1.0]
     assert [row["base_bytes_more"] for row in sections["memory"]["rows"]] == [0, 0]
+    loads = [row["what"] for row in sections["loads"]["rows"]]
+    assert "copied and packed" in loads and loads[-1] == "2 cold adapters at once"
     engine = [(row["what"], row["batch"], row["adapters"]) for row in sections["engine"]["rows"]]
     kinds = ("decode", "prefill", "mixed")
     assert engine == [(what, 2, count) for what in kinds for count in (0, 2)]

@@ -2,21 +2,27 @@
 
 Laws: a pickle is never opened. What `read_settled` returns stood in the folder together: the stamps
 before and after the reading agree, and the last write was a while ago, so that a folder into which
-somebody is still copying is waited for instead of being served half.
+somebody is still copying is waited for instead of being served half. Weights are read and hashed in
+pieces, by as many threads as leave the engine its processors.
 """
 
 import contextlib
 import errno
+import functools
+import hashlib
+import mmap
 import os
 import re
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from multilora.adapters.background_thread import yield_processor
 from multilora.errors import ErrorCode, RequestError, invalid
 from multilora_text.checkpoint_text import MODEL_CONFIG, TEXT_FILES
 
@@ -41,6 +47,11 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _QUIET_SECONDS = 0.05
 _ATTEMPTS = 8
 _PAUSE_SECONDS = 0.1
+_PIECE_BYTES = 4 << 20
+_MOST_READERS = 8
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 class FileStamp(NamedTuple):
@@ -58,6 +69,14 @@ class FileStamp(NamedTuple):
         return FileStamp(
             name, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
         )
+
+
+class FileBytes(NamedTuple):
+    """What was read of a file. `digest` tells contents apart: their SHA-256, or of weights that of
+    the SHA-256s of their pieces."""
+
+    data: bytes | memoryview
+    digest: bytes
 
 
 def path_of(name: str) -> str:
@@ -105,8 +124,10 @@ def needed_files(folder: Path | str) -> list[str]:
 
 
 def read_settled(
-    folder: Path, names: Sequence[str], limits: Mapping[str, int] = MappingProxyType({})
-) -> dict[str, bytes]:
+    folder: Path,
+    names: Sequence[str],
+    limits: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, FileBytes]:
     """The bytes of those files of `names` that are in `folder`, all of one moment.
 
     `limits` in bytes, by name. RequestError: INVALID_ARG for a file that is not regular, may not be
@@ -119,7 +140,7 @@ def read_settled(
             if stamp.size > limits.get(stamp.name, stamp.size):
                 raise too_large(stamp.name, limits[stamp.name])
         time.sleep(_seconds_until_quiet(before))
-        contents = {stamp.name: read_start(folder / stamp.name, stamp.size) for stamp in before}
+        contents = {stamp.name: _read(folder / stamp.name, stamp.size) for stamp in before}
         if stamps(folder, names) == before:
             return {name: content for name, content in contents.items() if content is not None}
     raise RequestError(
@@ -180,18 +201,84 @@ def read_start(path: Path, size: int) -> bytes | None:
 
     Opening without blocking keeps a fifo that has taken the file's place from holding the thread.
     """
+    with _opened(path, size) as descriptor:
+        if descriptor is None:
+            return None
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(size)
+
+
+def in_parallel(work: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> list[ResultT]:
+    """What `work`, which holds the interpreter only for moments, returns for each item."""
+    return list(_readers().map(work, items))
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    most = min(_MOST_READERS, max(1, processors // 2))
+    return ThreadPoolExecutor(most, "adapter-reader", yield_processor)
+
+
+def _read(path: Path, size: int) -> FileBytes | None:
+    """As read_start."""
+    if not weight_files([path.name]):
+        content = read_start(path, size)
+        return content if content is None else FileBytes(content, hashlib.sha256(content).digest())
+    with _opened(path, size) as descriptor:
+        if descriptor is None:
+            return None
+        data = _memory(size)
+
+        def piece(at: int) -> tuple[int, bytes]:
+            return _piece(descriptor, data[at : at + _PIECE_BYTES], at)
+
+        read = in_parallel(piece, range(0, size, _PIECE_BYTES))
+    digest = hashlib.sha256(b"".join(each for _, each in read)).digest()
+    return FileBytes(data[: sum(count for count, _ in read)], digest)
+
+
+def _memory(size: int) -> memoryview:
+    """Private memory, which the threads that fill it take from the system; MemoryError."""
+    if size < _PIECE_BYTES:  # a process may have tens of thousands of mappings, not more
+        return memoryview(bytearray(size))
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read(size) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
-    except FileNotFoundError:
-        return None
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):
+        raise MemoryError from None
+    with contextlib.suppress(OSError, AttributeError):  # where the system has huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
+
+
+def _piece(descriptor: int, target: memoryview, offset: int) -> tuple[int, bytes]:
+    """Fill `target` from the file → how many bytes there were, and their SHA-256."""
+    count = 0
+    while more := os.preadv(descriptor, [target[count:]], offset + count):
+        count += more
+        if count == len(target):
+            break
+    return count, hashlib.sha256(target[:count]).digest()
+
+
+@contextlib.contextmanager
+def _opened(path: Path, size: int) -> Iterator[int | None]:
+    """A descriptor of a regular file, of which `size` bytes are read, or None: there is none."""
+    descriptor = None
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        regular = descriptor is not None and stat.S_ISREG(os.fstat(descriptor).st_mode)
+        yield descriptor if regular else None
     except OSError as error:
         raise _unreadable(path, error) from None
     except MemoryError:
         raise invalid(
             f"{path} has {size} bytes, more than there is memory for; make it smaller"
         ) from None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _unreadable(path: Path, error: OSError) -> RequestError:

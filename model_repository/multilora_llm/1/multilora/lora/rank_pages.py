@@ -1,32 +1,36 @@
-"""Rank pages: how the weights of adapters lie in memory, and the device pool made of them.
+"""Rank pages: how the weights of adapters lie in the device pool, and how they come there.
 
 A page holds the same PAGE_RANK ranks of every site (see LoRASite). For a site s:
 
     a[s]  [pages, slices, PAGE_RANK, in_features]   rank rows of A
     b[s]  [pages, PAGE_RANK, out_features]          rank rows of scaling · Bᵀ, slices in a row
 
-so that y += Σ over ranks (x · a) b. What an adapter lacks is zeros. Adapters in host memory and the
-device pool share this layout; a layer of an adapter is one contiguous run, so that it travels in
-one copy.
+so that y += Σ over ranks (x · a) b. What an adapter lacks is zeros. Host memory holds an adapter as
+its files do, with a plan that says where each factor belongs: it travels in pieces, each one copy,
+and is turned, scaled and padded on the device, on a GPU beside the passes.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Self
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from multilora.base_model.sites import LoRASite
+from multilora_kernels.pack import COLUMNS, pack
 from multilora_kernels.segments import PAGE_RANK
 
-Views = dict[str, torch.Tensor]  # by the name of the site
+PIECE_BYTES = 4 << 20  # of the larger of what is read and written, about
+SOURCE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # that packing takes
+_SLOTS = 4  # pieces on their way to a GPU
+Pair = tuple[torch.Tensor, torch.Tensor, float]  # A, B and scaling of a module
 
 
 def bytes_per_page(sites: Iterable[LoRASite], dtype: torch.dtype) -> int:
-    return _numbers(sites) * dtype.itemsize
+    return PAGE_RANK * sum(site.numbers_per_rank for site in sites) * dtype.itemsize
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
@@ -37,70 +41,180 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
     return torch.from_numpy(untouched).view(dtype).view(shape)
 
 
-@dataclass(frozen=True, eq=False)
-class PageTensors:
-    """Some pages of all sites. `layers` and the views `a` and `b` lie in `data`."""
+class Piece(NamedTuple):
+    """Parts that travel together: bytes `start` to `end` of an adapter, all of one dtype."""
 
-    data: torch.Tensor  # flat
-    layers: tuple[torch.Tensor, ...]  # the run of each layer, flat
-    a: Mapping[str, torch.Tensor]
-    b: Mapping[str, torch.Tensor]
+    parts: slice  # rows of the plan
+    start: int
+    end: int
+    dtype: torch.dtype
+    cost: int  # bytes read or written, whatever is more
+    widest: int  # width of a part
+    scaling: float  # the largest
 
-    @classmethod
-    def zeros(
-        cls,
+
+class PackPlan:
+    """Where the factors of an adapter stand in its bytes, and where they go in its pages.
+
+    Adapters of one training share a plan. `parts` int64 [parts, COLUMNS] as pack takes them, but
+    for targets, which count from where `places` begin: a and b of each site in turn.
+    """
+
+    def __init__(
+        self,
+        factors: Mapping[str, Pair],
+        data: torch.Tensor,
         sites: Sequence[LoRASite],
-        num_pages: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> Self:
-        data = zeros((num_pages * _numbers(sites),), dtype, device)
-        by_layer = sites_by_layer(sites)
-        layers = data.split([num_pages * _numbers(layer) for layer in by_layer])
-        a: Views = {}
-        b: Views = {}
-        for run, layer in zip(layers, by_layer, strict=True):
-            views = split_layer(run, layer, num_pages)
-            a |= views[0]
-            b |= views[1]
-        return cls(data, layers, a, b)
+    ) -> None:
+        """`factors` by module path; they are views of `data` (see is_tidy)."""
+        rank = max(len(a) for a, _, _ in factors.values())
+        self.num_pages = -(-rank // PAGE_RANK)
+        found = sorted(_parts(factors, data.data_ptr(), sites), key=lambda part: part.start)
+        self.pieces = _pieces(found, self.num_pages)
+        self.places = np.array([part.place for part in found])
+        self.parts = np.array([part.row for part in found], dtype=np.int64)
+        for piece in self.pieces:
+            starts = np.array([part.start - piece.start for part in found[piece.parts]])
+            self.parts[piece.parts, 0] = np.maximum(starts, 0) // piece.dtype.itemsize
 
 
-def sites_by_layer(sites: Iterable[LoRASite]) -> list[list[LoRASite]]:
-    return [list(group) for _, group in groupby(sites, key=lambda site: site.layer)]
+class _Part(NamedTuple):
+    start: int  # in bytes; -1: the adapter lacks it
+    nbytes: int
+    dtype: torch.dtype | None
+    place: int
+    scaling: float
+    row: tuple[int, ...]  # without the offset
 
 
-def split_layer(
-    run: torch.Tensor, sites: Sequence[LoRASite], num_pages: int
-) -> tuple[Views, Views]:
-    """The a and b of each site in one layer's run of numbers, as views."""
-    a: Views = {}
-    b: Views = {}
-    parts = _parts(run, sites, num_pages)
-    for site in sites:
-        a[site.name] = next(parts).view(num_pages, len(site.slices), PAGE_RANK, site.in_features)
-        b[site.name] = next(parts).view(num_pages, PAGE_RANK, site.out_features)
-    return a, b
+def _parts(
+    factors: Mapping[str, Pair],
+    origin: int,
+    sites: Sequence[LoRASite],
+) -> Iterable[_Part]:
+    for index, site in enumerate(sites):
+        inputs, outputs = site.in_features, site.out_features
+        column = 0
+        for slot, module in enumerate(site.slices):
+            a, b, scaling = factors.get(module.module, (None, None, 1.0))
+            target, stride = slot * PAGE_RANK * inputs, len(site.slices) * PAGE_RANK * inputs
+            place = (target, stride, inputs)
+            yield _part(a, origin, 2 * index, (inputs, len(a) if a is not None else 0, 0), place, 1)
+            width, rank = module.out_features, b.shape[1] if b is not None else 0
+            place = (column, PAGE_RANK * outputs, outputs)
+            yield _part(b, origin, 2 * index + 1, (width, rank, 1), place, scaling)
+            column += width
 
 
-def _parts(run: torch.Tensor, sites: Sequence[LoRASite], pages: int) -> Iterator[torch.Tensor]:
-    sizes: list[int] = []
-    for site in sites:
-        sizes.append(pages * PAGE_RANK * len(site.slices) * site.in_features)
-        sizes.append(pages * PAGE_RANK * site.out_features)
-    return iter(run.split(sizes))
+def _part(
+    factor: torch.Tensor | None,
+    origin: int,
+    place: int,
+    shape: tuple[int, int, int],
+    target: tuple[int, int, int],
+    scaling: float,
+) -> _Part:
+    row = (0, *shape, *target, int(np.float32(scaling).view(np.int32)))
+    if factor is None:
+        return _Part(-1, 0, None, place, 0.0, row)
+    return _Part(factor.data_ptr() - origin, factor.nbytes, factor.dtype, place, scaling, row)
 
 
-def _numbers(sites: Iterable[LoRASite]) -> int:
-    """How many numbers one page of these sites holds."""
-    return PAGE_RANK * sum(site.numbers_per_rank for site in sites)
+def _pieces(parts: Sequence[_Part], num_pages: int) -> tuple[Piece, ...]:
+    """Runs of parts that are one run of bytes: a new one begins behind a gap, too."""
+    pieces: list[Piece] = []
+    for index, part in enumerate(parts):
+        last = pieces[-1] if pieces else None
+        cost = max(part.nbytes, num_pages * PAGE_RANK * part.row[1] * 2)
+        start, dtype = max(part.start, 0), part.dtype or torch.float32
+        widest, scaling = part.row[1], abs(part.scaling)
+        follows = last and part.start in (last.end, -1) and dtype == last.dtype
+        if last and follows and last.cost + cost <= PIECE_BYTES:
+            cost, first, start = last.cost + cost, last.parts.start, last.start
+            widest, scaling = max(last.widest, widest), max(last.scaling, scaling)
+            pieces.pop()
+        else:
+            first = index
+        end = max(part.start, 0) + part.nbytes
+        pieces.append(Piece(slice(first, index + 1), start, end, dtype, cost, widest, scaling))
+    return tuple(pieces)
+
+
+def is_tidy(factors: Mapping[str, Pair], data: torch.Tensor, start: int) -> bool:
+    """Whether `data` holds these factors and nothing else behind `start`, as packing takes them."""
+    halves = [half for a, b, _ in factors.values() for half in (a, b)]
+    return sum(half.nbytes for half in halves) == len(data) - start and all(
+        half.dtype in SOURCE_DTYPES and 0 <= half.data_ptr() - data.data_ptr() < len(data)
+        for half in halves
+    )
+
+
+def tidied(factors: Mapping[str, Pair]) -> tuple[torch.Tensor, dict[str, Pair]]:
+    """A copy of the factors and nothing else, and its views."""
+    halves = [half for a, b, _ in factors.values() for half in (a, b)]
+    narrow = [half if half.dtype in SOURCE_DTYPES else half.float() for half in halves]
+    data = torch.empty(sum(half.nbytes for half in narrow), dtype=torch.uint8)
+    moved: dict[int, torch.Tensor] = {}
+    end = 0
+    # The wide ones first, so that each is aligned.
+    for index in sorted(range(len(narrow)), key=lambda index: -narrow[index].itemsize):
+        half = narrow[index]
+        start, end = end, end + half.nbytes
+        moved[index] = data[start:end].view(half.dtype).view(half.shape).copy_(half)
+    scalings = [scaling for _, _, scaling in factors.values()]
+    return data, {
+        name: (moved[2 * index], moved[2 * index + 1], scalings[index])
+        for index, name in enumerate(factors)
+    }
+
+
+class HostWeights(NamedTuple):
+    """An adapter in host memory: `data` uint8, flat, and where its factors stand there."""
+
+    data: torch.Tensor
+    plan: PackPlan
+
+    def numbers(self, piece: Piece) -> torch.Tensor:
+        return self.data[piece.start : piece.end].view(piece.dtype)
+
+
+class _Lane:
+    """The way to a GPU beside the passes: a stream, and page-locked memory for a few pieces."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self._here = torch.empty(_SLOTS, PIECE_BYTES, dtype=torch.uint8, pin_memory=True)
+        self._there = torch.empty(_SLOTS, PIECE_BYTES, dtype=torch.uint8, device=device)
+        self._sent = [torch.cuda.Event() for _ in range(_SLOTS)]
+        self._next = 0
+        self._context = torch.cuda.stream(self.stream)
+
+    def __enter__(self) -> None:
+        self._context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """Wait until all that was sent has been packed."""
+        self._context.__exit__(*error)
+        self.stream.synchronize()
+
+    def send(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The numbers on the device, until _SLOTS more pieces have been sent."""
+        size = numbers.nbytes
+        if size > PIECE_BYTES:  # a single part
+            return numbers.to(self.stream.device)
+        slot, self._next = self._next, (self._next + 1) % _SLOTS
+        self._sent[slot].synchronize()
+        here, there = (at[slot, :size].view(numbers.dtype) for at in (self._here, self._there))
+        there.copy_(here.copy_(numbers), non_blocking=True)
+        self._sent[slot].record(self.stream)
+        return there
 
 
 class RankPagePool:
     """The device pool: `num_pages` pages of `dtype` on `device`, zeros at first.
 
     Which adapter owns which page is RankPageAllocator's business; pages without an owner hold stale
-    numbers and are never referenced. `a` and `b` are what the kernels take.
+    numbers and are never referenced. `a` and `b`, views of `data`, are what the kernels take.
     """
 
     def __init__(
@@ -110,39 +224,68 @@ class RankPagePool:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        pool = PageTensors.zeros(sites, num_pages, dtype, device)
-        self.a = pool.a
-        self.b = pool.b
+        sizes: list[int] = []
+        for site in sites:
+            sizes.append(num_pages * PAGE_RANK * len(site.slices) * site.in_features)
+            sizes.append(num_pages * PAGE_RANK * site.out_features)
+        self.data = zeros((sum(sizes),), dtype, device)
+        self.a: dict[str, torch.Tensor] = {}
+        self.b: dict[str, torch.Tensor] = {}
+        runs = iter(self.data.split(sizes))
+        for site in sites:
+            shape = (num_pages, len(site.slices), PAGE_RANK, site.in_features)
+            self.a[site.name] = next(runs).view(shape)
+            self.b[site.name] = next(runs).view(num_pages, PAGE_RANK, site.out_features)
         self.num_pages = num_pages
-        self.num_layers = len(pool.layers)
-        self.nbytes = num_pages * bytes_per_page(sites, dtype)
-        self._layers = sites_by_layer(sites)
-        self._device = pool.data.device
+        self.nbytes = self.data.nbytes
+        self._starts = np.cumsum([0, *sizes[:-1]])
+        self._tables: WeakKeyDictionary[PackPlan, torch.Tensor] = WeakKeyDictionary()
+        self._lane = _Lane(self.data.device) if self.data.is_cuda else None
+        if self._lane:
+            self._compile()
 
-    def write(self, pages: Sequence[int], source: PageTensors) -> None:
-        """Copy page i of `source` into pool page `pages[i]`."""
-        for layer in range(self.num_layers):
-            self.write_layer(layer, pages, source)
+    def launched(self) -> torch.cuda.Event | None:
+        """The passes up to now, which may read pages that `write` is to fill."""
+        if not self._lane:
+            return None
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.data.device))
+        return event
 
-    def write_layer(self, layer: int, pages: Sequence[int], source: PageTensors) -> int:
-        """One layer of `write` → its bytes; the device needs room for them once more meanwhile.
+    def write(
+        self,
+        pages: Sequence[int],
+        source: HostWeights,
+        passes: torch.cuda.Event | None = None,
+    ) -> None:
+        """Fill the pages with an adapter, page i with its i-th ranks, after `passes`.
 
-        ValueError when the number of pages differs.
+        It has come to its end when this returns. One thread at a time. ValueError when the number
+        of pages differs.
         """
-        run, sites = source.layers[layer], self._layers[layer]
-        num_pages, rest = divmod(run.numel(), _numbers(sites))
-        if num_pages != len(pages) or rest:
-            raise ValueError(f"the weights have {num_pages} pages, got {len(pages)}")
-        a, b = split_layer(run.to(self._device), sites, len(pages))
-        for name in a:
-            _copy_pages(self.a[name], pages, a[name])
-            _copy_pages(self.b[name], pages, b[name])
-        return run.nbytes
+        plan = source.plan
+        if len(pages) != plan.num_pages:
+            raise ValueError(f"the weights have {plan.num_pages} pages, got {len(pages)}")
+        with self._lane or nullcontext():
+            for index, piece in enumerate(plan.pieces):
+                numbers = source.numbers(piece)
+                if self._lane:
+                    numbers = self._lane.send(numbers)
+                    if passes and not index:
+                        self._lane.stream.wait_event(passes)
+                parts = self._table(plan)[piece.parts]
+                pack(numbers, self.data, parts, piece.widest, pages)
 
+    def _table(self, plan: PackPlan) -> torch.Tensor:
+        """The plan's parts for this pool, on its device."""
+        if (found := self._tables.get(plan)) is None:
+            parts = plan.parts.copy()
+            parts[:, 4] += self._starts[plan.places]
+            found = self._tables[plan] = torch.from_numpy(parts).to(self.data.device)
+        return found
 
-def _copy_pages(pool: torch.Tensor, pages: Sequence[int], source: torch.Tensor) -> None:
-    first = pages[0]
-    if tuple(pages) == tuple(range(first, first + len(pages))):  # one copy, without an index
-        pool[first : first + len(pages)].copy_(source)
-    else:
-        pool.index_copy_(0, torch.tensor(pages, device=pool.device), source)
+    def _compile(self) -> None:
+        """The kernels, for what files may hold: a launch over a part without columns."""
+        nothing = torch.zeros(1, COLUMNS, dtype=torch.int64, device=self.data.device)
+        for dtype in SOURCE_DTYPES:
+            pack(torch.zeros(16, dtype=dtype, device=self.data.device), self.data, nothing, 1, [0])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from multilora.adapters.admin.admin import AdapterAdmin
-from multilora.adapters.checkpoint.adapter import Adapter, AdapterChecks, read_adapter
+from multilora.adapters.checkpoint.adapter import Adapter, AdapterChecks, AdapterReader
 from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.merging.merger import AdapterMerger
 from multilora.adapters.naming.catalog import AdapterCatalog
@@ -128,10 +128,10 @@ class AdapterParts:
             self.manager.pin(source, True)
             self.manager.load(source, loaded)
         while self.manager.loading and not failures:
-            self.manager.poll_loads(wait=True)
+            self.manager.poll(wait=True)
         if failures:
             raise StartupError(failures[0].message)
-        self.manager.copy(None)
+        self.manager.finish_copies()
 
 
 def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> EngineParts:
@@ -356,6 +356,7 @@ def _adapter_reader(
 ) -> Callable[[AdapterSource], Adapter]:
     """What a loader thread does with a source."""
     limits = _limits(config)
+    reader = AdapterReader(base.sites, dtype, config.max_lora_rank, tokenizer, model_folder)
 
     def read(source: AdapterSource) -> Adapter:
         if folders and source.origin is Origin.DIRECTORY and not folders.find(source.adapter_id):
@@ -366,15 +367,7 @@ def _adapter_reader(
             raise RequestError(ErrorCode.NOT_FOUND, message)
         with about_adapter(source.adapter_id):
             folder = adapter_folder(source, limits)
-            adapter = read_adapter(
-                folder,
-                source.adapter_id,
-                base.sites,
-                dtype,
-                config.max_lora_rank,
-                tokenizer,
-                model_folder,
-            )
+            adapter = reader.read(folder, source.adapter_id)
             _check_templates(adapter, renderer)
             return adapter
 

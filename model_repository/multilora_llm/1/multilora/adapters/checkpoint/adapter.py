@@ -1,28 +1,32 @@
-"""A PEFT LoRA checkpoint, read, checked and packed into rank pages (see rank_pages).
+"""A PEFT LoRA checkpoint, read, checked, and planned into rank pages (see rank_pages).
 
-Law: an Adapter fits the base model, is finite in the pool's dtype and carries its scaling in b;
-whatever cannot be served exactly is refused, never approximated.
+Law: an Adapter fits the base model and is finite in the pool's dtype once scaled; whatever cannot
+be served exactly is refused, never approximated. What adapters of one training share is worked out
+once: the interpreter, which they share with the engine, is busy with a load for a moment only.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_safetensors
 
 from multilora.adapters.checkpoint.peft_config import parse_config
 from multilora.adapters.checkpoint.peft_tensors import (
+    POINTER_BYTES,
     Factors,
+    add_shard,
+    as_tensor,
     check_finite,
-    is_finite,
+    head_of,
+    largest,
     lora_factors,
+    parse,
+    shapes_of,
     without_copies,
 )
 from multilora.adapters.checkpoint.text import NO_TEXT, TEXT_LIMITS, AdapterText, adapter_text
@@ -32,6 +36,8 @@ from multilora.adapters.files import (
     PICKLE_FILE,
     PICKLE_REFUSAL,
     WEIGHTS_FILE,
+    FileBytes,
+    in_parallel,
     missing_weights,
     needed_files,
     read_settled,
@@ -41,20 +47,14 @@ from multilora.adapters.files import (
 )
 from multilora.base_model.sites import LoRASite, short_names
 from multilora.errors import ErrorCode, RequestError, invalid, lfs_problem
-from multilora.lora.rank_pages import PageTensors, bytes_per_page
-from multilora_kernels.segments import PAGE_RANK
+from multilora.lora.rank_pages import HostWeights, PackPlan, bytes_per_page, is_tidy, tidied
 from multilora_text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
+_Files = Mapping[str, FileBytes]
 _SHOWN = 4  # names in a line of the log
-_MOST_REMEMBERED, _MOST_FORMS = 200_000, 1000
-_MOST_BYTES, _POINTER_BYTES = 8 << 20, 64
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+_MOST_REMEMBERED, _MOST_FORMS, _MOST_PLANS = 200_000, 1000, 64
+_MOST_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class AdapterFacts:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One version of one adapter in host memory, ready to be copied into any pool pages.
+    """One version of one adapter in host memory, ready to be packed into any pool pages.
 
     `rank` is the largest of its modules, `num_pages` = ceil(rank / PAGE_RANK), `nbytes` what it
     takes in the pool, `modules` the modules it updates ("q_proj", …) in model order.
@@ -82,8 +82,13 @@ class Adapter:
     num_pages: int
     nbytes: int
     modules: tuple[str, ...]
-    weights: PageTensors
+    weights: HostWeights
     text: AdapterText = NO_TEXT
+
+    @property
+    def host_bytes(self) -> int:
+        """What it takes in host memory."""
+        return self.weights.data.nbytes
 
     @property
     def facts(self) -> AdapterFacts:
@@ -115,65 +120,114 @@ def read_checkpoint(
     tokenizer: Tokenizer | None = None,
     base_folder: Path | None = None,
 ) -> Checkpoint:
-    """The checked and finite factors of the adapter in `folder`; text and errors as in
-    `read_adapter`."""
+    """The checked and finite factors of the adapter in `folder`; text and errors as AdapterReader
+    reads them."""
     files = _snapshot(folder, OPTIONAL_FILES if tokenizer else ())
-    changes, factors, _ = _contents(files, sites, max_rank, base_folder)
-    check_finite(changes)
+    contents = _contents(files, sites, max_rank, base_folder)
+    check_finite(contents.changes)
     text = adapter_text(files, tokenizer) if tokenizer else NO_TEXT
-    return Checkpoint(_digest(files), factors, tuple(sorted(text.end_token_ids)))
+    return Checkpoint(_digest(files), contents.factors, tuple(sorted(text.end_token_ids)))
 
 
-def read_adapter(
-    folder: Path,
-    adapter_id: str,
-    sites: Sequence[LoRASite],
-    dtype: torch.dtype,
-    max_rank: int,
-    tokenizer: Tokenizer | None = None,
-    base_folder: Path | None = None,
-) -> Adapter:
-    """Read the PEFT (0.5 to 0.21) adapter in `folder` → Adapter with pages of `dtype`.
+class _Form(NamedTuple):
+    """What adapters of one training share: all but their numbers."""
 
-    Weights and text are of one moment. Without the base model's `tokenizer` the text is not read,
-    and without its folder copies of its weights are refused.
-    RequestError(INVALID_ARG) with reason and remedy when the adapter cannot be served exactly; the
-    caller adds which adapter that is (see about_adapter).
+    plan: PackPlan
+    rank: int
+    modules: tuple[str, ...]
+    unchanged: list[str]  # see _Contents
+
+
+class AdapterReader:
+    """Reads PEFT (0.5 to 0.21) adapters for a pool of `dtype`. Any thread.
+
+    Without the base model's `tokenizer` their text is not read, and without its folder copies of
+    its weights are refused.
     """
-    if not folder.is_dir():
-        raise invalid(f"folder {folder} does not exist; check the adapter's path")
-    files = _snapshot(folder, OPTIONAL_FILES if tokenizer else ())
-    with ThreadPoolExecutor(max_workers=1) as beside:  # a third of the work, without the GIL
-        digest = beside.submit(_digest, files)
-        changes, factors, unchanged = _contents(files, sites, max_rank, base_folder)
-        rank = max(pair.rank for pair in factors.values())
-        num_pages = -(-rank // PAGE_RANK)
-        pages = _pack(factors, sites, num_pages, dtype)
-        if not is_finite(pages.data):
-            check_finite(changes)
+
+    def __init__(
+        self,
+        sites: Sequence[LoRASite],
+        dtype: torch.dtype,
+        max_rank: int,
+        tokenizer: Tokenizer | None = None,
+        base_folder: Path | None = None,
+    ) -> None:
+        self._sites = sites
+        self._dtype = dtype
+        self._max_rank = max_rank
+        self._tokenizer = tokenizer
+        self._base_folder = base_folder
+        self._forms: dict[tuple[bytes, bytes, int], _Form] = {}  # by config, head, size
+
+    def read(self, folder: Path, adapter_id: str) -> Adapter:
+        """The adapter in `folder`; weights and text are of one moment.
+
+        RequestError(INVALID_ARG) with reason and remedy when the adapter cannot be served exactly;
+        the caller adds which adapter that is (see about_adapter).
+        """
+        if not folder.is_dir():
+            raise invalid(f"folder {folder} does not exist; check the adapter's path")
+        files = _snapshot(folder, OPTIONAL_FILES if self._tokenizer else ())
+        form, data = self._form(files)
+        weights = HostWeights(data, form.plan)
+        if not _fits(weights, self._dtype):
+            self._check_values(files)
+        if form.unchanged:
+            unchanged = _listed(form.unchanged)
+            _LOG.info("adapter %r leaves as in the base model: %s", adapter_id, unchanged)
+        text = adapter_text(files, self._tokenizer) if self._tokenizer else NO_TEXT
+        if text.warning:
+            _LOG.warning("adapter %r: %s", adapter_id, text.warning)
+        return Adapter(
+            adapter_id=adapter_id,
+            digest=_digest(files),
+            rank=form.rank,
+            num_pages=form.plan.num_pages,
+            nbytes=form.plan.num_pages * bytes_per_page(self._sites, self._dtype),
+            modules=form.modules,
+            weights=weights,
+            text=text,
+        )
+
+    def _form(self, files: _Files) -> tuple[_Form, torch.Tensor]:
+        """With the bytes that the plan is for."""
+        names = weight_files(files)
+        content = files[names[0]].data
+        key = files[CONFIG_FILE].digest, bytes(head_of(content))
+        if len(names) == 1 and (form := self._forms.get((*key, len(content)))):
+            return form, as_tensor(content)
+        contents = _contents(files, self._sites, self._max_rank, self._base_folder)
+        data, factors = as_tensor(content), contents.factors
+        tidy = len(names) == 1 and is_tidy(factors, data, len(head_of(content)))
+        if not tidy:
+            data, factors = tidied(factors)
+        touched = {module.rpartition(".")[2] for module in factors}
+        form = _Form(
+            PackPlan(factors, data, self._sites),
+            max(pair.rank for pair in contents.factors.values()),
+            tuple(name for name in short_names(self._sites) if name in touched),
+            contents.unchanged,
+        )
+        if tidy:
+            _limit(self._forms, _MOST_PLANS)
+            self._forms[*key, len(content)] = form
+        return form, data
+
+    def _check_values(self, files: _Files) -> None:
+        """RequestError when a value is not finite, or will not be in the pool."""
+        contents = _contents(files, self._sites, self._max_rank, self._base_folder)
+        check_finite(contents.changes)
+        sizes = [(largest(a.float()), 1.0) for a, _, _ in contents.factors.values()]
+        sizes += [(largest(b.float()), scaling) for _, b, scaling in contents.factors.values()]
+        if not _are_finite(sizes, self._dtype):
             raise invalid(
-                f"the weights hold values beyond the range of {dtype} once scaled; "
+                f"the weights hold values beyond the range of {self._dtype} once scaled; "
                 "serve with --dtype bfloat16"
             )
-    if unchanged:
-        _LOG.info("adapter %r leaves as in the base model: %s", adapter_id, _listed(unchanged))
-    touched = {module.rpartition(".")[2] for module in factors}
-    text = adapter_text(files, tokenizer) if tokenizer else NO_TEXT
-    if text.warning:
-        _LOG.warning("adapter %r: %s", adapter_id, text.warning)
-    return Adapter(
-        adapter_id=adapter_id,
-        digest=digest.result(),
-        rank=rank,
-        num_pages=num_pages,
-        nbytes=num_pages * bytes_per_page(sites, dtype),
-        modules=tuple(name for name in short_names(sites) if name in touched),
-        weights=pages,
-        text=text,
-    )
 
 
-def _snapshot(folder: Path, optional: Sequence[str] = ()) -> dict[str, bytes]:
+def _snapshot(folder: Path, optional: Sequence[str] = ()) -> _Files:
     """The files of one moment; RequestError when a needed one is missing."""
     contents = read_settled(folder, (*optional, *needed_files(folder)), TEXT_LIMITS)
     _check_complete(folder, contents)
@@ -188,37 +242,17 @@ def _check_complete(folder: Path, names: Collection[str]) -> None:
         raise invalid(f"{missing} is missing in {folder}; save the adapter with save_pretrained")
 
 
-def _digest(files: Mapping[str, bytes]) -> str:
+def _digest(files: _Files) -> str:
     """SHA-256 of the digests of the needed files, so that a byte moved between them changes it."""
     names = (CONFIG_FILE, *weight_files(files))
-    parts = b"".join(hashlib.sha256(files[name]).digest() for name in names)
-    return hashlib.sha256(parts).hexdigest()
+    return hashlib.sha256(b"".join(files[name].digest for name in names)).hexdigest()
 
 
-def _tensors(files: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
+def _tensors(files: _Files) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for name in weight_files(files):
-        _add(tensors, _parse(name, files[name]), name)
+        add_shard(tensors, parse(name, files[name].data), name)
     return tensors
-
-
-def _add(tensors: dict[str, torch.Tensor], more: dict[str, torch.Tensor], file: str) -> None:
-    if twice := tensors.keys() & more.keys():
-        raise invalid(f"{file} holds {min(twice)!r}, as another shard does; save the adapter again")
-    tensors.update(more)
-
-
-def _parse(name: str, content: bytes) -> dict[str, torch.Tensor]:
-    if problem := lfs_problem(content):
-        raise invalid(f"{name} {problem}")
-    try:
-        return parse_safetensors(content)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise _corrupt(name, error) from None
-
-
-def _corrupt(name: str, error: Exception) -> RequestError:
-    return invalid(f"{name} is corrupt or cut short ({error}); copy or download it again")
 
 
 class _Contents(NamedTuple):
@@ -228,14 +262,28 @@ class _Contents(NamedTuple):
 
 
 def _contents(
-    files: Mapping[str, bytes], sites: Sequence[LoRASite], max_rank: int, base_folder: Path | None
+    files: _Files, sites: Sequence[LoRASite], max_rank: int, base_folder: Path | None
 ) -> _Contents:
-    config = parse_config(files[CONFIG_FILE])
+    config = parse_config(bytes(files[CONFIG_FILE].data))
     tensors = _tensors(files)
     changes = without_copies(tensors, base_folder) if base_folder else tensors
     factors = lora_factors(changes, config, sites, max_rank)
     unchanged = sorted({*tensors.keys() - changes.keys(), *config.modules_to_save})
     return _Contents(changes, factors, unchanged)
+
+
+def _fits(weights: HostWeights, dtype: torch.dtype) -> bool:
+    """Whether the values are finite, and will be in a pool of `dtype`: a safe guess."""
+    pieces = weights.plan.pieces
+    sizes = in_parallel(lambda piece: largest(weights.numbers(piece)), pieces)
+    factors = (max(piece.scaling, 1.0) for piece in pieces)
+    return _are_finite(list(zip(sizes, factors, strict=True)), dtype)
+
+
+def _are_finite(sizes: Sequence[tuple[float, float]], dtype: torch.dtype) -> bool:
+    """Whether these magnitudes, each times its factor, are finite in `dtype`."""
+    numbers = torch.tensor(sizes, dtype=torch.float32).prod(-1)
+    return bool(numbers.to(dtype).isfinite().all())
 
 
 class AdapterChecks:
@@ -278,7 +326,7 @@ class AdapterChecks:
             _limit(self._forms, _MOST_FORMS)
             self._forms[key] = None
             try:
-                tensors = without_copies(_shapes(parts), self._base_folder)
+                tensors = without_copies(shapes_of(parts), self._base_folder)
                 lora_factors(tensors, config, self._sites, self._max_rank)
             except RequestError as error:
                 if error.code is ErrorCode.INVALID_ARG:
@@ -297,7 +345,7 @@ def _form(folder: Path) -> dict[str, bytes]:
     for name in needed_files(folder):
         size = _MOST_BYTES
         if name != CONFIG_FILE:
-            start = read_start(folder / name, _POINTER_BYTES) or b""
+            start = read_start(folder / name, POINTER_BYTES) or b""
             if problem := lfs_problem(start):
                 raise invalid(f"{name} {problem}")
             size = 8 + min(int.from_bytes(start[:8], "little"), _MOST_BYTES)
@@ -307,44 +355,6 @@ def _form(folder: Path) -> dict[str, bytes]:
     return parts
 
 
-def _shapes(parts: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
-    """The tensors of safetensors files, of which there are the heads, without their values."""
-    tensors: dict[str, torch.Tensor] = {}
-    for file in weight_files(parts):
-        try:
-            entries = json.loads(parts[file])
-            entries.pop("__metadata__", None)
-            more = {
-                name: torch.empty(entry["shape"], dtype=_DTYPES.get(entry["dtype"]), device="meta")
-                for name, entry in entries.items()
-            }
-        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-            raise _corrupt(file, error) from None
-        _add(tensors, more, file)
-    return tensors
-
-
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _pack(
-    factors: Mapping[str, Factors], sites: Sequence[LoRASite], num_pages: int, dtype: torch.dtype
-) -> PageTensors:
-    """Rank row i of every module goes to row i % PAGE_RANK of page i // PAGE_RANK."""
-    pages = PageTensors.zeros(sites, num_pages, dtype, "cpu")
-    for site in sites:
-        a, columns = pages.a[site.name], pages.b[site.name].split(site.slice_sizes, dim=-1)
-        for slot, part in enumerate(site.slices):
-            pair = factors.get(part.module)
-            if pair is not None:
-                _fill(a[:, slot], pair.a)
-                _fill(columns[slot], pair.b.T.float() * pair.scaling)
-    return pages
-
-
-def _fill(pages: torch.Tensor, rows: torch.Tensor) -> None:
-    """Copy `rows` [rank, n] into `pages` [pages, PAGE_RANK, n], a page at a time."""
-    for page, chunk in zip(pages, rows.split(PAGE_RANK), strict=False):
-        page[: len(chunk)] = chunk

@@ -1,21 +1,24 @@
-"""From the tensors of a PEFT checkpoint to checked LoRA factors of the base model's modules.
+"""From the files of a PEFT checkpoint to checked LoRA factors of the base model's modules.
 
 Law: every tensor is used, or equals the base model's own, or the adapter is refused, so nothing an
 adapter learned is dropped.
 """
 
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from multilora.adapters.checkpoint.peft_config import AdapterConfig, ModuleConfig
-from multilora.adapters.files import CONFIG_FILE
+from multilora.adapters.files import CONFIG_FILE, weight_files
 from multilora.base_model.checkpoint import CheckpointFiles
 from multilora.base_model.sites import LoRASite, Slice, modules, short_names
-from multilora.errors import ErrorCode, RequestError, StartupError, invalid
+from multilora.errors import ErrorCode, RequestError, StartupError, invalid, lfs_problem
 
 _TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.[^.]+)?\.weight")
 # Trainers put any of these before "layers.".
@@ -36,6 +39,22 @@ _FOREIGN = (  # part of a tensor name → what it is
     ("modules_to_save", "a fully trained copy of a base module"),
     (".bias", "a trained bias"),
 )
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+POINTER_BYTES = 64  # tell a Git LFS pointer
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a number
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -57,6 +76,76 @@ class _Half(NamedTuple):
     name: str
     module: str  # without PEFT's prefix: what rank_pattern and alpha_pattern match
     tensor: torch.Tensor
+
+
+def parse(name: str, content: bytes | memoryview) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, which share its memory where that is aligned."""
+    if problem := lfs_problem(bytes(content[:POINTER_BYTES])):
+        raise invalid(f"{name} {problem}")
+    try:
+        head = head_of(content)
+        entries = json.loads(bytes(head[8:]))
+        entries.pop("__metadata__", None)
+        numbers = as_tensor(content)[len(head) :]
+        end = 0
+        for entry in sorted(entries.values(), key=lambda entry: entry["data_offsets"]):
+            start, stop = entry["data_offsets"]
+            if start != end or stop - start != math.prod(entry["shape"]) * _itemsize(entry):
+                raise ValueError("its tensors leave gaps, overlap or have other sizes")
+            end = stop
+        if end != len(numbers):
+            raise ValueError(f"{end} bytes are announced, {len(numbers)} there")
+        return {key: _view(numbers, entry) for key, entry in entries.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise _corrupt(name, error) from None
+
+
+def shapes_of(parts: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
+    """The tensors of safetensors files, of which there are the heads, without their values."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in weight_files(parts):
+        try:
+            entries = json.loads(parts[file])
+            entries.pop("__metadata__", None)
+            more = {
+                name: torch.empty(entry["shape"], dtype=_DTYPES.get(entry["dtype"]), device="meta")
+                for name, entry in entries.items()
+            }
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise _corrupt(file, error) from None
+        add_shard(tensors, more, file)
+    return tensors
+
+
+def add_shard(tensors: dict[str, torch.Tensor], more: dict[str, torch.Tensor], file: str) -> None:
+    if twice := tensors.keys() & more.keys():
+        raise invalid(f"{file} holds {min(twice)!r}, as another shard does; save the adapter again")
+    tensors.update(more)
+
+
+def as_tensor(content: bytes | memoryview) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8))
+
+
+def head_of(content: bytes | memoryview) -> bytes | memoryview:
+    """What stands before the numbers."""
+    return content[: 8 + int.from_bytes(content[:8], "little")]
+
+
+def _view(numbers: torch.Tensor, entry: Mapping[str, Any]) -> torch.Tensor:
+    start, end = entry["data_offsets"]
+    own = numbers[start:end]
+    if own.data_ptr() % _itemsize(entry) or own.storage_offset() % _itemsize(entry):
+        own = own.clone()
+    return own.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+
+
+def _itemsize(entry: Mapping[str, Any]) -> int:
+    return _DTYPES[entry["dtype"]].itemsize
+
+
+def _corrupt(name: str, error: Exception) -> RequestError:
+    return invalid(f"{name} is corrupt or cut short ({error}); copy or download it again")
 
 
 def without_copies(
@@ -259,16 +348,25 @@ def _check_dtype(half: _Half) -> None:
         )
 
 
-def is_finite(tensor: torch.Tensor) -> bool:
-    """True when every value is: a sum is, which costs a fraction of looking at each."""
-    total = tensor.sum(dtype=torch.float32)
-    return bool(total.isfinite()) or bool(tensor.isfinite().all())  # the sum may overflow
+def largest(numbers: torch.Tensor) -> float:
+    """The largest magnitude; NaN when one is. In one thread, at the speed of memory.
+
+    The bits of a magnitude, read as an integer, grow with it; beyond infinity they mean NaN.
+    """
+    if not numbers.numel():
+        return 0.0
+    bits = numbers.detach().contiguous().flatten().view(_BITS[numbers.itemsize]).numpy()
+    sign = 1 << (8 * numbers.itemsize - 1)
+    positive = max(int(bits.max()), 0)
+    negative = int(bits.view(f"u{bits.dtype}").max())
+    magnitude = max(positive, negative - sign if negative >= sign else 0)
+    return torch.tensor([magnitude], dtype=_BITS[numbers.itemsize]).view(numbers.dtype).item()
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
     """RequestError(INVALID_ARG) naming the first tensor that holds an infinity or a NaN."""
     for name, tensor in tensors.items():
-        if not is_finite(tensor):
+        if not math.isfinite(largest(tensor)):
             raise invalid(
                 f"tensor {name!r} holds values that are not finite; the training diverged, "
                 "so use an earlier checkpoint"

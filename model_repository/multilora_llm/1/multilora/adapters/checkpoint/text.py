@@ -7,7 +7,7 @@ tokenised as the base model does it, whatever the folder says.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from multilora.adapters.files import OPTIONAL_FILES, too_large
+from multilora.adapters.files import OPTIONAL_FILES, FileBytes, too_large
 from multilora.errors import invalid
 from multilora_text.chat_template import NO_TEMPLATES, ChatTemplates
 from multilora_text.checkpoint_text import TEMPLATE_FILES, CheckpointText, merge_text
@@ -38,13 +38,13 @@ class AdapterText:
 NO_TEXT = AdapterText()
 
 
-def adapter_text(files: Mapping[str, bytes], tokenizer: Tokenizer) -> AdapterText:
+def adapter_text(files: Mapping[str, FileBytes], tokenizer: Tokenizer) -> AdapterText:
     """`files` are those of an adapter, by name; `tokenizer` is the base model's.
 
     Raises RequestError (INVALID_ARG): a file is broken, a template is too large, or tokens of the
     base model have other ids. Nothing here compiles a template.
     """
-    texts = {name: _text(files[name], name) for name in OPTIONAL_FILES if name in files}
+    texts = {name: _text(bytes(files[name].data), name) for name in OPTIONAL_FILES if name in files}
     try:
         text = merge_text(texts)
     except TextError as error:

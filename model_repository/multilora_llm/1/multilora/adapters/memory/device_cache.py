@@ -1,14 +1,16 @@
 """The device tier: the adapter versions in the pool of rank pages, ready or still being copied.
 
-RankPageAllocator decides which version has which pages, RankPagePool holds the tensors. Copies are
-made in pieces of one layer of one adapter, the oldest copy first, up to a number of bytes a pass,
-so that running streams keep their pace. A retired version gives its pages back with its last
-reference.
+RankPageAllocator decides which version has which pages, RankPagePool holds the tensors. A thread
+beside the engine's copies, the oldest first, so that running streams keep their pace. A retired
+version gives its pages back with its last reference, or when its copy ends.
 """
 
-from collections import deque
-from dataclasses import dataclass
+import contextlib
+import queue
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+from multilora.adapters.background_thread import background_thread
 from multilora.adapters.checkpoint.adapter import Adapter
 from multilora.adapters.memory.page_allocator import RankPageAllocator
 from multilora.adapters.naming.source import named_error
@@ -16,27 +18,43 @@ from multilora.errors import RequestError, invalid
 from multilora.lora.rank_pages import RankPagePool
 
 
-@dataclass
-class _Copy:
+class Copied(NamedTuple):
+    """A copy that has ended, with an error if it failed."""
+
+    adapter: Adapter
+    error: Exception | None
+
+
+class _Copy(NamedTuple):
     adapter: Adapter
     pages: tuple[int, ...]
-    layer: int = 0  # the next one to copy
+    passes: Any  # what RankPagePool.launched told: they may still read the pages
 
 
 class DeviceAdapterCache:
-    """Engine thread only. Keys are content identities of versions."""
+    """Engine thread only; `wake` stirs it when a copy has ended. Keys are content identities of
+    versions."""
 
-    def __init__(self, tensors: RankPagePool) -> None:
+    def __init__(self, tensors: RankPagePool, wake: Callable[[], None]) -> None:
         self.tensors = tensors
         self.allocator = RankPageAllocator(tensors.num_pages)
         self.loads = self.hits = self.misses = 0
-        self.budget: int | None = 0  # bytes that may still be copied in this pass; None: any
-        self._copies: deque[_Copy] = deque()
+        self._wake = wake
+        self._copies: queue.SimpleQueue[_Copy | None] = queue.SimpleQueue()
+        self._copied: queue.SimpleQueue[Copied] = queue.SimpleQueue()
+        self._num_copying = 0
         self._retired: set[str] = set()
+        self._thread = background_thread("adapter-copier", self._loop)
+        self._thread.start()
 
     @property
     def is_copying(self) -> bool:
-        return bool(self._copies)
+        return self._num_copying > 0
+
+    def close(self) -> None:
+        """Stop after the copy in progress."""
+        self._copies.put(None)
+        self._thread.join(timeout=5)
 
     def __contains__(self, key: str) -> bool:
         return key in self.allocator
@@ -70,33 +88,40 @@ class DeviceAdapterCache:
         if pages is None:
             return False
         self.allocator.pin(adapter.key, pinned)
-        self._copies.append(_Copy(adapter, pages))
+        self._num_copying += 1
+        self._copies.put(_Copy(adapter, pages, self.tensors.launched()))
         return True
 
-    def copy(self) -> list[str]:
-        """Go on copying while the budget lasts → ids of the adapters that are ready now.
+    def take_copied(self, wait: bool = False) -> list[Copied]:
+        """The copies that have ended since the last call; `wait`: at least one."""
+        ended: list[Copied] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                ended.append(self._copied.get(block=wait and not ended))
+        for adapter, error in ended:
+            self._num_copying -= 1
+            self.allocator.mark_ready(adapter.key)
+            self.loads += error is None
+            if error:
+                self._retired.add(adapter.key)
+            self._evict_if_retired(adapter.key)
+        return ended
 
-        The last piece may exceed the budget.
-        """
-        ready: list[str] = []
-        while self._copies and (self.budget is None or self.budget > 0):
-            copy = self._copies[0]
-            size = self.tensors.write_layer(copy.layer, copy.pages, copy.adapter.weights)
-            self.budget = None if self.budget is None else self.budget - size
-            copy.layer += 1
-            if copy.layer == self.tensors.num_layers:
-                self._copies.popleft()
-                self.allocator.mark_ready(copy.adapter.key)
-                self.loads += 1
-                ready.append(copy.adapter.adapter_id)
-        return ready
+    def _loop(self) -> None:
+        while self._copy(self._copies.get()):
+            self._wake()
 
-    def abandon_copy(self) -> str:
-        """End the copy in progress, which has failed → its adapter id."""
-        adapter = self._copies.popleft().adapter
-        self._retired.discard(adapter.key)
-        self.allocator.evict(adapter.key)
-        return adapter.adapter_id
+    def _copy(self, copy: _Copy | None) -> bool:
+        """On the copying thread, which keeps no adapter alive; False at the end."""
+        if copy is None:
+            return False
+        error = None
+        try:
+            self.tensors.write(copy.pages, copy.adapter.weights, copy.passes)
+        except Exception as failure:
+            error = failure
+        self._copied.put(Copied(copy.adapter, error))
+        return True
 
     def pin(self, adapter_id: str, pinned: bool) -> None:
         for key in self.versions(adapter_id):
@@ -134,8 +159,9 @@ class DeviceAdapterCache:
     def _evict_if_retired(self, key: str) -> bool:
         if key not in self._retired or self.allocator.references(key):
             return False
+        if not self.allocator.is_ready(key):
+            return False  # its pages are being written
         self._retired.discard(key)
-        self._copies = deque(copy for copy in self._copies if copy.adapter.key != key)
         self.allocator.evict(key)
         return True
 

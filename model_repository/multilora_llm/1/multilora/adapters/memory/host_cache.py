@@ -44,7 +44,7 @@ class HostAdapterCache:
         """Take an adapter in and evict others over the budget; `wanted`: a request waits for it."""
         self.evict(adapter.adapter_id)
         self._adapters[adapter.adapter_id] = adapter
-        self.used_bytes += adapter.nbytes
+        self.used_bytes += adapter.host_bytes
         if wanted:
             self._want(adapter)
         self._shrink()
@@ -64,18 +64,18 @@ class HostAdapterCache:
         if adapter is None:
             return 0
         self._unwant(adapter)
-        self.used_bytes -= adapter.nbytes
-        return adapter.nbytes
+        self.used_bytes -= adapter.host_bytes
+        return adapter.host_bytes
 
     def _want(self, adapter: Adapter) -> None:
         if adapter.adapter_id not in self._wanted:
             self._wanted.add(adapter.adapter_id)
-            self._wanted_bytes += adapter.nbytes
+            self._wanted_bytes += adapter.host_bytes
 
     def _unwant(self, adapter: Adapter) -> None:
         if adapter.adapter_id in self._wanted:
             self._wanted.remove(adapter.adapter_id)
-            self._wanted_bytes -= adapter.nbytes
+            self._wanted_bytes -= adapter.host_bytes
 
     def _shrink(self) -> None:
         for pinned in (False, True):

@@ -2,8 +2,8 @@
 
 A loader knows nothing of adapters: its threads call `read` and report what came of the call. The
 engine thread asks for a source (`request`) and later polls `results`; `wake` tells the engine
-thread that there is a result. Folders have a thread of their own, so that no adapter on disk waits
-behind a slow download.
+thread that there is a result. Folders have threads of their own, so that no adapter on disk waits
+behind a slow download: two, so that one reads while the other looks at what it has read.
 """
 
 import logging
@@ -18,6 +18,7 @@ from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import RequestError, internal
 
 LoadedT = TypeVar("LoadedT")
+_FOLDER_THREADS = 2
 _MOST_QUEUED = 4  # sources that wait in a lane: enough to keep it busy over a pass of the engine
 
 _Lane = queue.SimpleQueue[tuple[AdapterSource, int] | None]
@@ -51,7 +52,7 @@ class AdapterLoader(Generic[LoadedT]):
         self._read = read
         self._wake = wake
         self._closed = False
-        lanes = [self._folders] + [self._downloads] * downloads
+        lanes = [self._folders] * _FOLDER_THREADS + [self._downloads] * downloads
         self._threads = [
             background_thread("adapter-loader", partial(self._loop, lane)) for lane in lanes
         ]
@@ -71,9 +72,9 @@ class AdapterLoader(Generic[LoadedT]):
     def close(self) -> None:
         """Stop after the loads in progress. A download may go on after this returns."""
         self._closed = True
-        self._folders.put(None)
-        for _ in self._threads[1:]:
-            self._downloads.put(None)
+        for lane in (self._folders, self._downloads):
+            for _ in self._threads:
+                lane.put(None)
         deadline = time.monotonic() + 5
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))

@@ -37,7 +37,7 @@ class AdapterManager:
         wake: Callable[[], None],
         downloads: int = 1,
     ) -> None:
-        self.device = DeviceAdapterCache(tensors)
+        self.device = DeviceAdapterCache(tensors, wake)
         self.host = HostAdapterCache(host_bytes)
         self.states = AdapterStates()
         self.loading = 0  # adapters being read
@@ -103,17 +103,18 @@ class AdapterManager:
         if not self.in_memory(state) and not state.recent_failure:
             self._read(state)
 
-    def poll_loads(self, wait: bool = False) -> None:
-        """Take what the loader has finished since the last call; `wait`: at least one load."""
+    def poll(self, wait: bool = False) -> None:
+        """Take what has been read and copied since the last call; `wait`: at least one load."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._finish_load(self._loader.results.get(block=wait))
                 wait = False
+        self._finish_copies()
 
-    def copy(self, max_bytes: int | None) -> None:
-        """Begin a pass, in which so many bytes (None: any) may be copied to the device."""
-        self.device.budget = max_bytes
-        self._copy()
+    def finish_copies(self) -> None:
+        """Wait until no copy is under way."""
+        while self.device.is_copying:
+            self._finish_copies(wait=True)
 
     def forget_unused(self, in_use: Callable[[], Iterable[str]]) -> None:
         """Drop the states of adapters that are in no tier and no queue, once there are many."""
@@ -122,6 +123,7 @@ class AdapterManager:
 
     def close(self) -> None:
         self._loader.close()
+        self.device.close()
 
     # What administrators, the folder watch and the start of the server ask.
 
@@ -187,27 +189,28 @@ class AdapterManager:
         return state.key in self.device or state.adapter_id in self.host
 
     def _bring(self, state: AdapterState) -> bool:
-        """Copy as much as this pass allows, or ask for the files; False: there is no room."""
+        """Start to copy, or ask for the files; False: there is no room."""
         adapter = self.host.get(state.adapter_id)
         if adapter is None:
             if error := state.recent_failure:
                 raise error
             self._read(state)
             return True
-        added = self.device.add(adapter, state.pinned, wanted=True)
-        self._copy()
-        return added
+        return self.device.add(adapter, state.pinned, wanted=True)
 
-    def _copy(self) -> None:
-        try:
-            for adapter_id in self.device.copy():
-                self.host.unwanted(adapter_id)
-        except Exception as error:
-            state = self.states[self.device.abandon_copy()]
-            self.host.evict(state.adapter_id)
-            _LOG.exception("copying adapter %s to the device", state.adapter_id)
-            failure = internal(f"copying it to the device failed: {error!r}")
-            state.fail(named_error(state.adapter_id, failure), state.source)
+    def _finish_copies(self, wait: bool = False) -> None:
+        for adapter, error in self.device.take_copied(wait):
+            state = self.states.get(adapter.adapter_id)
+            if state is None:
+                continue
+            if error and state.key == adapter.key:
+                self.host.evict(state.adapter_id)
+                _LOG.error("copying adapter %s to the device", state.adapter_id, exc_info=error)
+                failure = internal(f"copying it to the device failed: {error!r}")
+                state.fail(named_error(state.adapter_id, failure), state.source)
+            elif state.key == adapter.key:
+                self.host.unwanted(state.adapter_id)
+            self._end_unload(state.adapter_id)
 
     def _read(self, state: AdapterState) -> None:
         """Read for a request, unless host memory is full of adapters that are yet to be copied."""
