@@ -77,6 +77,7 @@ VLLM_FLAGS = {  # of another name here, or of none; docs/from-tgi.md lists the s
     "--enable-lora": _NOT_NEEDED,
     "--max-loras": _NOT_NEEDED,
     "--max-cpu-loras": _NOT_NEEDED,
+    "--enable-auto-tool-choice": "is not needed; see --tool-call-parser",
     "--tensor-parallel-size": "is not supported: one GPU serves the base model",
 }
 

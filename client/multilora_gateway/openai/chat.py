@@ -132,12 +132,7 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         bound="grammar" in sampling,
         one_call=body.parallel_tool_calls is False,
     )
-    if forced:
-        sampling["grammar"] = call_grammar(tools, form.tools.arguments)
-    if "grammar" in sampling:
-        sampling["grammar"] = form.bound(sampling["grammar"])
-    if form.shows_special_tokens(base.tokenizer):
-        sampling["skip_special_tokens"] = False
+    sampling |= _needed(form, tools, sampling.get("grammar"), base.tokenizer)
     if logprobs is not None:
         sampling["logprobs"] = logprobs
 
@@ -166,6 +161,24 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         usage_in_stream=body.usage_in_stream(),
         token_ids="of answer" if body.return_token_ids else "nowhere",
     )
+
+
+def _needed(
+    form: AnswerFormat,
+    tools: Sequence[Tool],
+    grammar: dict[str, Any] | None,
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:
+    """The sampling parameters that answers of this format need; `grammar` binds one that is no
+    forced call."""
+    needed: dict[str, Any] = {}
+    if form.forced:
+        grammar = call_grammar(tools, form.tools.arguments)
+    if grammar:
+        needed["grammar"] = form.bound(grammar)
+    if form.shows_special_tokens(tokenizer):
+        needed["skip_special_tokens"] = False
+    return needed
 
 
 async def chat_prompt(

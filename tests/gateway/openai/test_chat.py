@@ -123,7 +123,10 @@ def test_the_template_decides_how_answers_are_read() -> None:
     assert (message["reasoning_content"], message["content"]) == ("hm", "So.")
     without = message_of(prepared(thinks, tools=[ADD], include_reasoning=False), text)
     assert "reasoning_content" not in without and without["content"] == "So."
-    for fields in ({"guided_choice": ["So."]}, {"tools": [ADD], "tool_choice": "required"}):
+    constraints: list[dict[str, Any]] = [
+        {"guided_choice": ["So."]}, {"tools": [ADD], "tool_choice": "required"}
+    ]  # fmt: skip
+    for fields in constraints:
         bound = prepared(thinks, **fields)
         assert bound.requests[0].sampling["grammar"]["after"] == "</think>"
         assert message_of(bound, "hm</think>So.")["reasoning_content"] == "hm"
@@ -137,10 +140,11 @@ def test_special_tokens_are_shown_where_they_mark_calls() -> None:
     server = Server(
         dataclasses.replace(base_model(), tokenizer=Tokenizer(backend)), "hi{# [TOOL_CALLS] #}"
     )
-    sampling = [prepared(server, **fields).requests[0].sampling for fields in (
+    asked: list[dict[str, Any]] = [
         {"tools": [ADD]}, {"tools": [ADD], "skip_special_tokens": True}, {},
         {"tools": [ADD], "tool_choice": "none"}, {"tools": [ADD], "tool_choice": "required"},
-    )]  # fmt: skip
+    ]  # fmt: skip
+    sampling = [prepared(server, **fields).requests[0].sampling for fields in asked]
     shows = [each.get("skip_special_tokens") is False for each in sampling]
     assert shows == [True, True, False, False, False]
 
