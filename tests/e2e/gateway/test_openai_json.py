@@ -148,8 +148,9 @@ def test_thoughts_stand_beside_the_content(thinker: OpenAI, base: str, stream: b
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_call_as_mistral_writes_it(thinker: OpenAI, base: str, stream: bool) -> None:
+    """A constraint binds what follows the thoughts."""
     answer: Any = thinker.chat.completions.create(
-        model=base, messages=say("hi"), tools=TOOLS, stream=stream, temperature=0, max_tokens=100,
+        model=base, messages=say("one</think>two"), tools=TOOLS, stream=stream, temperature=0,
         extra_body={"guided_choice": ['[TOOL_CALLS]climate[ARGS]{"unit": "C"}']},
     )  # fmt: skip
     choices = [each.choices[0] for each in (answer if stream else [answer])]
@@ -157,6 +158,7 @@ def test_a_call_as_mistral_writes_it(thinker: OpenAI, base: str, stream: bool) -
     calls = [call for part in parts for call in part.tool_calls or []]
     assert len(calls[0].id) == 9 and calls[0].function.name == "climate"
     assert "".join(call.function.arguments or "" for call in calls) == '{"unit": "C"}'
+    assert "".join(getattr(each, "reasoning_content", None) or "" for each in parts) == "one"
     assert not any(part.content for part in parts)
     assert choices[-1].finish_reason == "tool_calls"
 
