@@ -58,7 +58,7 @@ bench-gpu:  ## measure kernels and a whole model on a GPU, 9 minutes; PEERS=fold
 # brings no OpenAI Triton, whose interpreter and compiler the kernel tests use. nvidia-pytriton
 # carries tritonserver, whose Python backend needs numpy 1 and so Python 3.12 at most; what else it
 # depends on is for writing one's own servers. The clients of TGI and LoRAX, for the tests, ask for a
-# huggingface_hub older than the one they work with here.
+# huggingface_hub older than the one they work with here, and lm_eval for what reads its data.
 $(READY): pyproject.toml Makefile
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' || { echo \
 		"make: Python 3.11 or 3.12 is needed; name one: make VERB PYTHON=/path/to/python3.12" \
@@ -69,5 +69,6 @@ $(READY): pyproject.toml Makefile
 	@$(PIP) install -q torch==2.13.0
 	@$(PY) -c 'import triton' 2>/dev/null || $(PIP) install -q triton==3.6.0
 	@$(PIP) install -q -e '.[dev]' numpy==1.26.4
-	@$(PIP) install -q --no-deps nvidia-pytriton==0.7.0 text-generation==0.7.0 lorax-client==0.6.3
+	@$(PIP) install -q --no-deps nvidia-pytriton==0.7.0 text-generation==0.7.0 lorax-client==0.6.3 \
+		lm_eval==0.4.13
 	@touch $@

@@ -90,7 +90,7 @@ class Grammar:
         return Grammar("regex", "|".join(_SPECIAL.sub(r"\\\g<0>", text) for text in texts))
 
 
-_MAX_TOKENS = Range("at least 1", 1)
+_MAX_TOKENS = Range("0 (generate nothing) or positive", 0)
 _MIN_TOKENS = Range("between 0 and max_tokens", 0)
 _TEMPERATURE = Range("0 (greedy) or up to 100", 0, 100)
 _PART = Range("above 0 and at most 1", 0, 1, excludes_low=True)
@@ -120,6 +120,7 @@ class SamplingParams:
     time; end-of-sequence, too, comes only if it is one of them.
     `skip_special_tokens` false shows special tokens in the text, but for the one that ends it.
     `logprobs` is how many most likely tokens to report beside the chosen one; None reports nothing.
+    `prompt_logprobs` is the same for the tokens of the prompt, but for the first.
     """
 
     max_tokens: int = field(default=16, metadata=_row("integer", "INT32", _MAX_TOKENS))
@@ -141,6 +142,7 @@ class SamplingParams:
     grammar: Grammar | None = field(default=None, metadata=_row("grammar", "BYTES"))
     ignore_eos: bool = field(default=False, metadata=_row("boolean", "BOOL"))
     logprobs: int | None = field(default=None, metadata=_row("integer", "", _LOGPROBS))
+    prompt_logprobs: int | None = field(default=None, metadata=_row("integer", "", _LOGPROBS))
     logit_bias: tuple[tuple[int, float], ...] = field(default=(), metadata=_row("logit_bias", ""))
     skip_special_tokens: bool = field(default=True, metadata=_row("boolean", ""))
 

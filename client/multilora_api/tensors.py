@@ -37,10 +37,15 @@ OPTIONAL_OUTPUTS = (
     Tensor("cumulative_logprob", "FP32"),
     Tensor("queue_time", "FP32"),
 )
+# An output of requests whose sampling_parameters say prompt_logprobs.
+PROMPT_LOGPROBS = Tensor("prompt_logprobs", "BYTES")
+# Outputs of a request; the others are those of each of its answers.
+OF_THE_PROMPT = frozenset(("num_input_tokens", "queue_time", PROMPT_LOGPROBS.name))
 OUTPUTS = (
     Tensor("text_output", "BYTES"),
     Tensor("output_ids", "INT32", many=True),
     *OPTIONAL_OUTPUTS,
+    PROMPT_LOGPROBS,
 )
 
 SAMPLING_INPUTS = tuple(
@@ -77,9 +82,9 @@ VLLM_INPUTS = (
     Tensor("stop", "BOOL"),  # ours: that backend sees a client leave, an ensemble does not
 )
 VLLM_OUTPUTS = tuple(
-    tensor._replace(many=tensor.name != "num_input_tokens")
+    tensor._replace(many=tensor.name not in OF_THE_PROMPT)
     for tensor in OUTPUTS
-    if tensor.name in ("text_output", *_VLLM_RETURNS)
+    if tensor.name in ("text_output", *_VLLM_RETURNS, PROMPT_LOGPROBS.name)
 )
 ADMIN_INPUTS = (
     Tensor("action", "BYTES"),

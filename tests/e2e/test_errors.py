@@ -16,8 +16,7 @@ INVALID, NOT_FOUND = "INVALID_ARG", "NOT_FOUND"
 BAD_TEXT: list[tuple[dict[str, Any], str, str]] = [
     ({"adapter_id": "nobody"}, NOT_FOUND, "adapter 'nobody' is not known; name it in"),
     ({"sampling_parameters": '{"lora_name": "x"}'}, NOT_FOUND, "adapter 'x' is not known"),
-    ({"max_tokens": 0}, INVALID, "max_tokens must be at least 1; got 0"),
-    ({"max_tokens": -5}, INVALID, "max_tokens must be at least 1; got -5"),
+    ({"max_tokens": -5}, INVALID, "max_tokens must be 0 (generate nothing) or positive; got -5"),
     ({"max_tokens": 5000}, INVALID, "exceed max_total_tokens 1024; lower max_tokens to at most"),
     ({"temperature": -1.0}, INVALID, "temperature must be 0 (greedy)"),
     ({"top_p": 2.0}, INVALID, "top_p must be above 0 and at most 1; got 2"),

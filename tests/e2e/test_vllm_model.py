@@ -251,10 +251,30 @@ def test_constraints(server: TritonServer, client: Client, upper: Example) -> No
     assert ask(bad_words=[first])[0] != first
 
 
+def test_a_prompt_and_what_was_said_of_its_tokens(
+    server: TritonServer, client: Client, upper: Example
+) -> None:
+    """Once, however many answers there are, and also when they are streamed."""
+    ids = token_ids(server, upper.prompt)
+    sampling = greedy(n=2, prompt_logprobs=1, max_tokens=0)
+    whole = client.whole(upper.prompt, sampling)
+    assert [text.decode() for text in whole["text_output"]] == [upper.prompt] * 2
+    (said,) = whole["prompt_logprobs"]
+    first, *others = json.loads(said)
+    assert first is None and len(others) == len(ids) - 1
+    for token_id, entries in zip(ids[1:], others, strict=True):
+        assert len(entries) <= 2 and entries[str(token_id)]["logprob"] <= 0
+        assert entries[str(token_id)]["decoded_token"] is not None
+    client.ask(upper.prompt, greedy(prompt_logprobs=1), stream=True)
+    parts = [json.loads(outputs["prompt_logprobs"][0]) for outputs in client.answers()]
+    assert [entries for part in parts for entries in part] == [first, *others]
+    assert "prompt_logprobs" not in client.whole(upper.prompt, greedy(), **EVERYTHING)
+
+
 def test_what_is_wrong_is_said(client: Client, upper: Example) -> None:
     assert "adapter 'nobody' is not known" in client.error("abc", greedy("nobody"))
-    assert "max_tokens must be at least 1" in client.error("abc", greedy(max_tokens=0))
-    assert "prompt_logprobs 1 is not supported" in client.error("abc", greedy(prompt_logprobs=1))
+    assert "max_tokens must be 0" in client.error("abc", greedy(max_tokens=-1))
+    assert "prompt_logprobs must be 0 to 20" in client.error("abc", greedy(prompt_logprobs=-1))
     assert "text_input is empty" in client.error("", greedy())
     assert "n is 5000, but at most" in client.error("abc", greedy(n=5000))
     both = client.error("abc", greedy(), stream=True, exclude_input_in_output=False)

@@ -25,7 +25,7 @@ ENGINE = {
     "scheduling": Room("errors request"),
     "lora": Room("base_model.sites", TENSORS),
     "forward": Room(
-        "errors base_model lora scheduling.batch",
+        "errors request base_model lora scheduling.batch",
         f"{TENSORS} multilora_api",
     ),
     "adapters.background_thread": Room(""),

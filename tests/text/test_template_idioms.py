@@ -1,12 +1,16 @@
 """Idioms of the chat templates that models ship with, rendered beside transformers."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jinja2
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from multilora_text.checkpoint_text import CheckpointText
+from multilora_text.continuation import marked, unmarked
+from multilora_text.errors import TextError
 from multilora_text.messages import template_messages
 from multilora_text.tokenizer import Tokenizer
 from support.chats import chat
@@ -153,17 +157,20 @@ IDIOMS = {
 }
 
 
-def ours(source: str, messages: list[dict[str, Any]], **variables: Any) -> str:
+def ours(source: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     text = CheckpointText(special_tokens=SPECIAL, templates={"default": source})
     return chat(Tokenizer(byte_level(), text), template_messages(messages), **variables)
 
 
+def continued(source: str, messages: list[dict[str, Any]]) -> str:
+    taken = template_messages(messages)
+    return unmarked(ours(source, marked(taken), add_generation_prompt=False), taken)
+
+
 def theirs(source: str, messages: list[dict[str, Any]], **variables: Any) -> str:
     backend: Any = PreTrainedTokenizerFast(tokenizer_object=byte_level(), **SPECIAL)
-    return backend.apply_chat_template(
-        copy.deepcopy(messages), chat_template=source, tokenize=False, add_generation_prompt=True,
-        **variables,
-    )  # fmt: skip
+    options = {"tokenize": False, "add_generation_prompt": True, **variables}
+    return backend.apply_chat_template(copy.deepcopy(messages), chat_template=source, **options)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +194,22 @@ def test_a_call_without_text_is_rendered_as_by_transformers_without_the_name(idi
     null = [*TALK[:4], {**TALK[4], "content": None}]
     empty = [*TALK[:4], {**TALK[4], "content": ""}]
     assert ours(IDIOMS[idiom], null) == theirs(IDIOMS[idiom], empty)
+
+
+@pytest.mark.parametrize("text", ["Sure", " Sure, \n", "<think>hm</think>\n\nTwo and", ""])
+@pytest.mark.parametrize("idiom", IDIOMS)
+def test_a_message_is_continued_as_by_transformers(idiom: str, text: str) -> None:
+    """A template that does not show it as it is can continue it in neither."""
+    source, messages = IDIOMS[idiom], [*TALK[:4], {"role": "assistant", "content": text}]
+    try:
+        want = theirs(source, messages, add_generation_prompt=False, continue_final_message=True)
+    except (ValueError, jinja2.TemplateError):
+        with pytest.raises(TextError):
+            continued(source, messages)
+    else:
+        assert continued(source, messages) == want
+
+
+def test_what_has_no_text_cannot_be_continued() -> None:
+    with pytest.raises(TextError, match="no content to continue"):
+        continued(IDIOMS["headers"], [*TALK[:4], {**TALK[4], "content": None}])

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from multilora_api.tensors import ENGINE_MODEL, RUNNING
+from multilora_api.tensors import ENGINE_MODEL, PROMPT_LOGPROBS, RUNNING
 from multilora_client.errors import MultiLoRAError, ProcessDied, ServerLost, from_message
 from multilora_client.protocol import new_request
 from multilora_client.tensors import add_input, outputs
@@ -48,6 +48,11 @@ class GenerationRequest:
         return self.sampling.get("logprobs")
 
 
+# Of a place in a text: {token id: {logprob, rank, decoded_token}}, of the likeliest tokens and the
+# one that stands there; None of the first place of a prompt.
+Entries = dict[str, dict[str, Any]] | None
+
+
 @dataclass(frozen=True)
 class Token:
     """`logprob` is None unless the request asks for logprobs. `top` holds (token id, logprob) of
@@ -63,13 +68,15 @@ class Delta:
     """What one response of the engine adds. `text` is cut at stop strings, `tokens` are not.
 
     Only the last delta has a `finish_reason`, "stop" or "length". `queue_seconds` is how long the
-    request waited in the engine; None as long as the engine has not said so.
+    request waited in the engine; None as long as the engine has not said so. Of the tokens of a
+    prompt whose log probabilities the request asks for, `prompt` of the first delta tells.
     """
 
     text: str
     tokens: tuple[Token, ...]
     finish_reason: str | None = None
     queue_seconds: float | None = None
+    prompt: tuple[Entries, ...] = ()
 
 
 def engine_request(asked: GenerationRequest) -> service_pb2.ModelInferRequest:
@@ -103,18 +110,21 @@ def delta_of(message: service_pb2.ModelStreamInferResponse, logprobs: int | None
     tokens = tuple(map(Token, ids))
     if logprobs is not None:
         entries = json.loads(str(values["logprobs"][0]))
-        tokens = tuple(_token(*each, logprobs) for each in zip(ids, entries, strict=True))
+        tokens = tuple(token_of(*each, logprobs) for each in zip(ids, entries, strict=True))
+    prompt = values.get(PROMPT_LOGPROBS.name)
     return Delta(
         str(values["text_output"][0]),
         tokens,
         None if reason == RUNNING else reason,
         float(waited[0]) if waited else None,
+        tuple(json.loads(str(prompt[0]))) if prompt else (),
     )
 
 
-def _token(token_id: int, entries: dict[str, dict[str, Any]], count: int) -> Token:
-    """`entries` is {token id: {logprob, rank}} of the token's place: the `count` likeliest tokens
-    and, where it is not one of them, the picked one."""
+def token_of(token_id: int, entries: Entries, count: int) -> Token:
+    """With the `count` likeliest tokens of its place."""
+    if entries is None:
+        return Token(token_id)
     ranked = sorted(
         (entry["rank"], int(name), entry["logprob"])
         for name, entry in entries.items()

@@ -1,6 +1,6 @@
 """The messages of a chat, in OpenAI's shapes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
@@ -30,6 +30,12 @@ ChatMessage = Annotated[
         }
     ),
 ]
+
+
+def goes_on(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last message is an assistant's with a text, which TGI's routes continue."""
+    last = messages[-1] if messages else {}
+    return last.get("role") == "assistant" and bool(last.get("content"))
 
 
 def template_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from multilora_gateway.backend.client import Backend
-from multilora_gateway.backend.messages import Delta, GenerationRequest, Token
+from multilora_gateway.backend.messages import Delta, Entries, GenerationRequest, Token
 
 NumberedDelta = tuple[int, Delta]
 
@@ -19,6 +19,7 @@ class GenerationResult:
     tokens: tuple[Token, ...]
     finish_reason: str
     queue_seconds: float | None = None
+    prompt: tuple[Entries, ...] = ()
 
     @staticmethod
     def joined(deltas: Sequence[Delta]) -> "GenerationResult":
@@ -28,6 +29,7 @@ class GenerationResult:
             tuple(token for delta in deltas for token in delta.tokens),
             deltas[-1].finish_reason or "stop",
             next((d.queue_seconds for d in deltas if d.queue_seconds is not None), None),
+            tuple(entries for delta in deltas for entries in delta.prompt),
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from multilora_gateway.errors import unavailable
 from multilora_text.chat_template import ChatTemplates
+from multilora_text.continuation import marked, unmarked
 from multilora_text.errors import RenderingBusy
 from multilora_text.renderer import TemplateRenderer
 from multilora_text.tokenizer import Tokenizer
@@ -23,16 +24,20 @@ async def render_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     own: ChatTemplates,
+    continued: bool = False,
     **variables: Any,
 ) -> str:
-    """The text of a chat; `own` are an adapter's templates. Raises TextError, and GatewayError when
-    it may succeed later."""
+    """The text of a chat; `own` are an adapter's templates. `continued`: it ends in the middle of
+    the last message. Raises TextError, and GatewayError when it may succeed later."""
     template = tokenizer.template(own, tools=bool(variables.get("tools")))
+    if continued:
+        variables["add_generation_prompt"] = False
+    shown = marked(messages) if continued else messages
     try:
-        rendered = renderer.render(template, messages, **variables)
-        return await asyncio.wrap_future(rendered)
+        text = await asyncio.wrap_future(renderer.render(template, shown, **variables))
     except RenderingBusy as error:
         raise unavailable(str(error)) from None
+    return unmarked(text, messages) if continued else text
 
 
 async def encode_chat(
@@ -40,10 +45,11 @@ async def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     own: ChatTemplates,
+    continued: bool = False,
     **variables: Any,
 ) -> list[int]:
     """The token ids of a chat; raises like `render_chat`."""
-    text = await render_chat(renderer, tokenizer, messages, own, **variables)
+    text = await render_chat(renderer, tokenizer, messages, own, continued, **variables)
     return await _encoded(tokenizer.encode_rendered, text)
 
 

@@ -1,12 +1,13 @@
 """/v1/chat/completions: the body, its job, and the JSON of its choices."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from multilora_api.sampling import MAX_LOGPROBS
-from multilora_gateway.backend.messages import Delta, Token
+from multilora_gateway.backend.messages import Delta, GenerationRequest, Token
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import invalid
 from multilora_gateway.generation.budget import TokenBudget
@@ -30,7 +31,6 @@ from multilora_gateway.http.json_values import (
     Items,
     Schema,
     Text,
-    True_,
     only,
 )
 from multilora_gateway.openai.job import CompletionJob
@@ -46,7 +46,6 @@ from multilora_text.chat_template import ChatTemplates
 from multilora_text.errors import TextError
 from multilora_text.tokenizer import Tokenizer
 
-_NEW_MESSAGE = "an answer is a new message; to continue a text, send it all to /v1/completions"
 _OWN_VARIABLES = ("messages", "tools", "documents", "template", "self")
 
 
@@ -65,9 +64,9 @@ class ChatBody(CompletionFields):
     include_reasoning: bool | None = None
     reasoning_effort: Text | None = None
     modalities: Items[Literal["text"]] | None = None
-    add_generation_prompt: True_ = None
+    add_generation_prompt: bool | None = None
     add_special_tokens: False_ = None
-    continue_final_message: Annotated[Any, only(False, instead=_NEW_MESSAGE)] = None
+    continue_final_message: bool | None = None
     echo: False_ = None
     return_prompt_text: False_ = None
     audio: Absent = None
@@ -94,12 +93,25 @@ class ChatBody(CompletionFields):
             if name in variables:
                 raise invalid(f"chat_template_kwargs must not hold {name}", "chat_template_kwargs")
         variables["documents"] = self.documents
+        if self.add_generation_prompt is not None:
+            variables["add_generation_prompt"] = self.add_generation_prompt
         if self.guideline:
             variables["guideline"] = self.guideline
         if self.reasoning_effort:  # as vLLM tells templates
             variables["reasoning_effort"] = self.reasoning_effort
             variables.setdefault("enable_thinking", self.reasoning_effort != "none")
         return variables
+
+    @property
+    def continues(self) -> bool:
+        """Whether the prompt ends in the middle of the last message; raises GatewayError."""
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid(
+                "an answer cannot continue the last message and be a new one; leave out "
+                "continue_final_message or add_generation_prompt",
+                "continue_final_message",
+            )
+        return bool(self.continue_final_message)
 
 
 async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
@@ -151,7 +163,7 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
     return CompletionJob(
         context=context,
         base=base,
-        requests=requests,
+        requests=_told_once(requests, body.prompt_logprobs),
         id_prefix="chatcmpl",
         object="chat.completion",
         chunk_object="chat.completion.chunk",
@@ -160,6 +172,8 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         prompt_tokens=len(prompt),
         usage_in_stream=body.usage_in_stream(),
         token_ids="of answer" if body.return_token_ids else "nowhere",
+        prompt_logprobs=body.prompt_logprobs,
+        prompt_place="of answer",
     )
 
 
@@ -181,6 +195,15 @@ def _needed(
     return needed
 
 
+def _told_once(requests: list[GenerationRequest], most: int | None) -> list[GenerationRequest]:
+    """The same, the first of them told of the prompt, which they share; None: none of them is."""
+    if most is None:
+        return requests
+    first, *others = requests
+    sampling = {**first.sampling, "prompt_logprobs": most}
+    return [dataclasses.replace(first, sampling=sampling), *others]
+
+
 async def chat_prompt(
     body: ChatBody,
     context: RequestContext,
@@ -195,7 +218,9 @@ async def chat_prompt(
     variables = body.variables()
     variables["tools"] = [tool.for_template() for tool in tools] or None
     try:
-        prompt = await encode_chat(context.renderer, base.tokenizer, messages, own, **variables)
+        prompt = await encode_chat(
+            context.renderer, base.tokenizer, messages, own, body.continues, **variables
+        )
     except TextError as error:
         raise invalid(str(error), "messages") from None
     if not prompt:

@@ -1,12 +1,12 @@
 """/v1/completions: the body, its job, and the JSON of its choices."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
 from multilora_api.sampling import MAX_LOGPROBS
-from multilora_gateway.backend.messages import Delta
+from multilora_gateway.backend.messages import Delta, token_of
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import invalid
 from multilora_gateway.generation.budget import TokenBudget
@@ -35,6 +35,7 @@ class CompletionBody(CompletionFields):
     prompt: str | Items[str] | Items[int] | Items[Items[int]]
     best_of: Annotated[int, Field(ge=1)] | None = None
     echo: bool | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     suffix: Annotated[Any, only("")] = None
     add_special_tokens: bool | None = None
@@ -44,17 +45,29 @@ class CompletionBody(CompletionFields):
         """Raises GatewayError for fields that are not supported here."""
         if self.best_of not in (None, self.n or 1):
             raise invalid("best_of must equal n here; leave it out", "best_of")
-        if self.echo and self.logprobs is not None:
-            raise invalid("echo with logprobs is not supported; leave one of them out", "echo")
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise invalid(
+                "max_tokens 0 asks for nothing; ask for more, or send echo or prompt_logprobs",
+                "max_tokens",
+            )
+
+    @property
+    def echoed_logprobs(self) -> int | None:
+        """How many likeliest tokens to report beside each token of an echoed prompt."""
+        return self.logprobs if self.echo else None
+
+    def reports(self) -> dict[str, int]:
+        """What the engine is asked for of log probabilities, by its names."""
+        of_prompt = [n for n in (self.echoed_logprobs, self.prompt_logprobs) if n is not None]
+        asked = {"logprobs": self.logprobs, "prompt_logprobs": max(of_prompt, default=None)}
+        return {name: most for name, most in asked.items() if most is not None}
 
 
 async def completion_job(body: CompletionBody, context: RequestContext) -> CompletionJob:
     """Raises GatewayError."""
     base = await context.admitted()
     body.check()
-    sampling = body.sampling(base, context.settings)
-    if body.logprobs is not None:
-        sampling["logprobs"] = body.logprobs
+    sampling = body.sampling(base, context.settings) | body.reports()
     prompts, n = prompts_of(body.prompt), body.n or 1
     check_count(len(prompts) * n, base)
     model = await resolve(context, body.model, body.selection)
@@ -71,19 +84,16 @@ async def completion_job(body: CompletionBody, context: RequestContext) -> Compl
         adapter_id=model.adapter_id,
         adapter_token=body.selection.token,
     )
-    echoes = [""] * len(prompts)
+    echoes = [NO_ECHO] * len(prompts)
     if body.echo:
-        whole = body.truncate_prompt_tokens is None
-        echoes = [
-            prompt if whole and isinstance(prompt, str) else base.tokenizer.decode(ids)
-            for prompt, ids in zip(prompts, encoded, strict=True)
-        ]
+        echoes = [_echo(body, *each, base) for each in zip(prompts, encoded, strict=True)]
 
     def choice(number: int) -> TextChoice:
-        offsets = None
+        echo, offsets = echoes[number // n], None
         if body.logprobs is not None:
-            offsets = TextOffsets(base.tokenizer, body.skip_special_tokens is not False)
-        return TextChoice(base.tokenizer, echoes[number // n], offsets)
+            shown = body.skip_special_tokens is False
+            offsets = TextOffsets(base.tokenizer, not shown, len(echo.text), echo.offsets)
+        return TextChoice(base.tokenizer, echo, offsets)
 
     return CompletionJob(
         context=context,
@@ -97,33 +107,80 @@ async def completion_job(body: CompletionBody, context: RequestContext) -> Compl
         prompt_tokens=sum(map(len, encoded)),
         usage_in_stream=body.usage_in_stream(),
         token_ids="of choice" if body.return_token_ids else "nowhere",
+        prompt_logprobs=body.prompt_logprobs,
     )
+
+
+class Echo(NamedTuple):
+    """A prompt before its answer. `logprobs` is how many likeliest tokens to report beside each of
+    its tokens `ids`, which begin at `offsets` in the text; None: no log probabilities."""
+
+    text: str = ""
+    logprobs: int | None = None
+    ids: Sequence[int] = ()
+    offsets: Sequence[int] = ()
+
+
+NO_ECHO = Echo()
+
+
+def _echo(body: CompletionBody, prompt: Prompt, ids: Sequence[int], base: ServedModel) -> Echo:
+    """Texts as they were sent, others as their tokens read."""
+    tokenizer, logprobs = base.tokenizer, body.echoed_logprobs
+    if isinstance(prompt, str) and body.truncate_prompt_tokens is None:
+        if logprobs is None:
+            return Echo(prompt)
+        spans = tokenizer.spans(prompt, body.add_special_tokens is not False)
+        return Echo(prompt, logprobs, ids, _begins(spans))
+    offsets = [] if logprobs is None else [*map(TextOffsets(tokenizer).of, ids)]
+    return Echo(tokenizer.decode(ids), logprobs, ids, offsets)
+
+
+def _begins(spans: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Where tokens begin. What the tokenizer puts around a text stands for nothing in it, and
+    begins where the token before it ends."""
+    begins, end = list[int](), 0
+    for _, start, stop in spans:
+        begins.append(start if start < stop else end)
+        end = max(end, stop)
+    return begins
 
 
 class TextChoice:
     """A Choice (see openai.job). `echo` is put before the text. Log probabilities need `offsets`,
     which are those of this choice alone."""
 
-    def __init__(self, tokenizer: Tokenizer, echo: str, offsets: TextOffsets | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, echo: Echo = NO_ECHO, offsets: TextOffsets | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._echo = echo
         self._offsets = offsets
 
     def opening(self) -> list[dict[str, Any]]:
-        return [_chunk(self._echo, None)] if self._echo else []
+        """An echo with log probabilities comes with them."""
+        echo = self._echo
+        return [_chunk(echo.text, None)] if echo.text and echo.logprobs is None else []
 
     def chunks(self, delta: Delta) -> list[dict[str, Any]]:
-        if not (delta.text or delta.finish_reason or (self._offsets and delta.tokens)):
+        told = self._offsets and (delta.tokens or delta.prompt)
+        if not (delta.text or delta.finish_reason or told):
             return []
-        return [_chunk(delta.text, self._logprobs(delta), delta.finish_reason)]
+        text = self._echo.text if delta.prompt and self._echo.logprobs is not None else ""
+        return [_chunk(text + delta.text, self._logprobs(delta), delta.finish_reason)]
 
     def whole(self, result: GenerationResult) -> dict[str, Any]:
-        return _chunk(self._echo + result.text, self._logprobs(result), result.finish_reason)
+        text = self._echo.text + result.text
+        return _chunk(text, self._logprobs(result), result.finish_reason)
 
     def _logprobs(self, part: Delta | GenerationResult) -> dict[str, Any] | None:
         if self._offsets is None:
             return None
-        return text_logprobs(part.tokens, self._tokenizer, self._offsets)
+        most, tokens = self._echo.logprobs, part.tokens
+        if most is not None and part.prompt:
+            told = zip(self._echo.ids, part.prompt, strict=True)
+            tokens = (*(token_of(*each, most) for each in told), *tokens)
+        return text_logprobs(tokens, self._tokenizer, self._offsets)
 
 
 def _chunk(text: str, logprobs: dict[str, Any] | None, reason: str | None = None) -> dict[str, Any]:
@@ -149,7 +206,8 @@ async def encode(body: CompletionBody, prompt: Prompt, base: ServedModel) -> lis
         ids = check_ids(prompt, base, "prompt")
     if not ids:
         raise invalid("prompt is empty; send a text", "prompt")
-    return body.truncated(ids, base, body.max_tokens or _DEFAULT_TOKENS)
+    answer = _DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+    return body.truncated(ids, base, answer)
 
 
 def check_ids(ids: list[int], base: ServedModel, param: str) -> list[int]:

@@ -16,7 +16,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from multilora_gateway.backend.messages import Delta, Token
+from multilora_gateway.backend.messages import Delta, Entries, Token
 from multilora_gateway.errors import GatewayError, openai_body
 from multilora_gateway.generation.job import GenerationJob
 from multilora_gateway.generation.model_name import ResolvedModel
@@ -50,7 +50,8 @@ class CompletionJob(GenerationJob):
 
     `prompt_tokens` counts each prompt once, however many choices the prompt has. `token_ids` says
     where vLLM reports a prompt's token ids: those of a chat stand beside its choices, those of a
-    completion in each. What is generated stands in the choice.
+    completion in each. What is generated stands in the choice. `prompt_logprobs` is how many
+    likeliest tokens to report at each token of a prompt, in `prompt_place`; None: nothing.
     """
 
     id_prefix: str
@@ -61,6 +62,8 @@ class CompletionJob(GenerationJob):
     prompt_tokens: int
     usage_in_stream: UsageInStream
     token_ids: TokenIds = "nowhere"
+    prompt_logprobs: int | None = None
+    prompt_place: TokenIds = "of choice"
 
     def head(self, chunk: bool) -> dict[str, Any]:
         """The fields that an answer begins with. Each call makes a new id, so call it once."""
@@ -77,6 +80,16 @@ class CompletionJob(GenerationJob):
         if self.token_ids != place:
             return {}
         return {"prompt_token_ids": list(self.requests[number].prompt_ids)}
+
+    def prompt_entries(
+        self, number: int, result: GenerationResult, place: TokenIds
+    ) -> dict[str, list[Entries]]:
+        """What is reported in `place` of log probabilities of the prompt of `requests[number]`."""
+        most = self.prompt_logprobs
+        if most is None or place != self.prompt_place:
+            return {}
+        told = zip(self.requests[number].prompt_ids, result.prompt, strict=True)
+        return {"prompt_logprobs": [_likeliest(*each, most) for each in told]}
 
     def answer_ids(self, tokens: Sequence[Token]) -> dict[str, list[int]]:
         """What a choice reports of its tokens."""
@@ -115,13 +128,23 @@ async def whole_answer(job: CompletionJob) -> dict[str, Any]:
             "index": number,
             **job.choice(number).whole(result),
             **job.prompt_ids(number, "of choice"),
+            **job.prompt_entries(number, result, "of choice"),
             **job.answer_ids(result.tokens),
         }
         for number, result in enumerate(found)
     ]
     usage = job.usage(sum(len(result.tokens) for result in found))
-    beside = job.prompt_ids(0, "of answer")
+    beside = job.prompt_ids(0, "of answer") | job.prompt_entries(0, found[0], "of answer")
     return {**job.head(chunk=False), "choices": choices, "usage": usage, **beside}
+
+
+def _likeliest(token_id: int, entries: Entries, most: int) -> Entries:
+    """The token itself and the `most` likeliest ones."""
+    return entries and {
+        name: entry
+        for name, entry in entries.items()
+        if entry["rank"] <= most or name == str(token_id)
+    }
 
 
 class _JobStream(EventStream):

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -30,10 +30,19 @@ class TextOffsets:
     """Where the tokens of one answer begin in its text, in characters. Takes every token once.
 
     All tokens of one character begin where the character stands. Without `skip_special_tokens` the
-    text shows special tokens, too.
+    text shows special tokens, too. A text of `start` characters may come before the answer, with
+    tokens of its own that begin at the places of `before`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_special_tokens: bool = True,
+        start: int = 0,
+        before: Iterable[int] = (),
+    ) -> None:
+        self._start = start
+        self._before = iter(before)
         self._tokenizer = tokenizer
         self._unseen = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -41,10 +50,12 @@ class TextOffsets:
 
     def of(self, token_id: int) -> int:
         """The offset of the next token."""
+        for offset in self._before:
+            return offset
         offset = self._decoded or 0
         if token_id not in self._unseen:
             self._decoded = offset + len(self._decoder.decode(self._seen(token_id)))
-        return offset
+        return self._start + offset
 
     def _seen(self, token_id: int) -> bytes:
         """The token's bytes in the text; decoders drop a space before the first token."""
@@ -61,7 +72,9 @@ def text_logprobs(
     return {
         "tokens": [token_text(tokenizer, token.id) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [_top(token, tokenizer) for token in tokens],
+        "top_logprobs": [
+            None if token.logprob is None else _top(token, tokenizer) for token in tokens
+        ],
         "text_offset": [offsets.of(token.id) for token in tokens],
     }
 

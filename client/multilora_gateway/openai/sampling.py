@@ -104,7 +104,7 @@ class CompletionFields(AdapterFields, VllmFields, Body):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, _within("min_p")] | None = None
     typical_p: Annotated[float, _within("typical_p")] | None = None
-    max_tokens: Annotated[int, _within("max_tokens")] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, _within("min_tokens")] | None = None
     ignore_eos: Annotated[bool | None, Field(validation_alias=_LORAX_EOS)] = None
     logit_bias: dict[str, Any] | None = None  # see _logit_bias
@@ -135,7 +135,12 @@ class CompletionFields(AdapterFields, VllmFields, Body):
         return "every chunk" if options.continuous_usage_stats else "last chunk"
 
     def sampling(self, base: ServedModel, settings: Settings) -> dict[str, Any]:
-        """By the engine's names, without max_tokens, logprobs and seed; raises GatewayError."""
+        """By the engine's names, without max_tokens, seed and what tells of log probabilities;
+        raises GatewayError."""
+        if self.stream and self.prompt_logprobs is not None:
+            raise invalid(
+                "prompt_logprobs come in whole answers; leave out stream", "prompt_logprobs"
+            )
         given = {name: value for name in _SAME_NAMES if (value := getattr(self, name)) is not None}
         # OpenAI samples by default; the engine's default is greedy.
         values: dict[str, Any] = {"temperature": 1.0, **base.sampling_defaults, **given}
@@ -177,7 +182,7 @@ def max_tokens(budget: TokenBudget, asked: int | None, default: int | None = Non
     """As asked, else `default`, else all that is left; raises GatewayError when the prompt or what
     is asked for does not fit."""
     base, length = budget.base, budget.prompt_tokens
-    if budget.prompt_is_too_long or budget.left < 1:
+    if budget.prompt_is_too_long or budget.left < (asked != 0):
         limit = min(base.max_input_tokens, base.max_total_tokens - 1)
         raise _too_long(f"the prompt has {length} tokens, more than {limit}; shorten it")
     if asked is not None and asked > budget.left:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from multilora_api.sampling import Grammar
+from multilora_api.sampling import MAX_LOGPROBS, Grammar
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import invalid
 from multilora_gateway.generation.grammar import (
@@ -54,7 +54,7 @@ class VllmFields(BaseModel):
     guided_whitespace_pattern: Absent = None
     length_penalty: Annotated[Any, only(1.0)] = None
     priority: Annotated[Any, only(0)] = None
-    prompt_logprobs: Absent = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: False_ = None
     skip_special_tokens: bool | None = None

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from multilora_api.admin import Origin
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import not_found
+from multilora_gateway.generation.chat_messages import goes_on
 from multilora_gateway.generation.context import Context, RequestContext
 from multilora_gateway.generation.model_name import base_names, resolve, served_name
 from multilora_gateway.openai.bodies import parse, request_schema
@@ -31,7 +32,14 @@ async def chat_completions(
     context: Context,
 ) -> Response:
     """The assistant's next turn in a conversation."""
+    return await chat_answer(request, context)
+
+
+async def chat_answer(request: Request, context: RequestContext, as_tgi: bool = False) -> Response:
+    """`as_tgi`: a last message of the assistant is continued."""
     body = parse(ChatBody, await request.body())
+    if as_tgi and body.continue_final_message is None and goes_on(body.messages):
+        body.continue_final_message, body.add_generation_prompt = True, None
     return await respond(request, await chat_job(body, context), bool(body.stream))
 
 

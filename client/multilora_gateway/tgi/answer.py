@@ -17,7 +17,7 @@ from multilora_gateway.backend.messages import Delta, GenerationRequest, Token
 from multilora_gateway.errors import GatewayError, tgi_body
 from multilora_gateway.generation.parallel import GenerationResult
 from multilora_gateway.tgi.job import TgiJob
-from multilora_gateway.tgi.tokens import TokenTexts
+from multilora_gateway.tgi.tokens import TokenTexts, prefill_tokens
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -47,7 +47,7 @@ def finished_sequence(
         "finish_reason": _finish_reason(job, result.finish_reason, texts.text),
         "generated_tokens": texts.count,
         "seed": request.sampling.get("seed"),
-        "prefill": [],
+        "prefill": prefill_tokens(job.base.tokenizer, request.prompt_ids, result.prompt),
         "tokens": shown,
         **({"top_tokens": top} if top else {}),
     }
@@ -62,7 +62,7 @@ def generated(
     best, *others = sorted(sequences, key=lambda each: each.mean_logprob, reverse=True)
     body = dict(best.body)
     answer: dict[str, Any] = {"generated_text": body.pop("generated_text")}
-    if job.parameters.details:
+    if job.parameters.wants_details:
         if others:
             top = body.pop("top_tokens", None)
             body["best_of_sequences"] = [each.body for each in others]

@@ -110,7 +110,7 @@ def _seeds(given: Parameters) -> list[int | None]:
 def _sampling(given: Parameters, max_tokens: int, stream: bool) -> dict[str, Any]:
     """By the engine's names, but for the seed; what was not given is left out."""
     top = max(given.top_n_tokens or 0, given.return_k_alternatives or 0)
-    wants_logprobs = stream or given.details or (given.best_of or 1) > 1
+    wants_logprobs = stream or given.wants_details or (given.best_of or 1) > 1
     values = {
         "max_tokens": max_tokens,
         "repetition_penalty": given.repetition_penalty,
@@ -118,6 +118,7 @@ def _sampling(given: Parameters, max_tokens: int, stream: bool) -> dict[str, Any
         "stop": given.stop or None,
         "ignore_eos": given.ignore_eos_token or None,
         "logprobs": top if wants_logprobs else None,
+        "prompt_logprobs": 0 if given.decoder_input_details else None,
         "grammar": _grammar(given),
     }
     if given.sampling:

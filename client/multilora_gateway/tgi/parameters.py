@@ -101,6 +101,10 @@ class Parameters(AdapterFields, Fields):
         return bool(self.do_sample) or any(value is not None for value in chosen)
 
     @property
+    def wants_details(self) -> bool:
+        return bool(self.details or self.decoder_input_details)
+
+    @property
     def of_lorax(self) -> bool:
         """Whether LoRAX's client wrote this: that client sends all its names, also those that are
         null, and needs more in the answer than TGI's client does."""
@@ -209,13 +213,8 @@ def max_new_tokens(given: Parameters, budget: TokenBudget) -> int:
 def _check_support(given: Parameters, streaming: bool) -> None:
     if given.watermark:
         raise invalid("`watermark` == true is not supported; leave it out")
-    if given.decoder_input_details:
-        raise invalid(
-            "`decoder_input_details` == true is not supported when streaming tokens"
-            if streaming
-            else "`decoder_input_details` == true is not supported: logprobs of the prompt are "
-            "not computed; leave it out"
-        )
+    if given.decoder_input_details and streaming:
+        raise invalid("`decoder_input_details` == true is not supported when streaming tokens")
 
 
 def _check_best_of(given: Parameters, settings: Settings, streaming: bool) -> None:

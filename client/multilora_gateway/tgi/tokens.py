@@ -12,10 +12,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from multilora_gateway.backend.messages import Token
+from multilora_gateway.backend.messages import Entries, Token, token_of
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.generation.chat_messages import template_messages
+from multilora_gateway.generation.chat_messages import goes_on, template_messages
 from multilora_gateway.generation.context import RequestContext
 from multilora_gateway.generation.prompt import render_chat
 from multilora_gateway.tgi.parameters import ChatTokenizeRequest
@@ -77,6 +77,21 @@ class TokenTexts:
         return _json(token_id, text[len(skipped) :], logprob, special)
 
 
+def prefill_tokens(
+    tokenizer: Tokenizer, prompt_ids: Sequence[int], prompt: Sequence[Entries]
+) -> list[dict[str, Any]]:
+    """The prompt's tokens, given what was said of each; none where nothing was."""
+    told = zip(prompt_ids, prompt, strict=True) if prompt else ()
+    return [
+        {
+            "id": token_id,
+            "text": tokenizer.decode([token_id], skip_special_tokens=False),
+            "logprob": token_of(token_id, entries, 0).logprob,
+        }
+        for token_id, entries in told
+    ]
+
+
 def text_tokens(base: ServedModel, text: str, special: bool = True) -> list[dict[str, Any]]:
     """The list of /tokenize. `start` and `stop` count characters; a token that the tokenizer puts
     around a prompt stands for none. `special`: with such tokens.
@@ -95,8 +110,11 @@ async def chat_tokens(
     own = await context.backend.templates(adapter_id)
     messages = template_messages(request.messages)
     variables = {"tools": request.tools} if request.tools else {}
+    continued = goes_on(messages)
     try:
-        text = await render_chat(context.renderer, base.tokenizer, messages, own, **variables)
+        text = await render_chat(
+            context.renderer, base.tokenizer, messages, own, continued, **variables
+        )
     except TextError as error:
         raise GatewayError(422, "template_error", f"Template error: {error}") from None
     tokens = await asyncio.to_thread(text_tokens, base, text, False)

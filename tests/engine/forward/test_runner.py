@@ -198,3 +198,35 @@ def test_a_pass_can_be_kept_from_being_replayed(
     assert runner.launch(batch, replay=False).tokens() == expected
     with pytest.raises(AssertionError, match="looked for"):
         runner.launch(batch)
+
+
+def test_what_is_said_of_prompts_is_that_of_the_logits(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a chunk, and of a whole prompt beside a row that only decodes. Nothing is replayed."""
+    limits = GraphLimits(4, BLOCK * BLOCKS, 1)
+    runner.graphs = PassGraphs(runner.model, runner.kv, runner.adapters, limits, CPU)
+    monkeypatch.delattr(PassGraphs, "find")
+    decoding, chunk = sequence(0, 6, A), sequence(1, 9, AdapterSet(), prompt_logprobs=2)
+    whole = sequence(2, 7, A, prompt_logprobs=0)
+    prefilled(runner, decoding, chunk)
+    chunk.num_computed_tokens, chunk.num_scored_tokens = 4, 5
+    batch = batch_of(
+        BatchItem.next(decoding, 1), BatchItem.next(chunk, 1), BatchItem.next(whole, 7)
+    )
+    in_flight = runner.launch(batch)
+    assert [token.token_id for token in in_flight.tokens()] == [
+        logits_of(runner, batch_of(BatchItem.next(one, count))).argmax().item()
+        for one, count in ((decoding, 1), (whole, 7))
+    ]
+    of_whole, of_chunk = in_flight.prompts()
+    assert [token.token_id for token in of_chunk] == [chunk.token_ids[5]]
+    assert [token.token_id for token in of_whole] == whole.token_ids[1:]
+    assert [len(token.top_logprobs) for token in (*of_whole, *of_chunk)] == [0] * 6 + [2]
+    (token,), next_id = of_chunk, chunk.token_ids[5]
+    del chunk.token_ids[5:]  # so that its logits are those of a token to sample
+    (said,) = logits_of(runner, batch_of(BatchItem.next(chunk, 1))).log_softmax(-1)
+    assert token.logprob == pytest.approx(said[next_id].item(), abs=1e-5)
+    assert token.rank == int((said > said[next_id]).sum()) + 1
+    assert [each for each, _ in token.top_logprobs] == said.topk(2).indices.tolist()
+    assert in_flight.prompts() == [of_whole, of_chunk], "what has come stays there"

@@ -8,6 +8,7 @@ import pytest
 
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, Request
+from multilora.scheduling.batch import Batch
 from multilora.scheduling.scheduler import Scheduler
 from multilora_api.sampling import SamplingParams
 from support.engine.scheduler import EOS, Clock, FakeCache, make, names, request, run
@@ -218,3 +219,39 @@ def test_queue_time_is_from_arrival_to_the_first_pass_once() -> None:
         for output in run(scheduler)[1]:
             seen.setdefault(output.request_id, []).append(output.queue_time)
     assert seen == {"first": [2.0, 2.0], "second": [7.0, 7.0]}
+
+
+def scored_of(batch: Batch) -> list[range]:
+    return [item.scored for item in batch.items if item.scored]
+
+
+def test_each_place_of_a_prompt_is_scored_once_also_after_a_preemption() -> None:
+    """An older sequence takes a block when 15 of 24 tokens are computed. What has been told is not
+    told again, and its full block comes from the cache."""
+    scheduler = make(num_blocks=4, max_batch_prefill_tokens=5)
+    scheduler.add(request("old", 5, max_tokens=8))
+    run(scheduler)
+    scheduler.add(request("scored", 24, prompt_logprobs=0, max_tokens=0))
+    starts, places = list[int](), list[int]()
+    while len(scheduler):
+        batch, outputs = run(scheduler)
+        places += (place for scored in scored_of(batch) for place in scored)
+        items = [each for each in batch.items if each.sequence.request.request_id == "scored"]
+        starts += (item.start for item in items)
+        assert not any(item.samples for item in items)
+    assert outputs[-1].finish_reason is FinishReason.LENGTH and outputs[-1].token_id is None
+    assert (scheduler.preemptions, starts) == (1, [0, 5, 10, 8, 13, 18, 23])
+    assert places == [*range(1, 24)]
+
+
+def test_a_scored_prompt_uses_the_cache_as_far_as_it_has_been_told() -> None:
+    scheduler = make()
+    scheduler.add(request("same", 24, max_tokens=1))
+    run(scheduler)
+    scheduler.add(request("same", 24, max_tokens=0, prompt_logprobs=1))
+    (item,) = run(scheduler)[0].items
+    assert (item.start, item.scored, item.samples) == (0, range(1, 24), False)
+    scheduler.add(request("same", 24, max_tokens=1))
+    batch, outputs = run(scheduler)
+    assert batch.items[0].start == 16, "the last token is computed"
+    assert not scored_of(batch) and outputs[-1].finish_reason is FinishReason.LENGTH

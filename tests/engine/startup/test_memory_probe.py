@@ -111,6 +111,7 @@ def test_the_largest_batch_is_the_most_that_a_pass_may_hold(folder: Path):
         assert item.start == item.sequence.num_computed_tokens
         assert item.end == len(item.sequence.token_ids) == 24
     assert all(item.samples for item in batch.items)
+    assert [len(item.scored) for item in batch.items] == [23, 17, 0, 0, 0, 0]
     assert {span.pages for span in batch.spans} == {(0, 1, 2)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.request import FinishReason, Request, TokenOutput
+from multilora.request import FinishReason, PromptToken, Request, TokenOutput
 from multilora.wire import stream
 from multilora.wire.stream import JointClient, Response, Stream
 from multilora.wire.triton_request import TritonRequest
@@ -291,3 +291,41 @@ def test_what_ended_the_answer_is_text_on_request(bench: Bench) -> None:
     plain = bench.add("c")
     bench.engine.outputs.put(bench.say("c", "go!", FinishReason.STOP))
     until(lambda: plain.text == "go")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_is_said_of_a_prompt_comes_once(bench: Bench, streamed: bool) -> None:
+    client = bench.add("a", stream=streamed, sampling=SamplingParams(prompt_logprobs=1))
+    p, r, o = TOKENIZER.encode("pro")
+    said = [PromptToken(r, -2.0, ((p, -0.5),), 3), PromptToken(o, -0.25, ((o, -0.25),), 1)]
+    for each in said:
+        bench.engine.outputs.put([TokenOutput("a", None, prompt=(each,))])
+    for text in "xy":
+        bench.engine.outputs.put(bench.say("a", text))
+    bench.engine.outputs.put([TokenOutput("a", None, finish_reason=FinishReason.LENGTH)])
+    until(lambda: client.responses and client.responses[-1].final)
+    assert (client.text, len(client.responses[0].tokens) > 0) == ("xy", True)
+    arrays = [
+        response.arrays(frozenset({"prompt_logprobs"}), TOKENIZER.decode)
+        for response in client.responses
+    ]
+    told = [entry for each in arrays for entry in json.loads(each["prompt_logprobs"].item())]
+    assert told == [
+        None,
+        {
+            str(r): {"logprob": -2.0, "rank": 3, "decoded_token": "r"},
+            str(p): {"logprob": -0.5, "rank": 1, "decoded_token": "p"},
+        },
+        {str(o): {"logprob": -0.25, "rank": 1, "decoded_token": "o"}},
+    ]
+    assert json.loads(arrays[0]["prompt_logprobs"].item()) == told, "before the first text"
+
+
+def test_without_max_tokens_there_is_one_reply_without_a_token(bench: Bench) -> None:
+    client = bench.add("a", echo=True, stream=False)
+    end = TokenOutput("a", None, finish_reason=FinishReason.LENGTH, queue_time=0.5)
+    bench.engine.outputs.put([end])
+    until(lambda: client.responses)
+    (response,) = client.responses
+    assert (response.text, response.finish_reason, response.tokens) == ("prompt ", "length", ())
+    assert response.queue_time == 0.5 and bench.observer.events == []

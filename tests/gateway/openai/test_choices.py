@@ -11,7 +11,7 @@ from multilora_gateway.generation.parallel import GenerationResult
 from multilora_gateway.generation.parsing.formats import HERMES, MISTRAL, reasoning_format
 from multilora_gateway.generation.parsing.parser import AnswerFormat
 from multilora_gateway.openai.chat import ChatChoice
-from multilora_gateway.openai.completions import TextChoice
+from multilora_gateway.openai.completions import Echo, TextChoice
 from multilora_gateway.openai.logprobs import chat_logprobs, token_text
 from multilora_text.tokenizer import Tokenizer
 from support.e2e.triton import DEMO
@@ -174,10 +174,12 @@ def test_a_leading_space_belongs_to_its_token(tokenizer: Tokenizer) -> None:
 
 
 def test_text_chunks_put_together_are_the_whole(tokenizer: Tokenizer) -> None:
-    choice = TextChoice(tokenizer, "say ")
+    choice = TextChoice(tokenizer, Echo("say "))
     deltas = deltas_of(tokenizer, "hello", "length")
     chunks = choice.opening() + [chunk for delta in deltas for chunk in choice.chunks(delta)]
-    whole: dict[str, Any] = TextChoice(tokenizer, "say ").whole(GenerationResult.joined(deltas))
+    whole: dict[str, Any] = TextChoice(tokenizer, Echo("say ")).whole(
+        GenerationResult.joined(deltas)
+    )
     assert "".join(chunk["text"] for chunk in chunks) == whole["text"] == "say hello"
     assert chunks[-1]["finish_reason"] == whole["finish_reason"] == "length"
     assert json.dumps(whole)

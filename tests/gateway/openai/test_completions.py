@@ -7,9 +7,11 @@ from typing import Any, cast
 import pytest
 
 from multilora_gateway.backend.client import Backend
+from multilora_gateway.backend.messages import Entries
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.generation.context import RequestContext
+from multilora_gateway.generation.parallel import GenerationResult
 from multilora_gateway.http.access import Caller
 from multilora_gateway.openai.completions import CompletionBody, completion_job
 from multilora_gateway.openai.job import CompletionJob
@@ -88,3 +90,47 @@ def test_a_truncated_prompt_is_echoed_as_it_was_read() -> None:
     job = prepared(truncate_prompt_tokens=2, echo=True)
     assert list(job.requests[0].prompt_ids) == base_model().tokenizer.encode("hello")[-2:]
     assert job.choice(0).opening()[0]["text"] == "llo"
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({}, {}),
+        ({"logprobs": 2}, {"logprobs": 2}),
+        ({"echo": True}, {}),
+        ({"echo": True, "logprobs": 2}, {"logprobs": 2, "prompt_logprobs": 2}),
+        (
+            {"echo": True, "logprobs": 2, "prompt_logprobs": 5},
+            {"logprobs": 2, "prompt_logprobs": 5},
+        ),
+        ({"prompt_logprobs": 0}, {"prompt_logprobs": 0}),
+    ],
+)
+def test_what_the_engine_tells_of_a_prompt(fields: Any, asked: dict[str, int]) -> None:
+    (request,) = prepared(**fields).requests
+    told = {name: most for name, most in request.sampling.items() if name.endswith("logprobs")}
+    assert told == asked
+
+
+@pytest.mark.parametrize("fields", [{"echo": True}, {"prompt_logprobs": 0}])
+def test_nothing_is_generated_where_the_prompt_is_the_answer(fields: Any) -> None:
+    whole = [5] * 64  # as many as are read, and as the next case shows as fill a sequence
+    base = dataclasses.replace(base_model(), max_input_tokens=64, max_total_tokens=64)
+    (request,) = prepared(Server(base), prompt=whole, max_tokens=0, **fields).requests
+    assert request.sampling["max_tokens"] == 0
+    with pytest.raises(GatewayError, match="shorten it"):
+        prepared(Server(base), prompt=whole, max_tokens=1, **fields)
+    with pytest.raises(GatewayError, match="max_tokens 0 asks for nothing"):
+        prepared(max_tokens=0)
+
+
+@pytest.mark.parametrize("fields", [{}, {"truncate_prompt_tokens": 3}])
+def test_offsets_of_an_echo_are_those_of_its_text(fields: Any) -> None:
+    """A special token that was sent as text is a token in it, and one that a cut prompt begins
+    with is not."""
+    job = prepared(prompt="he</s>y", echo=True, logprobs=0, max_tokens=0, **fields)
+    prompt = tuple[Entries, ...]((None, *({str(each): {"logprob": -1.0, "rank": 1}}
+             for each in job.requests[0].prompt_ids[1:])))  # fmt: skip
+    whole = job.choice(0).whole(GenerationResult("", (), "length", prompt=prompt))
+    assert whole["text"] == ("hey" if fields else "he</s>y")
+    assert whole["logprobs"]["text_offset"] == ([0, 2, 2] if fields else [0, 2, 6])

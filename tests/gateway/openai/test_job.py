@@ -42,7 +42,7 @@ def completion(backend: Repeating, *prompts: bytes, **fields: Any) -> Any:
         base=base_model(), requests=[GenerationRequest(prompt) for prompt in prompts],
         id_prefix="cmpl", object="text_completion", chunk_object="text_completion",
         model=ResolvedModel("base", ""),
-        choice=lambda _: TextChoice(None, ""),  # pyright: ignore
+        choice=lambda _: TextChoice(None),  # pyright: ignore
         prompt_tokens=len(b"".join(prompts)),
         **{"usage_in_stream": "last chunk", **fields},
     )  # fmt: skip

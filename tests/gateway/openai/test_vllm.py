@@ -106,10 +106,7 @@ NEUTRAL = {
     "use_beam_search": False, "length_penalty": 1.0, "priority": 0, "request_id": "x",
     "return_token_ids": False, "prompt_logprobs": None,
 }  # fmt: skip
-OF_CHATS = {
-    "add_generation_prompt": True, "add_special_tokens": False, "continue_final_message": False,
-    "echo": False,
-}  # fmt: skip
+OF_CHATS = {"add_special_tokens": False, "echo": False}
 
 
 def test_settings_that_change_nothing_are_taken() -> None:
@@ -145,7 +142,6 @@ def test_which_tokens_may_come_is_for_the_engine_to_say() -> None:
         ("priority", False, "only 0 is supported; leave it out"),
         ("use_beam_search", True, "only false is supported; leave it out"),
         ("guided_grammar", "root ::= x", "not supported; leave it out"),
-        ("prompt_logprobs", 1, "not supported; leave it out"),
     ],
 )
 def test_settings_that_would_change_something_are_refused(
@@ -169,9 +165,21 @@ def test_the_other_value_of_what_only_chats_have_is_refused(name: str) -> None:
         chat(**{name: not OF_CHATS[name]})
 
 
-def test_who_wants_a_message_continued_is_told_where_texts_are() -> None:
-    with pytest.raises(GatewayError, match=r"continue_final_message: .*/v1/completions"):
-        chat(continue_final_message=True)
+def test_an_answer_continues_a_message_or_is_a_new_one() -> None:
+    assert chat(continue_final_message=True, add_generation_prompt=False).continues
+    assert chat(continue_final_message=True).continues
+    assert not chat(continue_final_message=False, add_generation_prompt=True).continues
+    with pytest.raises(GatewayError, match="cannot continue the last message and be a new one"):
+        _ = chat(continue_final_message=True, add_generation_prompt=True).continues
+
+
+def test_log_probabilities_of_prompts_come_in_whole_answers() -> None:
+    for make in (text, chat):
+        with pytest.raises(GatewayError, match="leave out stream"):
+            make(prompt_logprobs=0, stream=True).sampling(base_model(), Settings())
+        for wrong in (-1, 21):
+            with pytest.raises(GatewayError, match="prompt_logprobs"):
+                make(prompt_logprobs=wrong)
 
 
 def test_what_structured_outputs_cannot_hold_is_named() -> None:

@@ -166,3 +166,16 @@ def test_likely_tokens_are_lists_for_tgi() -> None:
         "details"
     ]
     assert [[each["text"] for each in place] for place in details["top_tokens"]] == [["b", "a"]]
+
+
+def test_the_prompt_is_among_the_details() -> None:
+    wanted = job("he</s>", decoder_input_details=True)
+    first, second = wanted.requests[0].prompt_ids
+    entries = {str(second): {"logprob": -0.5, "rank": 9}}
+    result = GenerationResult("", (Token(A, -1.0),), "length", prompt=(None, entries))
+    details = generated(wanted, [finished(wanted, result)])[0]["details"]
+    assert details["prefill"] == [
+        {"id": first, "text": "he", "logprob": None},
+        {"id": second, "text": "</s>", "logprob": -0.5},
+    ]
+    assert len(details["tokens"]) == 1

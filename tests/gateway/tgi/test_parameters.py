@@ -80,7 +80,6 @@ def test_refusals_of_streams(parameters: dict[str, Any], message: str) -> None:
     "parameters",
     [
         {"watermark": True},
-        {"decoder_input_details": True},
         {"adapter_source": "pbase"},
         {"merged_adapters": MERGED, "adapter_id": "a"},
         {"merged_adapters": {**MERGED, "weights": [1.0]}},

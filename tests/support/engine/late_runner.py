@@ -1,13 +1,13 @@
 """A device that answers later, without a GPU: a thread that computes the passes in turn."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from multilora.forward.runner import InFlight, ModelRunner
-from multilora.forward.sampler import Sampled
-from multilora.scheduling.batch import BatchItem, SampledToken
+from multilora.request import PromptToken
+from multilora.scheduling.batch import SampledToken
 
 
 class LateInFlight(InFlight):
@@ -16,6 +16,9 @@ class LateInFlight(InFlight):
 
     def tokens(self) -> list[SampledToken]:
         return self._future.result().tokens()
+
+    def prompts(self) -> list[tuple[PromptToken, ...]]:
+        return self._future.result().prompts()
 
 
 class LateRunner(ModelRunner):
@@ -28,13 +31,13 @@ class LateRunner(ModelRunner):
         self._launched = self._computed = 0
         self._thread = ThreadPoolExecutor(1, "late device")
 
-    def _begin(self, items: Sequence[BatchItem], run: Callable[[], Sampled | None]) -> InFlight:
+    def _begin(self, run: Callable[[], InFlight]) -> InFlight:
         self._launched += 1
         self.most_in_flight = max(self.most_in_flight, self._launched - self._computed)
-        return LateInFlight(self._thread.submit(self._compute, items, run))
+        return LateInFlight(self._thread.submit(self._compute, run))
 
-    def _compute(self, items: Sequence[BatchItem], run: Callable[[], Sampled | None]) -> InFlight:
+    def _compute(self, run: Callable[[], InFlight]) -> InFlight:
         time.sleep(0.001)
-        done = super()._begin(items, run)
+        done = super()._begin(run)
         self._computed += 1
         return done

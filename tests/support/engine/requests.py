@@ -20,9 +20,15 @@ RANKS = {"a": 4, "b": 8, "c": 16, "d": 24, "e": 40, "f": 64}
 MakeEngine = Callable[..., Engine]
 
 
-def request(name: str, adapter: str = "", length: int = 12, **sampling: object) -> Request:
+def request(
+    name: str,
+    adapter: str = "",
+    length: int = 12,
+    prompt: tuple[int, ...] | None = None,
+    **sampling: object,
+) -> Request:
     start = sum(map(ord, name.rstrip("0123456789")))
-    prompt = tuple((start + 7 * i) % 120 + 4 for i in range(length))
+    prompt = prompt or tuple((start + 7 * i) % 120 + 4 for i in range(length))
     values = {"max_tokens": 12, "ignore_eos": True} | sampling
     return Request(name, prompt, adapter, SamplingParams(**values))  # type: ignore[arg-type]
 

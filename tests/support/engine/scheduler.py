@@ -5,7 +5,7 @@ from typing import Any
 
 from multilora.adapters.memory.page_allocator import RankPageAllocator
 from multilora.errors import invalid
-from multilora.request import AdapterSet, Request, TokenOutput
+from multilora.request import AdapterSet, PromptToken, Request, TokenOutput
 from multilora.scheduling.adapter_cache import CacheMiss
 from multilora.scheduling.batch import Batch, SampledToken
 from multilora.scheduling.kv_blocks import BlockAllocator
@@ -113,7 +113,12 @@ def run(scheduler: Scheduler, token: int = 7) -> tuple[Batch, list[TokenOutput]]
     """One pass that samples `token` everywhere."""
     batch = scheduler.schedule()
     count = sum(item.samples for item in batch.items)
-    scheduler.postprocess(batch, [SampledToken(token)] * count)
+    prompts = [
+        tuple(PromptToken(item.sequence.token_ids[place], -1.0, (), 1) for place in item.scored)
+        for item in batch.items
+        if item.scored
+    ]
+    scheduler.postprocess(batch, [SampledToken(token)] * count, prompts)
     return batch, scheduler.take_outputs()
 
 

@@ -162,11 +162,11 @@ class Engine:
             return
         batch, in_flight = self._in_flight.popleft()
         try:
-            tokens = in_flight.tokens()
+            tokens, prompts = in_flight.tokens(), in_flight.prompts()
         except Exception as error:
             self._fail([batch, *self._forget_passes()], error)
         else:
-            self._parts.scheduler.postprocess(batch, tokens)
+            self._parts.scheduler.postprocess(batch, tokens, prompts)
 
     def _forget_passes(self) -> list[Batch]:
         """What was in flight, and is not waited for any more."""

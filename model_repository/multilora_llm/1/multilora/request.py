@@ -90,11 +90,22 @@ class Request:
         return bytes(bits)
 
 
+class PromptToken(NamedTuple):
+    """What the tokens before it said of a token of a prompt; fields as those of TokenOutput."""
+
+    token_id: int
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...]
+    rank: int
+
+
 @dataclass(frozen=True)
 class TokenOutput:
     """What one step did for one request. Filled by Scheduler.postprocess, or by an abort.
 
-    `token_id` is None when the request ends without a token (cancelled, error). `logprob` is the
+    `token_id` is None when there is no token: the request ends without one (cancelled, error,
+    max_tokens 0), or the step computed a part of the prompt whose logprobs were asked for: those
+    of the next tokens of `prompt`, whose first token has none. `logprob` is the
     natural logarithm of the probability before temperature and filters; `top_logprobs` holds
     (token_id, logprob), most likely first, when SamplingParams.logprobs asked for them.
     `rank` of the token is 1 more than how many were likelier, where logprobs were asked for.
@@ -109,6 +120,7 @@ class TokenOutput:
     finish_reason: FinishReason | None = None
     error: RequestError | None = None
     queue_time: float | None = None
+    prompt: tuple[PromptToken, ...] = ()
 
 
 @dataclass(frozen=True)

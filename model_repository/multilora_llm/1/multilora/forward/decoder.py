@@ -50,6 +50,18 @@ class StepContext(NamedTuple):
     paged: PagedContext
 
 
+class Hidden(NamedTuple):
+    """[rows, hidden] after the last layer, before the last norm. `rest`: what the adapters of the
+    last site still have to add to `x`."""
+
+    x: torch.Tensor
+    rest: torch.Tensor | None
+
+    def rows(self, index: torch.Tensor) -> "Hidden":
+        rest = None if self.rest is None else self.rest.index_select(0, index)
+        return Hidden(self.x.index_select(0, index), rest)
+
+
 class Decoder:
     """Weights and RoPE table on the device; holds no state of any batch."""
 
@@ -71,7 +83,25 @@ class Decoder:
         adapters: RankPagePool | None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits, float32 [N, vocab], of the rows `last_token_indices`; into `out` if given.
+        """Logits, float32 [N, vocab], of the rows `last_token_indices`; into `out` if given."""
+        hidden = self.hidden(inputs, kv, adapters)
+        return self.logits(hidden.rows(inputs.last_token_indices), out)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Hidden, out: torch.Tensor | None = None) -> torch.Tensor:
+        """float32 [rows, vocab], in `out` if given."""
+        x = rms_norm(hidden.x, self._norm, self.base.rms_norm_eps, hidden.rest)
+        logits = F.linear(x, self._lm_head)
+        return logits.float() if out is None else out.copy_(logits)
+
+    @torch.inference_mode()
+    def hidden(
+        self,
+        inputs: StepInput,
+        kv: KVCache,
+        adapters: RankPagePool | None,
+    ) -> Hidden:
+        """All T rows.
 
         Writes K and V of all rows into `kv` at `kv_slots`. `adapters` holds the pages that the
         segments name.
@@ -90,11 +120,7 @@ class Decoder:
             rest = layer.o.add_to(x, attended, lora)
             gate_up = layer.gate_up.project_wide(rms_norm(x, layer.norms.mlp, eps, rest), lora)
             rest = layer.down.add_to(x, swiglu(*gate_up), lora)
-        last = inputs.last_token_indices
-        rest = None if rest is None else rest.index_select(0, last)
-        x = rms_norm(x.index_select(0, last), self._norm, eps, rest)
-        logits = F.linear(x, self._lm_head)
-        return logits.float() if out is None else out.copy_(logits)
+        return Hidden(x, rest)
 
     def _attention(self, layer: _Layer, x: torch.Tensor, step: StepContext) -> torch.Tensor:
         """[T, heads * head_dim], before the output projection."""

@@ -12,15 +12,24 @@ position, t) alone: a seed gives the same tokens in any batch, after a preemptio
 (as far as the logits agree).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from multilora.forward.sampling_input import Biases, Penalties, SamplingTensors, TokenMasks, Typical
+from multilora.forward.sampling_input import (
+    Biases,
+    Penalties,
+    PromptRows,
+    SamplingTensors,
+    TokenMasks,
+    Typical,
+)
 from multilora_kernels.draw import draw
 from multilora_kernels.draws import Draws
 
 _ROWS_AT_ONCE = 16  # bounds the memory of what works on whole rows
+_PROMPT_ROWS_AT_ONCE = 128  # as much memory as drawing for 64 rows may take
 
 
 class Sampled(NamedTuple):
@@ -55,6 +64,22 @@ def sample(logits: torch.Tensor, inputs: SamplingTensors) -> Sampled:
     if inputs.typical is not None:
         _keep_typical(adjusted, inputs.typical)
     return _report(logits, _pick(adjusted, inputs.draws), inputs.num_logprobs)
+
+
+def score(prompt: PromptRows, project: Callable[[torch.Tensor], torch.Tensor]) -> Sampled:
+    """What the rows of a pass say of the next tokens of prompts, as if those had been picked.
+
+    `project` gives the logits of some rows (int64 indices): never of all together, because
+    [T, vocab] may not fit.
+    """
+    slices = zip(
+        prompt.rows.split(_PROMPT_ROWS_AT_ONCE),
+        prompt.token_ids.split(_PROMPT_ROWS_AT_ONCE),
+        strict=True,
+    )
+    parts = [_report(project(rows), token_ids, prompt.num_logprobs) for rows, token_ids in slices]
+    columns = zip(*parts, strict=True)
+    return Sampled._make(None if None in column else torch.cat(column) for column in columns)
 
 
 def _pick(logits: torch.Tensor, draws: Draws | None) -> torch.Tensor:

@@ -101,6 +101,34 @@ def add_sampling_tensors(
     )
 
 
+class PromptRows(NamedTuple):
+    """The R rows of a pass whose logits tell of the next token of a prompt. `num_logprobs`: how
+    many likeliest tokens any of them asks for."""
+
+    rows: torch.Tensor  # int64 [R]
+    token_ids: torch.Tensor  # int64 [R], the next tokens
+    num_logprobs: int
+
+
+def add_prompt_rows(
+    items: Rows[BatchItem], staging: StagingBuffer
+) -> Callable[[], PromptRows] | None:
+    """Add those of `items`, all of a pass, in their order; None when there are none."""
+    rows, token_ids, asked = list[int](), list[int](), [0]
+    first = 0  # row of the item
+    for item in items:
+        if item.scored:
+            before = first - item.start - 1
+            rows += (before + place for place in item.scored)
+            token_ids += item.sequence.token_ids[item.scored.start : item.scored.stop]
+            asked.append(item.sequence.request.sampling.prompt_logprobs or 0)
+        first += item.num_new_tokens
+    if not rows:
+        return None
+    row_handle, id_handle = staging.add(np.array(rows)), staging.add(np.array(token_ids))
+    return lambda: PromptRows(row_handle(), id_handle(), max(asked))
+
+
 def _add_biases(pairs: _Pairs, staging: StagingBuffer) -> Callable[[], Biases] | None:
     entries = [(row, *entry) for row, (_, p) in enumerate(pairs) for entry in p.logit_bias]
     if not entries:

@@ -15,6 +15,7 @@ class BatchItem(NamedTuple):
 
     `samples`: the pass reaches the last token, so that its logits give the next one. That last
     token may be in flight: the pass before samples it, and the host does not know it yet.
+    `scored`: the places of prompt tokens of whose logprobs the pass tells.
     """
 
     sequence: Sequence
@@ -22,12 +23,16 @@ class BatchItem(NamedTuple):
     num_new_tokens: int
     samples: bool
     adapters: AdapterSet
+    scored: range = range(0)
 
     @staticmethod
     def next(sequence: Sequence, count: int) -> "BatchItem":
         """The next `count` tokens that are not computed."""
-        start, samples = sequence.num_computed_tokens, count == sequence.num_uncomputed_tokens
-        return BatchItem(sequence, start, count, samples, sequence.adapters)
+        start, unscored = sequence.num_computed_tokens, sequence.unscored
+        generates = sequence.request.sampling.max_tokens > 0
+        samples = generates and count == sequence.num_uncomputed_tokens
+        first, end = max(start + 1, unscored.start), min(start + count + 1, unscored.stop)
+        return BatchItem(sequence, start, count, samples, sequence.adapters, range(first, end))
 
     @property
     def end(self) -> int:

@@ -105,7 +105,8 @@ class KVBlocks:
         """Blocks for all known tokens, cached ones first; on False nothing is held."""
         size = self.blocks.block_size
         known = len(sequence.token_ids)
-        digests = list(prefix_digests(sequence.adapters, sequence.token_ids[: known - 1], size))
+        cacheable = sequence.token_ids[: sequence.num_cacheable_tokens]
+        digests = list(prefix_digests(sequence.adapters, cacheable, size))
         cached = self.blocks.take_prefix(digests)
         fresh = self.blocks.allocate(self.blocks.blocks_for(known) - len(cached))
         if fresh is None:

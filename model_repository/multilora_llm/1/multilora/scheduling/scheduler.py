@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from multilora.errors import RequestError, grammar_failed
-from multilora.request import BASE_ONLY, FinishReason, Request, TokenOutput
+from multilora.request import BASE_ONLY, FinishReason, PromptToken, Request, TokenOutput
 from multilora.scheduling.adapter_cache import AdapterCache, CacheMiss
 from multilora.scheduling.batch import Batch, BatchItem, SampledToken, make_batch
 from multilora.scheduling.kv_blocks import BlockAllocator, KVBlocks
@@ -152,17 +152,29 @@ class Scheduler:
             item.sequence.passes_in_flight += 1
         return batch
 
-    def postprocess(self, batch: Batch, sampled: list[SampledToken]) -> None:
+    def postprocess(
+        self,
+        batch: Batch,
+        sampled: list[SampledToken],
+        prompts: list[tuple[PromptToken, ...]] | None = None,
+    ) -> None:
         """Record the oldest pass in flight, which was computed; `sampled` has one entry per item
-        with `.samples`, in order."""
+        with `.samples`, in order, and `prompts` one per item with `.scored`."""
         self._land(batch)
-        tokens = iter(sampled)
+        tokens, scored = iter(sampled), iter(prompts or ())
         for item in batch.items:
             sequence, token = item.sequence, next(tokens) if item.samples else None
+            prompt = next(scored) if item.scored else ()
             if sequence.status is SequenceStatus.RUNNING:
                 self._held.publish(sequence, item.end)
-            if token and sequence.status is not SequenceStatus.FINISHED:
+            if sequence.status is SequenceStatus.FINISHED:
+                continue
+            if prompt:
+                self._tell_prompt(item, prompt)
+            if token:
                 self._append(sequence, token)
+            elif item.num_output_tokens == sequence.request.sampling.max_tokens == 0:
+                self._end_at_prompt(sequence)
 
     def fail(self, batch: Batch, error: RequestError) -> None:
         """A pass in flight was not computed, or not rightly: its requests end with `error`."""
@@ -247,6 +259,19 @@ class Scheduler:
         name = sequence.request.request_id
         self._finish(sequence)
         self._outputs.append(TokenOutput(name, None, finish_reason=reason, error=error))
+
+    def _tell_prompt(self, item: BatchItem, tokens: tuple[PromptToken, ...]) -> None:
+        sequence = item.sequence
+        sequence.num_scored_tokens = item.scored.stop
+        self._outputs.append(TokenOutput(sequence.request.request_id, None, prompt=tokens))
+
+    def _end_at_prompt(self, sequence: Sequence) -> None:
+        """Its max_tokens are 0."""
+        self._finish(sequence)
+        name, queue_time = sequence.request.request_id, sequence.queue_time
+        reason = FinishReason.LENGTH
+        output = TokenOutput(name, None, finish_reason=reason, queue_time=queue_time)
+        self._outputs.append(output)
 
     def _finish(self, sequence: Sequence) -> None:
         if sequence.status is SequenceStatus.RUNNING:

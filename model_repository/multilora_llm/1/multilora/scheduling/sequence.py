@@ -48,7 +48,8 @@ class Sequence:
     has had its turn. `matcher` has accepted the output tokens of a request with a grammar; they
     stay when it is preempted. `own_end_ids` end it beside the base model's end tokens: its
     adapters' own, set with `adapters`. `queue_time` is how many seconds the request waited for its
-    first pass.
+    first pass. `num_scored_tokens` counts the prompt tokens whose logprobs have been told, where
+    they are asked for; the first has none.
     """
 
     request: Request
@@ -63,6 +64,7 @@ class Sequence:
     matcher: TokenMatcher | None = None
     own_end_ids: frozenset[int] = frozenset()
     queue_time: float | None = None
+    num_scored_tokens: int = 1
     status: SequenceStatus = SequenceStatus.WAITING
 
     def __post_init__(self) -> None:
@@ -84,6 +86,20 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) + self.num_tokens_in_flight - self.num_computed_tokens
+
+    @property
+    def num_cacheable_tokens(self) -> int:
+        """Tokens from the first on whose K and V may be taken from the cache: their logits are not
+        needed. The last one's give the next token, and those before a prompt token its logprob."""
+        most = len(self.token_ids) - 1
+        return min(most, self.num_scored_tokens - 1) if self.unscored else most
+
+    @property
+    def unscored(self) -> range:
+        """The places in the prompt whose logprobs are asked for and have not been told."""
+        if self.request.sampling.prompt_logprobs is None:
+            return range(0)
+        return range(self.num_scored_tokens, self.num_prompt_tokens)
 
     @property
     def num_tokens_to_come(self) -> int:

@@ -77,7 +77,8 @@ class CudaMeter:
 
 def _costly_sampling() -> SamplingParams:
     """Every filter and penalty is on at once, so that the sampler takes the most memory."""
-    values: dict[str, Any] = {"max_tokens": 1, "seed": 0, "logprobs": MAX_LOGPROBS}
+    values: dict[str, Any] = {"max_tokens": 1, "seed": 0}
+    values |= dict.fromkeys(("logprobs", "prompt_logprobs"), MAX_LOGPROBS)
     for parameter in PARAMETERS.values():
         if parameter.kind == "number" and parameter.range:
             values[parameter.name] = parameter.range.other_than(parameter.default)
@@ -198,7 +199,7 @@ def _trial_pools(profile: Profile) -> tuple[KVCache, RankPagePool]:
 
 
 def largest_batch(profile: Profile) -> Batch:
-    """As many sequences, new tokens and context as one pass may have.
+    """As many sequences, new tokens and context as one pass may have, and prompts to score.
 
     Each sequence has an adapter of its own in the tables; all share the same block and pages.
     """
@@ -210,7 +211,8 @@ def largest_batch(profile: Profile) -> Batch:
     for index in range(config.max_running_requests):
         more = min(prefill, total - 1)
         prefill -= more
-        request = Request(str(index), (0,), str(index), _SAMPLING)
+        prompt = (0,) * (total if more else 1)
+        request = Request(str(index), prompt, str(index), _SAMPLING)
         sequence = Sequence(request, index, request.adapters)
         sequence.token_ids, sequence.block_table = token_ids, blocks
         sequence.num_computed_tokens = total - 1 - more

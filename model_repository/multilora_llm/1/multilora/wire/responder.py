@@ -175,7 +175,7 @@ class Responder:
     def _advance(self, stream: Stream, outputs: list[TokenOutput]) -> bool:
         """Give a stream its news; True when that was its last word."""
         last = outputs[-1]
-        stopped = stream.push([output for output in outputs if output.token_id is not None])
+        stopped = stream.push(outputs)
         if stopped and not last.finish_reason:
             self._engine.abort(last.request_id)
         if not stopped and last.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):

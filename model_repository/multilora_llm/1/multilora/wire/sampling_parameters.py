@@ -232,7 +232,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1, "1"),
     "spaces_between_special_tokens": (None, True, "true"),
     "detokenize": (None, True, "true"),
-    "prompt_logprobs": (None,),
     "truncate_prompt_tokens": (None,),
     "use_beam_search": (None, False, "false"),
     "early_stopping": (None, False, "false"),

@@ -8,19 +8,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from multilora.errors import RequestError
-from multilora.request import FinishReason, TokenOutput
+from multilora.request import FinishReason, PromptToken, TokenOutput
 from multilora.wire.triton_request import TritonRequest
-from multilora_api.tensors import RUNNING
+from multilora_api.tensors import OF_THE_PROMPT, PROMPT_LOGPROBS, RUNNING
 from multilora_text.detokenizer import Detokenizer
 from multilora_text.tokenizer import Tokenizer
 
 _GATHER_SECONDS = 0.05
-_OF_THE_PROMPT = {"num_input_tokens", "queue_time"}
+_KEPT_TEXTS = 200_000  # of tokens; about one vocabulary
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Response:
     """One response. A stream has several; `finish_reason` is RUNNING but for the last.
 
     `tokens` are those of this response only, as are the counts and logprobs made from them;
-    `cumulative_logprob` sums over the whole answer so far.
+    `cumulative_logprob` sums over the whole answer so far. `prompt` has the JSON of what this
+    response says of the prompt's tokens, one text for each; the first says of its token null.
     """
 
     text: str
@@ -38,6 +40,7 @@ class Response:
     cumulative_logprob: float = 0.0
     queue_time: float = 0.0  # seconds, from arrival to the first pass
     shows_logprobs: bool = True
+    prompt: tuple[str, ...] = ()
 
     @property
     def final(self) -> bool:
@@ -69,6 +72,8 @@ class Response:
             entries = [_logprobs(token, decode) for token in self.tokens]
             shown = entries if self.shows_logprobs else None
             arrays["logprobs"] = _string(json.dumps(shown, ensure_ascii=False))
+        if PROMPT_LOGPROBS.name in outputs:
+            arrays[PROMPT_LOGPROBS.name] = _string(f"[{', '.join(self.prompt)}]")
         return arrays
 
 
@@ -87,7 +92,7 @@ class JointResponse:
     ) -> dict[str, np.ndarray]:
         """As Response.arrays, with a column for each answer where that has a single one."""
         first, *others = [part.arrays(outputs, decode) for part in self.parts]
-        for name in first.keys() - _OF_THE_PROMPT:
+        for name in first.keys() - OF_THE_PROMPT:
             first[name] = np.concatenate([first[name], *(each[name] for each in others)], axis=1)
         return first
 
@@ -103,7 +108,7 @@ def json_response(answer: dict[str, object]) -> Response:
 
 
 def _logprobs(
-    token: TokenOutput, decode: Callable[[list[int]], str]
+    token: TokenOutput | PromptToken, decode: Callable[[list[int]], str]
 ) -> dict[str, dict[str, object]]:
     """{token id: {logprob, rank, decoded_token}}; rank 1 is the likeliest token."""
     ranked = {
@@ -191,13 +196,17 @@ class JointClient:
 def _joined(before: Response | None, response: Response) -> Response:
     if before is None:
         return response
-    text, tokens = before.text + response.text, before.tokens + response.tokens
-    return replace(response, text=text, tokens=tokens)
+    return replace(
+        response,
+        text=before.text + response.text,
+        tokens=before.tokens + response.tokens,
+        prompt=before.prompt + response.prompt,
+    )
 
 
 def _blank(response: Response) -> Response:
     """Nothing new after it."""
-    return replace(response, text="", tokens=())
+    return replace(response, text="", tokens=(), prompt=())
 
 
 class _Part:
@@ -240,15 +249,18 @@ class Stream:
         self._tokens: list[TokenOutput] = []
         self._cumulative_logprob = 0.0
         self._queue_time = 0.0
+        self._tokenizer = tokenizer
+        self._prompt = [] if sampling.prompt_logprobs is None else ["null"]
 
-    def push(self, tokens: Sequence[TokenOutput]) -> bool:
-        """Take new tokens, up to the one that completes a stop string; True when there is one."""
-        for token in tokens:
-            self._tokens.append(token)
-            self._cumulative_logprob += token.logprob or 0.0
-            self._queue_time = token.queue_time or 0.0
+    def push(self, outputs: Sequence[TokenOutput]) -> bool:
+        """Take news, up to the token that completes a stop string; True when there is one."""
+        for token in outputs:
+            self._prompt += map(self._told, token.prompt)
+            self._queue_time = token.queue_time or self._queue_time
             if token.token_id is None:
                 continue
+            self._tokens.append(token)
+            self._cumulative_logprob += token.logprob or 0.0
             # A token that ends the answer is no text; nor is end-of-sequence, which is special.
             if self._shows_stop or token.finish_reason is not FinishReason.STOP:
                 self._text += self._detokenizer.push(token.token_id)
@@ -270,7 +282,19 @@ class Stream:
             self._cumulative_logprob,
             self._queue_time,
             self.request.shows_logprobs,
+            tuple(self._prompt),
         )
         self._text = ""
         self._tokens = []
+        self._prompt = []
         return response
+
+    def _told(self, token: PromptToken) -> str:
+        """Made at once, because the text takes less memory than what it is made of."""
+        entries = _logprobs(token, lambda ids: _shown(self._tokenizer, *ids))
+        return json.dumps(entries, ensure_ascii=False)
+
+
+@lru_cache(maxsize=_KEPT_TEXTS)
+def _shown(tokenizer: Tokenizer, token_id: int) -> str:
+    return tokenizer.decode([token_id], skip_special_tokens=False)

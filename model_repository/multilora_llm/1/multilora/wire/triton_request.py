@@ -38,6 +38,7 @@ from multilora_api.sampling import NUM_SEEDS
 from multilora_api.tensors import (
     ENSEMBLE_INPUTS,
     OPTIONAL_OUTPUTS,
+    PROMPT_LOGPROBS,
     SAMPLING_INPUTS,
     VLLM_TEXT,
     is_tritons,
@@ -65,7 +66,7 @@ class TritonRequest:
     client_id: str
     stream: bool
     echo: bool  # put the prompt before the text (exclude_input_in_output = false)
-    outputs: frozenset[str]  # names of OPTIONAL_OUTPUTS that were asked for
+    outputs: frozenset[str]  # names of OPTIONAL_OUTPUTS and PROMPT_LOGPROBS, if asked for
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
     from_vllm: bool = False
@@ -82,7 +83,8 @@ class TritonRequest:
         return tokenizer.decode(self.request.prompt_token_ids) if self.text is None else self.text
 
     def answers(self) -> list["TritonRequest"]:
-        """One request for each of its answers, with ids and seeds of their own."""
+        """One request for each of its answers, with ids and seeds of their own. The first of them
+        tells of the prompt."""
         if self.num_answers == 1:
             return [self]
         request, found = self.request, list[TritonRequest]()
@@ -91,6 +93,8 @@ class TritonRequest:
             if sampling.seed is not None:
                 seed = (sampling.seed + number) % NUM_SEEDS
                 sampling = dataclasses.replace(sampling, seed=seed)
+            if number:
+                sampling = dataclasses.replace(sampling, prompt_logprobs=None)
             own = f"{request.request_id}/{number}"
             one = dataclasses.replace(request, request_id=own, sampling=sampling)
             found.append(dataclasses.replace(self, request=one, num_answers=1))
@@ -153,6 +157,8 @@ def parse_request(
     shows_logprobs = not from_vllm or sampling.logprobs is not None
     if sampling.logprobs is None and outputs & {"logprobs", "cumulative_logprob"}:
         sampling = dataclasses.replace(sampling, logprobs=0)
+    if sampling.prompt_logprobs is not None:
+        outputs.add(PROMPT_LOGPROBS.name)
     timeout = _adapter_timeout(tensors, parameters, default_adapter_timeout)
     token = hub_token(scalar(tensors, "adapter_token", ""))
     messages = _messages(tensors)
