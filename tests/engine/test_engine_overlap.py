@@ -195,7 +195,8 @@ def test_the_engine_does_not_sleep_while_a_row_waits_for_its_token(
 def test_a_pass_that_fails_takes_the_one_behind_it_along_and_nothing_else(
     make_engine: MakeEngine, late: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(max_running_requests=2)
+    """The prompt of "r2" is in the second pass alone, "waits" in neither."""
+    engine = make_engine(max_running_requests=2, max_batch_prefill_tokens=12)
     real, failures = LateInFlight.tokens, iter([RuntimeError("an illegal memory access")])
 
     def tokens_once_broken(in_flight: LateInFlight) -> list[SampledToken]:
