@@ -1,7 +1,7 @@
 """The engine's GPU path without a GPU: whole forward passes in OpenAI Triton's interpreter.
 
-Against transformers and PEFT, and replayed decode passes against eager ones. In a process of its
-own: TRITON_INTERPRET is read when the kernels are imported. The interpreter is slow and computes
+Against transformers and PEFT, and replayed passes against eager ones. In processes of their own:
+TRITON_INTERPRET is read when the kernels are imported. The interpreter is slow and computes
 bfloat16 wrongly, so of the tests of the CPU path it runs one of each kind, in float32.
 """
 
@@ -13,16 +13,19 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SELECTED = {
-    "forward/test_graphs_gpu.py": "",
-    "forward/test_decoder.py": (
-        "transformers and (qwen3-biases or mistral-window or llama-yarn-mscale)"
+SELECTED = [
+    ("forward/test_graphs_gpu.py", "not prompts and not trace"),
+    ("forward/test_graphs_gpu.py", "prompts or trace"),
+    (
+        "forward/test_decoder.py",
+        "transformers and (qwen3-biases or mistral-window or llama-yarn-mscale) "
+        "and not (replayed and qwen3)",
     ),
-    "adapters/test_vs_peft.py": "every_row and (ranks or qwen3)",
-}
+    ("adapters/test_vs_peft.py", "every_row and (ranks or qwen3)"),
+]
 
 
-@pytest.mark.parametrize(("name", "expression"), SELECTED.items(), ids=list(SELECTED))
+@pytest.mark.parametrize(("name", "expression"), SELECTED)
 def test_in_the_interpreter(name: str, expression: str):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore",
