@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from multilora.base_model.config import BaseConfig
+from multilora.base_model.sites import LoRASite, Slice
 from multilora.config import EngineConfig
 from multilora.engine import Engine
 from multilora.errors import StartupError
@@ -20,7 +21,7 @@ from multilora.forward.decoder import load_decoder
 from multilora.forward.graphs import Bucket, PassGraphs, buckets
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import InFlight, ModelRunner
-from multilora.lora.rank_pages import RankPagePool
+from multilora.lora.rank_pages import RankPagePool, copy_bytes
 from multilora.scheduling.batch import Batch
 from multilora.startup import build
 from multilora.startup.memory_probe import Profile, Reading, largest_batch, measure, pool_units
@@ -122,11 +123,13 @@ def test_a_budget_that_no_batch_can_use_up(folder: Path):
 
 def test_measure(folder: Path, monkeypatch: pytest.MonkeyPatch):
     meter = FakeMeter(monkeypatch)
-    memory = measure(make_profile(folder, max_running_requests=12), meter)
+    profile = make_profile(folder, max_running_requests=12)
+    memory = measure(profile, meter)
     assert (memory.total, memory.utilization) == (TOTAL, 0.8)
     assert memory.weights == WEIGHTS
     assert memory.elsewhere == ELSEWHERE
-    assert memory.activations == PEAK + 2 * WORKSPACE  # one for the thread of the engine
+    copy = copy_bytes(profile.model.base.sites, profile.units.pages_of_largest)
+    assert memory.activations == PEAK + 2 * WORKSPACE + copy  # one for the thread of the engine
     # Mixed passes of 64 rows; 32 and 16, and decode passes of 12, 8, 4, 2 and 1.
     assert memory.graphs == FIRST_GRAPH + 7 * NEXT_GRAPH
     assert meter.passes == 1
@@ -165,9 +168,10 @@ def test_one_row_has_one_graph(folder: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_the_copy_of_an_adapter_has_room(folder: Path, monkeypatch: pytest.MonkeyPatch):
     profile = make_profile(folder, max_lora_rank=128)
-    layer = 8 * profile.units.page_bytes // 2
-    assert layer > PEAK + 2 * WORKSPACE
-    assert measure(profile, FakeMeter(monkeypatch)).activations == layer
+    copy = copy_bytes(profile.model.base.sites, 8)
+    assert measure(profile, FakeMeter(monkeypatch)).activations == PEAK + 2 * WORKSPACE + copy
+    wide = LoRASite("wide", 0, 8, (Slice("m", 1 << 14), Slice("n", 8)))
+    assert copy_bytes([wide], 8) - copy_bytes([wide], 1) == 128 * (1 << 14) * 4
 
 
 def test_units_are_those_of_the_pools(folder: Path):
@@ -205,16 +209,18 @@ def test_the_engine_plans_with_what_is_measured(
     config = EngineConfig(
         model_id=str(folder / "base"), lora_adapters=f"a={folder / 'a'}", dtype="float32",
         device="cpu", threads=1, max_running_requests=4, max_batch_prefill_tokens=64,
-        gpu_memory_utilization=0.01,
+        gpu_memory_utilization=0.03,
     )  # fmt: skip
     engine = Engine(config)
     try:
         parts = engine._parts
         kv, pages, graphs = parts.runner.kv, parts.runner.adapters, parts.runner.graphs
         units = pool_units(config, parts.base, parts.max_total_tokens, torch.float32)
-        copy = 8 * units.page_bytes // parts.base.num_layers
-        used = ELSEWHERE + WEIGHTS + copy + FIRST_GRAPH + 6 * NEXT_GRAPH  # 96, 64, 32, 16; 4, 2, 1
-        left = TOTAL // 100 - used
+        passes = PEAK + 2 * WORKSPACE + copy_bytes(parts.base.sites, 8)
+        used = (
+            ELSEWHERE + WEIGHTS + passes + FIRST_GRAPH + 6 * NEXT_GRAPH
+        )  # 96, 64, 32, 16; 4, 2, 1
+        left = TOTAL * 3 // 100 - used
         adapters = max(left // 5, 8 * units.page_bytes)
         assert pages.num_pages == adapters // units.page_bytes
         assert kv.num_blocks == (left - adapters) // units.block_bytes

@@ -33,6 +33,13 @@ def bytes_per_page(sites: Iterable[LoRASite], dtype: torch.dtype) -> int:
     return PAGE_RANK * sum(site.numbers_per_rank for site in sites) * dtype.itemsize
 
 
+def copy_bytes(sites: Iterable[LoRASite], num_pages: int) -> int:
+    """What a GPU holds beside its pool while adapters of `num_pages` come: pieces, and a part."""
+    widest = max(max(site.in_features, *site.slice_sizes) for site in sites)
+    part = num_pages * PAGE_RANK * widest * torch.float32.itemsize
+    return _SLOTS * PIECE_BYTES + (part if part > PIECE_BYTES else 0)
+
+
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
     """As torch.zeros; on a CPU memory is taken from the system only when it is first written."""
     if torch.device(device).type != "cpu":
@@ -289,3 +296,4 @@ class RankPagePool:
         nothing = torch.zeros(1, COLUMNS, dtype=torch.int64, device=self.data.device)
         for dtype in SOURCE_DTYPES:
             pack(torch.zeros(16, dtype=dtype, device=self.data.device), self.data, nothing, 1, [0])
+        torch.cuda.synchronize(self.data.device)  # the zeros of the pool are there, too

@@ -18,7 +18,7 @@ from multilora.forward.decoder import Decoder
 from multilora.forward.graphs import MOST_MIXED_ROWS, GraphLimits, PassGraphs, buckets
 from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
-from multilora.lora.rank_pages import RankPagePool, bytes_per_page
+from multilora.lora.rank_pages import RankPagePool, bytes_per_page, copy_bytes
 from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
@@ -135,14 +135,12 @@ def measure(profile: Profile, meter: Meter) -> GpuMemory:
     finally:
         meter.settle()
     units = profile.units
-    # While one layer of an adapter is copied to its pages, the GPU holds the layer twice. Copies
-    # happen between passes, so the memory of the activations is free for that.
-    copy = units.pages_of_largest * units.page_bytes // profile.model.base.num_layers
+    copy = copy_bytes(profile.model.base.sites, units.pages_of_largest)  # it goes on beside passes
     return GpuMemory(
         total=weights.total,
         elsewhere=elsewhere,
         weights=weights.reserved,
-        activations=max(activations, copy),
+        activations=activations + copy,
         graphs=graphs,
         utilization=profile.config.gpu_memory_utilization,
     )
