@@ -19,10 +19,10 @@ def sequence(adapters: AdapterSet = BASE_ONLY, prompt: int = 6, arrival: int = 0
 
 def test_the_next_tokens() -> None:
     some = sequence(of("a@1"))
-    assert BatchItem.next(some, 4) == (some, 0, 4, False, of("a@1"))
+    assert BatchItem.next(some, 4) == (some, 0, 4, False, of("a@1"), range(0))
     some.num_computed_tokens = 4
     item = BatchItem.next(some, 2)
-    assert item == (some, 4, 2, True, of("a@1"))
+    assert item == (some, 4, 2, True, of("a@1"), range(0))
     assert (item.end, item.num_output_tokens) == (6, 0)
     some.token_ids += [7, 8]
     some.num_computed_tokens = 7
