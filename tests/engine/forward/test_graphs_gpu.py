@@ -216,7 +216,7 @@ def test_a_random_trace_with_evictions(tmp_path: Path, seed: int) -> None:
     noise, most = random.Random(seed), 32 if INTERPRETED else MIXED_ROWS
     bench = Bench(tmp_path, sizes=(4, ROWS, *MIXED))
     live: list[Sequence] = []
-    for step in range(4 if INTERPRETED else 40):
+    for step in range(3 if INTERPRETED else 40):
         if step % 2 == 0:
             free = noise.sample(range(PAGES), PAGES)
             bench.placed = {}
