@@ -276,3 +276,11 @@ def test_deeply_nested_tools_are_the_clients_fault(depth: int) -> None:
             assert error.status == 422
         else:
             assert choice == "auto"
+
+
+def test_one_of_the_answers_is_told_of_the_prompt_that_they_share() -> None:
+    asked = [
+        one.sampling.get("prompt_logprobs") for one in prepared(n=3, prompt_logprobs=2).requests
+    ]
+    assert asked == [2, None, None]
+    assert not any("prompt_logprobs" in one.sampling for one in prepared(n=3).requests)
