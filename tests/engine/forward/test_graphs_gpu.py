@@ -118,7 +118,7 @@ class Bench:
             assert (cache - want).abs().max() < TOLERANCE, "K and V went elsewhere"
         for sequence, count in work:
             sequence.num_computed_tokens += count
-            if not sequence.num_uncomputed_tokens:
+            if sequence.num_tokens_in_flight:
                 sequence.token_ids.append(sequence.num_computed_tokens * 5 % VOCAB)
         return replayed
 
