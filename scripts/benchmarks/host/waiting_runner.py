@@ -12,6 +12,7 @@ from multilora.forward.runner import ModelRunner
 from multilora.forward.sampling_input import add_sampling_tensors
 from multilora.forward.staging import StagingBuffer
 from multilora.forward.step_input import batch_segments, step_arrays
+from multilora.request import PromptToken
 from multilora.scheduling.batch import Batch, BatchItem, SampledToken
 from multilora.startup import build
 from multilora_kernels.segments import segment_tables
@@ -30,6 +31,10 @@ class WaitingPass:
         time.sleep(max(0.0, self._end - time.monotonic()))
         return [SampledToken(_TOKEN_ID)] * len(self._items)
 
+    def prompts(self) -> list[tuple[PromptToken, ...]]:
+        """None: nobody here asks for them."""
+        return []
+
 
 class WaitingRunner(ModelRunner):
     """Passes follow each other; two may be in flight, as on a GPU."""
@@ -43,8 +48,10 @@ class WaitingRunner(ModelRunner):
         for array in (*arrays.fields, *segment_tables(batch_segments(batch), arrays.num_rows)[:3]):
             staging.add(array)
         items = [item for item in batch.items if item.samples]
-        add_sampling_tensors(items, staging, self.model.base.vocab_size, self.eos_token_ids)
+        vocab_size, eos_token_ids = self.model.base.vocab_size, self.eos_token_ids
+        add_sampling_tensors(items, staging, vocab_size, eos_token_ids, self._last)
         staging.send()
+        self._last.rows = {item.sequence: row for row, item in enumerate(items)}
         prompts = sum(item.num_new_tokens for item in batch.items if item.num_new_tokens > 1)
         start = max(self._free_at, time.monotonic())
         self._free_at = start + pass_seconds(arrays.num_rows - prompts, prompts)

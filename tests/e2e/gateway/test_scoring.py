@@ -57,7 +57,8 @@ def near(expected: Any) -> Any:
 def test_lm_eval_scores_as_transformers_does(
     gateway: str, base: str, reference: Reference, adapter: str | None
 ) -> None:
-    model = LocalCompletionsAPI(
+    client: Any = LocalCompletionsAPI  # its decorator hides what it takes and has
+    model = client(
         model=adapter or base,
         base_url=f"{gateway}/v1/completions",
         tokenizer=str(BASE),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.request import FinishReason, Request
+from multilora.request import FinishReason, Request, TokenOutput
 from multilora.scheduling.batch import Batch
 from multilora.scheduling.scheduler import Scheduler
 from multilora_api.sampling import SamplingParams
@@ -232,7 +232,7 @@ def test_each_place_of_a_prompt_is_scored_once_also_after_a_preemption() -> None
     scheduler.add(request("old", 5, max_tokens=8))
     run(scheduler)
     scheduler.add(request("scored", 24, prompt_logprobs=0, max_tokens=0))
-    starts, places = list[int](), list[int]()
+    starts, places, outputs = list[int](), list[int](), list[TokenOutput]()
     while len(scheduler):
         batch, outputs = run(scheduler)
         places += (place for scored in scored_of(batch) for place in scored)
