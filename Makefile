@@ -57,8 +57,9 @@ bench-gpu:  ## measure kernels and a whole model on a GPU, 9 minutes; PEERS=fold
 # torch comes first: with it in place nothing else asks for another build of it. The CPU build
 # brings no OpenAI Triton, whose interpreter and compiler the kernel tests use. nvidia-pytriton
 # carries tritonserver, whose Python backend needs numpy 1 and so Python 3.12 at most; what else it
-# depends on is for writing one's own servers. The clients of TGI and LoRAX, for the tests, ask for a
-# huggingface_hub older than the one they work with here, and lm_eval for what reads its data.
+# depends on is for writing one's own servers. Of the clients for the tests, those of TGI and LoRAX ask
+# for a huggingface_hub, and instructor for a jiter, older than the one they work with here, and lm_eval
+# for what reads its data; what else they need comes with the others.
 $(READY): pyproject.toml Makefile
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' || { echo \
 		"make: Python 3.11 or 3.12 is needed; name one: make VERB PYTHON=/path/to/python3.12" \
@@ -70,5 +71,5 @@ $(READY): pyproject.toml Makefile
 	@$(PY) -c 'import triton' 2>/dev/null || $(PIP) install -q triton==3.6.0
 	@$(PIP) install -q -e '.[dev]' numpy==1.26.4
 	@$(PIP) install -q --no-deps nvidia-pytriton==0.7.0 text-generation==0.7.0 lorax-client==0.6.3 \
-		lm_eval==0.4.13
+		instructor==1.17.0 lm_eval==0.4.13
 	@touch $@

@@ -18,10 +18,12 @@ from multilora_gateway.http.last_answers import LastAnswers
 from multilora_gateway.http.metrics import GatewayMetrics, MetricsMiddleware
 from multilora_gateway.http.turns import Turns
 from multilora_gateway.routes.adapters import router as adapter_routes
+from multilora_gateway.routes.anthropic import router as anthropic_routes
 from multilora_gateway.routes.health import page_files
 from multilora_gateway.routes.health import router as health_routes
 from multilora_gateway.routes.invocations import router as sagemaker_routes
 from multilora_gateway.routes.openai import router as openai_routes
+from multilora_gateway.routes.responses import router as responses_routes
 from multilora_gateway.routes.tgi import router as tgi_routes
 from multilora_gateway.routes.tokens import router as token_routes
 from multilora_gateway.settings import Settings
@@ -59,7 +61,8 @@ def create_app(
     app = FastAPI(title="Multi-LoRA gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
     add_handlers(app)
     for router in (
-        tgi_routes, sagemaker_routes, openai_routes, token_routes, adapter_routes, health_routes,
+        tgi_routes, sagemaker_routes, openai_routes, responses_routes, anthropic_routes,
+        token_routes, adapter_routes, health_routes,
     ):  # fmt: skip
         app.include_router(router)
     app.mount("/page", page_files())

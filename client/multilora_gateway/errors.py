@@ -1,4 +1,4 @@
-"""Errors of requests, with their HTTP status and the error objects of the two APIs."""
+"""Errors of requests, with their HTTP status and the error objects of the three APIs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,15 @@ _OPENAI_TYPES = {
     "unauthorized": "authentication_error",
     "forbidden": "permission_error",
     "overloaded": "rate_limit_error",
+}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
 }
 _GUESS = re.compile(r"; did you mean (.*)\?(?=;)", re.DOTALL)  # the names up to the last "?"
 
@@ -103,8 +112,16 @@ def openai_body(error: GatewayError) -> dict[str, Any]:
     }
 
 
+def anthropic_body(error: GatewayError) -> dict[str, Any]:
+    """Anthropic's error object."""
+    broken = error.status >= 500 or error.kind == "generation"
+    kind = "api_error" if broken else "invalid_request_error"
+    kind = _ANTHROPIC_TYPES.get(error.status, kind)
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
 def openai_status(error: GatewayError) -> int:
-    """OpenAI answers invalid requests with 400."""
+    """OpenAI, and Anthropic, answer invalid requests with 400."""
     return 400 if error.status == 422 else error.status
 
 

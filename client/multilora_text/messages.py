@@ -60,10 +60,13 @@ def _part(where: str, part: Any) -> str:
 def _calls(where: str, calls: Any) -> list[dict[str, Any]]:
     if not isinstance(calls, list):
         raise TextError(f"{where}.tool_calls must be a list")
-    return [_call(f"{where}.tool_calls.{number}", call) for number, call in enumerate(calls)]
+    return [
+        template_call(f"{where}.tool_calls.{number}", call) for number, call in enumerate(calls)
+    ]
 
 
-def _call(where: str, call: Any) -> dict[str, Any]:
+def template_call(where: str, call: Any) -> dict[str, Any]:
+    """One of an assistant's tool_calls, which stands at `where`; raises TextError."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name := function.get("name"), str):
         raise TextError(f'{where} must be {{"function": {{"name": …, "arguments": …}}, …}}')

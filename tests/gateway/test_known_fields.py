@@ -9,21 +9,25 @@ import huggingface_hub
 import lorax.types
 import pytest
 import text_generation.types
+from anthropic.types import message_create_params as anthropic_messages
 from openai.types import completion_create_params as openai_completions
 from openai.types.chat import completion_create_params as openai_chats
+from openai.types.responses import response_create_params as openai_responses
 from pydantic import BaseModel
 
+from multilora_gateway.anthropic.body import MessagesBody, Thinking
 from multilora_gateway.openai.chat import ChatBody
 from multilora_gateway.openai.completions import CompletionBody
 from multilora_gateway.openai.sampling import StreamOptions
 from multilora_gateway.openai.vllm import StructuredOutputs
+from multilora_gateway.responses.body import ReasoningOptions, ResponsesBody
 from multilora_gateway.routes.adapters import VllmLoad, VllmUnload
 from multilora_gateway.tgi.parameters import GenerateRequest, Parameters
 
 DOCS = Path(__file__).parents[2] / "docs/from-tgi.md"
 KINDS = (
     ChatBody, CompletionBody, StreamOptions, StructuredOutputs, Parameters, GenerateRequest,
-    VllmLoad, VllmUnload,
+    VllmLoad, VllmUnload, ResponsesBody, ReasoningOptions, MessagesBody, Thinking,
 )  # fmt: skip
 
 
@@ -46,6 +50,8 @@ def names_of(kind: Any) -> set[str]:
     [
         (openai_chats.CompletionCreateParamsStreaming, ChatBody),
         (openai_completions.CompletionCreateParamsStreaming, CompletionBody),
+        (openai_responses.ResponseCreateParamsStreaming, ResponsesBody),
+        (anthropic_messages.MessageCreateParamsStreaming, MessagesBody),
         (text_generation.types.ChatRequest, ChatBody),
         (text_generation.types.Parameters, Parameters),
         (text_generation.types.Request, GenerateRequest),

@@ -81,8 +81,11 @@ GATEWAY = {
     ),
     "openai": Room("errors settings http backend generation", API),
     "tgi": Room("errors settings http backend generation", API),
+    "responses": Room("errors http generation openai", "pydantic multilora_api"),
+    "anthropic": Room("errors http backend generation openai", "pydantic"),
     "routes": Room(
-        "errors settings http backend generation openai tgi", "fastapi starlette multilora_api"
+        "errors settings http backend generation openai tgi responses anthropic",
+        "fastapi starlette multilora_api",
     ),
     "app": Room("settings http backend routes", "fastapi starlette multilora_text"),
     "cli": Room("settings http json_lines app", "uvicorn"),

@@ -33,7 +33,7 @@ ChatMessage = Annotated[
 
 
 def goes_on(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last message is an assistant's with a text, which TGI's routes continue."""
+    """Whether the last message is an assistant's with a text, which TGI and Anthropic continue."""
     last = messages[-1] if messages else {}
     return last.get("role") == "assistant" and bool(last.get("content"))
 
@@ -44,3 +44,15 @@ def template_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]
         return text_messages.template_messages(messages)
     except TextError as error:
         raise invalid(str(error), "messages") from None
+
+
+def tool_call(where: str, param: str, *, call_id: Any, name: Any, arguments: Any) -> dict[str, Any]:
+    """A call as one of an assistant's tool_calls; `arguments` is an object, or the text of one.
+    GatewayError names `where` the call stands, in the field `param` of a body."""
+    if not isinstance(name, str):
+        raise invalid(f"{where}.name must be a string: that of the tool", param)
+    function = {"name": name, "arguments": arguments}
+    try:
+        return text_messages.template_call(where, {"id": call_id, "function": function})
+    except TextError as error:
+        raise invalid(str(error), param) from None

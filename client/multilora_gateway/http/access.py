@@ -96,7 +96,7 @@ class Access:
 async def inference(request: Request) -> Caller:
     """Dependency of every route that generates."""
     access: Access = request.app.state.gateway.access
-    caller = access.caller(request.headers.get("authorization"))
+    caller = access.caller(_authorization(request))
     request.state.caller = caller
     return caller
 
@@ -106,6 +106,12 @@ async def admin(request: Request) -> None:
     access: Access = request.app.state.gateway.access
     access.check_admin(request.headers.get("authorization"))
     request.state.caller = Caller()
+
+
+def _authorization(request: Request) -> str | None:
+    """The header of that name, or what it would be for the key in Anthropic's x-api-key."""
+    given, key = (request.headers.get(name) for name in ("authorization", "x-api-key"))
+    return f"Bearer {key}" if given is None and key else given
 
 
 def guessed_for(request: Request, names: Sequence[str]) -> list[str]:

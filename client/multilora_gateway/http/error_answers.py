@@ -1,4 +1,5 @@
-"""Errors as HTTP answers: OpenAI's object below /v1, TGI's everywhere else."""
+"""Errors as HTTP answers: OpenAI's object below /v1, but for Anthropic's routes there; TGI's
+everywhere else."""
 
 from typing import Any
 
@@ -7,17 +8,26 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from multilora_gateway.errors import GatewayError, openai_body, openai_status, tgi_body
+from multilora_gateway.errors import (
+    GatewayError,
+    anthropic_body,
+    openai_body,
+    openai_status,
+    tgi_body,
+)
 from multilora_gateway.http.access import guessed_for
 from multilora_gateway.http.streaming import ClientGone
+
+_ANTHROPIC = "/v1/messages"
 
 
 def error_answer(path: str, error: GatewayError) -> Response:
     """The answer to a request for `path`."""
-    openai = path.startswith("/v1/")
-    body = openai_body(error) if openai else tgi_body(error)
-    status = openai_status(error) if openai else error.status
-    return JSONResponse(body, status, headers=error.headers)
+    if not path.startswith("/v1/"):
+        return JSONResponse(tgi_body(error), error.status, headers=error.headers)
+    anthropic = path == _ANTHROPIC or path.startswith(f"{_ANTHROPIC}/")
+    body = anthropic_body(error) if anthropic else openai_body(error)
+    return JSONResponse(body, openai_status(error), headers=error.headers)
 
 
 def add_handlers(app: FastAPI) -> None:

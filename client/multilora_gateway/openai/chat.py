@@ -159,7 +159,6 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         adapter_id=model.adapter_id,
         adapter_token=body.selection.token,
     )
-    thoughts = body.include_reasoning is not False
     return CompletionJob(
         context=context,
         base=base,
@@ -168,13 +167,19 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         object="chat.completion",
         chunk_object="chat.completion.chunk",
         model=model,
-        choice=lambda _: ChatChoice(base.tokenizer, bool(body.logprobs), form, thoughts),
+        choice=lambda _: _choice(body, base.tokenizer, form),
         prompt_tokens=len(prompt),
         usage_in_stream=body.usage_in_stream(),
         token_ids="of answer" if body.return_token_ids else "nowhere",
         prompt_logprobs=body.prompt_logprobs,
         prompt_place="of answer",
     )
+
+
+def _choice(body: ChatBody, tokenizer: Tokenizer, form: AnswerFormat) -> "ChatChoice":
+    thoughts = body.include_reasoning is not False
+    ids = bool(body.return_tokens_as_token_ids)
+    return ChatChoice(tokenizer, bool(body.logprobs), form, thoughts, ids)
 
 
 def _needed(
@@ -237,9 +242,15 @@ class ChatChoice:
     """A Choice (see openai.job). Without `thoughts` those are left out."""
 
     def __init__(
-        self, tokenizer: Tokenizer, logprobs: bool, form: AnswerFormat, thoughts: bool = True
+        self,
+        tokenizer: Tokenizer,
+        logprobs: bool,
+        form: AnswerFormat,
+        thoughts: bool = True,
+        tokens_as_ids: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
+        self._tokens_as_ids = tokens_as_ids
         self._wants_logprobs = logprobs
         self._parser = AnswerParser(form)
         self._shows_thoughts = thoughts and form.reasoning is not None
@@ -299,7 +310,9 @@ class ChatChoice:
         return "tool_calls" if self._calls and reason == "stop" else reason
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        return chat_logprobs(tokens, self._tokenizer) if self._wants_logprobs and tokens else None
+        if not (self._wants_logprobs and tokens):
+            return None
+        return chat_logprobs(tokens, self._tokenizer, self._tokens_as_ids)
 
 
 def _chunk(

@@ -93,7 +93,8 @@ async def completion_job(body: CompletionBody, context: RequestContext) -> Compl
         if body.logprobs is not None:
             shown = body.skip_special_tokens is False
             offsets = TextOffsets(base.tokenizer, not shown, len(echo.text), echo.offsets)
-        return TextChoice(base.tokenizer, echo, offsets)
+        ids = bool(body.return_tokens_as_token_ids)
+        return TextChoice(base.tokenizer, echo, offsets, ids)
 
     return CompletionJob(
         context=context,
@@ -151,9 +152,14 @@ class TextChoice:
     which are those of this choice alone."""
 
     def __init__(
-        self, tokenizer: Tokenizer, echo: Echo = NO_ECHO, offsets: TextOffsets | None = None
+        self,
+        tokenizer: Tokenizer,
+        echo: Echo = NO_ECHO,
+        offsets: TextOffsets | None = None,
+        tokens_as_ids: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
+        self._tokens_as_ids = tokens_as_ids
         self._echo = echo
         self._offsets = offsets
 
@@ -180,7 +186,7 @@ class TextChoice:
         if most is not None and part.prompt:
             told = zip(self._echo.ids, part.prompt, strict=True)
             tokens = (*(token_of(*each, most) for each in told), *tokens)
-        return text_logprobs(tokens, self._tokenizer, self._offsets)
+        return text_logprobs(tokens, self._tokenizer, self._offsets, self._tokens_as_ids)
 
 
 def _chunk(text: str, logprobs: dict[str, Any] | None, reason: str | None = None) -> dict[str, Any]:

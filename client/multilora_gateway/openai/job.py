@@ -25,6 +25,10 @@ from multilora_gateway.http.streaming import EventStream, until_disconnected
 
 UsageInStream = Literal["no chunk", "last chunk", "every chunk"]
 TokenIds = Literal["nowhere", "of answer", "of choice"]
+# The events of a job, by its first delta and the generator of the others.
+EventsOf = Callable[
+    [NumberedDelta, AsyncGenerator[NumberedDelta, None]], AsyncGenerator[bytes, None]
+]
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -70,7 +74,7 @@ class CompletionJob(GenerationJob):
         return {
             "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
             "object": self.chunk_object if chunk else self.object,
-            "created": int(time.time()),
+            "created": unix_seconds(),
             "model": self.model.name,
             "system_fingerprint": self.base.fingerprint,
         }
@@ -107,17 +111,27 @@ class CompletionJob(GenerationJob):
         }
 
 
+def unix_seconds() -> int:
+    """Now, as the API tells times."""
+    return int(time.time())
+
+
 async def respond(request: Request, job: CompletionJob, stream: bool) -> Response:
     """Runs a job. Raises GatewayError before the first delta."""
     if not stream:
         return JSONResponse(await until_disconnected(request, whole_answer(job)))
+    return await stream_response(request, job, lambda *deltas: events(job, *deltas))
+
+
+async def stream_response(request: Request, job: CompletionJob, events: EventsOf) -> Response:
+    """The answer to a job, streamed. Raises GatewayError before the first delta."""
     deltas = job.deltas()
     try:
         first = await until_disconnected(request, anext(deltas))
     except BaseException:
         await deltas.aclose()
         raise
-    return _JobStream(job, first, deltas)
+    return _JobStream(events(first, deltas), deltas)
 
 
 async def whole_answer(job: CompletionJob) -> dict[str, Any]:
@@ -151,9 +165,9 @@ class _JobStream(EventStream):
     """Closes the deltas also when the client goes before the first event is made."""
 
     def __init__(
-        self, job: CompletionJob, first: NumberedDelta, deltas: AsyncGenerator[NumberedDelta, None]
+        self, events: AsyncGenerator[bytes, None], deltas: AsyncGenerator[NumberedDelta, None]
     ) -> None:
-        super().__init__(events(job, first, deltas))
+        super().__init__(events)
         self._deltas = deltas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

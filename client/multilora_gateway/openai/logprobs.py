@@ -1,4 +1,5 @@
-"""Log probabilities in the two shapes of the OpenAI API."""
+"""Log probabilities in the two shapes of the OpenAI API. `as_ids`: tokens are named by their ids,
+as vLLM does it on demand, since several tokens may have one text."""
 
 import codecs
 import re
@@ -14,12 +15,14 @@ _KEPT = 200_000  # about one vocabulary
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def chat_logprobs(tokens: Sequence[Token], tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_logprobs(
+    tokens: Sequence[Token], tokenizer: Tokenizer, as_ids: bool = False
+) -> dict[str, Any]:
     """`choices[].logprobs` of a chat completion, or of a part of it."""
     content = [
         {
-            **_entry(token.id, token.logprob, tokenizer),
-            "top_logprobs": [_entry(*top, tokenizer) for top in token.top],
+            **_entry(token.id, token.logprob, tokenizer, as_ids),
+            "top_logprobs": [_entry(*top, tokenizer, as_ids) for top in token.top],
         }
         for token in tokens
     ]
@@ -66,14 +69,14 @@ class TextOffsets:
 
 
 def text_logprobs(
-    tokens: Sequence[Token], tokenizer: Tokenizer, offsets: TextOffsets
+    tokens: Sequence[Token], tokenizer: Tokenizer, offsets: TextOffsets, as_ids: bool = False
 ) -> dict[str, Any]:
     """`choices[].logprobs` of a text completion, or of a part of it."""
     return {
-        "tokens": [token_text(tokenizer, token.id) for token in tokens],
+        "tokens": [_name(tokenizer, token.id, as_ids) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": [
-            None if token.logprob is None else _top(token, tokenizer) for token in tokens
+            None if token.logprob is None else _top(token, tokenizer, as_ids) for token in tokens
         ],
         "text_offset": [offsets.of(token.id) for token in tokens],
     }
@@ -88,17 +91,23 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def _entry(token_id: int, logprob: float | None, tokenizer: Tokenizer) -> dict[str, Any]:
+def _name(tokenizer: Tokenizer, token_id: int, as_id: bool) -> str:
+    return f"token_id:{token_id}" if as_id else token_text(tokenizer, token_id)
+
+
+def _entry(
+    token_id: int, logprob: float | None, tokenizer: Tokenizer, as_id: bool
+) -> dict[str, Any]:
     return {
-        "token": token_text(tokenizer, token_id),
+        "token": _name(tokenizer, token_id, as_id),
         "logprob": logprob,
         "bytes": list(_bytes(tokenizer, token_id)),
     }
 
 
-def _top(token: Token, tokenizer: Tokenizer) -> dict[str, float | None]:
+def _top(token: Token, tokenizer: Tokenizer, as_ids: bool) -> dict[str, float | None]:
     return {
-        token_text(tokenizer, token_id): logprob
+        _name(tokenizer, token_id, as_ids): logprob
         for token_id, logprob in (*token.top, (token.id, token.logprob))
     }
 

@@ -187,7 +187,7 @@ def max_tokens(budget: TokenBudget, asked: int | None, default: int | None = Non
         raise _too_long(f"the prompt has {length} tokens, more than {limit}; shorten it")
     if asked is not None and asked > budget.left:
         raise _too_long(
-            f"the prompt's {length} tokens and max_tokens {asked} are more than "
+            f"the prompt's {length} tokens and the {asked} asked for are more than "
             f"{base.max_total_tokens} together; ask for at most {budget.left}"
         )
     return budget.granted(asked, default)

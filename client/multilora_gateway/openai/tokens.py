@@ -31,13 +31,12 @@ async def tokenized(
 ) -> dict[str, Any]:
     """The answer of /tokenize; raises GatewayError."""
     base = await context.backend.base()
-    model = await resolve(context, body.model, body.selection)
-    # Of a text, too, which any adapter would have made the same tokens of: there must be one.
-    own = await context.backend.templates(model.adapter_id, body.selection.token)
     if isinstance(body, ChatToTokenize):
-        tools = usable(body.tools, body.tool_choice)
-        ids = await chat_prompt(body, context, base, own, template_messages(body.messages), tools)
+        ids = await chat_token_ids(body, context)
     else:
+        # Any adapter would have made the same tokens of a text, but there must be such a one.
+        model = await resolve(context, body.model, body.selection)
+        await context.backend.templates(model.adapter_id, body.selection.token)
         prompts = prompts_of(body.prompt)
         if len(prompts) != 1:
             raise invalid("prompt: one text at a time is made tokens of", "prompt")
@@ -49,6 +48,15 @@ async def tokenized(
         "tokens": list(ids),
         "token_strs": texts if body.return_token_strs else None,
     }
+
+
+async def chat_token_ids(body: ChatBody, context: RequestContext) -> list[int]:
+    """The prompt of a chat; raises GatewayError."""
+    base = await context.backend.base()
+    model = await resolve(context, body.model, body.selection)
+    own = await context.backend.templates(model.adapter_id, body.selection.token)
+    tools = usable(body.tools, body.tool_choice)
+    return await chat_prompt(body, context, base, own, template_messages(body.messages), tools)
 
 
 async def detokenized(body: TokensToText, context: RequestContext) -> dict[str, str]:

@@ -12,9 +12,11 @@ from multilora_gateway.http.json_values import Fields, Items, Text
 _ANYTHING = {"type": "object"}
 _WORDS = ("auto", "none", "required")
 
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
 
 class Function(Fields):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

@@ -56,7 +56,7 @@ class VllmFields(BaseModel):
     priority: Annotated[Any, only(0)] = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     return_token_ids: bool | None = None
-    return_tokens_as_token_ids: False_ = None
+    return_tokens_as_token_ids: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: True_ = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None

@@ -120,3 +120,24 @@ def test_a_limited_key_sees_and_uses_its_adapters_only(server: TritonServer, bas
             team.models.retrieve("sql")
         with pytest.raises(openai.AuthenticationError):
             team.with_options(api_key="wrong").models.list()
+
+
+def test_tokens_are_named_by_their_ids(openai_client: OpenAI) -> None:
+    """As vLLM names them, in completions, chats and responses."""
+    extra = {"return_tokens_as_token_ids": True}
+    asked: Any = {"model": "upper", "temperature": 0, "extra_body": extra}
+    text = openai_client.completions.create(prompt="hello world", logprobs=1, **asked)
+    chat = openai_client.chat.completions.create(
+        messages=say("hello world"), logprobs=True, **asked
+    ).choices[0]
+    include: Any = ["message.output_text.logprobs"]
+    answer = openai_client.responses.create(input="hello world", include=include, **asked)
+    (item,) = answer.output
+    assert item.type == "message" and item.content[0].type == "output_text"
+    named = [
+        text.choices[0].logprobs and text.choices[0].logprobs.tokens,
+        chat.logprobs and [entry.token for entry in chat.logprobs.content or []],
+        [entry.token for entry in item.content[0].logprobs or []],
+    ]
+    for tokens in named:
+        assert tokens and tokens[0] == f"token_id:{ord('H')}"

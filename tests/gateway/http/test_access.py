@@ -1,9 +1,14 @@
 """API keys: who may generate, with which adapters, and who may change them."""
 
+from types import SimpleNamespace
+
 import pytest
+from fastapi import Depends, FastAPI
+from starlette.testclient import TestClient
 
 from multilora_gateway.errors import GatewayError
-from multilora_gateway.http.access import Access
+from multilora_gateway.http.access import Access, inference
+from multilora_gateway.http.error_answers import add_handlers
 from multilora_gateway.settings import Settings
 
 ACCESS = Access(Settings(api_keys=("open", "team:team/*,sql", "colon:"), admin_key="root"))
@@ -24,6 +29,28 @@ def test_no_valid_key(header: str | None) -> None:
         ACCESS.caller(header)
     assert caught.value.status == 401
     assert caught.value.headers == {"WWW-Authenticate": "Bearer"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"x-api-key": "open"}, 200),
+        ({"x-api-key": "nope"}, 401),
+        ({"x-api-key": ""}, 401),
+        ({"x-api-key": "nope", "authorization": "Bearer open"}, 200),
+        ({"x-api-key": "open", "authorization": "Bearer nope"}, 401),
+    ],
+)
+def test_a_key_in_anthropics_header(headers: dict[str, str], status: int) -> None:
+    app = FastAPI()
+    app.state.gateway = SimpleNamespace(access=ACCESS)
+    app.get("/v1/messages", dependencies=[Depends(inference)])(lambda: None)
+    add_handlers(app)
+    answer = TestClient(app).get("/v1/messages", headers=headers)
+    assert answer.status_code == status
+    if status == 401:
+        assert answer.json()["error"]["type"] == "authentication_error"
+        assert answer.json()["type"] == "error"
 
 
 @pytest.mark.parametrize("key", ["open", "root"])

@@ -8,7 +8,7 @@ import pytest
 from multilora_gateway.backend.messages import Delta, Entries, Token
 from multilora_gateway.generation.parallel import GenerationResult
 from multilora_gateway.openai.completions import Echo, TextChoice
-from multilora_gateway.openai.logprobs import TextOffsets, text_logprobs
+from multilora_gateway.openai.logprobs import TextOffsets, chat_logprobs, text_logprobs
 from multilora_text.detokenizer import Detokenizer
 from support.gateway.tgi import tokenizer
 
@@ -30,6 +30,23 @@ def test_tokens_and_their_alternatives() -> None:
         "top_logprobs": [{"b": -0.25, "a": -0.5}, {"b": -1.0}],
         "text_offset": [0, 1],
     }
+
+
+def test_tokens_are_named_by_their_ids_where_that_is_wanted() -> None:
+    """What else is said of them stays."""
+    text = tokenizer()
+    a, b = text.encode("ab")
+    deltas = [Delta("a", (Token(a, -0.5, ((b, -0.25),)),), "stop")]
+    (chunk,) = TextChoice(text, offsets=TextOffsets(text), tokens_as_ids=True).chunks(deltas[0])
+    assert chunk["logprobs"] == {
+        "tokens": [f"token_id:{a}"],
+        "token_logprobs": [-0.5],
+        "top_logprobs": [{f"token_id:{b}": -0.25, f"token_id:{a}": -0.5}],
+        "text_offset": [0],
+    }
+    (entry,) = chat_logprobs(deltas[0].tokens, text, as_ids=True)["content"]
+    assert (entry["token"], entry["bytes"]) == (f"token_id:{a}", [97])
+    assert entry["top_logprobs"][0]["token"] == f"token_id:{b}"
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
