@@ -36,6 +36,22 @@ GENERATE = {
 }  # fmt: skip
 OF_GENERATE = ["x_top", "parameters.max_tokns", "parameters.grammar.value.x_named"]
 OF_GENERATE += ["options.x_option"]
+RESPONSES = {
+    "input": HELLO, "tools": [{"type": "function", "name": "add", "x_tool": 1}], "x_top": 1,
+    "text": {"format": {"type": "json_schema", "schema": {"x_kept": 1}, "x_form": 1}, "x_text": 1},
+    "reasoning": {"x_effort": 1}, "metadata": {"any": 1},
+}  # fmt: skip
+OF_RESPONSES = ["x_top", "tools.x_tool", "text.format.x_form", "text.x_text", "reasoning.x_effort"]
+MESSAGES = {
+    "messages": HELLO, "max_tokens": 1, "tool_choice": {"type": "auto", "x_choice": 1}, "x_top": 1,
+    "tools": [{"name": "add", "input_schema": {"x_kept": 1}, "x_tool": 1}],
+    "output_config": {"format": {"type": "json_schema", "schema": {}, "x_form": 1}, "x_out": 1},
+    "thinking": {"type": "disabled", "x_think": 1},
+}  # fmt: skip
+OF_MESSAGES = [
+    "x_top", "tools.x_tool", "tool_choice.x_choice", "output_config.format.x_form",
+    "output_config.x_out", "thinking.x_think",
+]  # fmt: skip
 PROMPT = {"prompt": "a", "x_text": 1, "functions": None}
 
 
@@ -48,6 +64,8 @@ class Sent(NamedTuple):
 ROUTES = [
     Sent("/v1/chat/completions", CHAT, OF_CHAT),
     Sent("/v1/completions", PROMPT, ["x_text"]),
+    Sent("/v1/responses", RESPONSES, OF_RESPONSES),
+    *(Sent(path, MESSAGES, OF_MESSAGES) for path in ("/v1/messages", "/v1/messages/count_tokens")),
     *(
         Sent(path, GENERATE, OF_GENERATE)
         for path in ("/", "/generate", "/generate_stream", "/invocations", "/tokenize")
