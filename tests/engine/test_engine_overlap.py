@@ -48,6 +48,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"grammar": Grammar("regex", "(yes|no|maybe){1,4}"), "temperature": 1.0, "seed": 9},
     {"bad_words": ("e", "th"), "ignore_eos": True},
     {"ignore_eos": True, "max_tokens": 40},
+    {"prompt_logprobs": 2},
 ]
 OF_THE_TEXT = {"stop", "include_stop_str_in_output", "skip_special_tokens"}
 BANNED = ((101,), (116, 104))  # "e" and "th", as intake makes them of bad_words

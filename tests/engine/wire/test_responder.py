@@ -130,20 +130,6 @@ def test_a_broken_client_harms_nobody(bench: Bench) -> None:
     assert bench.engine.aborted == ["a"]
 
 
-def test_a_slow_way_back_holds_up_nobody_and_keeps_its_order(bench: Bench) -> None:
-    slow, other = bench.add("a"), bench.add("b")
-    slow.free.clear()
-    bench.engine.outputs.put(bench.say("a", "1"))
-    until(lambda: slow.sending)
-    for digit in "234":
-        bench.engine.outputs.put(bench.say("a", digit) + bench.say("b", digit))
-        until(lambda digit=digit: other.text.endswith(digit))
-    assert slow.text == ""
-    slow.free.set()
-    until(lambda: slow.text == "1234")
-    assert [response.text for response in slow.responses] == ["1", "234"]
-
-
 def test_all_that_was_said_is_sent_before_the_end() -> None:
     bench = Bench()
     clients = {str(number): bench.add(str(number)) for number in range(50)}

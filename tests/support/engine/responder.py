@@ -1,7 +1,6 @@
 """A responder with everything around it faked: the engine, the clients, the observer."""
 
 import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,13 +34,8 @@ class FakeClient:
         self.errors: list[RequestError] = []
         self.cancelled = False
         self.broken = False
-        self.free = threading.Event()  # while it is not set, sending waits
-        self.free.set()
-        self.sending = False
 
     def send(self, response: Response | JointResponse) -> None:
-        self.sending = True
-        self.free.wait()
         if self.broken:
             raise RuntimeError("no way back")
         self.responses.append(response)

@@ -1,12 +1,9 @@
-"""The responder: TokenOutputs of the engine → text → the clients that wait for it.
+"""The responder thread: TokenOutputs of the engine → text → the clients that wait for it.
 
-The responder thread hands the news of a stream to whichever sender thread is free: nearly all of
-the time that sending takes is waiting for the server, without the interpreter's lock.
-
-Laws. Every accepted request gets exactly one last word: a final Response or an error. A stream is
-with one sender at a time, which takes all of its news before it sends, so one response may carry
-several tokens and their order stays. A client that went away, and an answer that reached a stop
-string, are aborted in the engine; what the engine still says about them is dropped.
+Laws. Every accepted request gets exactly one last word: a final Response or an error. All outputs
+that have queued up are taken before anything is sent, so one response may carry several tokens. A
+client that went away, and an answer that reached a stop string, are aborted in the engine; what
+the engine still says about them is dropped.
 """
 
 import logging
@@ -24,7 +21,6 @@ from multilora_text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2  # how often clients are asked whether they are still there
-_SENDERS = 4  # threads
 
 
 class EngineOutputs(Protocol):
@@ -60,24 +56,15 @@ class Responder:
         self._tokenizer = tokenizer
         self._observer = observer
         self._streams: dict[str, Stream] = {}
-        self._lock = threading.Lock()  # guards the dict, and `news` and `is_queued` of streams
-        self._queued: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()  # for the senders
-        self._threads = [
-            threading.Thread(target=self._loop, name="responder", daemon=True),
-            *(
-                threading.Thread(target=self._send_loop, name=f"sender-{index}", daemon=True)
-                for index in range(_SENDERS)
-            ),
-        ]
+        self._lock = threading.Lock()  # guards the dict, not the streams in it
+        self._thread = threading.Thread(target=self._loop, name="responder", daemon=True)
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def join(self) -> None:
         """Wait until everything the engine said before it closed has been sent."""
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
 
     def add(self, request: TritonRequest, client: Client) -> None:
         """Expect outputs for a request; call before submitting it to the engine."""
@@ -99,12 +86,10 @@ class Responder:
     def _loop(self) -> None:
         next_poll = 0.0
         while (outputs := self._take()) is not None:
-            self._hand_over(outputs)
+            self._deliver(outputs)
             if time.monotonic() >= next_poll:
                 self._poll_clients()
                 next_poll = time.monotonic() + _POLL_SECONDS
-        for _ in range(_SENDERS):
-            self._queued.put(None)
 
     def _take(self) -> list[TokenOutput] | None:
         """Everything queued, after a wait of at most one poll; None once the engine closed."""
@@ -121,60 +106,34 @@ class Responder:
         self._engine.outputs.put(None)  # for the next call
         return taken
 
-    def _hand_over(self, outputs: Iterable[TokenOutput]) -> None:
+    def _deliver(self, outputs: Iterable[TokenOutput]) -> None:
         by_request: dict[str, list[TokenOutput]] = {}
         for output in outputs:
             by_request.setdefault(output.request_id, []).append(output)
-        advanced: list[tuple[Stream, int]] = []
-        with self._lock:
-            for request_id, news in by_request.items():
-                stream = self._streams.get(request_id)
-                if stream is None:
-                    continue
-                advanced.append((stream, sum(output.token_id is not None for output in news)))
-                stream.news += news
-                if not stream.is_queued:
-                    stream.is_queued = True
-                    self._queued.put(stream)
         now = time.monotonic()
-        for stream, num_tokens in advanced:
-            if num_tokens:
-                self._observe(stream, num_tokens, now)
+        for request_id, tokens in by_request.items():
+            stream = self._streams.get(request_id)
+            if stream is None:
+                continue
+            try:
+                ended = self._advance(stream, tokens, now)
+            except Exception:
+                _LOG.exception("sending to request %s failed", request_id)
+                ended = True
+                self._engine.abort(request_id)
+            if ended:
+                self.discard(request_id)
 
-    def _observe(self, stream: Stream, num_tokens: int, now: float) -> None:
-        if stream.last_token_at is None:
-            self._observer.first_token(now - stream.request.request.arrived_at)
-        else:
-            self._observer.next_tokens(num_tokens, now - stream.last_token_at)
-        stream.last_token_at = now
-
-    def _send_loop(self) -> None:
-        while (stream := self._queued.get()) is not None:
-            while news := self._news(stream):
-                self._deliver(stream, news)
-
-    def _news(self, stream: Stream) -> list[TokenOutput]:
-        """Without any, the stream is out of the sender's hands."""
-        with self._lock:
-            news, stream.news = stream.news, []
-            stream.is_queued = bool(news)
-            return news
-
-    def _deliver(self, stream: Stream, news: list[TokenOutput]) -> None:
-        request_id = stream.request.request.request_id
-        try:
-            ended = stream.ended or self._advance(stream, news)
-        except Exception:
-            _LOG.exception("sending to request %s failed", request_id)
-            ended = True
-            self._engine.abort(request_id)
-        if ended:
-            stream.ended = True
-            self.discard(request_id)
-
-    def _advance(self, stream: Stream, outputs: list[TokenOutput]) -> bool:
+    def _advance(self, stream: Stream, outputs: list[TokenOutput], now: float) -> bool:
         """Give a stream its news; True when that was its last word."""
         last = outputs[-1]
+        tokens = [output for output in outputs if output.token_id is not None]
+        if tokens and stream.last_token_at is None:
+            self._observer.first_token(now - stream.request.request.arrived_at)
+        elif tokens and stream.last_token_at is not None:
+            self._observer.next_tokens(len(tokens), now - stream.last_token_at)
+        if tokens:
+            stream.last_token_at = now
         stopped = stream.push(outputs)
         if stopped and not last.finish_reason:
             self._engine.abort(last.request_id)

@@ -229,16 +229,12 @@ class _Part:
 
 
 class Stream:
-    """One request's answer as it grows: what stands first belongs to the Responder, and the rest to
-    the sender thread that holds the stream. Times are those of time.monotonic()."""
+    """Responder thread only. Times are those of time.monotonic()."""
 
     def __init__(self, request: TritonRequest, client: Client, tokenizer: Tokenizer) -> None:
         self.request = request
         self.client = client
         self.last_token_at: float | None = None
-        self.news: list[TokenOutput] = []  # outputs that no sender has taken
-        self.is_queued = False  # for a sender, or with one
-        self.ended = False  # the last word has been said
         sampling, prompt = request.request.sampling, request.request.prompt_token_ids
         self._shows_stop = sampling.include_stop_str_in_output
         self._detokenizer = Detokenizer(
