@@ -118,9 +118,10 @@ class Sequence:
 
     def is_complete(self, max_total_tokens: int) -> bool:
         """Whether the tokens in flight are the last ones, whatever they are."""
-        length = len(self.token_ids) + self.num_tokens_in_flight
+        in_flight = self.num_tokens_in_flight
         most = self.num_prompt_tokens + self.request.sampling.max_tokens
-        return length >= min(most, max_total_tokens)
+        # A prompt alone (max_tokens 0) is complete once all of it is on its way.
+        return in_flight > 0 and len(self.token_ids) + in_flight >= min(most, max_total_tokens)
 
     def append(
         self, token_id: int, eos_token_ids: frozenset[int], max_total_tokens: int
