@@ -178,12 +178,14 @@ def decode_options(head_dim: int, itemsize: int) -> dict[str, int]:
 
     16 KB of K and V a block and two warps: four programs share a Hopper multiprocessor, three
     blocks on their way in each (H200: 0.93 of the time of 64-token blocks and four warps). No
-    tensor core multiplies fp32: its operands lie in the registers of more threads.
+    tensor core multiplies fp32: its operands lie in the registers of more threads, and its blocks
+    take up to 64 KB, which any GPU has.
     """
     block_d = max(16, next_power_of_2(head_dim))
     if itemsize > 2:
-        wide = block_d * itemsize > 256
-        return {"BLOCK_D": block_d, "BLOCK_N": 32 if wide else 64, "num_warps": 8, "num_stages": 3}
+        block_n = 32 if block_d * itemsize > 256 else 64
+        stages = 3 if block_d <= 128 else 2
+        return {"BLOCK_D": block_d, "BLOCK_N": block_n, "num_warps": 8, "num_stages": stages}
     block_n = min(64, max(16, 4096 // block_d))
     return {"BLOCK_D": block_d, "BLOCK_N": block_n, "num_warps": 2, "num_stages": 4}
 

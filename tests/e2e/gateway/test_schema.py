@@ -13,7 +13,7 @@ from schemathesis.schemas import BaseSchema
 
 _SECONDS = 60
 _SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-_EXAMPLES = 12  # a route; seeded, so that a failure comes again
+_EXAMPLES = 6  # a route; seeded, so that a failure comes again
 # Other tests need the adapters as they are.
 _LEFT_OUT = "^/(adapters|v1)/(unload|unload_lora_adapter)$"
 
