@@ -28,6 +28,31 @@ def test_a_preempted_sequence_of_a_closed_adapter_goes_on():
     assert reservations.admits(Sequence(request("begun", adapter="a"), admitted=True))
 
 
+def test_a_new_version_of_a_closed_adapter_is_used_before_it_gives_its_pages_back():
+    """Or a reservation waits for pages that nobody can free, and all others for the reservation."""
+    cache = FakeCache(1)
+    running = in_use(cache, "a")
+    reservations = PageReservations(cache, patience=0)
+    reservations.refuse(of("x"))
+    reservations.begin(running)
+    new = Sequence(request("new", adapter="a"))
+    assert not reservations.admits(new)
+    cache.release(of("a"))
+    cache.slots.evict("a")  # it is replaced, and a request waits for it
+    cache.slots.reserve("a", 1, wanted=True)
+    cache.slots.mark_ready("a")
+    reservations.begin([])
+    assert reservations.open == [of("x")] and not cache.is_resident(of("x"))
+    assert reservations.admits(new)
+    new.adapters = of("a")
+    cache.acquire(of("a"))
+    reservations.begin([new])
+    assert not reservations.admits(Sequence(request("next", adapter="a")))
+    cache.release(of("a"))
+    reservations.begin([])
+    assert cache.is_resident(of("x"))
+
+
 def test_a_younger_reservation_takes_nothing_from_an_older_one():
     cache = FakeCache(8, {"big": 2}, copy_passes=2)
     running = in_use(cache, "abcdefgh")

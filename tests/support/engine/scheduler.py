@@ -82,6 +82,9 @@ class FakeCache:
     def is_resident(self, adapters: AdapterSet) -> bool:
         return adapters.only in self.slots
 
+    def is_kept(self, adapters: AdapterSet) -> bool:
+        return adapters.only in self.slots and self.slots.is_wanted(adapters.only)
+
     def shortage(self, adapters: AdapterSet) -> int:
         adapter_id = adapters.only
         if adapter_id in self.slots or adapter_id in self.loading:

@@ -40,6 +40,10 @@ class AdapterCache(Protocol):
         """The version that new sequences would use stands in the pool and needs no page more."""
         ...
 
+    def is_kept(self, adapters: AdapterSet) -> bool:
+        """That version stands in the pool and stays there until a sequence has used it."""
+        ...
+
     def end_token_ids(self, adapters: AdapterSet) -> frozenset[int]:
         """The tokens that end an answer of the version that new sequences would use, beside the
         base model's."""

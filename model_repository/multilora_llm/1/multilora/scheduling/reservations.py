@@ -41,12 +41,14 @@ class PageReservations:
             self._closed.clear()
 
     def admits(self, sequence: Sequence) -> bool:
-        """Whether it may start. Closed adapters admit preempted sequences alone."""
+        """Whether it may start. Closed adapters admit those alone without which their pages would
+        never be free: preempted sequences, and the first of a version."""
         if not self.open:
             return True
         adapters = sequence.request.adapters
         if adapters in self._closed and not sequence.admitted:
-            return False
+            # Nobody else gets the pages of a version that came since, before it has been used.
+            return self._cache.is_kept(adapters)
         return self._cache.is_resident(adapters)
 
     def refuse(self, adapters: AdapterSet) -> None:

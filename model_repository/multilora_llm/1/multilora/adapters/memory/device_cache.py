@@ -63,6 +63,10 @@ class DeviceAdapterCache:
         """Whether the version has been copied in whole."""
         return key in self.allocator and self.allocator.is_ready(key)
 
+    def is_wanted(self, key: str) -> bool:
+        """Whether it is kept for a sequence that waits for it, and is its first."""
+        return key in self.allocator and self.allocator.is_wanted(key)
+
     def versions(self, adapter_id: str) -> list[str]:
         """Keys of every resident version of the adapter."""
         return [key for key in self.allocator.resident if adapter_id_of(key) == adapter_id]

@@ -69,6 +69,10 @@ class AdapterManager:
         state = self.states.get(adapters.only)
         return state is not None and state.key in self.device
 
+    def is_kept(self, adapters: AdapterSet) -> bool:
+        state = self.states.get(adapters.only)
+        return state is not None and self.device.is_wanted(state.key)
+
     def end_token_ids(self, adapters: AdapterSet) -> frozenset[int]:
         state = self.states.get(adapters.only)
         return state.text.end_token_ids if state else frozenset()

@@ -66,6 +66,10 @@ class RankPageAllocator:
         """True when the pages hold the adapter: its copy has ended."""
         return self._entries[key].ready
 
+    def is_wanted(self, key: str) -> bool:
+        """Whether a sequence waits for the adapter, which has not been used yet."""
+        return self._entries[key].wanted
+
     def reserve(self, key: str, count: int, wanted: bool = False) -> tuple[int, ...] | None:
         """Give `key` `count` pages to be filled, evicting idle adapters if needed.
 
