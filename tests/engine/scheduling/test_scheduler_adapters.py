@@ -1,5 +1,6 @@
 """Scheduler and adapters that load, lack room, reserve it, fail or take too long."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -207,3 +208,27 @@ def test_a_reservation_holds_its_pages_until_the_copy_is_made_and_used():
     scheduler.add(request("cold", 4, "x"))
     started = starts(scheduler, cache, range(6, 40), "ay", 2)
     assert started["cold"] <= 6 + 2 + 4 + 2 + 4 + 1  # patience, what runs, a pass, the copy, a pass
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_every_request_ends_while_adapters_are_replaced(seed: int):
+    """A pool too small for all, and new versions that take pages while their requests wait."""
+    rng = random.Random(seed)
+    adapters = [f"a{number}" for number in range(8)]
+    cache = FakeCache(6, {name: rng.randint(1, 4) for name in adapters}, rng.choice([0, 2]))
+    scheduler = make(cache, patience=4, max_running=6)
+    for step in range(300):
+        if rng.random() < 0.6:
+            adapter = rng.choice(["", *adapters])
+            scheduler.add(request(f"r{step}", 4, adapter, max_tokens=rng.randint(1, 30)))
+        if rng.random() < 0.15:
+            replaced = rng.choice(adapters)
+            waiting = {sequence.request.adapter_id for sequence in scheduler.waiting}
+            cache.replace(replaced, replaced in waiting)
+        cache.tick()
+        run(scheduler)
+    for _ in range(1000):
+        cache.tick()
+        run(scheduler)
+    assert not len(scheduler)
+    assert cache.slots.num_references == 0

@@ -25,7 +25,7 @@ class Clock:
 
 
 class FakeCache:
-    """An AdapterCache over a real RankPageAllocator, where an id is its own key.
+    """An AdapterCache over a real RankPageAllocator, where an id is the key of its first version.
 
     Reading and failing as told; copying takes `copy_passes` passes.
     """
@@ -39,7 +39,9 @@ class FakeCache:
         self.loading: set[str] = set()
         self.broken: set[str] = set()
         self.asked = 0
-        self._copies: dict[str, int] = {}  # adapter id → passes to come
+        self._copies: dict[str, int] = {}  # key → passes to come
+        self._keys: dict[str, str] = {}  # adapter id → key of the version in use, if a later one
+        self._retired: set[str] = set()
 
     def tick(self) -> None:
         """Between two passes: go on copying."""
@@ -48,48 +50,73 @@ class FakeCache:
             if self._copies[name] == 0:
                 del self._copies[name]
                 self.slots.mark_ready(name)
+                self._evict_retired(name)
+
+    def replace(self, adapter_id: str, wanted: bool) -> None:
+        """New sequences use a new version, which takes free pages now; `wanted`: some wait."""
+        old = self._key(adapter_id)
+        self._keys[adapter_id] = new = f"{adapter_id}@{len(self._keys)}{old}"
+        if old in self.slots:
+            self._retired.add(old)
+            self._evict_retired(old)
+        if (size := self.sizes.get(adapter_id, 1)) <= self.slots.num_free:
+            self._reserve(new, size, wanted)
 
     def acquire(self, adapters: AdapterSet) -> AdapterSet | CacheMiss:
         self.asked += 1
-        adapter_id = adapters.only
+        adapter_id, key = adapters.only, self._key(adapters.only)
         if adapter_id in self.broken:
             raise invalid(f"{adapter_id} is broken")
-        if adapter_id in self.loading or adapter_id in self._copies:
+        if adapter_id in self.loading:
             return CacheMiss.LOADING
-        if adapter_id not in self.slots:
-            if self.slots.reserve(adapter_id, self.sizes.get(adapter_id, 1), True) is None:
-                return CacheMiss.NO_ROOM
-            if self.copy_passes:
-                self._copies[adapter_id] = self.copy_passes
-                return CacheMiss.LOADING
-            self.slots.mark_ready(adapter_id)
-        self.slots.acquire(adapter_id)
-        return adapters
+        if key not in self.slots and not self._reserve(key, self.sizes.get(adapter_id, 1), True):
+            return CacheMiss.NO_ROOM
+        if key in self._copies:
+            return CacheMiss.LOADING
+        self.slots.acquire(key)
+        return AdapterSet.of(key)
 
     def release(self, key: AdapterSet) -> None:
         self.slots.release(key.only)
+        self._evict_retired(key.only)
 
     def pages(self, key: AdapterSet) -> tuple[int, ...]:
         return self.slots.pages(key.only)
 
     def unwanted(self, adapters: AdapterSet) -> None:
-        if adapters.only in self.slots:
-            self.slots.want(adapters.only, False)
+        if self.is_resident(adapters):
+            self.slots.want(self._key(adapters.only), False)
 
     def end_token_ids(self, adapters: AdapterSet) -> frozenset[int]:
         return frozenset()
 
     def is_resident(self, adapters: AdapterSet) -> bool:
-        return adapters.only in self.slots
+        return self._key(adapters.only) in self.slots
 
     def is_kept(self, adapters: AdapterSet) -> bool:
-        return adapters.only in self.slots and self.slots.is_wanted(adapters.only)
+        return self.is_resident(adapters) and self.slots.is_wanted(self._key(adapters.only))
 
     def shortage(self, adapters: AdapterSet) -> int:
-        adapter_id = adapters.only
-        if adapter_id in self.slots or adapter_id in self.loading:
+        if self.is_resident(adapters) or adapters.only in self.loading:
             return 0
-        return self.slots.shortage(self.sizes.get(adapter_id, 1))
+        return self.slots.shortage(self.sizes.get(adapters.only, 1))
+
+    def _key(self, adapter_id: str) -> str:
+        return self._keys.get(adapter_id, adapter_id)
+
+    def _reserve(self, key: str, size: int, wanted: bool) -> bool:
+        if self.slots.reserve(key, size, wanted) is None:
+            return False
+        if self.copy_passes:
+            self._copies[key] = self.copy_passes
+        else:
+            self.slots.mark_ready(key)
+        return True
+
+    def _evict_retired(self, key: str) -> None:
+        if key in self._retired and self.slots.is_ready(key) and not self.slots.references(key):
+            self._retired.remove(key)
+            self.slots.evict(key)
 
 
 def make(
