@@ -203,15 +203,17 @@ def _prefill(served: Served, batch: int) -> list[Row]:
 def _mixed(served: Served, batch: int) -> list[Row]:
     """Decode rows alone, and with a prompt that comes and ends with that pass, in turn."""
     load, rows = served.load, list[Row]()
+    ahead = served.runner.depth - 1  # a step waits for what was launched so many steps before
     for count in (0, batch):
         traffic = served.traffic(batch, count, (load.steps + 1) * load.rounds + 8)
         traffic.skip_prefill()
         traffic.warm_up(served.runner)
-        for _ in range(load.steps * load.rounds // 2):
+        for _ in range(load.steps * load.rounds // 2 + ahead):
             traffic.step(served.runner)
             traffic.add_prompt(load.beside)
             traffic.step(served.runner)
-        alone, beside = (median(traffic.seconds.step[first::2]) for first in (0, 1))
+        steps = traffic.seconds.step[ahead:]
+        alone, beside = median(steps[::2]), median(steps[1::2])
         rows.append(
             {
                 "what": "mixed",

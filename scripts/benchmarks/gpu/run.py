@@ -123,7 +123,7 @@ def _names(text: str) -> list[str]:
 
 
 def _out(flags: argparse.Namespace) -> Path:
-    """docs/benchmarks holds whole runs only."""
+    """docs/benchmarks is for whole runs: a part would take the place of one."""
     if flags.out:
         return flags.out
     whole = not flags.tiny and flags.only == list(SHARES)

@@ -43,8 +43,9 @@ class EveryAdapter:
 
 @dataclass
 class Seconds:
-    """Of each step. `schedule` includes postprocess; `step` is everything; `tokens` is the size of
-    the pass that was launched."""
+    """Of each step. `schedule` includes postprocess; `step` is everything, and so the time of the
+    pass that it waits for, the runner's `depth` - 1 steps back; `tokens` is the size of the pass
+    that was launched."""
 
     schedule: list[float] = field(default_factory=list)
     step: list[float] = field(default_factory=list)
