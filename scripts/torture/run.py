@@ -143,7 +143,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _flags(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=60, help="of all attacks together")
     parser.add_argument("--seed", type=int, default=0, help="the same seed sends the same inputs")
     parser.add_argument("--only", default=",".join(ATTACKS), help=f"some of {', '.join(ATTACKS)}")
