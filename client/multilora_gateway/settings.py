@@ -80,7 +80,7 @@ def parse_settings(
     something is wrong."""
     parser = argparse.ArgumentParser(
         prog=prog, allow_abbrev=False, usage="%(prog)s [flags]; --help lists them",
-        description="The APIs of TGI, OpenAI and vLLM for a multi-LoRA Triton server.",
+        description="The APIs of TGI, OpenAI, Anthropic and vLLM for a multi-LoRA Triton server.",
         epilog="Each flag but --hostname has an environment variable: --max-best-of is "
         "MAX_BEST_OF, and so on.",
     )  # fmt: skip

@@ -55,7 +55,7 @@ def add_gateway_flags(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
     Returns the actions whose variables the launcher reads.
     """
-    group = parser.add_argument_group("gateway", "The APIs of TGI and OpenAI over HTTP.")
+    group = parser.add_argument_group("gateway", "The APIs of TGI, OpenAI and Anthropic over HTTP.")
     off = group.add_argument(
         "--no-gateway", action="store_true", default=None, help="Triton's own ports alone"
     )
