@@ -38,11 +38,10 @@ bench: $(READY)  ## measure the life of adapters, 10 minutes on quiet cores; ARG
 # GPU machine need not have tritonclient. Without a GPU there is nothing to do, nor a need of PyTorch.
 define find_gpu
 py=$(PY); test -x $$py || py="$(or $(PYTHON),python3)"; \
-if ! "$$py" -c 'import torch' 2>/dev/null; then \
-	if ls /dev/nvidia* >/dev/null 2>&1; then "$$py" -c 'import torch'; exit 1; fi; \
-	echo "$@: no GPU and no PyTorch here; nothing to run."; exit 0; fi; \
-"$$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
-	{ echo "$@: PyTorch sees no GPU here; nothing to run."; exit 0; }
+"$$py" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 77)' 2>/dev/null; \
+case $$? in 0) ;; 77) echo "$@: PyTorch sees no GPU here; nothing to run."; exit 0;; \
+	*) if ls /dev/nvidia* >/dev/null 2>&1; then "$$py" -c 'import torch'; exit 1; fi; \
+	echo "$@: no GPU and no PyTorch here; nothing to run."; exit 0;; esac
 endef
 
 test-gpu:  ## run the tests that need a GPU, on all cores, with .venv or else with PYTHON

@@ -154,10 +154,13 @@ def test_one_line_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "bench-gpu: PyTorch sees no GPU here; nothing to measure.\n"
 
 
-@pytest.mark.parametrize("verb", ["test-gpu", "bench-gpu"])
 @pytest.mark.parametrize(
-    ("python", "says"),
-    [(sys.executable, "PyTorch sees no GPU here"), ("/bin/false", "no GPU and no PyTorch here")],
+    ("verb", "python", "says"),
+    [
+        ("test-gpu", sys.executable, "PyTorch sees no GPU here"),
+        ("test-gpu", "/bin/false", "no GPU and no PyTorch here"),
+        ("bench-gpu", "/bin/false", "no GPU and no PyTorch here"),
+    ],
 )
 def test_verbs_say_one_line_without_a_gpu(verb: str, python: str, says: str) -> None:
     if torch.cuda.is_available() or shutil.which("make") is None:
