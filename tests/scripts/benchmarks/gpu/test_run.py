@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Never
 
@@ -201,18 +203,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """(what it prints, its folder)"""
     pytest.importorskip("triton")
     out = tmp_path_factory.mktemp("bench-gpu")
-    command = [sys.executable, "scripts/bench_gpu.py", "--device", "cpu", "--tiny"]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--out", str(out)],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, out
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        assert bench_gpu.main(["--device", "cpu", "--tiny", "--out", str(out)]) == 0
+    return printed.getvalue(), out
 
 
 def test_everything_runs_in_the_interpreter(run: tuple[str, Path]) -> None:
