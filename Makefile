@@ -1,4 +1,5 @@
-# Verbs: each works alone; the first one builds .venv from PyPI, later ones start at once.
+# Verbs: each works alone; the first one builds .venv from PyPI, and the first one that tests or measures
+# adds what only that needs; later ones start at once.
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -6,7 +7,10 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
+# Python compiles what it imports; most of what is installed is never imported.
+INSTALL := $(PIP) install -q --no-compile
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 ARGS ?=
 PEERS ?=
 
@@ -23,15 +27,15 @@ demo: $(READY)  ## start a server and stream one prompt per adapter, all in one 
 serve: $(READY)  ## start a server; ARGS="--model-id … --lora-adapters …", else the demo model
 	@$(PY) scripts/serve.py $(ARGS)
 
-test: $(READY)  ## run every test that needs no GPU
+test: $(TOOLS)  ## run every test that needs no GPU
 	$(PY) -m pytest -m "not gpu" -n 2 --dist loadgroup $(ARGS)
 
-check: $(READY)  ## lint, formatting and types
+check: $(TOOLS)  ## lint, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m basedpyright
 
-bench: $(READY)  ## measure the life of adapters, 10 minutes on quiet cores; ARGS="--quick"
+bench: $(TOOLS)  ## measure the life of adapters, 10 minutes on quiet cores; ARGS="--quick"
 	@$(PY) scripts/bench_adapters.py $(ARGS)
 
 # The GPU verbs install nothing, so that they run where PyTorch is there and the network is not: a
@@ -53,12 +57,8 @@ test-gpu:  ## run the tests that need a GPU, on all cores, with .venv or else wi
 bench-gpu:  ## measure kernels and a whole model on a GPU, 9 minutes; PEERS=folder-with-peers_api
 	@$(find_gpu); "$$py" scripts/bench_gpu.py --peers "$(PEERS)" $(ARGS)
 
-# torch comes first: with it in place nothing else asks for another build of it. The CPU build
-# brings no OpenAI Triton, whose interpreter and compiler the kernel tests use. nvidia-pytriton
-# carries tritonserver, whose Python backend needs numpy 1 and so Python 3.12 at most; what else it
-# depends on is for writing one's own servers. Of the clients for the tests, those of TGI and LoRAX ask
-# for a huggingface_hub, and instructor for a jiter, older than the one they work with here, and lm_eval
-# for what reads its data; what else they need comes with the others.
+# What serves. nvidia-pytriton carries tritonserver, whose Python backend needs numpy 1 and so Python
+# 3.12 at most; what else it depends on is for writing one's own servers.
 $(READY): pyproject.toml Makefile
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' || { echo \
 		"make: Python 3.11 or 3.12 is needed; name one: make VERB PYTHON=/path/to/python3.12" \
@@ -66,9 +66,23 @@ $(READY): pyproject.toml Makefile
 	@rm -f $@
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV); the first time takes a few minutes."
-	@$(PIP) install -q torch==2.13.0
-	@$(PY) -c 'import triton' 2>/dev/null || $(PIP) install -q triton==3.6.0
-	@$(PIP) install -q -e '.[dev]' numpy==1.26.4
-	@$(PIP) install -q --no-deps nvidia-pytriton==0.7.0 text-generation==0.7.0 lorax-client==0.6.3 \
-		instructor==1.17.0 lm_eval==0.4.13
+	@$(INSTALL) -e '.[server]' numpy==1.26.4
+	@$(INSTALL) --no-deps nvidia-pytriton==0.7.0
+	@touch $@
+
+# What tests, checks and measures. The CPU build of torch brings no OpenAI Triton, whose interpreter and
+# compiler the kernel tests use. Of the clients, those of TGI and LoRAX ask for a huggingface_hub, and
+# instructor for a jiter, older than the one they work with here, and lm_eval for what reads its data;
+# what else they need comes with the others. The page's tests drive a browser and are skipped without
+# one: only root on Debian, as in a container of CI, can get it here.
+$(TOOLS): $(READY)
+	@rm -f $@
+	@echo "Installing what only tests, checks and benchmarks need; the first time takes some minutes."
+	@$(INSTALL) -e '.[dev]' numpy==1.26.4 \
+		$$($(PY) -c 'import triton' 2>/dev/null || echo triton==3.6.0)
+	@$(INSTALL) --no-deps text-generation==0.7.0 lorax-client==0.6.3 instructor==1.17.0 \
+		lm_eval==0.4.13
+	@command -v chromedriver >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium \
+			chromium-driver; } >/dev/null || echo "No browser could be installed."
 	@touch $@
