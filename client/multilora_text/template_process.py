@@ -7,7 +7,9 @@ that the text may have. Nothing but jinja2 and the standard library is imported 
 process starts fast.
 """
 
+import hashlib
 import json
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,6 +29,9 @@ MOST_BYTES = 512 << 20  # of address space, beside the program's own
 _MORE_TEXT = 1 << 20  # characters that a text may have beside twice those of its question
 _MOST_REASON = 1000  # characters
 _DEVELOPER = ("'developer'", '"developer"')  # in the source of a template that knows the role
+# In the source of a template, Mistral's, that refuses ids of calls of other lengths.
+_NINE = re.compile(r"length\s*(?:!=|<)\s*9\b")
+_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _KEPT_SOURCES = 4 << 20  # characters of compiled templates; thousands of adapters share a few
 
 
@@ -143,8 +148,20 @@ def _adapt(message: dict[str, Any], source: str) -> None:
         message["content"] = _NO_TEXT
     if message.get("role") == "developer" and not any(name in source for name in _DEVELOPER):
         message["role"] = "system"  # the older name
-    for call in message.get("tool_calls", ()):
+    calls = message.get("tool_calls", ())
+    for call in calls:
         call["function"]["arguments"] = _Arguments(call["function"]["arguments"])
+    if _NINE.search(source):
+        _shorten(message, "tool_call_id")
+        for call in calls:
+            _shorten(call, "id")
+
+
+def _shorten(holder: dict[str, Any], name: str) -> None:
+    """Makes an id that another server has given fit: a call and its result have the same again."""
+    given = holder.get(name)
+    if isinstance(given, str) and not _SHORT_ID.fullmatch(given):
+        holder[name] = hashlib.sha256(given.encode()).hexdigest()[:9]
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -114,6 +114,26 @@ def test_arguments_are_an_object_or_the_text_of_one(source: str, want: str) -> N
     assert shown(names + source, message) == want
 
 
+NINE = (
+    "{% if messages[0].tool_calls[0].id|length != 9 or messages[1].tool_call_id | length != 9 %}"
+    "{{ raise_exception('ids have 9 characters') }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("given", ["call_0123456789abcdef01234567", "t1", "abc-12345", "abcDEF123"])
+def test_ids_of_calls_fit_the_template(given: str) -> None:
+    ids = "{{ messages[0].tool_calls[0].id }} {{ messages[1].tool_call_id }}"
+    call = {"id": given, "function": {"name": "add", "arguments": {}}}
+    sent = [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": given, "content": "3"},
+    ]
+    assert shown(ids, *sent) == f"{given} {given}"
+    of_call, of_result = shown(NINE + ids, *sent).split(" ")
+    assert of_call == of_result and len(of_call) == 9 and of_call.isalnum()
+    assert (of_call == given) == (given == "abcDEF123")
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
