@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from multilora_gateway.http.unknown_fields import Place, current
 
 _LONGEST_NAME = 4096  # characters, as of a path
+_T = TypeVar("_T")
 
 
 def _unicode(text: str) -> str:
@@ -30,20 +31,20 @@ def _unicode(text: str) -> str:
     return text
 
 
-def _sendable(schema: dict[str, Any]) -> dict[str, Any]:
+def _sendable(value: _T) -> _T:
     """Refuses lone surrogates, numbers that JSON does not have, and endless nesting."""
     try:
-        _unicode(json.dumps(schema, ensure_ascii=False, allow_nan=False))
+        _unicode(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except RecursionError:
-        raise ValueError("the object is nested too deeply") from None
-    return schema
+        raise ValueError("the value is nested too deeply") from None
+    return value
 
 
-_T = TypeVar("_T")
 Items = Annotated[list[_T], Field(fail_fast=True)]
 Text = Annotated[str, AfterValidator(_unicode)]
 Name = Annotated[str, Field(max_length=_LONGEST_NAME), AfterValidator(_unicode)]
 Schema = Annotated[dict[str, Any], AfterValidator(_sendable)]
+Value = Annotated[Any, AfterValidator(_sendable)]  # may be sent back
 
 
 def only(*values: Any, instead: str = "leave it out") -> AfterValidator:

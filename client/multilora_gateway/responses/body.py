@@ -6,7 +6,16 @@ from pydantic import Field
 
 from multilora_api.sampling import MAX_LOGPROBS
 from multilora_gateway.errors import invalid
-from multilora_gateway.http.json_values import Absent, False_, Fields, Items, Schema, Text, only
+from multilora_gateway.http.json_values import (
+    Absent,
+    False_,
+    Fields,
+    Items,
+    Schema,
+    Text,
+    Value,
+    only,
+)
 from multilora_gateway.openai.chat import ChatBody
 from multilora_gateway.openai.sampling import JsonSchemaFormat, ResponseFormat
 from multilora_gateway.openai.tools import (
@@ -33,9 +42,9 @@ class FunctionTool(Fields):
     parameters: Schema | None = None
     strict: bool | None = None
     # Accepted without effect.
-    allowed_callers: Any = None
-    defer_loading: Any = None
-    output_schema: Any = None
+    allowed_callers: Value = None
+    defer_loading: Value = None
+    output_schema: Value = None
 
 
 class NamedFunction(Fields):
@@ -55,14 +64,14 @@ class TextFormat(Fields):
     type: Literal["text", "json_object", "json_schema"]
     schema_: Schema | None = Field(default=None, alias="schema")
     # A schema binds the answer whatever these say.
-    name: Any = None
-    description: Any = None
-    strict: Any = None
+    name: Value = None
+    description: Value = None
+    strict: Value = None
 
 
 class TextOptions(Fields):
     format: TextFormat | None = None
-    verbosity: Any = None  # accepted without effect
+    verbosity: Value = None  # accepted without effect
 
 
 class ReasoningOptions(Fields):
@@ -98,6 +107,7 @@ class ResponsesBody(TurnFields):
     truncation: Annotated[Any, only("disabled", instead="shorten the input")] = None
     image: Absent = None
     # Accepted without effect.
+    user: Value = None
     access_programs: Any = None
     background_options: Any = None
     max_tool_calls: Any = None  # of tools that run at the server; there are none

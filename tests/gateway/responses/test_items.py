@@ -133,6 +133,8 @@ def test_shared_fields_reach_the_chat() -> None:
         ({"truncation": "auto"}, "shorten the input"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"n": 2}, "only 1 is supported"),
+        ({"user": float("inf")}, "user: out of range"),
+        ({"text": {"verbosity": float("nan")}}, "text.verbosity: out of range"),
     ],
 )
 def test_what_cannot_be_done_is_refused(field: dict[str, Any], message: str) -> None:
