@@ -14,10 +14,12 @@ _MARK_AFTER = f"{_MARK} "  # whether its space is left tells whether the templat
 
 
 def marked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The messages to render; TextError when the last one has no text."""
+    """The messages to render; TextError when the last one has no text, or does not end in it."""
     *others, last = messages
     if not isinstance(text := last.get("content"), str):
         raise TextError("the last message has no content to continue; add it, or a message")
+    if last.get("tool_calls"):
+        raise TextError("the last message goes on in tool_calls; leave them out, or add a message")
     return [*others, {**last, "content": text + _MARK_AFTER}]
 
 

@@ -210,6 +210,8 @@ def test_a_message_is_continued_as_by_transformers(idiom: str, text: str) -> Non
         assert continued(source, messages) == want
 
 
-def test_what_has_no_text_cannot_be_continued() -> None:
+def test_what_does_not_end_in_a_text_cannot_be_continued() -> None:
     with pytest.raises(TextError, match="no content to continue"):
         continued(IDIOMS["headers"], [*TALK[:4], {**TALK[4], "content": None}])
+    with pytest.raises(TextError, match="goes on in tool_calls"):
+        continued(IDIOMS["headers"], TALK[:5])

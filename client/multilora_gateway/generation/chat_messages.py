@@ -33,9 +33,11 @@ ChatMessage = Annotated[
 
 
 def goes_on(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last message is an assistant's with a text, which TGI and Anthropic continue."""
+    """Whether the last message is an assistant's that ends in a text, which TGI and Anthropic
+    continue."""
     last = messages[-1] if messages else {}
-    return last.get("role") == "assistant" and bool(last.get("content"))
+    says = bool(last.get("content")) and not last.get("tool_calls")
+    return last.get("role") == "assistant" and says
 
 
 def template_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

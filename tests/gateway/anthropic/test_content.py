@@ -121,7 +121,7 @@ def test_what_the_assistant_has_begun_goes_on() -> None:
     begun = {"role": "assistant", "content": "He"}
     assert chat(messages=[HI, begun]).continue_final_message
     call = {"type": "tool_use", "id": "t1", "name": "add", "input": {}}
-    for last in (HI, {**begun, "content": [call]}):
+    for last in (HI, {**begun, "content": [call]}, {**begun, "content": [text("He"), call]}):
         assert not chat(messages=[HI, last]).continue_final_message
 
 
