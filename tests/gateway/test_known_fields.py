@@ -19,15 +19,17 @@ from multilora_gateway.anthropic.body import MessagesBody, Thinking
 from multilora_gateway.openai.chat import ChatBody
 from multilora_gateway.openai.completions import CompletionBody
 from multilora_gateway.openai.sampling import StreamOptions
+from multilora_gateway.openai.tools import Function, Tool
 from multilora_gateway.openai.vllm import StructuredOutputs
-from multilora_gateway.responses.body import ReasoningOptions, ResponsesBody
+from multilora_gateway.responses.body import FunctionTool, ReasoningOptions, ResponsesBody
 from multilora_gateway.routes.adapters import VllmLoad, VllmUnload
 from multilora_gateway.tgi.parameters import GenerateRequest, Parameters
 
 DOCS = Path(__file__).parents[2] / "docs/from-tgi.md"
 KINDS = (
     ChatBody, CompletionBody, StreamOptions, StructuredOutputs, Parameters, GenerateRequest,
-    VllmLoad, VllmUnload, ResponsesBody, ReasoningOptions, MessagesBody, Thinking,
+    VllmLoad, VllmUnload, ResponsesBody, ReasoningOptions, MessagesBody, Thinking, Function, Tool,
+    FunctionTool,
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from multilora_gateway.http.json_values import Fields, Items, Text
 _ANYTHING = {"type": "object"}
 _WORDS = ("auto", "none", "required")
 
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
 class Function(Fields):
