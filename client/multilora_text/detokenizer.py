@@ -77,12 +77,12 @@ class Detokenizer:
             self._held = ""
             end, start = min(found)
             return text[: end if self._include_stop else start]
-        held = max(_overlap(text, stop) for stop in self._stop)
+        held = max(overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop` without completing it."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

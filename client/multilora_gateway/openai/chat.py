@@ -143,6 +143,7 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         forced=forced,
         bound="grammar" in sampling,
         one_call=body.parallel_tool_calls is False,
+        continued=messages[-1]["content"] if body.continues else "",
     )
     sampling |= _needed(form, tools, sampling.get("grammar"), base.tokenizer)
     if logprobs is not None:

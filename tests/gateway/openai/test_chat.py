@@ -134,6 +134,20 @@ def test_the_template_decides_how_answers_are_read() -> None:
     assert message_of(prepared(tools=[ADD]), text)["content"] == text
 
 
+@pytest.mark.parametrize(
+    ("begun", "thoughts", "text"),
+    [("<think>so", " it is", "Yes"), ("So", None, " it is</think>Yes")],
+)
+def test_a_continued_message_tells_how_its_rest_is_read(
+    begun: str, thoughts: str | None, text: str
+) -> None:
+    shows = Server(template="{{ messages[-1].content }}{# </think> #}")
+    messages = [*HELLO, {"role": "assistant", "content": begun}]
+    job = prepared(shows, model="org/a", messages=messages, continue_final_message=True)
+    message = message_of(job, " it is</think>Yes")
+    assert (message["reasoning_content"], message["content"]) == (thoughts, text)
+
+
 def test_special_tokens_are_shown_where_they_mark_calls() -> None:
     backend = tokenizers.Tokenizer.from_str(base_model().tokenizer.to_json())
     backend.add_special_tokens(["[TOOL_CALLS]"])

@@ -11,7 +11,7 @@ grammar binds what follows them.
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from multilora_gateway.generation.parsing.formats import (
     ReasoningFormat,
@@ -20,14 +20,16 @@ from multilora_gateway.generation.parsing.formats import (
     tool_format,
 )
 from multilora_gateway.generation.parsing.parts import AnswerPart, Reasoning, ToolCall
-from multilora_gateway.generation.parsing.reasoning import ReasoningParser
+from multilora_gateway.generation.parsing.reasoning import (
+    ReasoningParser,
+    ReasoningTags,
+    Thoughts,
+)
 from multilora_gateway.generation.parsing.tool_calls import JsonParser, ToolParser
 from multilora_gateway.settings import Settings
 from multilora_text.tokenizer import Tokenizer
 
 _TAIL = 32  # tokens of a prompt among which a tag stands that ends it
-
-Thoughts = Literal["none", "possible", "begun"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class AnswerFormat:
     def reasoning_parser(self) -> ReasoningParser | None:
         if self.reasoning is None or self.thoughts == "none":
             return None
-        return ReasoningParser(self.reasoning.tags, self.thoughts == "begun")
+        return ReasoningParser(self.reasoning.tags, self.thoughts)
 
 
 def answer_format(
@@ -80,9 +82,11 @@ def answer_format(
     forced: bool = False,
     bound: bool = False,
     one_call: bool = False,
+    continued: str = "",
 ) -> AnswerFormat:
     """The format of the answers to `prompt`, made by the template whose source is `template`.
-    `forced`: the answer is a call, to which a grammar binds it; `bound`: another grammar does."""
+    `forced`: the answer is a call, to which a grammar binds it; `bound`: another grammar does.
+    `continued` is the text of the message in whose middle the prompt ends."""
     reasoning = reasoning_format(settings.reasoning_parser, template)
     return AnswerFormat(
         tools=tool_format(settings.tool_call_parser, template),
@@ -90,25 +94,41 @@ def answer_format(
         names=names,
         forced=forced,
         one_call=one_call,
-        thoughts=_thoughts(reasoning, tokenizer, prompt, forced or bound),
+        thoughts=_thoughts(reasoning, tokenizer, prompt, continued, forced or bound),
     )
 
 
 def _thoughts(
-    form: ReasoningFormat | None, tokenizer: Tokenizer, prompt: Sequence[int], bound: bool
+    form: ReasoningFormat | None,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    continued: str,
+    bound: bool,
 ) -> Thoughts:
     if form is None:
         return "none"
-    open_, close = form.tags.open, form.tags.close
-    end = tokenizer.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
-    if end.endswith(close):
+    end = tokenizer.decode(prompt[-_TAIL:], skip_special_tokens=False)
+    thoughts = _continued(form.tags, continued) if continued.strip() else _opened(form, end)
+    if bound and thoughts != "none":  # a grammar knows texts, and no special tokens
+        is_text = tokenizer.token_id(form.tags.close) not in tokenizer.special_ids
+        return thoughts if is_text and thoughts != "possible" else "none"
+    return thoughts
+
+
+def _opened(form: ReasoningFormat, prompt: str) -> Thoughts:
+    """What a new answer begins with, given the end of its prompt."""
+    prompt = prompt.rstrip()
+    if prompt.endswith(form.tags.close):
         return "none"
-    begun = form.always or end.endswith(open_)
-    if bound:  # a grammar knows texts, and no special tokens
-        return (
-            "begun" if begun and tokenizer.token_id(close) not in tokenizer.special_ids else "none"
-        )
-    return "begun" if begun else "possible"
+    return "begun" if form.always or prompt.endswith(form.tags.open) else "possible"
+
+
+def _continued(tags: ReasoningTags, message: str) -> Thoughts:
+    """What the rest of a message begins with, given its text so far."""
+    begin = message.rfind(tags.open)
+    if begin < 0 or tags.close in message[begin:]:
+        return "none"
+    return "inside" if message[begin + len(tags.open) :].strip() else "begun"
 
 
 class AnswerParser:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from multilora_text.detokenizer import overlap
+
 
 @dataclass(frozen=True)
 class Reasoning:
@@ -86,9 +88,9 @@ class PartList:
         return parts
 
 
-def overlap(text: str, tag: str) -> int:
-    """The length of the longest end of `text` that is a beginning of `tag`, but not all of it."""
-    for length in range(min(len(text), len(tag) - 1), 0, -1):
-        if text.endswith(tag[:length]):
-            return length
-    return 0
+def before(text: str, tag: str) -> tuple[int, bool]:
+    """How many characters of `text`, which grows, certainly stand before `tag`; and whether the tag
+    follows them."""
+    if (start := text.find(tag)) >= 0:
+        return start, True
+    return len(text) - overlap(text, tag), False

@@ -7,7 +7,11 @@ answer: later ones are text. White space around the thoughts belongs to the tags
 from dataclasses import dataclass
 from typing import Literal
 
-from multilora_gateway.generation.parsing.parts import Reasoning, overlap
+from multilora_gateway.generation.parsing.parts import Reasoning, before
+
+# What a text begins with: no thoughts at all; thoughts if the model opens them; thoughts that the
+# prompt has opened, though the model may write the tag again; the rest of thoughts.
+Thoughts = Literal["none", "possible", "begun", "inside"]
 
 
 @dataclass(frozen=True)
@@ -19,15 +23,18 @@ class ReasoningTags:
 
 
 class ReasoningParser:
-    """Splits the text of one answer. `begun`: the text goes on with thoughts that the prompt has
-    begun; the model may still write the tag that opens them."""
+    """Splits the text of one answer, which begins with `thoughts`."""
 
-    def __init__(self, tags: ReasoningTags, begun: bool) -> None:
+    def __init__(
+        self, tags: ReasoningTags, thoughts: Literal["possible", "begun", "inside"]
+    ) -> None:
         self._tags = tags
-        self._begun = begun
-        self._state: Literal["before", "inside", "behind", "answer"] = "before"
+        self._begun = thoughts != "possible"
+        self._state: Literal["before", "inside", "behind", "answer"]
+        self._state = "inside" if thoughts == "inside" else "before"
         self._held = ""
-        self._thought = False  # whether there were thoughts, and not only white space
+        # Whether there were thoughts, and not only white space.
+        self._thought = thoughts == "inside"
         self._space = ""  # what may turn out to be the white space that ends them
 
     def push(self, text: str) -> list[str | Reasoning]:
@@ -63,10 +70,9 @@ class ReasoningParser:
             self._state = "inside" if self._begun else "answer"
 
     def _think(self) -> list[Reasoning]:
-        end = self._held.find(self._tags.close)
-        certain = end if end >= 0 else len(self._held) - overlap(self._held, self._tags.close)
+        certain, closed = before(self._held, self._tags.close)
         thoughts, self._held = self._thoughts(self._held[:certain]), self._held[certain:]
-        if end >= 0:
+        if closed:
             self._held = self._held[len(self._tags.close) :]
             self._state = "behind"
         return thoughts

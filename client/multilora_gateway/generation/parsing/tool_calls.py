@@ -9,14 +9,14 @@ from collections.abc import Collection
 from typing import Literal, Protocol
 
 from multilora_gateway.generation.parsing.call_reader import CallReader
-from multilora_gateway.generation.parsing.parts import CallPart, PartList, ToolCall, overlap
+from multilora_gateway.generation.parsing.parts import CallPart, PartList, ToolCall, before
 
 HERMES_OPEN, HERMES_CLOSE = "<tool_call>", "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"
 MISTRAL_CALLS = "[TOOL_CALLS]"
-_NAMED = re.compile(r"\s*([\w.-]{1,64})\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\]\s*)?(?=\{)")
+_NAMED = re.compile(r"\s*([\w.-]{1,128})\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\]\s*)?(?=\{)")
 # What may still become the above; no model writes more between a name and its arguments.
-_BEGINS_NAMED = re.compile(r"\s*[\w.-]{0,64}\s*(?:\[[A-Z_]*\]?\s*\w{0,64}\s*){0,2}\Z")
+_BEGINS_NAMED = re.compile(r"\s*[\w.-]{0,128}\s*(?:\[[A-Z_]*\]?\s*\w{0,64}\s*){0,2}\Z")
 _SEPARATORS = "; \t\r\n"
 
 CallOrText = str | CallPart
@@ -64,11 +64,10 @@ class HermesParser:
         """Reads up to the next tag; whether a tag was found, and so more may follow."""
         if self._reader is None:
             return self._seek()
-        end = self._held.find(HERMES_CLOSE)
-        if end < 0:
-            self._read(len(self._held) - overlap(self._held, HERMES_CLOSE))
+        length, closed = before(self._held, HERMES_CLOSE)
+        self._read(length)
+        if not closed:
             return False
-        self._read(end)
         if self._reader.in_string:
             self._read(len(HERMES_CLOSE))
         else:
@@ -78,14 +77,13 @@ class HermesParser:
         return True
 
     def _seek(self) -> bool:
-        start = self._held.find(HERMES_OPEN)
-        certain = start if start >= 0 else len(self._held) - overlap(self._held, HERMES_OPEN)
+        certain, opened = before(self._held, HERMES_OPEN)
         self._parts.text(self._held[:certain])
         self._held = self._held[certain:]
-        if start >= 0:
+        if opened:
             self._reader, self._raw = CallReader(self._names), HERMES_OPEN
             self._held = self._held[len(HERMES_OPEN) :]
-        return start >= 0
+        return opened
 
     def _read(self, length: int) -> None:
         assert self._reader is not None
@@ -183,13 +181,12 @@ class MistralParser:
         return {"text": self._seek, "calls": self._begin, "list": self._item}[self._state]()
 
     def _seek(self) -> bool:
-        start = self._held.find(MISTRAL_CALLS)
-        certain = start if start >= 0 else len(self._held) - overlap(self._held, MISTRAL_CALLS)
+        certain, called = before(self._held, MISTRAL_CALLS)
         self._parts.text(self._held[:certain])
         self._held = self._held[certain:]
-        if start >= 0:
+        if called:
             self._take(len(MISTRAL_CALLS), "calls")
-        return start >= 0
+        return called
 
     def _begin(self) -> bool:
         """Reads up to the arguments of the first call."""

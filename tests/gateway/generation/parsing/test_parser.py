@@ -11,10 +11,10 @@ from multilora_gateway.generation.parsing.formats import reasoning_format, tool_
 from multilora_gateway.generation.parsing.parser import (
     AnswerFormat,
     AnswerParser,
-    Thoughts,
     answer_format,
 )
 from multilora_gateway.generation.parsing.parts import ParsedAnswer, ToolCall
+from multilora_gateway.generation.parsing.reasoning import Thoughts
 from multilora_gateway.settings import Settings
 from multilora_text.checkpoint_text import CheckpointText
 from multilora_text.tokenizer import Tokenizer
@@ -46,9 +46,9 @@ def parsed(form: AnswerFormat, pieces: list[str]) -> ParsedAnswer:
 
 
 @pytest.mark.parametrize("tools", ["hermes", "llama3_json", "mistral", "none"])
-@pytest.mark.parametrize("thoughts", ["none", "possible", "begun"])
+@pytest.mark.parametrize("thoughts", ["none", "possible", "begun", "inside"])
 @given(data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=45)
 def test_a_stream_put_together_is_the_whole(
     data: st.DataObject, tools: str, thoughts: Thoughts
 ) -> None:
@@ -123,6 +123,30 @@ def test_the_prompt_tells_whether_thoughts_have_begun(
     assert answer_format(flags, THINKS, TOKENIZER, ids, bound=bound).thoughts == want
 
 
+@pytest.mark.parametrize("parser", ["qwen3", "deepseek_r1"])
+@pytest.mark.parametrize(
+    ("message", "bound", "want"),
+    [
+        ("The answer", False, "none"),
+        ("<think>hm</think>", False, "none"),
+        ("<think>hm</think>\n\nThe answer", True, "none"),
+        ("<think>\n", False, "begun"),
+        ("<think>\nhm, ", False, "inside"),
+        ("<think>\nhm, ", True, "inside"),
+        ("<think>a</think>b<think>c", False, "inside"),
+        ("hm</think> <think>", False, "begun"),
+    ],
+)
+def test_a_continued_message_tells_whether_thoughts_go_on(
+    parser: str, message: str, bound: bool, want: Thoughts
+) -> None:
+    flags, ids = Settings(reasoning_parser=parser), TOKENIZER.encode_rendered(f"a\n{message}")
+    form = answer_format(flags, THINKS, TOKENIZER, ids, bound=bound, continued=message)
+    assert form.thoughts == want
+    nothing = answer_format(flags, THINKS, TOKENIZER, ids, continued=" ").thoughts
+    assert nothing == answer_format(flags, THINKS, TOKENIZER, ids).thoughts
+
+
 def test_a_grammar_binds_what_follows_the_thoughts() -> None:
     grammar = {"type": "json_object"}
     assert form_of("hermes", "qwen3", "none").bound(grammar) == grammar
@@ -140,6 +164,8 @@ def test_a_grammar_knows_no_special_tokens() -> None:
     assert answer_format(settings, THINKS, tokenizer, ids, bound=True).thoughts == "none"
     assert answer_format(settings, THINKS, tokenizer, ids, forced=True).thoughts == "none"
     assert answer_format(settings, THINKS, tokenizer, ids).thoughts == "begun"
+    begun = answer_format(settings, THINKS, tokenizer, ids, bound=True, continued="<think>hm")
+    assert begun.thoughts == "none"
 
 
 def test_special_tokens_are_shown_where_marks_are_such() -> None:
