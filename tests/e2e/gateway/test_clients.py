@@ -125,7 +125,8 @@ def test_openai_calls_a_tool_in_a_response(openai_client: OpenAI) -> None:
 
 
 def test_text_generation(gateway: str) -> None:
-    """It names no adapter, so the base answers, which repeats."""
+    """It names no adapter, so the base answers, which repeats. Its chats are whole: of streamed
+    ones it reads [DONE], with which TGI ends them, too, as JSON."""
     import text_generation
     from text_generation.types import Message
 
