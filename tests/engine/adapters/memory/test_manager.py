@@ -100,6 +100,33 @@ def test_what_is_unloaded_while_it_is_copied_keeps_its_pages_until_that_ends(
     assert isinstance(shop.acquire("b"), AdapterSet)
 
 
+def test_closing_waits_for_the_copy_in_progress_alone(
+    make_shop: MakeShop, monkeypatch: pytest.MonkeyPatch
+):
+    shop = make_shop(num_pages=3)
+    tensors, gate, copied = shop.manager.device.tensors, threading.Event(), list[Any]()
+    really_write = tensors.write
+
+    def write(pages: Any, *arguments: Any) -> None:
+        copied.append(pages)
+        assert gate.wait(10)
+        really_write(pages, *arguments)
+
+    monkeypatch.setattr(tensors, "write", write)
+    for name in "abc":
+        shop.manager.load(shop.source(name), lambda _: None)
+    while shop.manager.loading or not copied:
+        shop.wake.wait(0.1)
+        shop.manager.poll()
+    closing = threading.Thread(target=shop.manager.device.close)
+    closing.start()
+    while not shop.manager.device._closed:
+        closing.join(0.01)
+    gate.set()
+    closing.join(10)
+    assert not closing.is_alive() and len(copied) == 1
+
+
 def test_a_full_pool_refuses_until_a_reference_is_given_back(make_shop: MakeShop):
     shop = make_shop(num_pages=1)
     key = shop.acquire("a")

@@ -44,6 +44,7 @@ class DeviceAdapterCache:
         self._copied: queue.SimpleQueue[Copied] = queue.SimpleQueue()
         self._num_copying = 0
         self._retired: set[str] = set()
+        self._closed = False
         self._thread = background_thread("adapter-copier", self._loop)
         self._thread.start()
 
@@ -53,6 +54,7 @@ class DeviceAdapterCache:
 
     def close(self) -> None:
         """Stop after the copy in progress."""
+        self._closed = True
         self._copies.put(None)
         self._thread.join(timeout=5)
 
@@ -117,7 +119,7 @@ class DeviceAdapterCache:
 
     def _copy(self, copy: _Copy | None) -> bool:
         """On the copying thread, which keeps no adapter alive; False at the end."""
-        if copy is None:
+        if copy is None or self._closed:
             return False
         error = None
         try:
