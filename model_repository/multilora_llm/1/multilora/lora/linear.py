@@ -11,8 +11,9 @@ have 32 adapters: 35 µs, against 62 with the second half in the reader, and 71 
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -93,10 +94,10 @@ class Linear:
         if lora is None:
             self.weight.add_to(residual, x)
             return None
-        with _Beside(x) as beside:
-            delta = expand(lora.shrink(x, self.site))
-        self.weight.add_to(residual, x)
-        beside.join()
+        with _beside(x) as side:
+            with side:
+                delta = expand(lora.shrink(x, self.site))
+            self.weight.add_to(residual, x)
         return delta
 
     def _project(self, x: torch.Tensor, lora: BatchLoRA | None, reader_expands: bool) -> Projection:
@@ -106,37 +107,31 @@ class Linear:
             y = self.weight.multiply(x)
             lora.add(y, x, self.site)
             return Projection(y)
-        with _Beside(x) as beside:
-            update = lora.shrink(x, self.site)
-            delta = None if reader_expands else expand(update)
-        y = self.weight.multiply(x)
-        beside.join()
+        with _beside(x) as side:
+            with side:
+                update = lora.shrink(x, self.site)
+                delta = None if reader_expands else expand(update)
+            y = self.weight.multiply(x)
         return Projection(y, None, update) if delta is None else Projection(y, delta)
 
 
-class _Beside:
-    """What is launched in the `with` block runs, on a GPU, beside what follows it until `join`.
+@contextlib.contextmanager
+def _beside(x: torch.Tensor) -> Iterator[contextlib.AbstractContextManager[Any]]:
+    """On a GPU what is launched within the context that this gives runs beside what is launched
+    behind it, until this ends.
 
     It goes first, since it is short. Tensors need no record_stream: both streams have met again
-    before any of them can be freed.
+    before any of them can be freed, also where a launch fails.
     """
-
-    def __init__(self, x: torch.Tensor) -> None:
-        self._side = _side_stream(x.device) if x.is_cuda else None
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> "_Beside":
-        if self._side is not None:
-            self._side.wait_stream(torch.cuda.current_stream(self._side.device))
-            self._stack.enter_context(torch.cuda.stream(self._side))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def join(self) -> None:
-        if self._side is not None:
-            torch.cuda.current_stream(self._side.device).wait_stream(self._side)
+    if not x.is_cuda:
+        yield contextlib.nullcontext()
+        return
+    side, main = _side_stream(x.device), torch.cuda.current_stream(x.device)
+    side.wait_stream(main)
+    try:
+        yield torch.cuda.stream(side)
+    finally:
+        main.wait_stream(side)
 
 
 @functools.cache
