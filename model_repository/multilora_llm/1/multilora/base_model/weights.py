@@ -1,7 +1,7 @@
 """Weights of a base model: tensors on the device, modules that share an input fused.
 
 Each tensor is copied from its memory-mapped file straight into its final place and dtype, so that
-loading needs no host memory beside the model itself.
+loading needs no host memory beside the model itself and, on a CPU, one matrix that is packed.
 """
 
 from collections.abc import Mapping
