@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from multilora.base_model.config import BaseConfig
 from multilora.config import EngineConfig
 from multilora.engine import Engine
 from support.engine.requests import RANKS, MakeEngine
 from support.engine.workshop import MakeShop, Workshop
 from support.tiny.base import write_adapter, write_base
+from support.tiny.families import make_model
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +22,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, (name, rank) in enumerate(RANKS.items()):
         write_adapter(root / name, seed=seed + 1, rank=rank)
     return root
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseConfig:
+    """Of the model that the adapters of make_adapter are for."""
+    root = tmp_path_factory.mktemp("base")
+    make_model("llama").config.save_pretrained(root)
+    return BaseConfig.from_folder(root)
 
 
 @pytest.fixture

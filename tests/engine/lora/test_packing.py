@@ -14,17 +14,9 @@ from multilora.errors import RequestError
 from multilora.lora import rank_pages
 from support.engine.reading import pages_of, read_adapter
 from support.tiny.adapters import make_adapter
-from support.tiny.families import make_model
 
 Tensors = dict[str, torch.Tensor]
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture(scope="module", name="base")
-def base_config(tmp_path_factory: pytest.TempPathFactory) -> BaseConfig:
-    folder = tmp_path_factory.mktemp("base")
-    make_model("llama").config.save_pretrained(folder)
-    return BaseConfig.from_folder(folder)
 
 
 @pytest.fixture(scope="module", name="good")

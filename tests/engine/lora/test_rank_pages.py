@@ -14,19 +14,11 @@ from multilora.base_model.sites import modules
 from multilora.lora.rank_pages import RankPagePool, bytes_per_page
 from support.engine.reading import pages_of, read_adapter
 from support.tiny.adapters import ALL, make_adapter
-from support.tiny.families import make_model
 
 PATTERNS: dict[str, Any] = {
     "rank_pattern": {r"layers\.0\.self_attn\.q_proj": 20, "v_proj": 3, "^model.layers.1.mlp.*": 33},
     "alpha_pattern": {"q_proj": 5, r"model\.layers\.2\.mlp\.down_proj": 64},
 }
-
-
-@pytest.fixture(scope="module", name="base")
-def base_config(tmp_path_factory: pytest.TempPathFactory) -> BaseConfig:
-    folder = tmp_path_factory.mktemp("base")
-    make_model("llama").config.save_pretrained(folder)
-    return BaseConfig.from_folder(folder)
 
 
 def read(folder: Path, base: BaseConfig, dtype: torch.dtype = torch.float32) -> Adapter:
