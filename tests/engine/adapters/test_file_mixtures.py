@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from multilora.adapters import files as adapter_files
 from multilora.adapters.checkpoint import adapter as adapter_module
-from multilora.adapters.checkpoint.adapter import Adapter
+from multilora.adapters.checkpoint.adapter import Adapter, AdapterChecks
 from multilora.adapters.checkpoint.text import NO_TEXT
-from multilora.adapters.files import FileBytes
+from multilora.adapters.files import FileBytes, FileStamp
 from multilora.base_model.config import BaseConfig
 from multilora.errors import ErrorCode, RequestError
 from multilora_text.tokenizer import Tokenizer
@@ -24,7 +25,6 @@ from support.engine.files import CONFIG, WEIGHTS, read, settle, write
 from support.engine.reading import read_adapter
 from support.tiny.adapters import make_adapter
 from support.tiny.base import write_adapter, write_base
-from support.tiny.families import make_model
 from support.tiny.tokenizers import byte_level
 
 
@@ -53,8 +53,8 @@ def test_a_folder_that_is_never_still_is_busy(
     write(tmp_path, "one")
     really_read = adapter_files.read_start
 
-    def and_then_write(path: Path, size: int) -> bytes | None:
-        content = really_read(path, size)
+    def and_then_write(path: Path, size: int, stamp: FileStamp) -> bytes | None:
+        content = really_read(path, size, stamp)
         write(tmp_path, "two")
         return content
 
@@ -74,8 +74,8 @@ def test_a_write_during_the_reading_is_seen(
     settle()
     really_read = adapter_files.read_start
 
-    def and_then_write(path: Path, size: int) -> bytes | None:
-        content = really_read(path, size)
+    def and_then_write(path: Path, size: int, stamp: FileStamp) -> bytes | None:
+        content = really_read(path, size, stamp)
         if path.name == CONFIG and content == b"old":
             status = os.stat(tmp_path / WEIGHTS)
             write(tmp_path, "new")
@@ -85,6 +85,56 @@ def test_a_write_during_the_reading_is_seen(
 
     monkeypatch.setattr(adapter_files, "read_start", and_then_write)
     assert read(tmp_path) == {CONFIG: "new", WEIGHTS: "new"}
+
+
+class Detour:
+    """`folder` is a link to a, but to b while the first `what` of it is opened: the paths lead to
+    the same files before and after."""
+
+    def __init__(self, folder: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.taken = False
+        self._folder, self._what, self._open = folder, what, os.open
+        folder.symlink_to("a")
+        monkeypatch.setattr(os, "open", self._detour)
+
+    def _detour(self, path: Path, *arguments: Any, **keywords: Any) -> int:
+        if self.taken or Path(path) != self._folder / self._what:
+            return self._open(path, *arguments, **keywords)
+        self.taken = True
+        self._lead_to("b")
+        descriptor = self._open(path, *arguments, **keywords)
+        self._lead_to("a")
+        return descriptor
+
+    def _lead_to(self, target: str) -> None:
+        self._folder.unlink()
+        self._folder.symlink_to(target)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_link_that_leads_elsewhere_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for version in "ab":
+        write(tmp_path / version, version)
+    detour = Detour(tmp_path / "adapter", name, monkeypatch)
+    assert read(tmp_path / "adapter") == {CONFIG: "a", WEIGHTS: "a"}
+    assert detour.taken
+
+
+def test_what_is_wrong_elsewhere_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the adapter that the link leads to, as its stamps were taken."""
+    base_folder = write_base(tmp_path / "base")
+    for version in "ab":
+        write_adapter(tmp_path / version, seed=1)
+    (tmp_path / "b" / CONFIG).write_text("{}")
+    checks = AdapterChecks(BaseConfig.from_folder(base_folder).sites, 16, base_folder)
+    detour = Detour(tmp_path / "adapter", CONFIG, monkeypatch)
+    refusal = checks.refusal(tmp_path / "adapter")
+    assert detour.taken and refusal and refusal.code is ErrorCode.UNAVAILABLE
+    assert checks.refusal(tmp_path / "adapter") is None
 
 
 def versions_read(folder: Path, seconds: float) -> list[set[str]]:
@@ -136,10 +186,10 @@ def test_never_a_mixture(tmp_path: Path, replace: str) -> None:
     assert len(seen) > 3
 
 
-def test_an_adapter_is_whole_while_its_folder_is_rewritten(tmp_path: Path) -> None:
+def test_an_adapter_is_whole_while_its_folder_is_rewritten(
+    tmp_path: Path, base: BaseConfig
+) -> None:
     """Two versions of different ranks: each digest has its own rank, and no read is refused."""
-    make_model("llama").config.save_pretrained(tmp_path)
-    base = BaseConfig.from_folder(tmp_path)
     for rank in (4, 8):
         make_adapter(tmp_path / f"r{rank}", r=rank)
     folder = tmp_path / "adapter"
@@ -198,8 +248,8 @@ def test_weights_and_template_are_of_one_version(
 
     really_read, really_parse = adapter_files._read, adapter_module.parse
 
-    def and_then_replace(path: Path, size: int) -> FileBytes | None:
-        content = really_read(path, size)
+    def and_then_replace(path: Path, stamp: FileStamp) -> FileBytes | None:
+        content = really_read(path, stamp)
         if path.name == after:
             replace()
         return content

@@ -84,7 +84,7 @@ def test_what_is_wrong_names_the_shard(root: Path, parts: Path) -> None:
     shutil.copy(parts / SHARD.replace("00002-", "00001-"), parts / SHARD)
     assert f"{SHARD} holds 'base_model." in refused(root, parts)
     (parts / SHARD).unlink()
-    assert refused(root, parts).startswith(f"{SHARD} is missing in {parts}; save the adapter")
+    assert refused(root, parts).startswith(f"folder {parts} has no {SHARD}; save the adapter")
 
 
 def test_which_file_is_missing() -> None:

@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from multilora.adapters.admin.command import AdminCommand
+from multilora.adapters.merging import merger as merger_module
 from multilora.adapters.merging.cache import MergeCache
 from multilora.adapters.merging.merger import AdapterMerger
 from multilora.adapters.merging.recipe import parse_merge
@@ -117,6 +118,34 @@ def test_a_replaced_part_gives_another_merge(make_engine: MakeEngine, tmp_path: 
     assert first != second
     answers = [alone(engine, [request("r", name)])["r"] for name in (first, second)]
     assert answers[0] != answers[1]
+
+
+def test_a_part_that_is_replaced_while_it_is_looked_up_is_not_taken_for_the_old_one(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever brings the old files back, stamps and all, gets the merge of these."""
+    root, here, aside = tmp_path / "adapters", tmp_path / "adapters/x", tmp_path / "aside"
+    write_adapter(here, seed=21)
+    write_adapter(aside, seed=22)
+    engine = make_engine(adapters_dir=str(root))
+    really_stamps = merger_module.stamps
+
+    def swap() -> None:
+        here.rename(tmp_path / "between")
+        aside.rename(here)
+        (tmp_path / "between").rename(aside)
+
+    def stamps_and_swap(*arguments: Any) -> Any:
+        found = really_stamps(*arguments)
+        monkeypatch.setattr(merger_module, "stamps", really_stamps)
+        swap()
+        return found
+
+    monkeypatch.setattr(merger_module, "stamps", stamps_and_swap)
+    new = merge(engine, "x")["id"]
+    assert merge(engine, "x")["id"] == new
+    swap()
+    assert merge(engine, "x")["id"] != new
 
 
 def test_parts_are_what_requests_may_name(make_engine: MakeEngine, tmp_path: Path):

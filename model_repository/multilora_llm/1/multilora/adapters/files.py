@@ -1,9 +1,10 @@
 """Files of adapters: which ones matter, their stamps, their bytes at one moment, and the disk.
 
 Laws: a pickle is never opened. What `read_settled` returns stood in the folder together: the stamps
-before and after the reading agree, and the last write was a while ago, so that a folder into which
-somebody is still copying is waited for instead of being served half. Weights are read and hashed in
-pieces, by as many threads as leave the engine its processors.
+before and after the reading agree with those of the files that were read, and the last write was a
+while ago, so that a folder into which somebody is still copying is waited for instead of being
+served half. Weights are read and hashed in pieces, by as many threads as leave the engine its
+processors.
 """
 
 import contextlib
@@ -77,6 +78,7 @@ class FileBytes(NamedTuple):
 
     data: bytes | memoryview
     digest: bytes
+    stamp: FileStamp
 
 
 def path_of(name: str) -> str:
@@ -140,12 +142,16 @@ def read_settled(
             if stamp.size > limits.get(stamp.name, stamp.size):
                 raise too_large(stamp.name, limits[stamp.name])
         time.sleep(_seconds_until_quiet(before))
-        contents = {stamp.name: _read(folder / stamp.name, stamp.size) for stamp in before}
-        if stamps(folder, names) == before:
-            return {name: content for name, content in contents.items() if content is not None}
-    raise RequestError(
-        ErrorCode.UNAVAILABLE, f"folder {folder} is being written; try again when it is complete"
-    )
+        read = [_read(folder / stamp.name, stamp) for stamp in before]
+        contents = {content.stamp.name: content for content in read if content}
+        if len(contents) == len(before) and stamps(folder, names) == before:
+            return contents
+    raise being_written(folder)
+
+
+def being_written(folder: Path) -> RequestError:
+    message = f"folder {folder} is being written; try again when it is complete"
+    return RequestError(ErrorCode.UNAVAILABLE, message)
 
 
 def too_large(what: str, limit: int) -> RequestError:
@@ -168,20 +174,22 @@ def stamps(folder: Path, names: Sequence[str]) -> list[FileStamp]:
     return found
 
 
-def check_present(where: str, names: Collection[str]) -> None:
-    """RequestError unless `names`, the files found at `where`, make an adapter."""
+def check_present(
+    where: str,
+    names: Collection[str],
+    has: Callable[[str], object],
+    code: ErrorCode = ErrorCode.NOT_FOUND,
+) -> None:
+    """RequestError unless `names`, those of an adapter's files that were found at `where`, are all
+    that it needs. `has` says whether there is a file that was not looked for."""
     if CONFIG_FILE not in names:
-        raise RequestError(
-            ErrorCode.NOT_FOUND,
-            f"{where} has no {CONFIG_FILE}, so it is no PEFT adapter; check the location",
-        )
+        message = f"{where} has no {CONFIG_FILE}, so it is no PEFT adapter; check the location"
+        raise RequestError(code, message)
     if missing := missing_weights(names):
-        if missing == WEIGHTS_FILE and PICKLE_FILE in names:
+        if missing == WEIGHTS_FILE and has(PICKLE_FILE):
             raise invalid(f"{where}: {PICKLE_REFUSAL}")
-        raise RequestError(
-            ErrorCode.NOT_FOUND,
-            f"{where} has no {missing}; save the adapter there with save_pretrained",
-        )
+        message = f"{where} has no {missing}; save the adapter there with save_pretrained"
+        raise RequestError(code, message)
 
 
 def _seconds_until_quiet(stamps: list[FileStamp]) -> float:
@@ -196,12 +204,10 @@ def _seconds_until_quiet(stamps: list[FileStamp]) -> float:
     return min(_QUIET_SECONDS, max(0.0, _QUIET_SECONDS - age))
 
 
-def read_start(path: Path, size: int) -> bytes | None:
-    """Up to `size` bytes of a file; None when the file has gone. RequestError: it cannot be read.
-
-    Opening without blocking keeps a fifo that has taken the file's place from holding the thread.
-    """
-    with _opened(path, size) as descriptor:
+def read_start(path: Path, size: int, stamp: FileStamp) -> bytes | None:
+    """Up to `size` bytes of the file with `stamp`; None when it is not there any more.
+    RequestError: it cannot be read."""
+    with _opened(path, size, stamp) as descriptor:
         if descriptor is None:
             return None
         with os.fdopen(descriptor, "rb", closefd=False) as file:
@@ -220,12 +226,14 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(most, "adapter-reader", yield_processor)
 
 
-def _read(path: Path, size: int) -> FileBytes | None:
-    """As read_start."""
+def _read(path: Path, stamp: FileStamp) -> FileBytes | None:
+    """The whole file; as read_start."""
+    size = stamp.size
     if not weight_files([path.name]):
-        content = read_start(path, size)
-        return content if content is None else FileBytes(content, hashlib.sha256(content).digest())
-    with _opened(path, size) as descriptor:
+        if (content := read_start(path, size, stamp)) is None:
+            return None
+        return FileBytes(content, hashlib.sha256(content).digest(), stamp)
+    with _opened(path, size, stamp) as descriptor:
         if descriptor is None:
             return None
         data = _memory(size)
@@ -235,7 +243,7 @@ def _read(path: Path, size: int) -> FileBytes | None:
 
         read = in_parallel(piece, range(0, size, _PIECE_BYTES))
     digest = hashlib.sha256(b"".join(each for _, each in read)).digest()
-    return FileBytes(data[: sum(count for count, _ in read)], digest)
+    return FileBytes(data[: sum(count for count, _ in read)], digest, stamp)
 
 
 def _memory(size: int) -> memoryview:
@@ -262,14 +270,19 @@ def _piece(descriptor: int, target: memoryview, offset: int) -> tuple[int, bytes
 
 
 @contextlib.contextmanager
-def _opened(path: Path, size: int) -> Iterator[int | None]:
-    """A descriptor of a regular file, of which `size` bytes are read, or None: there is none."""
+def _opened(path: Path, size: int, stamp: FileStamp) -> Iterator[int | None]:
+    """A descriptor of the file with `stamp`, of which `size` bytes are read, or None: it is another
+    file that `path` leads to, or none. Links may point elsewhere for a moment.
+
+    Opening without blocking keeps a fifo that has taken the file's place from holding the thread.
+    """
     descriptor = None
     try:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        regular = descriptor is not None and stat.S_ISREG(os.fstat(descriptor).st_mode)
-        yield descriptor if regular else None
+        status = None if descriptor is None else os.fstat(descriptor)
+        same = status is not None and FileStamp.of(stamp.name, status) == stamp
+        yield descriptor if same else None
     except OSError as error:
         raise _unreadable(path, error) from None
     except MemoryError:

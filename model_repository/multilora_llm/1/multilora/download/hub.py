@@ -84,7 +84,7 @@ class HubDownload:
                 raise
             _LOG.warning("%s; serving the copy in the Hub cache", error.message)
             return cache.snapshot(known)
-        check_present(self._where, names)
+        check_present(self._where, names, names.__contains__)
         wanted = [name for name in FILES if name in names and name != WEIGHTS_FILE]
         wanted += weight_files(names)
         if not all(cache.has(commit, name) for name in wanted):

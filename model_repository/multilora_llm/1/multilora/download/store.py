@@ -21,11 +21,9 @@ from multilora.adapters.files import (
     CONFIG_FILE,
     FILES,
     INDEX_FILES,
-    PICKLE_FILE,
     WEIGHTS_FILE,
     check_present,
     check_room,
-    missing_weights,
     on_disk,
     weight_files,
 )
@@ -86,9 +84,7 @@ class StoreDownload:
             found |= {name: self._find(name) for name in self._shards()}
         files = [file for file in found.values() if file is not None]
         names = {file.name for file in files}
-        if missing_weights(names) == WEIGHTS_FILE and self._store.find(PICKLE_FILE):
-            names.add(PICKLE_FILE)
-        check_present(self._store.shown, names)
+        check_present(self._store.shown, names, self._store.find)
         return files
 
     def _shards(self) -> list[str]:

@@ -8,7 +8,7 @@ once: the interpreter, which they share with the engine, is busy with a load for
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,12 +33,11 @@ from multilora.adapters.checkpoint.text import NO_TEXT, TEXT_LIMITS, AdapterText
 from multilora.adapters.files import (
     CONFIG_FILE,
     OPTIONAL_FILES,
-    PICKLE_FILE,
-    PICKLE_REFUSAL,
-    WEIGHTS_FILE,
     FileBytes,
+    FileStamp,
+    being_written,
+    check_present,
     in_parallel,
-    missing_weights,
     needed_files,
     read_settled,
     read_start,
@@ -101,11 +100,12 @@ class Adapter:
 
 
 class Checkpoint(NamedTuple):
-    """What the files of an adapter say; `digest` is that of the Adapter."""
+    """What the files of an adapter say; `digest` is that of the Adapter, `stamps` are theirs."""
 
     digest: str
     factors: dict[str, Factors]  # by module path
     end_token_ids: tuple[int, ...]  # sorted
+    stamps: tuple[FileStamp, ...]
 
     @property
     def identity(self) -> str:
@@ -126,7 +126,9 @@ def read_checkpoint(
     contents = _contents(files, sites, max_rank, base_folder)
     check_finite(contents.changes)
     text = adapter_text(files, tokenizer) if tokenizer else NO_TEXT
-    return Checkpoint(_digest(files), contents.factors, tuple(sorted(text.end_token_ids)))
+    end_token_ids = tuple(sorted(text.end_token_ids))
+    read = tuple(file.stamp for file in files.values())
+    return Checkpoint(_digest(files), contents.factors, end_token_ids, read)
 
 
 class _Form(NamedTuple):
@@ -230,16 +232,17 @@ class AdapterReader:
 def _snapshot(folder: Path, optional: Sequence[str] = ()) -> _Files:
     """The files of one moment; RequestError when a needed one is missing."""
     contents = read_settled(folder, (*optional, *needed_files(folder)), TEXT_LIMITS)
-    _check_complete(folder, contents)
+    _check_present(folder, contents)
     return contents
 
 
-def _check_complete(folder: Path, names: Collection[str]) -> None:
-    missing = missing_weights(names) if CONFIG_FILE in names else CONFIG_FILE
-    if missing == WEIGHTS_FILE and (folder / PICKLE_FILE).is_file():
-        raise invalid(PICKLE_REFUSAL)
-    if missing:
-        raise invalid(f"{missing} is missing in {folder}; save the adapter with save_pretrained")
+def _check_present(folder: Path, contents: Mapping[str, object]) -> None:
+    check_present(
+        f"folder {folder}",
+        contents,
+        lambda name: (folder / name).is_file(),
+        ErrorCode.INVALID_ARG,
+    )
 
 
 def _digest(files: _Files) -> str:
@@ -300,10 +303,11 @@ class AdapterChecks:
     def refusal(self, folder: Path) -> RequestError | None:
         """Why a request for the adapter in `folder` would be refused; None: it may be served."""
         try:
-            version = hash(tuple(stamps(folder, needed_files(folder))))
+            found = stamps(folder, needed_files(folder))
+            version = hash(tuple(found))
             known, refusal = self._found.get(folder, (None, None))
             if known != version:
-                refusal = self._check(_form(folder))
+                refusal = self._check(_form(folder, found))
                 _limit(self._found, _MOST_REMEMBERED)
                 self._found[folder] = version, refusal
         except RequestError as error:
@@ -339,19 +343,21 @@ def _limit(found: dict[Any, Any], most: int) -> None:
         found.clear()
 
 
-def _form(folder: Path) -> dict[str, bytes]:
-    """The config of an adapter and the heads of its weights; RequestError when one is missing."""
+def _form(folder: Path, found: Sequence[FileStamp]) -> dict[str, bytes]:
+    """The config of an adapter and the heads of its weights, from the files with these stamps;
+    RequestError when one is missing, or not that file any more."""
     parts: dict[str, bytes] = {}
-    for name in needed_files(folder):
-        size = _MOST_BYTES
+    for stamp in found:
+        name, size = stamp.name, _MOST_BYTES
         if name != CONFIG_FILE:
-            start = read_start(folder / name, POINTER_BYTES) or b""
+            start = read_start(folder / name, POINTER_BYTES, stamp) or b""
             if problem := lfs_problem(start):
                 raise invalid(f"{name} {problem}")
             size = 8 + min(int.from_bytes(start[:8], "little"), _MOST_BYTES)
-        if (content := read_start(folder / name, size)) is not None:
-            parts[name] = content if name == CONFIG_FILE else content[8:]
-    _check_complete(folder, parts)
+        if (content := read_start(folder / name, size, stamp)) is None:
+            raise being_written(folder)
+        parts[name] = content if name == CONFIG_FILE else content[8:]
+    _check_present(folder, parts)
     return parts
 
 

@@ -169,14 +169,15 @@ class AdapterMerger:
 
     def _digest(self, adapter_id: str, folder: Path) -> str:
         """The identity of the files in `folder`, which are read only when they have changed."""
-        names = (*OPTIONAL_FILES, *needed_files(folder))
+        names = (*(OPTIONAL_FILES if self._tokenizer else ()), *needed_files(folder))
         version = (folder, tuple(stamps(folder, names)))
         with self._lock:
             known = self._digests.get(version)
         if known is None:
-            known = self._read(adapter_id, folder).identity
-            with self._lock:
-                _keep(self._digests, version, known, _KEPT_DIGESTS)
+            checkpoint = self._read(adapter_id, folder)
+            known = checkpoint.identity
+            with self._lock:  # the files may have changed since they were looked up
+                _keep(self._digests, (folder, checkpoint.stamps), known, _KEPT_DIGESTS)
         return known
 
     def _unused(self, digest: str) -> float:
