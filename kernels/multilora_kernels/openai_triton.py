@@ -47,6 +47,22 @@ def uses_kernels(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda or INTERPRETED
 
 
+def has_tensor_descriptors(tensor: torch.Tensor) -> bool:
+    """Whether the GPU of `tensor` loads blocks of a matrix at once: Hopper and later."""
+    if not tensor.is_cuda:
+        return INTERPRETED
+    return torch.cuda.get_device_capability(tensor.device) >= (9, 0)
+
+
+def tensor_descriptor(tensor: torch.Tensor, block: list[int]) -> Any:
+    """Of a matrix that a kernel loads by blocks [rows, columns]; beyond its end it is 0.
+
+    Columns adjacent, rows and `tensor` itself at multiples of 16 bytes.
+    """
+    module = importlib.import_module("triton.tools.tensor_descriptor")
+    return module.TensorDescriptor.from_tensor(tensor, block)
+
+
 def num_programs(tensor: torch.Tensor, per_multiprocessor: int) -> int:
     """How many programs a persistent grid has, on the device of `tensor`."""
     if not tensor.is_cuda:

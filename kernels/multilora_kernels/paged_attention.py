@@ -4,9 +4,9 @@
 
 A sequence with n new tokens and context length c (new ones included) has its query m at position
 i = c - n + m; with a sliding window w only j > i - w count. Query head h reads KV head
-h // (heads / kv_heads). Kernels: paged_decode for sequences with one new token, paged_prefill for
-those with more, each with its floor; a batch may mix them. CPU path: paged_attention_cpu. Paging:
-arXiv 2309.06180.
+h // (heads / kv_heads). Kernels: paged_decode for sequences with one new token, paged_prefill or
+unpaged_prefill for those with more, each with its floor; a batch may mix them. CPU path:
+paged_attention_cpu. Paging: arXiv 2309.06180.
 """
 
 import torch
@@ -16,6 +16,7 @@ from multilora_kernels.paged_attention_cpu import paged_attention_cpu
 from multilora_kernels.paged_context import PagedContext
 from multilora_kernels.paged_decode import decode_gpu
 from multilora_kernels.paged_prefill import QueryTiles, prefill_gpu
+from multilora_kernels.unpaged_prefill import unpaged_prefill_gpu
 
 
 def paged_attention_reference(
@@ -58,6 +59,7 @@ def paged_attention(
     context: PagedContext | None = None,
     has_decode: bool = True,
     tiles: QueryTiles | None = None,
+    rows: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """q [T, heads, D] → [T, heads, D]; caches [blocks, block_size, kv_heads, D] contiguous.
 
@@ -68,8 +70,10 @@ def paged_attention(
     A context length of 0 marks a padding row of a captured CUDA graph: its row comes out as zeros.
     Rows of no sequence are not set. `has_decode` is false where no sequence has one new token, and
     `tiles` are the queries of sequences that have more, None where none has: kernels that need not
-    start; a CPU needs no tiles. `context` is the one of this forward pass; without it every layer
-    works it out again.
+    start. `rows` are K and V of the new tokens, [T, kv_heads, D] each, which are in the caches too:
+    a faster way to them where takes_rows and none of the sequences with several new tokens has
+    more context. `context` is the one of this forward pass; without it every layer works it out
+    again. A CPU needs neither tiles nor rows.
     """
     context = context or PagedContext(cu_seqlens_q, context_lens, block_tables)
     if not uses_kernels(q):
@@ -79,5 +83,8 @@ def paged_attention(
         work = context.decode_work(q, k_cache.shape[2], sliding_window)
         decode_gpu(q, k_cache, v_cache, cu_seqlens_q, block_tables, out, scale, work)
     if tiles is not None and len(tiles.table):
-        prefill_gpu(q, k_cache, v_cache, tiles, block_tables, out, scale, sliding_window)
+        if rows is not None:
+            unpaged_prefill_gpu(q, *rows, tiles, cu_seqlens_q, out, scale)
+        else:
+            prefill_gpu(q, k_cache, v_cache, tiles, block_tables, out, scale, sliding_window)
     return out

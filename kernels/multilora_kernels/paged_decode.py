@@ -29,7 +29,6 @@ LOG2_E = 1.4426950408889634
 BLOCK_M = 16
 MIN_SPLIT = 128  # tokens; shorter ones cost more in partial results than they win
 MAX_SPLITS = 64  # of one sequence
-_PROGRAMS = 3  # per multiprocessor, about: four fit on Hopper, and contexts never split evenly
 _ITEM = 5  # integers: sequence or -1, its tokens from and to, its first item, how many it has
 _PLAN_BLOCK = 256  # sequences at a time
 
@@ -153,7 +152,7 @@ def paged_decode_kernel(
         k, v = load_kv(k_ptr, v_ptr, block, n, n < end, kv_head * HEAD_DIM, cache_stride, d,
                        HEAD_DIM, BLOCK_SIZE, True)  # fmt: skip
         seen = (n < end)[None, :]
-        top, total, acc = online_softmax(q, k, v, seen, log2_scale, top, total, acc, True)
+        top, total, acc = online_softmax(q, k, v, seen, log2_scale, top, total, acc, True, True)
         n += BLOCK_N
         block = load_blocks(table_ptr, n, n < end, BLOCK_SIZE)
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
@@ -173,26 +172,33 @@ def paged_decode_kernel(
                      32 // BLOCK_G)  # fmt: skip
 
 
-def decode_options(head_dim: int, itemsize: int) -> dict[str, int]:
+def decode_options(head_dim: int, itemsize: int, few: bool) -> dict[str, int]:
     """Block sizes and compile options.
 
-    16 KB of K and V a block and two warps: four programs share a Hopper multiprocessor, three
-    blocks on their way in each (H200: 0.93 of the time of 64-token blocks and four warps). No
-    tensor core multiplies fp32: its operands lie in the registers of more threads, and its blocks
-    take up to 64 KB, which any GPU has.
+    Two warps and 16 KB of K and V a block: four programs share a Hopper multiprocessor, three
+    blocks on their way in each. A `few` sequences are split until each multiprocessor has two
+    programs, which keep as much on its way in larger blocks: with those and four warps 64
+    sequences took 1.15 of the time, and one 0.8. No tensor core multiplies fp32: its operands lie
+    in the registers of more threads, and its blocks take up to 64 KB, which any GPU has.
     """
     block_d = max(16, next_power_of_2(head_dim))
     if itemsize > 2:
         block_n = 32 if block_d * itemsize > 256 else 64
         stages = 3 if block_d <= 128 else 2
         return {"BLOCK_D": block_d, "BLOCK_N": block_n, "num_warps": 8, "num_stages": stages}
-    block_n = min(64, max(16, 4096 // block_d))
-    return {"BLOCK_D": block_d, "BLOCK_N": block_n, "num_warps": 2, "num_stages": 4}
+    block_n = min(64, max(16, (8192 if few else 4096) // block_d))
+    warps, stages = (4, 3) if few else (2, 4)
+    return {"BLOCK_D": block_d, "BLOCK_N": block_n, "num_warps": warps, "num_stages": stages}
 
 
 def _tiles(heads: int, kv_heads: int) -> int:
     """Tiles of BLOCK_M query heads that the group of a KV head fills."""
     return -(-(heads // kv_heads) // BLOCK_M)
+
+
+def _are_few(q: torch.Tensor, sequences: int, columns: int) -> bool:
+    """Whether the sequences do not fill the multiprocessors unless they are split."""
+    return sequences * columns <= num_programs(q, 1)
 
 
 def decode_work(
@@ -205,14 +211,15 @@ def decode_work(
 ) -> DecodeWork:
     """For queries as `q` of sequences as those of paged_attention; about `programs` in all."""
     columns, sequences = kv_heads * _tiles(q.shape[1], kv_heads), len(context_lens)
-    target = max(1, (programs or num_programs(q, _PROGRAMS)) // columns)
+    few = _are_few(q, sequences, columns)
+    target = max(1, (programs or num_programs(q, 2 if few else 3)) // columns)
     integers = {"dtype": torch.int32, "device": q.device}
     items = torch.empty(target + sequences, _ITEM, **integers)
     arrivals = torch.empty(sequences, columns, **integers)
     decode_plan_kernel[(1,)](
         cu_seqlens_q, context_lens, items, arrivals, sequences, window or 1 << 30, target,
         len(items), columns, BLOCK=_PLAN_BLOCK,
-        BLOCK_N=decode_options(q.shape[2], q.itemsize)["BLOCK_N"], MIN_SPLIT=MIN_SPLIT,
+        BLOCK_N=decode_options(q.shape[2], q.itemsize, few)["BLOCK_N"], MIN_SPLIT=MIN_SPLIT,
         MAX_SPLITS=MAX_SPLITS, ITEM=_ITEM, num_warps=4, num_stages=1,
     )  # fmt: skip
     return DecodeWork(items, arrivals)
@@ -232,6 +239,7 @@ def decode_gpu(
     _, heads, head_dim = q.shape
     block_size, kv_heads = k_cache.shape[1:3]
     group, tiles, items = heads // kv_heads, _tiles(heads, kv_heads), len(work.items)
+    few = _are_few(q, *work.arrivals.shape)
     partial = torch.empty(items, heads, head_dim, dtype=torch.float32, device=q.device)
     log_sum = torch.empty(items, heads, dtype=torch.float32, device=q.device)
     paged_decode_kernel[(kv_heads * tiles, items)](
@@ -239,5 +247,5 @@ def decode_gpu(
         block_tables, scale * LOG2_E, q.stride(0), out.stride(0), k_cache.stride(1),
         block_tables.stride(0), GROUP=group, TILES=tiles, HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size, BLOCK_M=BLOCK_M, BLOCK_G=min(BLOCK_M, next_power_of_2(group)),
-        MAX_SPLITS=MAX_SPLITS, ITEM=_ITEM, **decode_options(head_dim, q.itemsize),
+        MAX_SPLITS=MAX_SPLITS, ITEM=_ITEM, **decode_options(head_dim, q.itemsize, few),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Device functions that paged decode and paged prefill share: one tile of queries, one block of KV.
+"""Device functions that decode and prefill share: one tile of queries, one block of KV.
 
     scores = q · Kᵀ · log2_scale                             fp32 [BLOCK_M, BLOCK_N], base 2
     top, total, acc ← the running maximum, the sum of 2^(scores - top), that of 2^(scores - top) · V
@@ -41,13 +41,25 @@ def load_kv(
 
 
 @triton.jit
-def online_softmax(q, k, v, seen, log2_scale, top, total, acc, MASKED: tl.constexpr):
-    """One more block of KV; where MASKED, only what is `seen` counts."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
+def online_softmax(
+    q, k, v, seen, log2_scale, top, total, acc, MASKED: tl.constexpr, FUSED: tl.constexpr
+):  # fmt: skip
+    """One more block of KV; where MASKED, only what is `seen` counts.
+
+    FUSED scales in the fma of the exponent: one instruction less for each score. It is for whom
+    registers suffice: paged prefill took 1.06 of its time with it.
+    """
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if not FUSED:
+        scores = scores * log2_scale
     if MASKED:
         scores = tl.where(seen, scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, 1))
-    weights = tl.exp2(scores - new_top[:, None])
+    if FUSED:
+        new_top = tl.maximum(top, tl.max(scores, 1) * log2_scale)
+        weights = tl.exp2(scores * log2_scale - new_top[:, None])
+    else:
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_top[:, None])
     decay = tl.exp2(top - new_top)
     total = total * decay + tl.sum(weights, 1)
     # An fma, as multiply and add would become an accumulating dot: see paged_prefill.

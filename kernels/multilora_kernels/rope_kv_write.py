@@ -70,10 +70,10 @@ def _store(
     tl.store(tile + HEAD_DIM // 2, y2.to(q_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "keep_kv"])
 def rope_kv_write_kernel(
     qkv_ptr, delta_ptr, rope_ptr, slots_ptr, norm_ptr, q_ptr, k_cache_ptr, v_cache_ptr,
-    eps, num_rows, qkv_stride, slot_stride,
+    eps, num_rows, qkv_stride, slot_stride, keep_kv,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     DELTA: tl.constexpr, NORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     EARLY: tl.constexpr,
@@ -99,6 +99,9 @@ def rope_kv_write_kernel(
         if NORM:
             x1, x2 = _norm(x1, x2, norm_ptr + columns, d_mask, eps, HEAD_DIM)
         x1, x2 = _rotate(x1, x2, rope_ptr, rows, d, mask, HEAD_DIM)
+    if (keep_kv != 0) & (head >= NUM_HEADS):
+        tl.store(x_tile, x1.to(qkv_ptr.dtype.element_ty), mask=mask)
+        tl.store(x_tile + HEAD_DIM // 2, x2.to(qkv_ptr.dtype.element_ty), mask=mask)
     _store(
         x1, x2, q_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, rows, head, d, row_mask, mask,
         slot_stride, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM,
@@ -116,6 +119,7 @@ def rope_kv_write_gpu(
     qk_norm: torch.Tensor | None,
     eps: float,
     delta: torch.Tensor | None = None,
+    keep_kv: bool = False,
 ) -> torch.Tensor:
     """See rope_kv_write."""
     rows, head_dim = len(qkv), k_cache.shape[3]
@@ -124,7 +128,7 @@ def rope_kv_write_gpu(
         return q
     rope_kv_write_kernel[(num_heads + 2 * num_kv_heads, -(-rows // _BLOCK_M))](
         qkv, delta, rope, kv_slots, qk_norm, q, k_cache, v_cache,
-        eps, rows, qkv.stride(0), k_cache.stride(1),
+        eps, rows, qkv.stride(0), k_cache.stride(1), int(keep_kv),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         DELTA=delta is not None, NORM=qk_norm is not None,
         BLOCK_M=_BLOCK_M, BLOCK_D=next_power_of_2(head_dim // 2), num_warps=4, num_stages=1,
@@ -183,6 +187,7 @@ def rope_kv_write(
     qk_norm: torch.Tensor | None,
     eps: float,
     delta: torch.Tensor | None = None,
+    keep_kv: bool = False,
 ) -> torch.Tensor:
     """q [T, H, D]; K and V of the rows are in the caches.
 
@@ -190,11 +195,13 @@ def rope_kv_write(
     contiguous, row t holds (cos, cos) and (-sin, sin) of the position of row t; kv_slots int64 [T],
     distinct but for the -1 of padding; k_cache, v_cache [blocks, block_size, K, D] contiguous;
     qk_norm [H + K, D] contiguous, or None. One float dtype; D even. `delta` has the shape of qkv,
-    contiguous, and is what expand gave; on a CPU add_lora has added it already.
+    contiguous, and is what expand gave; on a CPU add_lora has added it already. With
+    `keep_kv` a GPU also writes K and V to their columns of `qkv`, where prefill attention finds
+    them unpaged.
     """
     arguments = qkv, rope, kv_slots, k_cache, v_cache, num_heads, num_kv_heads, qk_norm, eps
     if uses_kernels(qkv):
-        return rope_kv_write_gpu(*arguments, delta)
+        return rope_kv_write_gpu(*arguments, delta, keep_kv)
     if delta is not None:
         raise ValueError("a pending update needs the GPU kernels; a CPU adds it by add_lora")
     return rope_kv_write_cpu(*arguments)

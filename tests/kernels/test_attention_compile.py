@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from multilora_kernels import paged_decode, paged_prefill
+from multilora_kernels import paged_decode, paged_prefill, unpaged_prefill
 from support.kernels.aot import CAPABILITIES, Launch, compile_launch, record, stack_bytes
 from support.kernels.cases import AttentionCase, attention_case
 from support.kernels.hopper_ptx import register_operands
@@ -22,7 +22,7 @@ SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 CONSUMER_SHARED_BYTES = 99 << 10  # of an Ampere or Ada that runs what is compiled for 80
 KERNELS = {
     "paged_decode_kernel": paged_decode, "decode_plan_kernel": paged_decode,
-    "paged_prefill_kernel": paged_prefill,
+    "paged_prefill_kernel": paged_prefill, "unpaged_prefill_kernel": unpaged_prefill,
 }  # fmt: skip
 
 
@@ -38,11 +38,10 @@ def run_decode(case: AttentionCase) -> None:
 
 
 def prefill(
-    head_dim: int, dtype: torch.dtype, tile_rows: int, window: int | None,
-    monkeypatch: pytest.MonkeyPatch,
+    head_dim: int, dtype: torch.dtype, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> Launch:  # fmt: skip
     case = attention_case([(20, 20), (20, 40)], (8, 2), head_dim, dtype=dtype)
-    (launch,) = record(lambda: _prefill(case, window, tile_rows), KERNELS, monkeypatch)
+    (launch,) = record(lambda: run_prefill(case, window), KERNELS, monkeypatch)
     return launch
 
 
@@ -53,13 +52,16 @@ def check(compiled: Any, capability: int) -> None:
     assert "cp.async.cg" in compiled.asm["ptx"]
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("sequences", [1, 3])
+@pytest.mark.parametrize(("head_dim", "dtype"), [*((n, torch.bfloat16) for n in HEAD_DIMS),
+                                                 (128, torch.float16)])  # fmt: skip
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_decode(
-    head_dim: int, capability: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-):
-    case = attention_case([(1, 20), (1, 40)], (8, 2), head_dim, dtype=dtype)
+    capability: int, head_dim: int, dtype: torch.dtype, sequences: int,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """Few sequences, and more than there are multiprocessors."""
+    case = attention_case([(1, 20)] * sequences, (8, 2), head_dim, dtype=dtype)
     plan, attend = record(lambda: run_decode(case), KERNELS, monkeypatch)
     compiled = compile_launch(attend, capability)
     check(compiled, capability)
@@ -73,19 +75,17 @@ def test_decode(
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(
-    ("head_dim", "dtype", "tile_rows", "window"),
+    ("head_dim", "dtype", "window"),
     [
-        *((head_dim, torch.bfloat16, 64, None) for head_dim in HEAD_DIMS),
-        (64, torch.bfloat16, 128, None), (128, torch.bfloat16, 128, None),
-        (128, torch.float16, 64, 4096), (128, torch.float16, 128, 4096),
-        (256, torch.float16, 64, 4096),
+        *((head_dim, torch.bfloat16, None) for head_dim in HEAD_DIMS),
+        (128, torch.float16, 4096), (256, torch.float16, 4096),
     ],
 )  # fmt: skip
 def test_prefill(
-    head_dim: int, dtype: torch.dtype, tile_rows: int, window: int | None, capability: int,
+    head_dim: int, dtype: torch.dtype, window: int | None, capability: int,
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
-    compiled = compile_launch(prefill(head_dim, dtype, tile_rows, window, monkeypatch), capability)
+    compiled = compile_launch(prefill(head_dim, dtype, window, monkeypatch), capability)
     check(compiled, capability)
     if capability == 90:
         count, in_flight = register_operands(compiled.asm["ptx"])
@@ -100,7 +100,7 @@ def test_float32_fits_any_gpu(
     head_dim: int, heads: tuple[int, int], capability: int, monkeypatch: pytest.MonkeyPatch
 ):
     """No tensor cores: the operands lie in registers, and what does not fit there is slow."""
-    for new, run in ((1, run_decode), (600, _prefill)):
+    for new, run in ((1, run_decode), (600, run_prefill)):
         case = attention_case([(new, 600)] * 2, heads, head_dim, dtype=torch.float32)
         launches = record(lambda case=case, run=run: run(case), KERNELS, monkeypatch)
         compiled = compile_launch(launches[-1], capability)
@@ -108,7 +108,29 @@ def test_float32_fits_any_gpu(
         assert stack_bytes(compiled) <= 64, "bytes per thread"
 
 
-def _prefill(case: AttentionCase, window: int | None = None, tile_rows: int | None = None) -> None:
-    tiles, out = case.tiles(tile_rows), torch.empty_like(case.q)
+def run_prefill(case: AttentionCase, window: int | None = None) -> None:
+    tiles, out = case.tiles(), torch.empty_like(case.q)
     caches = (case.k_cache, case.v_cache)
     paged_prefill.prefill_gpu(case.q, *caches, tiles, case.block_tables, out, 0.3, window)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_unpaged_prefill(head_dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """On Hopper two programs share a multiprocessor."""
+    case = attention_case([(20, 20), (70, 70)], (8, 2), head_dim, dtype=dtype)
+    (launch,) = record(
+        lambda: unpaged_prefill.unpaged_prefill_gpu(
+            case.q, case.k, case.v, case.tiles(), case.cu_seqlens_q, torch.empty_like(case.q), 0.3
+        ),
+        KERNELS, monkeypatch,
+    )  # fmt: skip
+    compiled = compile_launch(launch, 90)
+    assert "cp.async.bulk.tensor" in compiled.asm["ptx"]
+    count, in_flight = register_operands(compiled.asm["ptx"])
+    assert count
+    assert not in_flight
+    assert stack_bytes(compiled) == 0
+    if head_dim <= 128:
+        assert 2 * (compiled.metadata.shared + 1024) <= 228 << 10
+    assert compile_launch(launch, 100).metadata.shared <= SHARED_BYTES[100]

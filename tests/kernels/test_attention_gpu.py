@@ -13,6 +13,7 @@ import torch
 from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
 from multilora_kernels.paged_decode import MAX_SPLITS, decode_gpu, decode_work
 from multilora_kernels.paged_prefill import prefill_gpu
+from multilora_kernels.unpaged_prefill import unpaged_prefill_gpu
 from support.kernels.cases import (
     DEVICE,
     DTYPES,
@@ -25,6 +26,7 @@ from support.kernels.cases import (
 
 pytestmark = needs_gpu
 DTYPE = DTYPES[0]
+HALF = torch.float16
 T = torch.Tensor
 Inputs = tuple[T, T, T, T, T, T]
 LENGTHS = {  # (new, context) tokens of each sequence
@@ -75,12 +77,19 @@ def decode(
 def prefill(
     case: AttentionCase,
     window: int | None = None,
-    tile_rows: int | None = None,
+    tile_rows: int = 64,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     out = torch.empty_like(case.q).fill_(float("nan")) if out is None else out
     caches = (case.k_cache, case.v_cache)
     prefill_gpu(case.q, *caches, case.tiles(tile_rows), case.block_tables, out, 0.3, window)
+    return out
+
+
+def unpaged_prefill(case: AttentionCase, tile_rows: int = 64) -> torch.Tensor:
+    out = torch.empty_like(case.q).fill_(float("nan"))
+    tiles = case.tiles(tile_rows)
+    unpaged_prefill_gpu(case.q, case.k, case.v, tiles, case.cu_seqlens_q, out, 0.3)
     return out
 
 
@@ -177,6 +186,39 @@ def test_prefill_behind_a_prefix(
         lengths = [(2, 66), (3, 3)]
     case = attention_case(lengths, heads, 16, block_size, DTYPE, DEVICE)
     check(prefill(case, window, tile_rows), case, window)
+
+
+@pytest.mark.parametrize("tile_rows", [16, 64])
+@pytest.mark.parametrize(("heads", "head_dim"), [((4, 2), 16), ((3, 1), 80), ((2, 2), 64)])
+def test_unpaged_prefill(heads: tuple[int, int], head_dim: int, tile_rows: int):
+    """Sequences end before, at and behind blocks of 64 tokens; those with one token are not its."""
+    lengths = [(2, 2), (1, 70), (64, 64), (129, 129), (1, 1), (70, 70)]
+    case = attention_case(lengths, heads, head_dim, dtype=HALF, device=DEVICE)
+    one_new = torch.tensor([count == 1 for count, _ in lengths for _ in range(count)])
+    expected = paged_attention_reference(*inputs(case), 0.3)
+    out = unpaged_prefill(case, tile_rows)
+    assert_close(out[~one_new], expected[~one_new], HALF)
+    assert out[one_new].isnan().all()
+
+
+def test_what_is_no_number_stays_in_its_sequence():
+    """Rows that follow each other in one buffer, less than a block of them."""
+    case = attention_case([(3, 3), (5, 5), (90, 90)], (4, 2), 16, dtype=HALF, device=DEVICE)
+    wanted = unpaged_prefill(case)
+    for part in (case.k, case.v):
+        part[3:8] = float("nan")
+    out = unpaged_prefill(case)
+    assert out[3:8].isnan().all()
+    for rows in (slice(3), slice(8, None)):
+        assert torch.equal(out[rows], wanted[rows])
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["pages", "rows"])
+def test_prompts_beside_decode(rows: bool):
+    lengths = [(1, 30), (7, 7), (20, 20), (1, 3)]
+    case = attention_case(lengths, (4, 2), 16, dtype=HALF, device=DEVICE)
+    own = (case.k, case.v) if rows else None
+    check(paged_attention(*inputs(case), scale=0.3, tiles=case.tiles(), rows=own), case)
 
 
 def test_each_kernel_writes_its_own_rows():

@@ -14,11 +14,13 @@ if not INTERPRETED:
     HEADS += [((32, 8), 128), ((32, 8), 64), ((8, 1), 256)]
 
 
-def run(qkv: torch.Tensor, case: RopeCase, delta: torch.Tensor | None = None) -> torch.Tensor:
+def run(
+    qkv: torch.Tensor, case: RopeCase, delta: torch.Tensor | None = None, keep_kv: bool = False
+) -> torch.Tensor:
     heads, kv_heads = case.heads
     return rope_kv_write(
         qkv, case.rope, case.kv_slots, case.k_cache, case.v_cache, heads, kv_heads, case.qk_norm,
-        EPS, delta,
+        EPS, delta, keep_kv,
     )  # fmt: skip
 
 
@@ -65,6 +67,24 @@ def test_with_an_update(
     lora = consumer_case(mix, sizes, dtype, DEVICE)
     case = rope_case(len(lora.y), heads, head_dim, qk_norm, dtype, DEVICE)
     check(run(lora.y, case, lora.delta), case, lora.exact, dtype)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["", "lora"])
+def test_k_and_v_stay_beside_q(lora: bool):
+    """Those of rows without a slot too; q keeps what was projected."""
+    heads, head_dim, dtype = (4, 2), 16, DTYPES[0]
+    own = consumer_case(MIXES["distinct"], (64, 32, 32), dtype, DEVICE)
+    case = rope_case(len(own.y), heads, head_dim, True, dtype, DEVICE)
+    delta, exact = (own.delta, own.exact) if lora else (None, own.y.double())
+    before = own.y.clone()
+    expected = rope_kv_write_reference(exact, case.rope, *heads, case.qk_norm, EPS)
+    run(own.y, case, delta, keep_kv=True)
+    q, k, v = own.y.unflatten(1, (-1, head_dim)).split((4, 2, 2), dim=1)
+    assert_close(k, expected[1], dtype)
+    assert_close(v, expected[2], dtype)
+    assert torch.equal(q.flatten(1), before[:, :64])
+    run(before, case, delta)
+    assert not torch.equal(before, own.y), "only where it is asked for"
 
 
 def test_no_rows():

@@ -20,6 +20,7 @@ from benchmarks.gpu.setting import Record, Row, Setting
 from multilora.base_model.config import BaseConfig
 from multilora_kernels.paged_attention import paged_attention
 from multilora_kernels.paged_prefill import QueryTiles
+from multilora_kernels.unpaged_prefill import takes_rows
 
 TOLERANCE = 0.02
 _BLOCK_SIZE = 16
@@ -159,6 +160,11 @@ def _ours(data: Paged) -> Call:
     contexts = torch.full((data.sequences,), data.context, dtype=torch.int32, device=device)
     new, seen = ([count] * data.sequences for count in (data.new, data.context))
     tiles = QueryTiles.of(new, seen, data.q.shape[1], data.k)
+    rows = None
+    if data.new == data.context > 1 and takes_rows(data.q, None):
+        own = torch.cat([_unpaged(cache, data) for cache in (data.k, data.v)], 1)
+        both = own.transpose(1, 2).flatten(0, 1)  # side by side, as rope_kv_write leaves them
+        rows = both[:, : data.k.shape[2]], both[:, data.k.shape[2] :]
     return lambda: paged_attention(
         data.q,
         data.k,
@@ -169,6 +175,7 @@ def _ours(data: Paged) -> Call:
         scale=data.scale,
         has_decode=data.new == 1,
         tiles=tiles,
+        rows=rows,
     )
 
 

@@ -58,6 +58,21 @@ def test_short_tables_are_padded_and_nothing_may_be_sampled() -> None:
     assert inp.last_token_indices.shape == (0,)
 
 
+@pytest.mark.parametrize(
+    ("items", "prefix"),
+    [
+        ([(6, 0, 6), (5, 4, 1)], False),  # (prompt, computed, new)
+        ([(6, 0, 6), (9, 3, 4)], True),
+        ([(1, 0, 1), (5, 4, 1)], True),  # nobody has several rows
+    ],
+)
+def test_a_prefix_is_context_before_several_rows(
+    items: list[tuple[int, int, int]], prefix: bool
+) -> None:
+    batch = Batch(tuple(item(*lengths, blocks=[1, 2, 3]) for lengths in items), ())
+    assert build(batch).has_prefix == prefix
+
+
 def test_adapter_rows_become_segments() -> None:
     items = [
         item(3, 2, 1, [1]),

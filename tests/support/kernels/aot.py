@@ -17,6 +17,7 @@ import pytest
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from multilora_kernels.openai_triton import triton
 
@@ -85,6 +86,8 @@ def variant(launch: Launch) -> Variant:
             result.constants[(index,)] = value
             continue
         result.signature[name] = _type_of(value)
+        if isinstance(value, TensorDescriptor):
+            continue
         aligned = value.data_ptr() if isinstance(value, torch.Tensor) else value
         if special and not isinstance(value, float) and aligned % 16 == 0:
             result.attributes[(index,)] = [["tt.divisibility", 16]]
@@ -114,6 +117,8 @@ def stack_bytes(compiled: Any) -> int:
 def _type_of(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return _POINTERS[value.dtype]
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{_POINTERS[value.base.dtype][1:]}{list(value.block_shape)}>"
     if isinstance(value, bool):
         return "i1"
     if isinstance(value, float):

@@ -88,8 +88,10 @@ class AttentionCase:
     cu_seqlens_q: torch.Tensor
     context_lens: torch.Tensor
     block_tables: torch.Tensor
+    k: torch.Tensor  # of the new tokens [T, kv_heads, D], beside each other in one buffer
+    v: torch.Tensor
 
-    def tiles(self, tile_rows: int | None = None) -> QueryTiles:
+    def tiles(self, tile_rows: int = 64) -> QueryTiles:
         """The queries of sequences with several new tokens."""
         new, contexts = self.cu_seqlens_q.diff().tolist(), self.context_lens.tolist()
         return QueryTiles.of(new, contexts, self.q.shape[1], self.k_cache, tile_rows)
@@ -106,7 +108,7 @@ def attention_case(
     """`lengths` are (new, context) of each sequence, `heads` are (query, KV) heads.
 
     What the caches hold outside of the sequences is NaN, and so is the block that the unused
-    entries of the block tables name.
+    entries of the block tables name. `k` and `v` are in the caches too.
     """
     noise = torch.Generator().manual_seed(len(lengths))
     counts = [-(-context // block_size) for _, context in lengths]
@@ -124,9 +126,13 @@ def attention_case(
     q = torch.randn(sum(new), heads[0] + 1, head_dim, generator=noise)[:, :-1]
     starts = torch.tensor([0, *new]).cumsum(0).to(torch.int32)
     contexts = torch.tensor([context for _, context in lengths], dtype=torch.int32)
-    q, k, v = (part.to(device, dtype) for part in (q, k, v))
+    token = torch.cat([torch.arange(context - count, context) for count, context in lengths])
+    own = tables[torch.arange(len(new)).repeat_interleave(torch.tensor(new)), token // block_size]
+    rows = torch.cat([cache[own, token % block_size] for cache in (k, v)], dim=1)
+    q, k, v, rows = (part.to(device, dtype) for part in (q, k, v, rows))
     return AttentionCase(
         q, k, v, starts.to(device), contexts.to(device), tables.to(device),
+        rows[:, : heads[1]], rows[:, heads[1] :],
     )  # fmt: skip
 
 

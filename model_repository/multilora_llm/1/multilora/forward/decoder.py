@@ -26,6 +26,7 @@ from multilora_kernels.paged_prefill import QueryTiles
 from multilora_kernels.rms_norm import rms_norm
 from multilora_kernels.rope_kv_write import rope_kv_write
 from multilora_kernels.swiglu import swiglu
+from multilora_kernels.unpaged_prefill import takes_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +127,9 @@ class Decoder:
         """[T, heads * head_dim], before the output projection."""
         base, inputs = self.base, step.inputs
         k_cache, v_cache = step.kv.k[layer.index], step.kv.v[layer.index]
+        window = base.layer_windows[layer.index]
         qkv = layer.qkv.project(x, step.lora)
+        unpaged = not inputs.has_prefix and takes_rows(qkv.y, window)
         q = rope_kv_write(
             qkv.y,
             step.rope,
@@ -138,6 +141,7 @@ class Decoder:
             layer.norms.qk,
             base.rms_norm_eps,
             qkv.delta,
+            unpaged,
         )
         attended = paged_attention(
             q,
@@ -147,12 +151,19 @@ class Decoder:
             inputs.context_lens,
             inputs.block_tables,
             scale=base.head_dim**-0.5,
-            sliding_window=base.layer_windows[layer.index],
+            sliding_window=window,
             context=step.paged,
             has_decode=inputs.has_decode,
             tiles=QueryTiles(inputs.query_tiles, inputs.queries),
+            rows=self._new_kv(qkv.y) if unpaged else None,
         )
         return attended.reshape(x.shape[0], -1)
+
+    def _new_kv(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V [T, kv_heads, head_dim] of the rows, views."""
+        count = self.base.num_kv_heads
+        heads = qkv.unflatten(1, (-1, self.base.head_dim))
+        return heads[:, -2 * count : -count], heads[:, -count:]
 
 
 def load_decoder(

@@ -162,7 +162,7 @@ class _Shapes:
     def of(state: GraphState, bucket: Bucket, with_lora: bool) -> "_Shapes":
         rows, limits, kv = bucket.rows, state.limits, state.kv
         sequences, max_blocks = min(rows, limits.rows), -(-limits.context // kv.block_size)
-        queries = prefill_queries(rows, state.model.base.num_heads, kv.k)
+        queries = prefill_queries(state.model.base.num_heads, kv.k)
         tiles = most_query_tiles(rows, sequences, queries) if bucket.mixed else 0
         bounds = None
         if with_lora:

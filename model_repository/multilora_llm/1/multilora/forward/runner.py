@@ -173,7 +173,7 @@ class ModelRunner:
         """As PassGraph.prepare, for any batch; and its input_ids, once they were sent. What the
         pass says of prompts is put into `scored`."""
         staging, model = StagingBuffer(self.device), self.model
-        queries = prefill_queries(arrays.num_rows, model.base.num_heads, self.kv.k)
+        queries = prefill_queries(model.base.num_heads, self.kv.k)
         inputs = functools.cache(add_step_input(arrays, staging, self.device, self.dtype, queries))
         prompts = add_prompt_rows(arrays.batch.items, staging)
 

@@ -52,16 +52,17 @@ def _batch(
 ) -> Batch:
     """A batch of `rows` rows, with `adapters` adapters if there are `pages`.
 
-    The rows are the last tokens of sequences of `context` tokens: one sequence for each adapter, or
-    as many as so many rows take.
+    One sequence for each adapter, or as many as take so many rows: their last tokens of `context`,
+    or without adapters their first, as attention has a kernel of its own for these.
     """
     count, tokens = max(adapters, -(-rows // context)), (0,) * context
     items: list[BatchItem] = []
     for index in range(count):
         length = (index + 1) * rows // count - index * rows // count
-        sequence = Sequence(Request(str(index), tokens, "", _SAMPLING), index)
+        start = context - length if pages else 0
+        sequence = Sequence(Request(str(index), tokens[: start + length], "", _SAMPLING), index)
         sequence.adapters = AdapterSet.of(str(index * adapters // count) if pages else "")
-        sequence.num_computed_tokens = context - length
+        sequence.num_computed_tokens = start
         sequence.block_table = array("i", [0]) * -(-context // block_size)
         items.append(BatchItem.next(sequence, length))
     return make_batch(items, {item.adapters: pages for item in items})
