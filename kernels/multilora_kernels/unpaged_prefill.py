@@ -75,10 +75,11 @@ def unpaged_prefill_kernel(
     tl.store(out_ptr + rows * out_stride + place, out, mask=mask)
 
 
-def takes_rows(tensor: torch.Tensor, sliding_window: int | None) -> bool:
-    """Whether unpaged_prefill_gpu is for queries like `tensor`: by dtype, device and window."""
-    halves = tensor.itemsize == 2 or INTERPRETED
-    return halves and sliding_window is None and has_tensor_descriptors(tensor)
+def takes_rows(tensor: torch.Tensor, head_dim: int, sliding_window: int | None) -> bool:
+    """Whether unpaged_prefill_gpu is for heads like these of `tensor`, and for its device."""
+    fits = tensor.itemsize == 2 or INTERPRETED
+    aligned = head_dim * tensor.itemsize % 16 == 0
+    return fits and aligned and sliding_window is None and has_tensor_descriptors(tensor)
 
 
 def unpaged_prefill_gpu(

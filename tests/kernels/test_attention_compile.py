@@ -114,6 +114,14 @@ def run_prefill(case: AttentionCase, window: int | None = None) -> None:
     paged_prefill.prefill_gpu(case.q, *caches, tiles, case.block_tables, out, 0.3, window)
 
 
+def test_rows_are_taken_where_they_can_be(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(unpaged_prefill, "has_tensor_descriptors", lambda _: True)
+    takes, half = unpaged_prefill.takes_rows, torch.empty(1, dtype=torch.bfloat16)
+    assert takes(half, 80, None) and not takes(half, 80, 4096)
+    assert not takes(half, 20, None), "heads at multiples of 16 bytes"
+    assert not takes(half.float(), 80, None)
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_unpaged_prefill(head_dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):

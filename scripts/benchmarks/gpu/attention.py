@@ -161,7 +161,7 @@ def _ours(data: Paged) -> Call:
     new, seen = ([count] * data.sequences for count in (data.new, data.context))
     tiles = QueryTiles.of(new, seen, data.q.shape[1], data.k)
     rows = None
-    if data.new == data.context > 1 and takes_rows(data.q, None):
+    if data.new == data.context > 1 and takes_rows(data.q, data.q.shape[2], None):
         own = torch.cat([_unpaged(cache, data) for cache in (data.k, data.v)], 1)
         both = own.transpose(1, 2).flatten(0, 1)  # side by side, as rope_kv_write leaves them
         rows = both[:, : data.k.shape[2]], both[:, data.k.shape[2] :]
