@@ -117,10 +117,9 @@ class QueryTiles(NamedTuple):
         context_lens: Sequence[int],
         heads: int,
         cache: torch.Tensor,
-        tile_rows: int = _TILE_ROWS,
     ) -> "QueryTiles":
         """Of a batch by itself; arguments as those of query_tiles and prefill_queries."""
-        queries = prefill_queries(heads, cache, tile_rows)
+        queries = prefill_queries(heads, cache)
         table = query_tiles(np.array(new), np.array(context_lens), queries)
         return QueryTiles(torch.from_numpy(table).to(cache.device), queries)
 
@@ -151,16 +150,15 @@ def most_query_tiles(rows: int, sequences: int, queries: int) -> int:
     return prompts + (rows - prompts) // queries
 
 
-def prefill_queries(heads: int, cache: torch.Tensor, tile_rows: int = _TILE_ROWS) -> int:
+def prefill_queries(heads: int, cache: torch.Tensor) -> int:
     """How many queries a tile has at most, over a cache of K.
 
     No tensor core multiplies fp32: a thread holds both operands in registers, so that larger tiles
     than these spill kilobytes of them.
     """
     kv_heads, head_dim = cache.shape[-2:]
-    if cache.itemsize > 2:
-        tile_rows = min(tile_rows, 32 if _is_wide(head_dim, cache.itemsize) else 64)
-    return max(1, tile_rows // (heads // kv_heads))
+    full_wide = cache.itemsize > 2 and _is_wide(head_dim, cache.itemsize)
+    return max(1, (_TILE_ROWS // 2 if full_wide else _TILE_ROWS) // (heads // kv_heads))
 
 
 def _is_wide(head_dim: int, itemsize: int) -> bool:

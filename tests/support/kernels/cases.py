@@ -91,10 +91,10 @@ class AttentionCase:
     k: torch.Tensor  # of the new tokens [T, kv_heads, D], beside each other in one buffer
     v: torch.Tensor
 
-    def tiles(self, tile_rows: int = 64) -> QueryTiles:
+    def tiles(self) -> QueryTiles:
         """The queries of sequences with several new tokens."""
         new, contexts = self.cu_seqlens_q.diff().tolist(), self.context_lens.tolist()
-        return QueryTiles.of(new, contexts, self.q.shape[1], self.k_cache, tile_rows)
+        return QueryTiles.of(new, contexts, self.q.shape[1], self.k_cache)
 
 
 def attention_case(
