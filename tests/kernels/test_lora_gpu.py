@@ -79,8 +79,7 @@ MANY = 5 if INTERPRETED else 300  # more rows than programs that are resident
     [([2, 1], 3), ([17, 1], 3), ([17, *[1] * MANY], 2)],
     ids=["decode", "prefill", "long prefill"],
 )
-@pytest.mark.parametrize("in_features", [1100, 1280])
-@pytest.mark.parametrize("slice_sizes", [(70,), (33, 150)], ids=str)
+@pytest.mark.parametrize(("slice_sizes", "in_features"), [((70,), 1280), ((33, 150), 1100)])
 def test_one_and_two_slices_and_splits(
     slice_sizes: tuple[int, ...], in_features: int, mix: list[int], splits: int
 ):
@@ -112,7 +111,7 @@ def test_nothing_else_is_read_and_repetition_gives_the_same_bits(
     case.x[-3:] = torch.nan  # base rows
     monkeypatch.setattr(torch, "empty", _filled_with_nan(torch.empty))
     assert shrink_gpu(case.x, case.a, segments).isnan().any()
-    for _ in range(3):
+    for _ in range(2):
         assert torch.equal(run(case, segments), first)
         assert segments.pairs[:, 3].eq(0).all(), "how many splits arrived starts anew"
 
@@ -171,7 +170,7 @@ def test_launch_over_static_tables_is_right_for_any_mix(dtype: torch.dtype, grap
     pages = max(len(case.a) for case in cases)
     launch, static = _static_launch(first, LaunchBounds.for_pass(ROWS, ROWS, 3, pages))
     replay = _capture(launch) if graph else launch
-    for case in (*reversed(cases), *cases):
+    for case in cases[::-1] if INTERPRETED else (*cases[::-1], *cases):
         _refill(static, case)
         replay()
         assert_close(static["y"], expected(case), dtype)

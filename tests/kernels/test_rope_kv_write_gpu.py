@@ -57,14 +57,14 @@ def test_without_an_update(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("qk_norm", [False, True], ids=["", "norm"])
 @pytest.mark.parametrize(("heads", "head_dim"), HEADS[::2] if INTERPRETED else HEADS)
-@pytest.mark.parametrize("mix", MIXES.values(), ids=list(MIXES))
+@pytest.mark.parametrize("mix", ["skewed", "base only"])
 def test_with_an_update(
-    mix: tuple[list[int], int], heads: tuple[int, int], head_dim: int, qk_norm: bool,
+    mix: str, heads: tuple[int, int], head_dim: int, qk_norm: bool,
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     fill_new_memory(monkeypatch)
     sizes = (heads[0] * head_dim, heads[1] * head_dim, heads[1] * head_dim)
-    lora = consumer_case(mix, sizes, dtype, DEVICE)
+    lora = consumer_case(MIXES[mix], sizes, dtype, DEVICE)
     case = rope_case(len(lora.y), heads, head_dim, qk_norm, dtype, DEVICE)
     check(run(lora.y, case, lora.delta), case, lora.exact, dtype)
 
