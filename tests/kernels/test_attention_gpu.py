@@ -114,7 +114,7 @@ def test_attention(
 
 
 @pytest.mark.parametrize(
-    ("programs", "window"), [(1, 40), (14, 128), *((2000, n) for n in (None, 40, 128, 200))]
+    ("programs", "window"), [(1, None), (1, 40), (14, 128), (14, 200), (2000, None), (2000, 40)]
 )
 def test_splits_of_contexts(programs: int, window: int | None):
     case = attention_case([(1, n) for n in CONTEXTS], (4, 2), 16, dtype=DTYPE, device=DEVICE)
@@ -154,12 +154,12 @@ def test_the_work_covers_each_token_once(programs: int):
 
 def test_arrivals_are_counted_anew_in_each_layer():
     case = attention_case([(1, 300), (1, 700), (1, 5)], (4, 2), 16, dtype=DTYPE, device=DEVICE)
-    check(decode(case, programs=20, passes=3), case)
+    check(decode(case, programs=20, passes=2), case)
 
 
 def test_results_are_the_same_bit_for_bit():
     """Whoever of the splits arrives last."""
-    case = attention_case([(1, 1500), (1, 700)], (4, 2), 16, dtype=DTYPE, device=DEVICE)
+    case = attention_case([(1, 700), (1, 300)], (4, 2), 16, dtype=DTYPE, device=DEVICE)
     first = decode(case, programs=40)
     for _ in range(1 if INTERPRETED else 20):
         assert torch.equal(decode(case, programs=40), first)
