@@ -154,7 +154,8 @@ def test_out_of_range(name: str, value: float, dtype: Any, reason: str) -> None:
 def test_ids_of_no_token_are_refused_before_they_are_decoded(token: int) -> None:
     ids = np.array([[5, token]], dtype=np.int32)
     refused(f"input_ids holds {token}; token ids", input_ids=ids)
-    refused("input_ids is empty; send at least one token", input_ids=ids[:, :0])
+    for empty in (ids[:, :0], ids[:0]):
+        refused("input_ids is empty; send at least one token", input_ids=empty)
 
 
 def test_bad_shapes_and_text() -> None:

@@ -243,7 +243,7 @@ def _prompt(
     """(token ids, text that has to become some): neither for a chat without a placeholder."""
     if "input_ids" in tensors:
         given = tensors["input_ids"]
-        limits.check_prompt(given.shape[-1])  # before a list is made of them
+        limits.check_prompt(given.size and given.shape[-1])  # before a list is made of them
         limits.check_ids("input_ids", (int(given.min()), int(given.max())))  # they may be decoded
         return tuple(_row(tensors, "input_ids")), None
     if is_chat:
