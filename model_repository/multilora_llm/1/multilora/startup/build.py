@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,26 +112,27 @@ class AdapterParts:
     def warm_up(self) -> None:
         """Read and pin the registered adapters, and fill the pool while it has room.
 
-        Raises StartupError for the first one that cannot be used.
+        Raises StartupError for the first of them, in their order, that cannot be used.
         """
         sources = self.catalog.registered
-        failures: list[RequestError] = []
+        outcomes: dict[str, RequestError | None] = {}
         num_loaded = 0
 
-        def loaded(error: RequestError | None) -> None:
+        def loaded(adapter_id: str, error: RequestError | None) -> None:
             nonlocal num_loaded
-            if error:
-                return failures.append(error)
-            num_loaded += 1
-            _LOG.info("loaded %d of %d adapters", num_loaded, len(sources))
+            outcomes[adapter_id] = error
+            if not error:
+                num_loaded += 1
+                _LOG.info("loaded %d of %d adapters", num_loaded, len(sources))
 
         for source in sources:
             self.manager.pin(source, True)
-            self.manager.load(source, loaded)
-        while self.manager.loading and not failures:
-            self.manager.poll(wait=True)
-        if failures:
-            raise StartupError(failures[0].message)
+            self.manager.load(source, partial(loaded, source.adapter_id))
+        for source in sources:  # several are read at once, and end in any order
+            while source.adapter_id not in outcomes:
+                self.manager.poll(wait=True)
+            if error := outcomes[source.adapter_id]:
+                raise StartupError(error.message)
         self.manager.finish_copies()
 
 
