@@ -217,9 +217,8 @@ def test_the_engine_plans_with_what_is_measured(
         kv, pages, graphs = parts.runner.kv, parts.runner.adapters, parts.runner.graphs
         units = pool_units(config, parts.base, parts.max_total_tokens, torch.float32)
         passes = PEAK + 2 * WORKSPACE + copy_bytes(parts.base.sites, 8)
-        used = (
-            ELSEWHERE + WEIGHTS + passes + FIRST_GRAPH + 6 * NEXT_GRAPH
-        )  # 96, 64, 32, 16; 4, 2, 1
+        graph_bytes = FIRST_GRAPH + 6 * NEXT_GRAPH  # 96, 64, 32, 16; 4, 2, 1
+        used = ELSEWHERE + WEIGHTS + passes + graph_bytes
         left = TOTAL * 3 // 100 - used
         adapters = max(left // 5, 8 * units.page_bytes)
         assert pages.num_pages == adapters // units.page_bytes

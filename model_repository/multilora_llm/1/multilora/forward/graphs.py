@@ -29,11 +29,7 @@ from multilora.forward.kv_cache import KVCache
 from multilora.forward.staging import StagingBuffer, offsets, view
 from multilora.forward.step_input import StepArrays, StepFields, StepInput, batch_segments
 from multilora.lora.rank_pages import RankPagePool
-from multilora_kernels.paged_prefill import (
-    most_query_tiles,
-    prefill_queries,
-    query_tiles,
-)
+from multilora_kernels.paged_prefill import most_query_tiles, prefill_queries
 from multilora_kernels.row_groups import Segment
 from multilora_kernels.segments import LaunchBounds, LoRASegments, segment_tables
 
@@ -87,7 +83,7 @@ class PassGraph:
     def capture(self, capture: Callable[[Replay], Replay]) -> None:
         """From now on `prepare` replays it."""
         state, out = self._state, self._state.logits[: self._shapes.sequences]
-        self._load((), _fields_of(np.zeros(0, dtype=np.int64), 1)).send()
+        self._load((), _of_nobody()).send()
         self._replay = capture(
             lambda: state.model.forward(self._inputs, state.kv, state.adapters, out)
         )
@@ -203,26 +199,25 @@ def _nbytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return int(np.prod(shape)) * dtype.itemsize
 
 
-def _fields_of(new: np.ndarray, queries: int) -> StepFields[np.ndarray]:
-    """Of sequences that have `new` tokens [S] and no others, all in KV block 0, and write none."""
-    cu_seqlens = np.concatenate(([0], np.cumsum(new)))
-    nothing = np.zeros(0, dtype=np.int64)
+def _of_nobody() -> StepFields[np.ndarray]:
+    """The fields of a batch without items: all rows of a pass that loads them are padding."""
+    none = np.zeros(0, dtype=np.int64)
     return StepFields(
-        input_ids=nothing,
-        positions=nothing,
-        kv_slots=nothing,
-        context_lens=new,
+        input_ids=none,
+        positions=none,
+        kv_slots=none,
+        context_lens=none,
         block_tables=np.zeros((0, 0), dtype=np.int32),
-        cu_seqlens_q=cu_seqlens,
-        last_token_indices=cu_seqlens[1:] - 1,
-        query_tiles=query_tiles(new, new, queries),
+        cu_seqlens_q=np.zeros(1, dtype=np.int64),
+        last_token_indices=none,
+        query_tiles=np.zeros((0, 4), dtype=np.int32),
     )
 
 
 def buckets(limits: GraphLimits) -> tuple[Bucket, ...]:
     """What to capture, ascending.
 
-    Decode: at most 1/8 of a replayed pass is padding from 64 rows on, and below that rows cost
+    Decode: at most 3/16 of a replayed pass is padding from 64 rows on, and below that rows cost
     little beside the weights. Mixed: rows cost from some hundred on, but tensor-core products go
     in steps of 128 rows there.
     """

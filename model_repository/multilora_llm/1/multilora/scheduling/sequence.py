@@ -31,7 +31,7 @@ class TokenMatcher(Protocol):
 class SequenceStatus(Enum):
     WAITING = auto()  # holds no KV block, and its adapter only when it was preempted
     RUNNING = auto()  # holds both
-    FINISHED = auto()  # holds neither
+    FINISHED = auto()  # holds no KV block, and its adapter until no pass with it is in flight
 
 
 @dataclass(eq=False)
@@ -80,7 +80,8 @@ class Sequence:
 
     @property
     def num_tokens_in_flight(self) -> int:
-        """Tokens that passes in flight sample: the sequence is so much longer than is known."""
+        """Tokens that passes in flight sample, or would but for max_tokens 0: the sequence is so
+        much longer than is known."""
         return max(0, self.num_computed_tokens + 1 - len(self.token_ids))
 
     @property
