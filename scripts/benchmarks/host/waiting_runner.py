@@ -49,6 +49,7 @@ class WaitingRunner(ModelRunner):
             staging.add(array)
         items = [item for item in batch.items if item.samples]
         vocab_size, eos_token_ids = self.model.base.vocab_size, self.eos_token_ids
+        self._add_late_tokens(arrays, staging)
         add_sampling_tensors(items, staging, vocab_size, eos_token_ids, self._last)
         staging.send()
         self._last.rows = {item.sequence: row for row, item in enumerate(items)}
