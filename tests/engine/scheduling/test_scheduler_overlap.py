@@ -3,15 +3,16 @@
 import random
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from multilora.errors import ErrorCode, RequestError
-from multilora.request import FinishReason, Request, TokenOutput
+from multilora.request import FinishReason, PromptToken, Request, TokenOutput
 from multilora.scheduling.batch import Batch, SampledToken
 from multilora.scheduling.scheduler import Scheduler
 from multilora_api.sampling import SamplingParams
-from support.engine.late_device import MOST, Device, Matcher, Pages, Row, answer
+from support.engine.late_device import MOST, Device, Matcher, Pages, Row, answer, scores
 from support.engine.scheduler import BLOCK, EOS, Clock, FakeCache, make, names, request
 
 GONE = RequestError(ErrorCode.UNAVAILABLE, "the adapter was unloaded")
@@ -38,6 +39,7 @@ class Trace:
         self.passes: deque[tuple[Batch, list[Row]]] = deque()
         self.requests: dict[str, Request] = {}
         self.tokens: dict[str, list[int]] = {}
+        self.told: dict[str, list[PromptToken]] = {}
         self.ends: dict[str, TokenOutput] = {}
 
     def step(self) -> None:
@@ -58,11 +60,13 @@ class Trace:
                 self.scheduler.fail(failed, BROKEN)
             self.passes.clear()
         else:
-            self.scheduler.postprocess(batch, self.device.run(rows, batch))
+            self.scheduler.postprocess(batch, *self.device.run(rows, batch))
 
     def _take(self, output: TokenOutput) -> None:
         name = output.request_id
         assert name not in self.ends, "it has ended already"
+        assert not (output.prompt and self.tokens[name]), "the prompt comes first"
+        self.told[name] += output.prompt
         if output.token_id is not None:
             self.tokens[name].append(output.token_id)
         if output.finish_reason:
@@ -79,16 +83,17 @@ class Trace:
             adapter = earlier.adapter_id
             prompt = (*earlier.prompt_token_ids, *answer(earlier), 5)[: MOST - 4]
         sampling = SamplingParams(
-            max_tokens=rng.randint(1, 40),
+            max_tokens=0 if rng.random() < 0.15 else rng.randint(1, 40),
             ignore_eos=rng.random() < 0.3,
+            prompt_logprobs=rng.choice([None, None, 0]),
         )
         banned = ((3, 4),) if rng.random() < self.bound else ()
         matcher = Matcher() if rng.random() < self.bound else None
         if matcher:  # which ends at an end-of-sequence whatever ignore_eos says
-            sampling = SamplingParams(max_tokens=sampling.max_tokens)
+            sampling = replace(sampling, ignore_eos=False)
         made = Request(name, prompt, adapter, sampling, banned=banned)
         self.requests[name] = self.device.live[name] = made
-        self.tokens[name] = []
+        self.tokens[name], self.told[name] = [], []
         self.scheduler.add(made, matcher)
 
     def disturb(self) -> None:
@@ -102,13 +107,13 @@ class Trace:
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("seed", range(8))
-def test_every_request_ends_once_with_the_tokens_that_it_would_get_alone(
+def test_every_request_ends_once_with_the_tokens_and_scores_that_it_would_get_alone(
     seed: int, depth: int
 ) -> None:
     trace = Trace(seed, depth)
     scheduler, cache, device = trace.scheduler, trace.cache, trace.device
     for number in range(200):
-        if trace.rng.random() < 0.5:
+        if trace.rng.random() < 0.6:
             trace.add(f"r{number}")
         trace.disturb()
         trace.clock.now += 0.1
@@ -123,10 +128,11 @@ def test_every_request_ends_once_with_the_tokens_that_it_would_get_alone(
     assert trace.ends.keys() == trace.requests.keys()
     for name, made in trace.requests.items():
         whole, got, end = answer(made), trace.tokens[name], trace.ends[name]
+        said, told = scores(made), trace.told[name]
         if end.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
-            assert got == whole
+            assert (got, told) == (whole, said)
         else:
-            assert got == whole[: len(got)]
+            assert (got, told) == (whole[: len(got)], said[: len(told)])
             assert end.error in (None, GONE, BROKEN)
     assert scheduler.blocks.num_free == BLOCKS and cache.slots.num_references == 0
     assert scheduler.preemptions and scheduler.cached_tokens

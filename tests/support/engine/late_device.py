@@ -2,13 +2,14 @@
 
 The device's memory says what stands in each KV slot and adapter page, so that it notices what was
 overwritten, or is read, too early. The token after some tokens depends on all of them and on the
-adapter.
+adapter, and so does what is said of a token of a prompt.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from zlib import crc32
 
-from multilora.request import AdapterSet, Request
+from multilora.request import AdapterSet, PromptToken, Request
 from multilora.scheduling.adapter_cache import CacheMiss
 from multilora.scheduling.batch import Batch, BatchItem, SampledToken
 from multilora.scheduling.sequence import Sequence
@@ -42,6 +43,21 @@ def answer(request: Request) -> list[int]:
             break
         state = chain(state, tokens[-1])
     return tokens
+
+
+def scores(request: Request) -> list[PromptToken]:
+    """What is to be said of the prompt: of each token but the first, once and in order."""
+    state, told = start_of(request.adapters), list[PromptToken]()
+    if request.sampling.prompt_logprobs is not None:
+        for before, token in pairwise(request.prompt_token_ids):
+            state = chain(state, before)
+            told.append(said_of(token, state))
+    return told
+
+
+def said_of(token: int, state: int) -> PromptToken:
+    """`state` is that of the tokens before it."""
+    return PromptToken(token, -float(state), (), 1)
 
 
 class Matcher:
@@ -100,11 +116,16 @@ class Device:
         self.launched = {item.sequence for item in batch.items if item.samples}
         return rows
 
-    def run(self, rows: list[Row], batch: Batch) -> list[SampledToken]:
+    def run(
+        self, rows: list[Row], batch: Batch
+    ) -> tuple[list[SampledToken], list[tuple[PromptToken, ...]]]:
+        """As InFlight.tokens and InFlight.prompts."""
         for span in batch.spans:
             assert {self.pages.content[page] for page in span.pages} == {span.adapters.only}
         self.sampled = {row.item.sequence: self._compute(row) for row in rows}
-        return [SampledToken(self.sampled[row.item.sequence]) for row in rows if row.item.samples]
+        tokens = [self.sampled[row.item.sequence] for row in rows if row.item.samples]
+        prompts = [self._say(row) for row in rows if row.item.scored]
+        return [SampledToken(token) for token in tokens], prompts
 
     def _row(self, item: BatchItem) -> Row:
         sequence = item.sequence
@@ -133,3 +154,8 @@ class Device:
             assert self.kv[row.slot(position)] == (token, state), "not what stood there"
         self.dropped_rows += item.sequence.request.request_id not in self.live
         return next_token(state)
+
+    def _say(self, row: Row) -> tuple[PromptToken, ...]:
+        places, prompt = row.item.scored, row.item.sequence.request.prompt_token_ids
+        assert row.item.start < places[0] and places[-1] <= row.item.end, "not of this pass"
+        return tuple(said_of(prompt[place], self.kv[row.slot(place - 1)][1]) for place in places)
