@@ -1,16 +1,13 @@
 """The whole engine on a tiny random base model, in process: tokens and memory."""
 
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from multilora.base_model.config import BaseConfig
 from multilora.config import EngineConfig
 from multilora.engine import Engine
 from multilora.errors import RequestError
-from multilora.forward.kv_cache import KVCache
 from multilora.request import FinishReason
 from support.engine.requests import (
     RANKS,
@@ -18,7 +15,6 @@ from support.engine.requests import (
     alone,
     assert_all_free,
     drain,
-    page_bytes,
     request,
     tokens,
 )
@@ -49,28 +45,6 @@ def test_a_crowd_answers_as_each_request_does_alone(make_engine: MakeEngine):
     assert {name: tokens(outputs) for name, outputs in crowd.items()} == answers
     assert engine.metrics()["multilora_max_adapters_in_batch"] == len(RANKS)
     assert_all_free(engine)
-
-
-def test_more_adapters_than_room_and_fewer_blocks_than_wanted(
-    make_engine: MakeEngine, folder: Path
-):
-    requests = [request(f"r{i}", ["", *RANKS][i % 7], 20 + i, max_tokens=40) for i in range(21)]
-    answers = alone(make_engine(), requests)
-    block = KVCache.bytes_per_block(BaseConfig.from_folder(folder / "base"), 16, torch.float32)
-    small = make_engine(
-        adapter_memory=5 * page_bytes(folder),
-        kv_cache_memory=16 * block,
-        adapter_host_memory=1,
-        max_batch_prefill_tokens=24,
-    )
-    for one in requests:
-        small.submit(one)
-    crowd = drain(small, len(requests))
-    assert {name: tokens(outputs) for name, outputs in crowd.items()} == answers
-    figures = small.metrics()
-    assert figures["multilora_preemptions_total"] > 0
-    assert figures["multilora_adapter_evictions_total"] > 0
-    assert_all_free(small)
 
 
 def test_a_cached_prefix_gives_the_same_tokens(make_engine: MakeEngine):

@@ -1,20 +1,22 @@
 """The engine when something is wrong: requests, files, forward passes, settings."""
 
 import logging
+import threading
 from pathlib import Path
 
 import pytest
 
+from multilora.adapters.checkpoint.adapter import Adapter, AdapterReader
 from multilora.errors import ErrorCode, RequestError, StartupError
 from multilora.forward.runner import InFlight
 from multilora.request import FinishReason, Request, TokenOutput
-from multilora.scheduling.batch import SampledToken
 from support.engine.requests import (
     MakeEngine,
     alone,
     assert_all_free,
     drain,
     page_bytes,
+    raises_once,
     request,
     tokens,
 )
@@ -78,15 +80,7 @@ def test_a_failed_forward_pass_ends_its_requests_and_the_engine_goes_on(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ):
     engine = make_engine()
-    runner = engine._parts.runner
-    real, failures = runner.launch, iter([RuntimeError("out of memory")])
-
-    def launch_once_broken(batch: object) -> object:
-        for failure in failures:
-            raise failure
-        return real(batch)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(runner, "launch", launch_once_broken)
+    raises_once(monkeypatch, engine._parts.runner, "launch", RuntimeError("out of memory"))
     engine.submit(request("r1", "a"))
     error = drain(engine, 1)["r1"][-1].error
     assert error is not None and error.code is ErrorCode.INTERNAL and "out of memory" in str(error)
@@ -99,14 +93,7 @@ def test_a_pass_that_fails_while_its_tokens_are_awaited_ends_its_requests_too(
 ):
     """As on a GPU, which may not have begun a pass when its launch returns."""
     engine = make_engine()
-    real, failures = InFlight.tokens, iter([RuntimeError("an illegal memory access")])
-
-    def tokens_once_broken(in_flight: InFlight) -> list[SampledToken]:
-        for failure in failures:
-            raise failure
-        return real(in_flight)
-
-    monkeypatch.setattr(InFlight, "tokens", tokens_once_broken)
+    raises_once(monkeypatch, InFlight, "tokens", RuntimeError("an illegal memory access"))
     engine.submit(request("r1", "a"))
     error = drain(engine, 1)["r1"][-1].error
     assert error is not None and error.code is ErrorCode.INTERNAL and "illegal" in str(error)
@@ -145,6 +132,25 @@ def test_startup_errors_are_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+def test_of_several_refused_adapters_the_first_that_was_named_is_told(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+):
+    """Both "e" and "f" have too high a rank, and "e" is looked at when "f" has been refused."""
+    real, refused = AdapterReader.read, threading.Event()
+
+    def read(reader: AdapterReader, folder: Path, adapter_id: str) -> Adapter:
+        assert adapter_id != "e" or refused.wait(30)
+        try:
+            return real(reader, folder, adapter_id)
+        finally:
+            if adapter_id == "f":
+                threading.Timer(0.2, refused.set).start()  # the refusal has long arrived by then
+
+    monkeypatch.setattr(AdapterReader, "read", read)
+    with pytest.raises(StartupError, match="adapter 'e'"):
+        make_engine(max_lora_rank=32)
+
+
 def test_an_adapter_that_never_fits_is_refused(make_engine: MakeEngine, folder: Path):
     with pytest.raises(StartupError, match="--adapter-memory"):
         make_engine(adapter_memory=3 * page_bytes(folder))
@@ -157,4 +163,4 @@ def test_progress_counts_only_the_adapters_that_are_loaded(
     with pytest.raises(StartupError, match=r"^adapter 'gone': there is no folder"):
         make_engine({"a": folder / "a", "gone": folder / "nowhere"})
     said = [line for line in caplog.messages if line.startswith("loaded ")]
-    assert said in ([], ["loaded 1 of 2 adapters"])
+    assert said == ["loaded 1 of 2 adapters"]

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from multilora.base_model.config import BaseConfig
 from multilora.config import EngineConfig
 from multilora.engine import Engine
-from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.request import FinishReason, Request, TokenOutput
-from multilora.scheduling.batch import Batch, SampledToken
+from multilora.scheduling.batch import Batch
 from multilora_api.sampling import PARAMETERS, Grammar, SamplingParams
 from support.engine.late_runner import LateInFlight, LateRunner
 from support.engine.requests import (
@@ -23,9 +20,13 @@ from support.engine.requests import (
     MakeEngine,
     alone,
     assert_all_free,
+    block_bytes,
     drain,
     page_bytes,
+    prompt_of,
+    raises_once,
     request,
+    run,
     tokens,
 )
 
@@ -49,6 +50,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"bad_words": ("e", "th"), "ignore_eos": True},
     {"ignore_eos": True, "max_tokens": 40},
     {"prompt_logprobs": 2},
+    {"prompt_logprobs": 0, "max_tokens": 0},
+    {"max_tokens": 0},
 ]
 OF_THE_TEXT = {"stop", "include_stop_str_in_output", "skip_special_tokens"}
 BANNED = ((101,), (116, 104))  # "e" and "th", as intake makes them of bad_words
@@ -109,11 +112,17 @@ def test_every_sampling_option_gives_the_same_tokens(monkeypatch: pytest.MonkeyP
     assert ahead.keys() == waiting.keys()
     for name, outputs in waiting.items():
         assert tokens(ahead[name]) == tokens(outputs), OPTIONS[int(name)]
-        for one, other in zip(ahead[name], outputs, strict=True):
-            assert one.finish_reason is other.finish_reason
-            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
-            assert one.rank == other.rank
-            assert [i for i, _ in one.top_logprobs] == [i for i, _ in other.top_logprobs]
+        assert ahead[name][-1].finish_reason is outputs[-1].finish_reason
+        assert_same_reports(ahead[name], outputs)
+
+
+def assert_same_reports(some: list[TokenOutput], others: list[TokenOutput]) -> None:
+    """Of prompts, in whatever parts these were computed, and of tokens."""
+    reports = [[*prompt_of(each), *(o for o in each if not o.prompt)] for each in (some, others)]
+    for one, other in zip(*reports, strict=True):
+        assert (one.token_id, one.rank) == (other.token_id, other.rank)
+        assert one.logprob == pytest.approx(other.logprob, abs=5e-4)
+        assert [i for i, _ in one.top_logprobs] == [i for i, _ in other.top_logprobs]
 
 
 def test_a_cpu_computes_a_pass_at_a_time(make_engine: MakeEngine) -> None:
@@ -121,29 +130,35 @@ def test_a_cpu_computes_a_pass_at_a_time(make_engine: MakeEngine) -> None:
 
 
 def test_a_crowd_with_too_few_pages_and_blocks_answers_as_each_does_alone(
-    make_engine: MakeEngine, folder: Path, late: None
+    make_engine: MakeEngine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A pass at a time, and a pass ahead; some prompts are scored, and some answers are empty."""
     requests = [
-        request(f"r{i}", ["", *RANKS][i % 7], 20 + i, max_tokens=24, ignore_eos=i % 2 == 0)
-        for i in range(14)
-    ]
-    answers = alone(make_engine(), requests)
-    block = KVCache.bytes_per_block(BaseConfig.from_folder(folder / "base"), 16, torch.float32)
-    small = make_engine(
-        adapter_memory=5 * page_bytes(folder),
-        kv_cache_memory=16 * block,
-        adapter_host_memory=1,
-        max_batch_prefill_tokens=24,
-    )
-    for one in requests:
-        small.submit(one)
-    crowd = drain(small, len(requests))
-    assert {name: tokens(outputs) for name, outputs in crowd.items()} == answers
-    figures = small.metrics()
-    assert figures["multilora_preemptions_total"] > 0
-    assert figures["multilora_adapter_evictions_total"] > 0
+        request(
+            f"r{i}", ["", *RANKS][i % 7], 20 + i, max_tokens=0 if i % 5 == 0 else 30,
+            ignore_eos=i % 2 == 0, prompt_logprobs=2 if i % 3 == 0 else None,
+        )
+        for i in range(18)
+    ]  # fmt: skip
+    roomy = make_engine()
+    answers = {one.request_id: run(roomy, one)[one.request_id] for one in requests}
+    for runner in (ModelRunner, LateRunner):
+        monkeypatch.setattr("multilora.startup.build.ModelRunner", runner)
+        small = make_engine(
+            adapter_memory=5 * page_bytes(folder),
+            kv_cache_memory=16 * block_bytes(folder),
+            adapter_host_memory=1,
+            max_batch_prefill_tokens=24,
+        )
+        crowd = run(small, *requests)
+        for name, outputs in crowd.items():
+            assert tokens(outputs) == tokens(answers[name])
+            assert_same_reports(outputs, answers[name])
+        figures = small.metrics()
+        assert figures["multilora_preemptions_total"] > 0
+        assert figures["multilora_adapter_evictions_total"] > 0
+        assert_all_free(small)
     assert late_runner(small).most_in_flight == 2
-    assert_all_free(small)
 
 
 def test_aborts_while_two_passes_are_in_flight_free_everything(
@@ -198,14 +213,7 @@ def test_a_pass_that_fails_takes_the_one_behind_it_along_and_nothing_else(
 ) -> None:
     """The prompt of "r2" is in the second pass alone, "waits" in neither."""
     engine = make_engine(max_running_requests=2, max_batch_prefill_tokens=12)
-    real, failures = LateInFlight.tokens, iter([RuntimeError("an illegal memory access")])
-
-    def tokens_once_broken(in_flight: LateInFlight) -> list[SampledToken]:
-        for failure in failures:
-            raise failure
-        return real(in_flight)
-
-    monkeypatch.setattr(LateInFlight, "tokens", tokens_once_broken)
+    raises_once(monkeypatch, LateInFlight, "tokens", RuntimeError("an illegal memory access"))
     submit_together(engine, *(request(name, "a") for name in ("r1", "r2", "waits")))
     outputs = drain(engine, 3)
     for name in ("r1", "r2"):
@@ -220,15 +228,11 @@ def test_a_launch_that_fails_leaves_the_pass_before_it_alone(
 ) -> None:
     """One request's last token is in flight when the launch of another's next row fails."""
     engine = make_engine()
-    real, failures = ModelRunner._prepare, iter([RuntimeError("out of memory")])
 
-    def prepare(runner: ModelRunner, batch: Batch, *more: Any) -> Any:
-        if {item.sequence.request.request_id for item in batch.items} == {"goes"}:
-            for failure in failures:
-                raise failure
-        return real(runner, batch, *more)
+    def goes_alone(_: ModelRunner, batch: Batch, *__: object) -> bool:
+        return {item.sequence.request.request_id for item in batch.items} == {"goes"}
 
-    monkeypatch.setattr(ModelRunner, "_prepare", prepare)
+    raises_once(monkeypatch, ModelRunner, "_prepare", RuntimeError("out of memory"), goes_alone)
     submit_together(engine, request("last", max_tokens=3), request("goes"))
     outputs = drain(engine, 2)
     assert outputs["last"][-1].finish_reason is FinishReason.LENGTH

@@ -9,12 +9,17 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from multilora.base_model.config import BaseConfig
-from multilora.engine import Engine
 from multilora.forward import sampler
-from multilora.forward.kv_cache import KVCache
-from multilora.request import FinishReason, PromptToken, Request, TokenOutput
-from support.engine.requests import MakeEngine, assert_all_free, drain, request, tokens
+from multilora.request import FinishReason, Request, TokenOutput
+from support.engine.requests import (
+    MakeEngine,
+    assert_all_free,
+    block_bytes,
+    prompt_of,
+    request,
+    run,
+    tokens,
+)
 
 Reference = Callable[[Request], torch.Tensor]
 
@@ -45,10 +50,6 @@ def near(expected: Any) -> Any:
     return pytest.approx(expected, abs=5e-4)
 
 
-def prompt_of(outputs: list[TokenOutput]) -> list[PromptToken]:
-    return [token for output in outputs for token in output.prompt]
-
-
 def check(asked: Request, outputs: list[TokenOutput], reference: Reference) -> None:
     """Every token of the prompt but the first, once and in order."""
     told, said = prompt_of(outputs), reference(asked)
@@ -60,12 +61,6 @@ def check(asked: Request, outputs: list[TokenOutput], reference: Reference) -> N
         values, ids = row.topk(most)
         assert [each for each, _ in token.top_logprobs] == ids.tolist()
         assert [value for _, value in token.top_logprobs] == near(values.tolist())
-
-
-def run(engine: Engine, *requests: Request) -> dict[str, list[TokenOutput]]:
-    for one in requests:
-        engine.submit(one)
-    return drain(engine, len(requests))
 
 
 def test_prompts_of_a_mixed_crowd_in_chunks(
@@ -108,8 +103,7 @@ def test_a_cached_prefix_is_computed_again_and_stays_of_use(
 def test_preempted_prompts_are_told_once(
     make_engine: MakeEngine, folder: Path, reference: Reference
 ) -> None:
-    block = KVCache.bytes_per_block(BaseConfig.from_folder(folder / "base"), 16, torch.float32)
-    engine = make_engine(kv_cache_memory=16 * block, max_batch_prefill_tokens=24)
+    engine = make_engine(kv_cache_memory=16 * block_bytes(folder), max_batch_prefill_tokens=24)
     requests = [scoring(f"r{i}", ["", "a", "b"][i % 3], 40 + i, max_tokens=40) for i in range(9)]
     crowd = run(engine, *requests)
     assert engine.metrics()["multilora_preemptions_total"] > 0

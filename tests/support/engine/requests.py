@@ -12,8 +12,9 @@ from multilora.adapters.admin.command import AdminCommand
 from multilora.base_model.config import BaseConfig
 from multilora.engine import Engine
 from multilora.errors import RequestError
+from multilora.forward.kv_cache import KVCache
 from multilora.lora.rank_pages import bytes_per_page
-from multilora.request import Request, TokenOutput
+from multilora.request import PromptToken, Request, TokenOutput
 from multilora_api.sampling import SamplingParams
 
 RANKS = {"a": 4, "b": 8, "c": 16, "d": 24, "e": 40, "f": 64}
@@ -45,8 +46,20 @@ def drain(engine: Engine, count: int) -> dict[str, list[TokenOutput]]:
     return outputs
 
 
+def run(engine: Engine, *requests: Request) -> dict[str, list[TokenOutput]]:
+    """All at once; see drain."""
+    for one in requests:
+        engine.submit(one)
+    return drain(engine, len(requests))
+
+
 def tokens(outputs: list[TokenOutput]) -> list[int]:
     return [output.token_id for output in outputs if output.token_id is not None]
+
+
+def prompt_of(outputs: list[TokenOutput]) -> list[PromptToken]:
+    """What was said of the prompt."""
+    return [token for output in outputs for token in output.prompt]
 
 
 def assert_all_free(engine: Engine) -> None:
@@ -62,15 +75,35 @@ def assert_all_free(engine: Engine) -> None:
 
 
 def alone(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
-    answers = {}
-    for one in requests:
-        engine.submit(one)
-        answers[one.request_id] = tokens(drain(engine, 1)[one.request_id])
-    return answers
+    """The tokens of each, one after the other."""
+    return {one.request_id: tokens(run(engine, one)[one.request_id]) for one in requests}
 
 
 def page_bytes(folder: Path) -> int:
     return bytes_per_page(BaseConfig.from_folder(folder / "base").sites, torch.float32)
+
+
+def block_bytes(folder: Path) -> int:
+    return KVCache.bytes_per_block(BaseConfig.from_folder(folder / "base"), 16, torch.float32)
+
+
+def raises_once(
+    patch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    error: Exception,
+    when: Callable[..., bool] = lambda *_: True,
+) -> None:
+    """The first call of that method, of those for which `when` holds."""
+    real, errors = getattr(owner, name), iter([error])
+
+    def broken(*arguments: Any) -> Any:
+        if when(*arguments):
+            for each in errors:
+                raise each
+        return real(*arguments)
+
+    patch.setattr(owner, name, broken)
 
 
 def ask(engine: Engine, action: str, adapter_id: str = "", timeout: float = 30, **more: Any) -> Any:
