@@ -23,7 +23,7 @@ from support.tiny.adapters import ALL, ATTENTION, MLP, make_adapter
 from support.tiny.families import VOCAB, make_model, write_model
 
 CPU = torch.device("cpu")
-BLOCK_SIZE, BLOCKS_PER_SEQUENCE, NUM_STEPS = 8, 4, 5
+BLOCK_SIZE, BLOCKS_PER_SEQUENCE, NUM_STEPS = 8, 4, 4
 
 SUBSETS: dict[str, dict[str, Any]] = {
     **{name: {"target_modules": [name]} for name in ALL},
@@ -34,12 +34,12 @@ SUBSETS: dict[str, dict[str, Any]] = {
     "layer 1": {"layers_to_transform": [1]},
 }
 RANKS: dict[str, dict[str, Any]] = {
-    **{f"rank {r}": {"r": r, "lora_alpha": r + 3} for r in (1, 15, 16, 17, 64, 128)},
+    **{f"rank {r}": {"r": r, "lora_alpha": r + 3} for r in (1, 15, 16, 17, 128)},
     "rslora": {"r": 24, "use_rslora": True},
     "patterns": {
         "r": 4,
         "rank_pattern": {"v_proj": 40, r"layers\.0\.mlp\.up_proj": 18, "down_proj": 1},
-        "alpha_pattern": {"k_proj": 1, r"layers\.2\..*": 40},
+        "alpha_pattern": {"k_proj": 1, r"layers\.1\..*": 40},
     },
 }
 SOME: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ class Stream(NamedTuple):
 def make_stream(index: int, adapter: str) -> Stream:
     """Whole prefill, chunked prefill or a late start by turns; then decoding."""
     length = 3 + 5 * index % 17
-    plans = ([length, 1, 1, 1, 1], [2, length - 2, 1, 1, 1], [0, length, 0, 1, 1])
+    plans = ([length, 1, 1, 1], [2, length - 2, 1, 1], [0, length, 0, 1])
     counts = plans[index % 3]
     noise = torch.Generator().manual_seed(index)
     tokens = torch.randint(2, VOCAB, (sum(counts),), generator=noise).tolist()

@@ -8,7 +8,7 @@ import random
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +51,8 @@ class Bench:
         self.device = torch.device(DEVICE)
         model = load_decoder(self.folder / "base", self.base, DTYPE, self.device)
         kv = KVCache(self.base, ROWS * CONTEXT // BLOCK, BLOCK, DTYPE, self.device)
+        for cache in (kv.k, kv.v):  # of tokens that nobody has computed, which takes time
+            cache.copy_(torch.randn(cache.shape, generator=torch.Generator().manual_seed(0)))
         pages = RankPagePool(self.base.sites, PAGES, DTYPE, self.device)
         limits = GraphLimits(ROWS, CONTEXT, 3, MIXED_ROWS)
         graphs = PassGraphs(model, kv, pages, limits, self.device)
@@ -73,7 +75,7 @@ class Bench:
         return adapter.adapter_id
 
     def start(self, adapter_id: str, length: int, uncomputed: int = 1) -> Sequence:
-        """A sequence whose K and V are there but for the last tokens'."""
+        """A sequence whose K and V are there, some numbers, but for the last tokens'."""
         number = len(self.sequences)
         prompt = tuple((number * 31 + 7 * i) % VOCAB for i in range(length))
         sequence = Sequence(Request(str(number), prompt, adapter_id, SamplingParams()))
@@ -81,9 +83,7 @@ class Bench:
         count = CONTEXT // BLOCK
         sequence.block_table = array("i", range(number * count, (number + 1) * count))
         self.sequences.append(sequence)
-        if length > uncomputed:
-            self.eager(make_batch([BatchItem.next(sequence, length - uncomputed)], self.placed))
-            sequence.num_computed_tokens = length - uncomputed
+        sequence.num_computed_tokens = length - uncomputed
         return sequence
 
     def eager(self, batch: Batch) -> torch.Tensor:
@@ -130,7 +130,7 @@ def test_any_number_of_adapters_beside_base_rows(tmp_path: Path) -> None:
     by_name = {name: bench.start(name, 3 + 5 * i) for i, name in enumerate(names)}
     base = [bench.start("", length) for length in (1, 30)]
     seven = list(by_name.values())
-    for mix in (seven[:1], [base[0]], seven[2:4] + base, seven + base, base, seven[1:2] + base):
+    for mix in (seven[:1], base, seven[1:3] + base):
         bench.check(mix)
     alone = bench.check([seven[2]])
     seven[2].num_computed_tokens -= 1
@@ -312,24 +312,27 @@ def never_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("replay", [True, False])
 def test_tokens_go_from_one_pass_to_the_next_on_the_device(tmp_path: Path, replay: bool) -> None:
     """The second pass is launched before the host knows what the first has sampled. Its rows come
-    in another order, and between them one whose token is known."""
-    bench = Bench(tmp_path, sizes=(4,))
+    in another order, between them a prompt, and one of the late tokens is penalised."""
+    bench = Bench(tmp_path, sizes=(4, *MIXED[:1]))
     name = bench.place(4, 2, 0, 1)
-    rows = [bench.start(name, 9), bench.start("", 4), bench.start(name, 5), bench.start("", 8)]
+    rows = [bench.start(name, 9), bench.start("", 4), bench.start(name, 5), bench.start("", 8, 8)]
+    penalty = SamplingParams(max_tokens=9, frequency_penalty=2.0)
+    rows[1].request = replace(rows[1].request, sampling=penalty)
     first = make_batch([BatchItem.next(row, 1) for row in rows[:3]], bench.placed)
     in_flight = bench.runner.launch(first, replay)
     for item in first.items:
         item.sequence.num_computed_tokens = item.end
     rows[1].arrival, rows[2].arrival, rows[3].arrival = 3, -1, 2
-    behind = make_batch([BatchItem.next(row, 1) for row in rows], bench.placed)
+    counts = [row.num_uncomputed_tokens for row in rows]
+    behind = make_batch(list(map(BatchItem.next, rows, counts)), bench.placed)
     assert [rows.index(item.sequence) for item in behind.items] == [2, 0, 3, 1]
+    assert [item.num_new_tokens for item in behind.items] == [1, 1, 8, 1]
     with never_waiting():
         second = bench.runner.launch(behind, replay)
     sampled = second.tokens()
     for item, token in zip(first.items, in_flight.tokens(), strict=True):
         item.sequence.token_ids.append(token.token_id)
-    want = bench.eager(behind).argmax(-1).tolist()
-    assert [token.token_id for token in sampled] == want
+    assert bench.runner.launch(behind, replay=False).tokens() == sampled
     for row in rows[:3]:
         row.token_ids[-1] = (row.token_ids[-1] + 1) % VOCAB
-    assert bench.eager(behind).argmax(-1).tolist() != want, "any token would have done"
+    assert bench.runner.launch(behind, replay=False).tokens() != sampled, "any would have done"
