@@ -2,10 +2,10 @@
 
     python scripts/bench_host.py            32 and 128 streams, each of 400 tokens, 3 rounds
 
-Passes take the time they took on an H100 (times.py), so tokens per second are bounded by rows / pass
-time, and what is missing to that is the host's: scheduling, detokenising, sending. It prints the
-ratio to the bound; the time between the messages of a stream in passes (gap), half of the gaps and
-99 % being shorter; tokens in a message; and the processor time of the engine's process for each
+Passes take the time they took on an H100 (times.py), so tokens per second are bounded by rows /
+pass time, and what is missing to that is the host's: scheduling, detokenising, sending. It prints
+the ratio to the bound; the time between the messages of a stream in passes (gap), half of the gaps
+and 99 % being shorter; tokens in a message; and the processor time of the engine's process for each
 token. Medians of the rounds. Needs no GPU; quiet cores help, since the readers take two.
 """
 
@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args(arguments)
-    table = [["streams", "tok/s", "bound", "ratio", "gap p50", "gap p99", "tok/message", "µs/token"]]
+    table = [
+        ["streams", "tok/s", "bound", "ratio", "gap p50", "gap p99", "tok/message", "µs/token"]
+    ]
     with (
         tempfile.TemporaryDirectory() as scratch,
         TritonServer(SETTINGS, model_repository=waiting_repository(scratch)) as server,
