@@ -34,6 +34,9 @@ class EveryAdapter:
     def is_resident(self, adapters: AdapterSet) -> bool:
         return True
 
+    def is_kept(self, adapters: AdapterSet) -> bool:
+        return False
+
     def end_token_ids(self, adapters: AdapterSet) -> frozenset[int]:
         return frozenset()
 
