@@ -120,13 +120,7 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
     logprobs, n = body.most_logprobs(), body.n or 1
     check_count(n, base)
     sampling = body.sampling(base, context.settings)
-    tools, forced = usable(body.tools, body.tool_choice), is_forced(body.tool_choice)
-    if forced and "grammar" in sampling:
-        raise invalid(
-            "an answer has one constraint, and tool_choice asks for a call; leave out either "
-            "tool_choice or response_format, structured_outputs and guided_…",
-            "tool_choice",
-        )
+    tools, forced = usable(body.tools, body.tool_choice), _forces_call(body, sampling)
     messages = template_messages(body.messages)
     model = await resolve(context, body.model, body.selection)
     own = await context.backend.templates(model.adapter_id, body.selection.token)
@@ -175,6 +169,17 @@ async def chat_job(body: ChatBody, context: RequestContext) -> CompletionJob:
         prompt_logprobs=body.prompt_logprobs,
         prompt_place="of answer",
     )
+
+
+def _forces_call(body: ChatBody, sampling: Mapping[str, Any]) -> bool:
+    """Whether the answer must be a call; GatewayError when something else binds it already."""
+    if (forced := is_forced(body.tool_choice)) and "grammar" in sampling:
+        raise invalid(
+            "an answer has one constraint, and tool_choice asks for a call; leave out either "
+            "tool_choice or response_format, structured_outputs and guided_…",
+            "tool_choice",
+        )
+    return forced
 
 
 def _choice(body: ChatBody, tokenizer: Tokenizer, form: AnswerFormat) -> "ChatChoice":

@@ -91,7 +91,8 @@ def test_a_flood_of_cold_adapters_stays_within_host_memory(
     while left:
         left -= sum(bool(output.finish_reason) for output in engine.outputs.get(timeout=30) or ())
         most = max(most, engine.metrics()["multilora_adapter_host_bytes_used"])
-    assert most <= (4 + 6) * size  # those that were being read may come on top
+    read = (tmp_path / "x0" / "adapter_model.safetensors").stat().st_size  # a page and a header
+    assert most <= (4 + 6) * read  # those that were being read may come on top
     assert engine.metrics()["multilora_adapter_reads_total"] == 41  # none was read twice
     assert_all_free(engine)
 
