@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from multilora_api.tensors import ADMIN_MODEL, ENGINE_MODEL
 from multilora_client.adapters.client import AsyncAdapters
 from multilora_client.connection import Endpoint
-from multilora_client.errors import from_status
+from multilora_client.errors import MultiLoRAError, from_status
 from multilora_client.protocol import (
     CANCEL_SECONDS,
     Generation,
@@ -169,9 +169,20 @@ class AsyncTextStream(AsyncIterator[str]):
                 await self.close()
             self._ended()
             raise from_status(call.code(), call.details(), self._client.url) from None
+        except MultiLoRAError:  # the server's last word
+            self._ended()
+            await self._read_out()
+            raise
         except BaseException:
             await self.close()
             raise
+
+    async def _read_out(self) -> None:
+        """To the end of a stream in which nothing more is said: where it is broken off just then,
+        Triton may keep the request, and then takes 30 s to stop."""
+        with suppress(grpc.RpcError):
+            async for _ in self._responses:
+                pass
 
     async def close(self) -> None:
         """Cancel the request unless it has ended. Safe to repeat."""

@@ -53,6 +53,16 @@ def test_leaving_a_stream_stops_its_request(server: FakeTriton) -> None:
     assert server.wait_until_stopped(asyncio.run(run()))
 
 
+def test_a_stream_that_ends_in_an_error_is_read_to_its_end(server: FakeTriton) -> None:
+    async def run() -> None:
+        async with AsyncMultiLoRAClient(server.url) as client:
+            with pytest.raises(Unavailable):
+                await client.generate("x", adapter_id="UNAVAILABLE")
+
+    asyncio.run(run())
+    assert (len(server.received), server.cancelled) == (1, 0)
+
+
 def test_cancelling_the_task_stops_its_request(server: FakeTriton) -> None:
     async def run() -> None:
         async with AsyncMultiLoRAClient(server.url) as client:
