@@ -13,6 +13,7 @@ from torture.speak import Address, call, request_bytes
 
 _LONG = 900
 _WORKERS = 8
+_PATIENT_SECONDS = 300  # for a first token or a whole answer: others may be preferred
 _STREAM = "/v2/models/multilora/generate_stream"
 
 
@@ -45,7 +46,7 @@ def _leave_triton(server: ServerUnderTest, name: str, rng: random.Random) -> Non
 
 
 def _leave_grpc(server: ServerUnderTest, name: str, rng: random.Random) -> None:
-    with MultiLoRAClient(server.grpc, timeout=60) as client:
+    with MultiLoRAClient(server.grpc, timeout=_PATIENT_SECONDS) as client:
         stream = client.stream("hello", adapter_id=name, max_tokens=_LONG, ignore_eos=True)
         for _ in range(rng.randrange(4)):
             next(stream)
@@ -68,7 +69,7 @@ def _stop(server: ServerUnderTest, name: str, rng: random.Random) -> None:
 def _read_on(server: ServerUnderTest, name: str, rng: random.Random) -> None:
     """Somebody reads to the end between those who leave."""
     tokens = rng.randrange(1, 300)
-    with MultiLoRAClient(server.grpc, timeout=300) as client:  # others may be preferred
+    with MultiLoRAClient(server.grpc, timeout=_PATIENT_SECONDS) as client:
         done = client.generate("hello", adapter_id=name, max_tokens=tokens, ignore_eos=True)
     if done.num_output_tokens != tokens:
         raise Unexplained(f"{done.num_output_tokens} tokens instead of {tokens}")
