@@ -28,7 +28,14 @@ import torch
 
 from multilora_kernels.openai_triton import next_power_of_2, tl, triton
 from multilora_kernels.paged_decode import LOG2_E
-from multilora_kernels.paged_tile import load_blocks, load_kv, online_softmax, start_rows
+from multilora_kernels.paged_tile import (
+    load_blocks,
+    load_kv,
+    load_queries,
+    online_softmax,
+    start_rows,
+    store_rows,
+)
 
 # Two programs of 64 rows share a Hopper multiprocessor and compute while the other waits: on an
 # H200 0.95 of the time of one program of 128.
@@ -72,18 +79,14 @@ def paged_prefill_kernel(
     GROUP: tl.constexpr, WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Grid (KV heads, query tiles). Tile row m is query m // GROUP, head m % GROUP."""
+    """Grid (KV heads, query tiles); see load_queries."""
     kv_head, entry = tl.program_id(0), tiles_ptr + tl.program_id(1) * 4
     row, count = tl.load(entry), tl.load(entry + 1)
     if count == 0:
         return
     first, sequence = tl.load(entry + 2), tl.load(entry + 3)
-    m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    query = m // GROUP
-    place = (kv_head * GROUP + m % GROUP)[:, None] * HEAD_DIM + d[None, :]
-    mask = (query < count)[:, None] & (d < HEAD_DIM)[None, :]
-    rows = (row + query).to(tl.int64)[:, None]
-    q = tl.load(q_ptr + rows * q_stride + place, mask=mask, other=0.0)
+    q, query, rows, place, mask = load_queries(q_ptr, row, count, kv_head, q_stride,
+                                               GROUP, HEAD_DIM, BLOCK_M, BLOCK_D)  # fmt: skip
     top, total, acc = start_rows(BLOCK_M, BLOCK_D)
     end, position = first + count, first + query
     low, begin, full, diagonal = _tile_range(first, end, window, BLOCK_N)
@@ -101,8 +104,7 @@ def paged_prefill_kernel(
         q, k_ptr, v_ptr, table_ptr, diagonal, end, low, position, window, kv_column, cache_stride,
         log2_scale, top, total, acc, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True,
     )  # fmt: skip
-    out = (acc / tl.where(total == 0.0, 1.0, total)[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + rows * out_stride + place, out, mask=mask)
+    store_rows(out_ptr, acc, total, rows, out_stride, place, mask)
 
 
 class QueryTiles(NamedTuple):

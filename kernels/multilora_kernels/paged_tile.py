@@ -20,6 +20,29 @@ def start_rows(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
+def load_queries(
+    q_ptr, row, count, kv_head, q_stride,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """q [BLOCK_M, BLOCK_D] of `count` queries from row `row` on, all heads of one KV head: tile row
+    m is query m // GROUP, head m % GROUP. Also each one's query, and where it stands in q and out:
+    row, columns, mask."""
+    m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    query = m // GROUP
+    place = (kv_head * GROUP + m % GROUP)[:, None] * HEAD_DIM + d[None, :]
+    mask = (query < count)[:, None] & (d < HEAD_DIM)[None, :]
+    rows = (row + query).to(tl.int64)[:, None]
+    return tl.load(q_ptr + rows * q_stride + place, mask=mask, other=0.0), query, rows, place, mask
+
+
+@triton.jit
+def store_rows(out_ptr, acc, total, rows, out_stride, place, mask):
+    """What the rows have seen, weighted: acc / total."""
+    out = (acc / tl.where(total == 0.0, 1.0, total)[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + rows * out_stride + place, out, mask=mask)
+
+
+@triton.jit
 def load_blocks(table_ptr, n, n_mask, BLOCK_SIZE: tl.constexpr):
     """The cache blocks of the context tokens `n`; where not n_mask, block 0."""
     return tl.load(table_ptr + n // BLOCK_SIZE, mask=n_mask, other=0)

@@ -20,7 +20,12 @@ from multilora_kernels.openai_triton import (
 )
 from multilora_kernels.paged_decode import LOG2_E
 from multilora_kernels.paged_prefill import QueryTiles, prefill_options
-from multilora_kernels.paged_tile import online_softmax, start_rows
+from multilora_kernels.paged_tile import (
+    load_queries,
+    online_softmax,
+    start_rows,
+    store_rows,
+)
 
 
 @triton.jit
@@ -46,19 +51,15 @@ def unpaged_prefill_kernel(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Grid (KV heads, query tiles). Tile row m is query m // GROUP, head m % GROUP."""
+    """Grid (KV heads, query tiles); see load_queries."""
     kv_head, entry = tl.program_id(0), tiles_ptr + tl.program_id(1) * 4
     row, count = tl.load(entry), tl.load(entry + 1)
     if count == 0:
         return
     first, sequence = tl.load(entry + 2), tl.load(entry + 3)
     start_row = row - first
-    m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    query = m // GROUP
-    place = (kv_head * GROUP + m % GROUP)[:, None] * HEAD_DIM + d[None, :]
-    mask = (query < count)[:, None] & (d < HEAD_DIM)[None, :]
-    rows = (row + query).to(tl.int64)[:, None]
-    q = tl.load(q_ptr + rows * q_stride + place, mask=mask, other=0.0)
+    q, query, rows, place, mask = load_queries(q_ptr, row, count, kv_head, q_stride,
+                                               GROUP, HEAD_DIM, BLOCK_M, BLOCK_D)  # fmt: skip
     top, total, acc = start_rows(BLOCK_M, BLOCK_D)
     position, column, end = first + query, kv_head * HEAD_DIM, first + count
     diagonal = (first + 1) // BLOCK_N * BLOCK_N
@@ -71,8 +72,7 @@ def unpaged_prefill_kernel(
                               log2_scale, top, total, acc, BLOCK_N, True, False)  # fmt: skip
     top, total, acc = _attend(q, k_rows, v_rows, start_row, whole, end, position, column,
                               log2_scale, top, total, acc, BLOCK_N, True, True)  # fmt: skip
-    out = (acc / tl.where(total == 0.0, 1.0, total)[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + rows * out_stride + place, out, mask=mask)
+    store_rows(out_ptr, acc, total, rows, out_stride, place, mask)
 
 
 def takes_rows(tensor: torch.Tensor, head_dim: int, sliding_window: int | None) -> bool:

@@ -59,18 +59,18 @@ def test_short_tables_are_padded_and_nothing_may_be_sampled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("items", "prefix"),
+    ("items", "fresh"),
     [
-        ([(6, 0, 6), (5, 4, 1)], False),  # (prompt, computed, new)
-        ([(6, 0, 6), (9, 3, 4)], True),
-        ([(1, 0, 1), (5, 4, 1)], True),  # nobody has several rows
+        ([(6, 0, 6), (5, 4, 1)], True),  # (prompt, computed, new)
+        ([(6, 0, 6), (9, 3, 4)], False),
+        ([(1, 0, 1), (5, 4, 1)], False),  # nobody has several rows
     ],
 )
-def test_a_prefix_is_context_before_several_rows(
-    items: list[tuple[int, int, int]], prefix: bool
+def test_prompts_are_fresh_without_context_before_several_rows(
+    items: list[tuple[int, int, int]], fresh: bool
 ) -> None:
     batch = Batch(tuple(item(*lengths, blocks=[1, 2, 3]) for lengths in items), ())
-    assert build(batch).has_prefix == prefix
+    assert build(batch).has_fresh_prompts == fresh
 
 
 def test_adapter_rows_become_segments() -> None:

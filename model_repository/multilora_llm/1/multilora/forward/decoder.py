@@ -129,7 +129,7 @@ class Decoder:
         k_cache, v_cache = step.kv.k[layer.index], step.kv.v[layer.index]
         window = base.layer_windows[layer.index]
         qkv = layer.qkv.project(x, step.lora)
-        unpaged = not inputs.has_prefix and takes_rows(qkv.y, base.head_dim, window)
+        unpaged = inputs.has_fresh_prompts and takes_rows(qkv.y, base.head_dim, window)
         q = rope_kv_write(
             qkv.y,
             step.rope,

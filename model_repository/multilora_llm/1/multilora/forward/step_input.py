@@ -54,7 +54,7 @@ class StepInput:
     queries: int  # that a tile has at most
     segments: LoRASegments | None  # None when every row is a base row
     has_decode: bool = True  # whether some item has one row
-    has_prefix: bool = True  # whether some item with more has context before them, or none has more
+    has_fresh_prompts: bool = False  # whether some have more, and none of these context before them
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +81,11 @@ class StepArrays:
         return bool((self.num_new_tokens > 1).any())
 
     @property
-    def has_prefix(self) -> bool:
-        """Whether some item with several rows has context before them, or none has several."""
+    def has_fresh_prompts(self) -> bool:
+        """Whether some items have several rows, and none of these context before them."""
         several = self.num_new_tokens > 1
         cached = self.fields.context_lens > self.num_new_tokens
-        return bool((several & cached).any()) or not several.any()
+        return bool(several.any() and not (several & cached).any())
 
     def cut(self, queries: int) -> StepFields[np.ndarray]:
         """The fields with query tiles of so many queries."""
@@ -155,7 +155,7 @@ def add_step_input(
         queries=queries,
         segments=segments(),
         has_decode=bool((arrays.num_new_tokens == 1).any()),
-        has_prefix=arrays.has_prefix,
+        has_fresh_prompts=arrays.has_fresh_prompts,
     )
 
 
