@@ -5,6 +5,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from pydantic import ValidationError
 
 from multilora_gateway.errors import GatewayError
 from multilora_gateway.openai.tools import (
@@ -33,6 +34,12 @@ CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required"
 
 def tool(name: str, parameters: dict[str, Any] | None = None) -> Tool:
     return Tool.model_validate({"function": {"name": name, "parameters": parameters}})
+
+
+def test_names_have_up_to_128_characters() -> None:
+    assert tool("x" * 128).function.name == "x" * 128
+    with pytest.raises(ValidationError):
+        tool("x" * 129)
 
 
 def allowed(mode: str, *names: str) -> AllowedTools:

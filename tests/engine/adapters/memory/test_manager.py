@@ -100,6 +100,17 @@ def test_what_is_unloaded_while_it_is_copied_keeps_its_pages_until_that_ends(
     assert isinstance(shop.acquire("b"), AdapterSet)
 
 
+def test_a_version_is_kept_for_its_first_sequence(make_shop: MakeShop):
+    shop = make_shop()
+    adapters = AdapterSet.of("a")
+    assert not shop.manager.is_kept(adapters)
+    shop.manager.prefetch(shop.source("a"))
+    shop.settle()
+    assert shop.manager.is_resident(adapters) and shop.manager.is_kept(adapters)
+    shop.acquire("a")
+    assert shop.manager.is_resident(adapters) and not shop.manager.is_kept(adapters)
+
+
 def test_closing_waits_for_the_copy_in_progress_alone(
     make_shop: MakeShop, monkeypatch: pytest.MonkeyPatch
 ):

@@ -14,7 +14,8 @@ from multilora_gateway.generation.parsing.tool_calls import (
     ToolParser,
 )
 
-NAMES = {"weather", "add"}
+LONGEST = "w" * 128
+NAMES = {"weather", "add", LONGEST}
 WEATHER = '{"name": "weather", "arguments": {"city": "Zürich 🌧"}}'
 ADD = '{"name": "add", "parameters": {"a": 1, "b": {"c": []}}}'
 RM = '{"name": "rm", "arguments": {}}'
@@ -90,6 +91,7 @@ MISTRAL_CASES: list[tuple[str, list[CallOrText]]] = [
         '[TOOL_CALLS] [{"name": "rm", "arguments": {}}]',
         ['[TOOL_CALLS] [{"name": "rm", "arguments": {}}]'],
     ),
+    (f"[TOOL_CALLS]{LONGEST}[ARGS]{{}}", [ToolCall(LONGEST, "{}")]),
     ("[TOOL_CALLS]add and more", ["[TOOL_CALLS]add and more"]),
     ("[TOOL_CALLS] []", ["[TOOL_CALLS] []"]),
     ("[TOOL_CALLS]add[ARGS]", ["[TOOL_CALLS]add[ARGS]"]),
