@@ -16,7 +16,7 @@ PEERS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check bench test-gpu bench-gpu
+.PHONY: help demo serve test check bench bench-cpu test-gpu bench-gpu
 
 help:  ## show the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*##/ { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ check: $(TOOLS)  ## lint, formatting and types
 
 bench: $(TOOLS)  ## measure the life of adapters, 10 minutes on quiet cores; ARGS="--quick"
 	@$(PY) scripts/bench_adapters.py $(ARGS)
+
+bench-cpu: $(READY)  ## measure decoding on quiet cores, 12 minutes; PEERS=folder-with-bench_peers.py
+	@$(PY) scripts/bench_cpu.py --peers "$(PEERS)" $(ARGS)
 
 # The GPU verbs install nothing, so that they run where PyTorch is there and the network is not: a
 # GPU machine need not have tritonclient. Without a GPU there is nothing to do, nor a need of PyTorch.

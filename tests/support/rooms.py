@@ -101,6 +101,7 @@ SCRIPTS = {
         "launcher benchmarks.common",
         "torch matplotlib multilora multilora_api multilora_kernels",
     ),
+    "benchmarks.cpu": Room("launcher benchmarks.common benchmarks.gpu.shapes", "torch multilora"),
     "benchmarks.host": Room(
         "launcher benchmarks.common",
         "numpy tritonclient multilora multilora_client multilora_gateway multilora_kernels",
@@ -114,6 +115,7 @@ SCRIPTS = {
     "demo": Room("launcher"),
     "train_demo": Room("demo_training"),
     "bench_adapters": Room("benchmarks.adapters"),
+    "bench_cpu": Room("benchmarks.cpu"),
     "bench_gateway": Room("benchmarks.gateway"),
     "bench_gpu": Room("benchmarks.gpu"),
     "bench_host": Room("benchmarks.host"),

@@ -1,5 +1,6 @@
-"""On what, when and with which code a benchmark ran."""
+"""On what, when and with which code a benchmark ran, and what others took of the machine."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from launcher.repository import REPOSITORY
+from launcher.triton.stubs import children
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,33 @@ def look() -> Machine:
         load=os.getloadavg()[0],
         software=f"Python {platform.python_version()}, PyTorch {torch.__version__}, {threads}",
     )
+
+
+class OthersShare:
+    """What programs that this process has not started take of the processors, since it was made."""
+
+    def __init__(self) -> None:
+        self._began = _ticks()
+
+    def now(self) -> float:
+        """A part of the machine's whole time, from 0 to 1."""
+        whole, busy, own = (now - then for now, then in zip(_ticks(), self._began, strict=True))
+        return max(0.0, (busy - own) / max(1, whole))
+
+
+def _ticks() -> tuple[int, int, int]:
+    """Clock ticks so far: of all processors, those in which they were busy, and those of this
+    process and all below it."""
+    line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    times = [int(word) for word in line.split()[1:9]]  # what comes then is counted before, too
+    own, unseen = 0, [os.getpid()]
+    while unseen:
+        pid = unseen.pop()
+        with contextlib.suppress(OSError):  # it has ended
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            own += int(fields[11]) + int(fields[12])
+            unseen += children(pid)
+    return sum(times), sum(times) - times[3] - times[4], own
 
 
 def _commit() -> str:

@@ -4,6 +4,7 @@ When one dies, the server goes on and calls itself ready, but every request to t
 whoever started the server has to look.
 """
 
+import contextlib
 from pathlib import Path
 
 _STUB = "triton_python_backend_stub"
@@ -11,7 +12,7 @@ _STUB = "triton_python_backend_stub"
 
 def stubs(server_pid: int) -> dict[int, str]:
     """Process id → Triton model, of the stubs that are alive."""
-    return {pid: model for pid in _children(server_pid) if (model := model_of(pid))}
+    return {pid: model for pid in children(server_pid) if (model := model_of(pid))}
 
 
 def model_of(pid: int) -> str:
@@ -25,6 +26,9 @@ def model_of(pid: int) -> str:
     return Path(command[1]).parent.parent.name  # …/<model>/<version>/model.py
 
 
-def _children(pid: int) -> list[int]:
-    files = Path(f"/proc/{pid}/task").glob("*/children")  # a child belongs to a thread
-    return [int(child) for file in files for child in file.read_text().split()]
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):  # a child belongs to a thread
+        with contextlib.suppress(OSError):  # which has ended
+            found += map(int, file.read_text().split())
+    return found
