@@ -20,6 +20,7 @@ import torch
 
 from multilora_kernels.lora_tile import load_tile, page_product
 from multilora_kernels.openai_triton import num_programs, tl, triton
+from multilora_kernels.products import add_product
 from multilora_kernels.row_groups import own_pages
 from multilora_kernels.segments import LoRASegments
 
@@ -110,7 +111,7 @@ def expand_cpu(
         columns = own_pages(b, pages).flatten(0, 1).split(slice_sizes, dim=1)
         out = y[rows].split(slice_sizes, dim=1)
         for own_h, own_b, own_y in zip(part, columns, out, strict=True):
-            own_y.addmm_(own_h.flatten(1), own_b)
+            add_product(own_y, own_h.flatten(1), own_b)
 
 
 def expand_reference(

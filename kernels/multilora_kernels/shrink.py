@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 
 from multilora_kernels.openai_triton import next_power_of_2, num_programs, tl, triton
+from multilora_kernels.products import linear
 from multilora_kernels.row_groups import own_pages
 from multilora_kernels.segments import DECODE_TILE, PAGE_RANK, LoRASegments
 
@@ -155,7 +156,7 @@ def shrink_cpu(x: torch.Tensor, a: torch.Tensor, segments: LoRASegments) -> list
     parts: list[torch.Tensor] = []
     for rows, pages, mask in segments.groups:
         own = own_pages(a, pages)
-        h = x[rows] @ own.flatten(0, 2).T
+        h = linear(x[rows], own.flatten(0, 2))
         h = h.view(h.shape[0], *own.shape[:3]).permute(2, 0, 1, 3)
         if mask is not None:
             h = torch.mul(h, mask, out=torch.empty(h.shape, dtype=h.dtype))

@@ -21,7 +21,7 @@ ENGINE = {
     "json_fields": Room("errors"),
     "base_model.sites": Room(""),
     "base_model.config": Room("errors json_fields base_model.sites"),
-    "base_model": Room("errors", "torch safetensors"),
+    "base_model": Room("errors", "torch safetensors multilora_kernels"),
     "scheduling": Room("errors request"),
     "lora": Room("base_model.sites", TENSORS),
     "forward": Room(

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from multilora.base_model.checkpoint import CheckpointFiles
 from multilora.base_model.config import BaseConfig
 from multilora.base_model.sites import LoRASite
+from multilora_kernels.products import linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +27,14 @@ class DenseWeight:
     bias: torch.Tensor | None  # [out_features]
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.matrix, self.bias)
+        return linear(x, self.matrix, self.bias)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
         """residual [T, out_features] += y, without room for y."""
-        residual.addmm_(x, self.matrix.T)
+        if residual.device.type == "cpu":
+            residual += linear(x, self.matrix)
+        else:
+            residual.addmm_(x, self.matrix.T)
         if self.bias is not None:
             residual += self.bias
 

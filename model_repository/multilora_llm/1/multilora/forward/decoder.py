@@ -23,6 +23,7 @@ from multilora.lora.rank_pages import RankPagePool
 from multilora_kernels.paged_attention import paged_attention
 from multilora_kernels.paged_context import PagedContext
 from multilora_kernels.paged_prefill import QueryTiles
+from multilora_kernels.products import linear
 from multilora_kernels.rms_norm import rms_norm
 from multilora_kernels.rope_kv_write import rope_kv_write
 from multilora_kernels.swiglu import swiglu
@@ -92,7 +93,7 @@ class Decoder:
     def logits(self, hidden: Hidden, out: torch.Tensor | None = None) -> torch.Tensor:
         """float32 [rows, vocab], in `out` if given."""
         x = rms_norm(hidden.x, self._norm, self.base.rms_norm_eps, hidden.rest)
-        logits = F.linear(x, self._lm_head)
+        logits = linear(x, self._lm_head)
         return logits.float() if out is None else out.copy_(logits)
 
     @torch.inference_mode()
