@@ -3,7 +3,8 @@
 add_lora chooses by device: OpenAI Triton kernels on a GPU, dense or looped torch products on a
 CPU. Where kernels run the halves may be apart, and the sum too: shrink gives the update, expand
 makes of it what is still to be added (delta), beside the projection itself, and the kernel that
-reads the projection adds that; SwiGLU can also expand on the fly.
+reads the projection adds that; SwiGLU can also expand on the fly. An embedding's x are token ids,
+which stand for one-hot rows: add_lookup.
 """
 
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from multilora_kernels.expand import expand_cpu, expand_gpu
+from multilora_kernels.lookup import lookup_cpu, lookup_gpu
 from multilora_kernels.openai_triton import uses_kernels
 from multilora_kernels.segments import LoRASegments
 from multilora_kernels.shrink import shrink_cpu, shrink_gpu
@@ -61,3 +63,18 @@ def add_lora(
         expand_gpu(shrink_gpu(x, a, segments), b, slice_sizes, segments, y, add=True)
     else:
         expand_cpu(shrink_cpu(x, a, segments), b, slice_sizes, segments, y)
+
+
+def add_lookup(
+    y: torch.Tensor,
+    ids: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    segments: LoRASegments,
+) -> None:
+    """As add_lora, of an embedding: ids int64 [T], a [pages, 1, 16, vocab], b [pages, 16, out]."""
+    if uses_kernels(y):
+        h = lookup_gpu(ids, a, segments)
+        expand_gpu(h, b, (b.shape[2],), segments, y, add=True)
+    else:
+        expand_cpu(lookup_cpu(ids, a, segments), b, (b.shape[2],), segments, y)

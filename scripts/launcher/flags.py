@@ -39,6 +39,10 @@ _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
     "max-batch-prefill-tokens": (int, "prompt tokens computed in one forward pass"),
     "max-concurrent-requests": (int, "requests running or waiting before others are refused"),
     "max-lora-rank": (int, "largest rank an adapter may have"),
+    "lora-target-modules": (
+        str,
+        "auto, all, or modules beside those of the layers: embed_tokens,lm_head",
+    ),
     "gpu-memory-utilization": (float, "part of a GPU's memory that may be in use, by others too"),
     "adapter-memory": (str, f"device memory for adapters: auto, or {_SIZE}"),
     "adapter-host-memory": (str, f"host memory for adapters ({_SIZE})"),

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from multilora.forward import sampler
+from multilora.forward import sampling_input
 from multilora.request import FinishReason, Request, TokenOutput
 from support.engine.requests import (
     MakeEngine,
@@ -20,12 +20,18 @@ from support.engine.requests import (
     run,
     tokens,
 )
+from support.tiny.base import TABLES, write_adapter
 
 Reference = Callable[[Request], torch.Tensor]
 
 
+@pytest.fixture(scope="session", name="tables")
+def adapter_of_both_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("tables"), seed=9, rank=20, tables=tuple(TABLES))
+
+
 @pytest.fixture(scope="session", name="reference")
-def log_softmax_of_peft(folder: Path) -> Reference:
+def log_softmax_of_peft(folder: Path, tables: Path) -> Reference:
     """A request → [prompt tokens, vocabulary], what is said after each token of its prompt."""
     models: dict[str, torch.nn.Module] = {}
 
@@ -33,7 +39,8 @@ def log_softmax_of_peft(folder: Path) -> Reference:
         name = asked.adapter_id
         if name not in models:
             model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
-            models[name] = PeftModel.from_pretrained(model, folder / name) if name else model
+            adapter = tables if name == "tables" else folder / name
+            models[name] = PeftModel.from_pretrained(model, adapter) if name else model
         with torch.no_grad():
             logits = models[name](torch.tensor([asked.prompt_token_ids])).logits[0]
         return logits.log_softmax(-1)
@@ -66,7 +73,7 @@ def check(asked: Request, outputs: list[TokenOutput], reference: Reference) -> N
 def test_prompts_of_a_mixed_crowd_in_chunks(
     make_engine: MakeEngine, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampler, "_PROMPT_ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(sampling_input, "_PROMPT_ROWS_AT_ONCE", 5)
     scored = [
         scoring(f"{name}{most}", name, 20 + 7 * most, most)
         for most, name in enumerate(["", "a", "c", ""])
@@ -83,6 +90,22 @@ def test_prompts_of_a_mixed_crowd_in_chunks(
     for one in others:
         assert tokens(crowd[one.request_id]) == tokens(alone[one.request_id])
         assert prompt_of(crowd[one.request_id]) == []
+    assert_all_free(engine)
+
+
+def test_an_adapter_of_both_tables_scores_in_a_crowd(
+    make_engine: MakeEngine,
+    folder: Path,
+    tables: Path,
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling_input, "_PROMPT_ROWS_AT_ONCE", 5)
+    engine = make_engine({"a": folder / "a", "tables": tables}, max_batch_prefill_tokens=24)
+    scored = [scoring(f"{name}s", name, 23 + len(name)) for name in ("", "tables", "a")]
+    crowd = run(engine, *scored, scoring("more", "tables", 37))
+    for one in [*scored, scoring("more", "tables", 37)]:
+        check(one, crowd[one.request_id], reference)
     assert_all_free(engine)
 
 

@@ -9,9 +9,10 @@ import torch
 
 from multilora_kernels import row_groups
 from multilora_kernels.expand import expand_gpu, expand_reference
-from multilora_kernels.lora import add_lora
+from multilora_kernels.lookup import lookup_reference
+from multilora_kernels.lora import add_lookup, add_lora
 from multilora_kernels.shrink import shrink_reference
-from support.kernels.cases import MIXES, LoRACase, assert_close, lora_case
+from support.kernels.cases import MIXES, LoRACase, assert_close, lookup_case, lora_case
 
 
 def expected(case: LoRACase) -> torch.Tensor:
@@ -27,6 +28,23 @@ def test_add_lora(mix: list[int], ranks: list[int], dtype: torch.dtype):
     case = lora_case(mix, ranks, (48, 24, 24), 40, dtype)
     want = expected(case)
     add_lora(case.y, case.x, case.a, case.b, case.slice_sizes, case.segments())
+    assert_close(case.y, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spread", [1, 40])
+@pytest.mark.parametrize("mix", MIXES.values(), ids=list(MIXES))
+def test_add_lookup(mix: list[int], spread: int, dtype: torch.dtype):
+    """Token ids are one-hot rows: what shrink gives for these, not rounded."""
+    case, ids = lookup_case(mix, [8, 40, 16], 24, 50, dtype, spread=spread)
+    want, segments = expected(case), case.segments()
+    for own, of_rows in zip(
+        lookup_reference(ids, case.a, segments),
+        shrink_reference(case.x, case.a, segments),
+        strict=True,
+    ):
+        assert torch.equal(own, of_rows)
+    add_lookup(case.y, ids, case.a, case.b, segments)
     assert_close(case.y, want, dtype)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from multilora_kernels.expand import expand_reference
-from multilora_kernels.lora import add_lora, expand, shrink
+from multilora_kernels.lora import add_lookup, add_lora, expand, shrink
 from multilora_kernels.row_groups import Segment
 from multilora_kernels.segments import (
     DECODE_TILE,
@@ -24,6 +24,7 @@ from support.kernels.cases import (
     MIXES,
     LoRACase,
     assert_close,
+    lookup_case,
     lora_case,
     needs_gpu,
 )
@@ -64,6 +65,16 @@ def test_against_the_reference(
     delta = expand(shrink(case.x, case.a, case.b, case.slice_sizes, case.segments()))
     assert_close(delta, expected(case) - case.y.double(), dtype)
     assert delta[-3:].eq(0).all()
+
+
+@pytest.mark.parametrize("bounds", [None, LaunchBounds(80, 200)], ids=["exact", "bounds"])
+@pytest.mark.parametrize("mix", ["skewed", "prefill", "none", "with an empty one"])
+def test_token_ids_against_the_reference(mix: str, bounds: LaunchBounds | None):
+    case, ids = lookup_case(MIXES[mix], [8, 40, 16], 40, 70, DTYPES[0], DEVICE)
+    y = case.y.clone()
+    add_lookup(y, ids, case.a, case.b, case.segments(bounds))
+    assert_close(y, expected(case), DTYPES[0])
+    assert torch.equal(y[-3:], case.y[-3:])
 
 
 def test_every_rank_in_one_batch():

@@ -48,6 +48,25 @@ SOME: dict[str, dict[str, Any]] = {
     "rslora": RANKS["rslora"],
     "patterns": RANKS["patterns"],
 }
+TABLES: dict[str, dict[str, Any]] = {
+    "embedding": {"target_modules": ["embed_tokens"]},
+    "head": {"target_modules": ["lm_head"], "use_rslora": True},
+    "both": {"target_modules": ["embed_tokens", "lm_head"], "r": 17},
+    "all": {
+        "target_modules": [*ALL, "embed_tokens", "lm_head"],
+        "rank_pattern": {"embed_tokens": 40, "lm_head": 3},
+        "alpha_pattern": {"embed_tokens": 60},
+    },
+    "qv": SUBSETS["qv"],
+}
+TIED: dict[str, dict[str, Any]] = {
+    "kept equal": {
+        "target_modules": ["embed_tokens", "v_proj"],
+        "ensure_weight_tying": True,
+        "rank_pattern": {"embed_tokens": 12},
+        "alpha_pattern": {"lm_head": 30},
+    },
+}
 MIXES = {
     "llama subsets": ("llama", SUBSETS),
     "llama ranks": ("llama", RANKS),
@@ -55,6 +74,8 @@ MIXES = {
     "mistral-window": ("mistral-window", SOME),
     "qwen2": ("qwen2", SOME),
     "qwen3": ("qwen3", SOME),
+    "llama tables": ("llama", TABLES),
+    "llama-tied tables": ("llama-tied", TABLES | TIED),
 }
 
 
@@ -96,6 +117,8 @@ def make_mix(root: Path, name: str, dtype: torch.dtype, device: torch.device) ->
     variant, configs = MIXES[name]
     folder = write_model(make_model(variant), root / "base")
     base = BaseConfig.from_folder(folder)
+    if configs.keys() >= TABLES.keys():
+        base = base.with_tables(("lm_head", "embed_tokens"))
     names = [*configs, "", *list(configs)[:2], ""]
     streams = [make_stream(index, name) for index, name in enumerate(names)]
     models: dict[str, torch.nn.Module] = {"": make_model(variant)}
@@ -105,7 +128,10 @@ def make_mix(root: Path, name: str, dtype: torch.dtype, device: torch.device) ->
         model.to(dtype).float()
     with torch.no_grad():
         expected = [models[s.adapter](torch.tensor([s.tokens])).logits[0] for s in streams]
-    adapters = [read_adapter(root / name, name, base.sites, dtype, 128) for name in configs]
+    adapters = [
+        read_adapter(root / name, name, base.sites, dtype, 128, base_folder=folder)
+        for name in configs
+    ]
     pool, pages = fill_pool(adapters, base, dtype, device)
     model = load_decoder(folder, base, dtype, device)
     return Mix(model, dtype, device, pool, pages, streams, expected)
@@ -145,7 +171,8 @@ def run(mix: Mix, only: set[str] | None = None) -> Iterator[tuple[int, int, torc
         if not items:
             continue
         batch = make_batch(items, mix.pages)
-        inputs = build_step_input(batch, BLOCK_SIZE, mix.device, mix.dtype)
+        sampled = mix.model.base.adapts_sampled
+        inputs = build_step_input(batch, BLOCK_SIZE, mix.device, mix.dtype, with_sampled=sampled)
         logits = mix.model.forward(inputs, kv, mix.pool).cpu()
         for row, item in zip(logits, batch.items, strict=True):
             item.sequence.num_computed_tokens = item.end

@@ -45,6 +45,33 @@ def test_the_table_of_a_config(base: BaseConfig) -> None:
     assert len({site.name for site in base.sites}) == len(base.sites)
 
 
+def test_tables_are_places_where_somebody_uses_them(base: BaseConfig) -> None:
+    """Tied ones have the same weight."""
+    embedding = LoRASite(
+        "embed_tokens",
+        None,
+        128,
+        (Slice("model.embed_tokens", 64),),
+        takes_ids=True,
+        twin="lm_head",
+    )
+    head = LoRASite(
+        "lm_head", None, 64, (Slice("lm_head", 128),), rows=Rows.SAMPLED, twin="model.embed_tokens"
+    )
+    both = base.with_tables(["lm_head", "embed_tokens", "q_proj"])
+    assert both.sites == (embedding, *base.sites, head)
+    assert both.layer_sites == base.layer_sites == base.sites
+    assert both.site("lm_head") == head and base.site("lm_head") is None
+    assert both.site("model.layers.0.mlp.up_proj") == base.sites[2]
+    one = base.with_tables(["embed_tokens"])
+    assert one.sites == (embedding, *base.sites)
+    assert both.adapts_sampled and not one.adapts_sampled
+    assert bytes_per_page([embedding], torch.float32) == (128 + 64) * PAGE_RANK * 4
+    untied = dataclasses.replace(both, tie_word_embeddings=False)
+    assert [site.twin for site in untied.sites] == [""] * len(untied.sites)
+    assert short_names(both.sites) == ["embed_tokens", *short_names(base.sites), "lm_head"]
+
+
 def test_bias_flags_follow_the_config(base: BaseConfig) -> None:
     biased = dataclasses.replace(base, qkv_bias=True, mlp_bias=True)
     assert [site.has_bias for site in biased.sites] == [True, False, True, True] * LAYERS

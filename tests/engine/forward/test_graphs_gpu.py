@@ -28,7 +28,7 @@ from multilora.scheduling.sequence import Sequence
 from multilora_api.sampling import SamplingParams
 from support.engine.reading import read_adapter
 from support.kernels.cases import DEVICE, INTERPRETED, needs_gpu
-from support.tiny.base import VOCAB, write_adapter, write_base
+from support.tiny.base import TABLES, VOCAB, write_adapter, write_base
 
 pytestmark = needs_gpu
 DTYPE = torch.float32
@@ -45,9 +45,11 @@ class Bench:
     folder: Path
     sizes: tuple[int | Bucket, ...] | None = None  # a number is of a decode pass
     placed: dict[AdapterSet, tuple[int, ...]] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()  # on which the adapters act, too
 
     def __post_init__(self) -> None:
-        self.base = BaseConfig.from_folder(write_base(self.folder / "base"))
+        base = BaseConfig.from_folder(write_base(self.folder / "base"))
+        self.base = base.with_tables(self.tables)
         self.device = torch.device(DEVICE)
         model = load_decoder(self.folder / "base", self.base, DTYPE, self.device)
         kv = KVCache(self.base, ROWS * CONTEXT // BLOCK, BLOCK, DTYPE, self.device)
@@ -64,7 +66,7 @@ class Bench:
     def adapter(self, index: int) -> Adapter:
         folder = self.folder / f"adapter{index}"
         if not folder.exists():
-            write_adapter(folder, seed=index, rank=RANKS[index % len(RANKS)])
+            write_adapter(folder, index, RANKS[index % len(RANKS)], tables=self.tables)
         return read_adapter(folder, f"adapter{index}", self.base.sites, DTYPE, 48)
 
     def place(self, index: int, *pages: int) -> str:
@@ -88,7 +90,8 @@ class Bench:
 
     def eager(self, batch: Batch) -> torch.Tensor:
         runner = self.runner
-        inputs = build_step_input(batch, BLOCK, self.device, DTYPE)
+        sampled = self.base.adapts_sampled
+        inputs = build_step_input(batch, BLOCK, self.device, DTYPE, with_sampled=sampled)
         return runner.model.forward(inputs, runner.kv, runner.adapters).cpu()
 
     @torch.inference_mode()
@@ -141,7 +144,7 @@ def test_any_number_of_adapters_beside_base_rows(tmp_path: Path) -> None:
 
 def test_pages_that_change_owners_between_replays(tmp_path: Path) -> None:
     """The graph holds page addresses, never what stood there when it was captured."""
-    bench = Bench(tmp_path, sizes=(4, ROWS))
+    bench = Bench(tmp_path, sizes=(4, ROWS), tables=tuple(TABLES))
     first, second = bench.place(0, 3), bench.place(2, 1, 2, 0)
     sequences = [bench.start(first, 9), bench.start(second, 20), bench.start("", 5)]
     before = bench.check(sequences)
@@ -182,8 +185,9 @@ def fresh_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("nan")
 def test_prompts_beside_decode_rows(tmp_path: Path) -> None:
-    """Whole prompts, chunks of them, with and without a cached prefix."""
-    bench = Bench(tmp_path, sizes=MIXED)
+    """Whole prompts, chunks of them, with and without a cached prefix. Adapters of tables, so that
+    it matters which rows sample."""
+    bench = Bench(tmp_path, sizes=MIXED, tables=tuple(TABLES))
     pages = [(0,), (1,), (2, 5, 3), (4,), (6, 13, 9), (7,), (8,)]
     names = [bench.place(index, *own) for index, own in enumerate(pages)]
     bench.check([bench.start(names[2], 28, 28)], [28])  # a prompt alone

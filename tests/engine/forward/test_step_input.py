@@ -87,6 +87,27 @@ def test_adapter_rows_become_segments() -> None:
     assert inp.segments.num_rows == 9
 
 
+def test_rows_that_sample_have_segments_of_their_own() -> None:
+    """Of three adapters: one has no such row, one has two."""
+    items = [
+        item(3, 2, 1, [1]),
+        item(4, 0, 4, [2], "b"),
+        item(2, 1, 1, [3], "a"),
+        item(3, 0, 3, [4], "a"),
+        item(9, 0, 2, [5], "c"),
+    ]
+    pages = {AdapterSet.of("a"): (1, 5), AdapterSet.of("b"): (6,), AdapterSet.of("c"): (7,)}
+    batch = make_batch(items, pages)
+    inp = build_step_input(batch, 4, CPU, torch.float32, with_sampled=True)
+    assert inp.last_token_indices.tolist() == [0, 3, 7, 10]
+    assert inp.sampled is not None and inp.sampled.num_rows == 4
+    assert [segment for segment in inp.sampled.segments if segment.row_count] == [
+        Segment(0, 2, (1, 5)),
+        Segment(2, 1, (6,)),
+    ]
+    assert build(batch).sampled is None
+
+
 def test_rows_are_those_that_were_scheduled() -> None:
     """The sequences have gone on: a token was appended, all of the prompt is computed."""
     items = (item(prompt=6, computed=0, new=6, blocks=[7, 2]), item(5, 4, 1, [1, 3]))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from multilora.base_model.config import BaseConfig, RopeConfig
+from multilora.base_model.sites import TABLES
 from multilora.base_model.weights import DenseWeight, LayerNorms, Weights
 from multilora.forward.decoder import Decoder, load_decoder
 from multilora.forward.graphs import GraphLimits, PassGraphs
@@ -67,7 +68,7 @@ def decoder(config: BaseConfig) -> Decoder:
     hidden = config.hidden_size
     sites = {
         site.name: DenseWeight(empty(site.out_features, site.in_features), bias=None)
-        for site in config.sites
+        for site in config.layer_sites
     }
     norms = LayerNorms(attention=empty(hidden), mlp=empty(hidden), qk=None)
     embed = empty(config.vocab_size, hidden)
@@ -98,8 +99,12 @@ def random_batch(noise: random.Random) -> Batch:
 @pytest.mark.parametrize("multiprocessors", [20, 132])
 @pytest.mark.parametrize(
     "config",
-    [base(64, 96, 4, 2, None), base(896, 4864, 14, 2, 512), base(4096, 14336, 32, 8, None)],
-    ids=["tiny", "0.5B", "8B"],
+    [
+        base(64, 96, 4, 2, None),
+        base(896, 4864, 14, 2, 512).with_tables(TABLES),
+        base(4096, 14336, 32, 8, None),
+    ],
+    ids=["tiny", "0.5B with tables", "8B"],
 )
 def test_warm_up_covers_every_batch(
     config: BaseConfig, multiprocessors: int, monkeypatch: pytest.MonkeyPatch
@@ -117,7 +122,7 @@ def test_warm_up_covers_every_batch(
         found: dict[str, Batch] = {}
         for batch in batches:
             queries = paged_prefill.prefill_queries(config.num_heads, kv.k)
-            inputs = build_step_input(batch, BLOCK, META, DTYPE, queries)
+            inputs = build_step_input(batch, BLOCK, META, DTYPE, queries, config.adapts_sampled)
             launches = record(lambda inputs=inputs: model.forward(inputs, kv, adapters), KERNELS,
                               monkeypatch)  # fmt: skip
             found |= {f"{launch.kernel.__name__} {variant(launch)}": batch for launch in launches}

@@ -184,6 +184,15 @@ def test_the_table_says_what_went_where():
     assert any(re.search(r"CUDA graphs +0 bytes +none", line) for line in off.lines)
 
 
+def test_the_part_of_pages_that_tables_take_has_a_line() -> None:
+    units = dataclasses.replace(UNITS, tables=("embed_tokens", "lm_head"), table_bytes=100)
+    plan = plan_host(units, AUTO)
+    (line,) = set(plan.lines) - set(plan_host(UNITS, AUTO).lines)
+    size = size_text(plan.adapter_pages * 100)
+    assert line.split(maxsplit=2)[:2] == ["of", "them"]
+    assert size in line and line.endswith("for embed_tokens and lm_head")
+
+
 def test_a_tiny_model_on_a_large_gpu_does_not_burden_the_host():
     plan = plan_gpu(GpuMemory(80 * GIB, 0, 0, 0, 0, 1.0), UNITS, AUTO)
     assert plan.kv_blocks == plan.adapter_pages == 1 << 20

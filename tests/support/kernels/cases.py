@@ -80,6 +80,23 @@ def lora_case(
     return LoRACase(x, a, b, y, slice_sizes, mix, pages)
 
 
+def lookup_case(
+    mix: list[int],
+    ranks: list[int],
+    out_features: int,
+    vocab: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    spread: int = 1,
+) -> tuple[LoRACase, torch.Tensor]:
+    """Of an embedding: token ids, and as `x` the one-hot rows that they stand for."""
+    case = lora_case(mix, ranks, (out_features,), vocab, dtype, device, spread=spread)
+    noise = torch.Generator().manual_seed(1)
+    ids = torch.randint(vocab, (len(case.x),), generator=noise).to(device)
+    case.x = torch.nn.functional.one_hot(ids, vocab).to(dtype)
+    return case, ids
+
+
 @dataclass
 class AttentionCase:
     q: torch.Tensor

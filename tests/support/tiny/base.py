@@ -59,8 +59,18 @@ def write_base(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+TABLES = {  # what PEFT calls the factors of the modules with a row for each token, and their shapes
+    "embed_tokens": ("model.embed_tokens.lora_embedding_{}", (HIDDEN, VOCAB)),
+    "lm_head": ("lm_head.lora_{}.weight", (VOCAB, HIDDEN)),
+}
+
+
 def write_adapter(
-    folder: Path, seed: int, rank: int = 8, modules: Sequence[str] = tuple(SHAPES)
+    folder: Path,
+    seed: int,
+    rank: int = 8,
+    modules: Sequence[str] = tuple(SHAPES),
+    tables: Sequence[str] = (),
 ) -> Path:
     """A PEFT folder whose adapter clearly changes the base model's output."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +79,7 @@ def write_adapter(
         "r": rank,
         "lora_alpha": 2 * rank,
         "bias": "none",
-        "target_modules": [name.split(".")[1] for name in modules],
+        "target_modules": [*(name.split(".")[1] for name in modules), *tables],
         "task_type": "CAUSAL_LM",
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -82,5 +92,10 @@ def write_adapter(
             lora_a = torch.randn(rank, columns, generator=noise) / rank
             tensors[f"{prefix}.lora_A.weight"] = lora_a
             tensors[f"{prefix}.lora_B.weight"] = torch.randn(rows, rank, generator=noise) * 0.3
+    for name in tables:
+        path, (rows, columns) = TABLES[name]
+        path = f"base_model.model.{path}"
+        tensors[path.format("A")] = torch.randn(rank, columns, generator=noise) / rank
+        tensors[path.format("B")] = torch.randn(rows, rank, generator=noise) * 0.3
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder

@@ -43,6 +43,10 @@ class EngineConfig:
     `max_total_tokens` 0 is what the base model allows, at most 4096; `max_input_tokens` 0 is one
     less. `threads` 0 keeps torch's own number of CPU threads.
 
+    `lora_target_modules` are names, separated by commas or spaces: of modules that adapters act on,
+    "all" for each that there is, "auto" for those of the `lora_adapters`. The linear modules of the
+    layers are always among them, so that it matters for "embed_tokens" and "lm_head" alone.
+
     `adapters_dir` holds folders that are adapters by their relative names; `adapter_allow` is a
     comma-separated list of patterns of Hub ids and URLs that a request may load (none: ""). A
     download may have `adapter_max_size` bytes and take `adapter_download_timeout` seconds, and
@@ -69,6 +73,7 @@ class EngineConfig:
     max_concurrent_requests: int = 128
     max_running_requests: int = 64
     max_lora_rank: int = 128
+    lora_target_modules: str = "auto"
     gpu_memory_utilization: float = 0.9
     adapter_memory: int = 0
     adapter_host_memory: int = 4 << 30

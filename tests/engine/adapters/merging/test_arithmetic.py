@@ -15,12 +15,14 @@ from multilora.adapters.checkpoint.peft_tensors import Factors
 from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
 from multilora.adapters.merging.recipe import MergeRecipe, parse_merge
 from multilora.base_model.config import BaseConfig
+from multilora.base_model.sites import TABLES
 from support.tiny.adapters import ATTENTION, make_adapter
 from support.tiny.families import make_model
 
 
 def read(root: Path, name: str, max_rank: int = 64) -> dict[str, Factors]:
-    return read_checkpoint(root / name, base_of(root).sites, max_rank).factors
+    sites = base_of(root).sites
+    return read_checkpoint(root / name, sites, max_rank, base_folder=root / "base").factors
 
 
 def path(layer: int, module: str) -> str:
@@ -30,7 +32,7 @@ def path(layer: int, module: str) -> str:
 def base_of(root: Path) -> BaseConfig:
     if not (root / "base").is_dir():
         make_model("llama").save_pretrained(root / "base")
-    return BaseConfig.from_folder(root / "base")
+    return BaseConfig.from_folder(root / "base").with_tables(TABLES)
 
 
 def recipe(ids: str, **fields: Any) -> MergeRecipe:
@@ -39,16 +41,18 @@ def recipe(ids: str, **fields: Any) -> MergeRecipe:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """a, b of one rank; b of other modules and scaling, c rank-stabilised."""
+    """a, b of one rank; b of other modules and scaling, c rank-stabilised, t of both tables."""
     make_adapter(tmp_path / "a", seed=1)
     make_adapter(tmp_path / "b", seed=2, lora_alpha=4, target_modules=list(ATTENTION))
     make_adapter(tmp_path / "c", seed=3, lora_alpha=6, use_rslora=True)
+    tables = ["q_proj", "embed_tokens", "lm_head"]
+    make_adapter(tmp_path / "t", seed=4, lora_alpha=4, target_modules=tables)
     return tmp_path
 
 
 def by_peft(root: Path, merge: MergeRecipe) -> dict[str, Factors]:
     model = PeftModel.from_pretrained(make_model("llama"), str(root / "a"), adapter_name="a")
-    for name in sorted({"b", "c"} & set(merge.ids)):
+    for name in sorted(set(merge.ids) - {"a"}):
         model.load_adapter(str(root / name), adapter_name=name)
     model.base_model.add_weighted_adapter(  # pyright: ignore[reportCallIssue]
         list(merge.ids),
@@ -83,7 +87,7 @@ def assert_same(ours: Mapping[str, Factors], theirs: Mapping[str, Factors]) -> N
         {"merge_strategy": "ties", "weights": [0.7, -0.3]},
     ],
 )
-@pytest.mark.parametrize("ids", ["ab", "ac"])
+@pytest.mark.parametrize("ids", ["ab", "ac", "at"])
 @pytest.mark.filterwarnings("ignore:The density")
 def test_linear_and_ties_are_pefts(root: Path, ids: str, fields: dict[str, Any]) -> None:
     merge = recipe(ids, **fields)
@@ -142,11 +146,11 @@ def test_one_adapter_merges_into_itself_scaled(root: Path) -> None:
 
 
 def test_the_files_are_read_back_as_they_were(root: Path) -> None:
-    merged = merge_factors([read(root, name) for name in "ab"], recipe("ab"), seed=0)
+    merged = merge_factors([read(root, name) for name in "at"], recipe("at"), seed=0)
     (root / "m").mkdir()
-    for name, content in as_checkpoint(merged).items():
+    for name, content in as_checkpoint(merged, base_of(root).sites).items():
         (root / "m" / name).write_bytes(content)
     assert_same(merged, read(root, "m"))
     config = json.loads((root / "m/adapter_config.json").read_text())
-    assert config["r"] == config["lora_alpha"] == 8 and len(config["target_modules"]) == 7
+    assert config["r"] == config["lora_alpha"] == 8 and len(config["target_modules"]) == 9
     PeftModel.from_pretrained(make_model("llama"), str(root / "m"))

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from multilora.adapters.naming.flag import localise, parse_lora_adapters, sources_in
+from multilora.adapters.naming.flag import (
+    localise,
+    parse_lora_adapters,
+    registered,
+    sources_in,
+)
 from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource
 from multilora.errors import StartupError
@@ -85,3 +90,16 @@ def test_names_of_lora_adapters_may_be_folders(tmp_path: Path) -> None:
     (root / "out").symlink_to(demo)
     with pytest.raises(StartupError, match="LORA_ADAPTERS: adapter 'out/sql': a symlink leads out"):
         localise(parse_lora_adapters("out/sql"), AdapterFolders(root))
+
+
+def test_the_demo_is_for_those_who_name_nothing(tmp_path: Path):
+    for name in ("demo/one", "demo/two", "own/one"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "adapter_config.json").touch()
+    demo, own = tmp_path / "demo", AdapterFolders(tmp_path / "own")
+    assert [source.adapter_id for source in registered("", own, demo)] == ["one", "two"]
+    assert registered("", own, None) == []
+    (two,) = registered("two", own, demo)
+    assert two.location == str(demo / "two")
+    (one,) = registered("one", own, demo)
+    assert one.location == str(tmp_path / "own/one")

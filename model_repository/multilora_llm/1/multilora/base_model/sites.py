@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"  # the modules with a row for each token
+TABLES = ("embed_tokens", "lm_head")  # their short names
+
 
 class Rows(Enum):
     """Which rows of a pass reach a site."""
@@ -32,14 +35,20 @@ class Slice:
 
 @dataclass(frozen=True)
 class LoRASite:
-    """Linear modules that share an input, fused into one matrix and one launch, slices in order."""
+    """Linear modules that share an input, fused into one matrix and one launch, slices in order.
+
+    `takes_ids`: an embedding, whose input is token ids: each picks a column of A, as a one-hot row
+    of `in_features` numbers would. `twin` is another module with the same weight, "" for none.
+    """
 
     name: str  # unique in the base model: "layers.3.qkv"
-    layer: int
+    layer: int | None  # None: of the whole model
     in_features: int
     slices: tuple[Slice, ...]
     has_bias: bool = False
     rows: Rows = Rows.ALL
+    takes_ids: bool = False
+    twin: str = ""
 
     @cached_property
     def slice_sizes(self) -> tuple[int, ...]:

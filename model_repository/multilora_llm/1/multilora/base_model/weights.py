@@ -80,7 +80,9 @@ class LayerNorms:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A whole base model, filled by load_weights; a tied `lm_head` is `embed` itself."""
+    """A whole base model, filled by load_weights; a tied `lm_head` is `embed` itself.
+
+    `sites` are those of the layers."""
 
     embed: torch.Tensor  # [vocab, hidden]
     sites: Mapping[str, DenseWeight | PackedWeight]  # by the name of the site
@@ -101,7 +103,7 @@ def load_weights(
         embed = reader.read("model.embed_tokens.weight", base.vocab_size, base.hidden_size)
         return Weights(
             embed=embed,
-            sites={site.name: reader.site(site) for site in base.sites},
+            sites={site.name: reader.site(site) for site in base.layer_sites},
             norms=tuple(reader.norms(layer) for layer in range(base.num_layers)),
             norm=reader.read("model.norm.weight", base.hidden_size),
             lm_head=reader.lm_head(embed),

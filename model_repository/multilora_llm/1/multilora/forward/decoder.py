@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from multilora.base_model.config import BaseConfig
+from multilora.base_model.sites import EMBEDDING, HEAD
 from multilora.base_model.weights import LayerNorms, Weights, load_weights
 from multilora.errors import StartupError
 from multilora.forward.kv_cache import KVCache
@@ -26,6 +27,7 @@ from multilora_kernels.paged_prefill import QueryTiles
 from multilora_kernels.products import linear
 from multilora_kernels.rms_norm import rms_norm
 from multilora_kernels.rope_kv_write import rope_kv_write
+from multilora_kernels.segments import LoRASegments
 from multilora_kernels.swiglu import swiglu
 from multilora_kernels.unpaged_prefill import takes_rows
 
@@ -69,10 +71,10 @@ class Decoder:
 
     def __init__(self, base: BaseConfig, weights: Weights, device: torch.device) -> None:
         self.base = base
-        self._embed = weights.embed
+        self._embed, self._embed_site = weights.embed, base.site(EMBEDDING)
         self._layers = _layers(base, weights)
         self._norm = weights.norm
-        self._lm_head = weights.lm_head
+        self._lm_head, self._head_site = weights.lm_head, base.site(HEAD)
         self._rope = rope_table(
             base.rope, base.head_dim, base.max_position_embeddings, weights.embed.dtype, device
         )
@@ -86,14 +88,23 @@ class Decoder:
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits, float32 [N, vocab], of the rows `last_token_indices`; into `out` if given."""
-        hidden = self.hidden(inputs, kv, adapters)
-        return self.logits(hidden.rows(inputs.last_token_indices), out)
+        hidden = self.hidden(inputs, kv, adapters).rows(inputs.last_token_indices)
+        return self.logits(hidden, adapters, inputs.sampled, out)
 
     @torch.inference_mode()
-    def logits(self, hidden: Hidden, out: torch.Tensor | None = None) -> torch.Tensor:
-        """float32 [rows, vocab], in `out` if given."""
+    def logits(
+        self,
+        hidden: Hidden,
+        adapters: RankPagePool | None,
+        segments: LoRASegments | None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """float32 [rows, vocab], in `out` if given. `segments` are those of the rows, None where
+        adapters do not act on the head, or all rows are base rows."""
         x = rms_norm(hidden.x, self._norm, self.base.rms_norm_eps, hidden.rest)
         logits = linear(x, self._lm_head)
+        if self._head_site and adapters and segments:
+            BatchLoRA(adapters, segments).add(logits, x, self._head_site)
         return logits.float() if out is None else out.copy_(logits)
 
     @torch.inference_mode()
@@ -110,12 +121,16 @@ class Decoder:
         """
         if inputs.segments is not None and adapters is None:
             raise ValueError("the batch has adapter rows but no adapter pages were given")
+        if inputs.segments is not None and self._head_site and inputs.sampled is None:
+            raise ValueError("adapters act on the head but the batch does not say on which rows")
         segments, eps = inputs.segments, self.base.rms_norm_eps
         lora = BatchLoRA(adapters, segments) if adapters and segments else None
         paged = PagedContext(inputs.cu_seqlens_q, inputs.context_lens, inputs.block_tables)
         rope = self._rope.index_select(0, inputs.positions)
         step = StepContext(inputs, kv, lora, rope, paged)
         x = F.embedding(inputs.input_ids, self._embed)
+        if self._embed_site and lora:
+            lora.add(x, inputs.input_ids, self._embed_site)
         rest = None  # of x: what the adapters of the last site still have to add
         for layer in self._layers:
             attended = self._attention(layer, rms_norm(x, layer.norms.attention, eps, rest), step)
@@ -180,7 +195,7 @@ def load_decoder(
 
 
 def _layers(base: BaseConfig, weights: Weights) -> tuple[_Layer, ...]:
-    linears = {site.name: Linear(site, weights.sites[site.name]) for site in base.sites}
+    linears = {site.name: Linear(site, weights.sites[site.name]) for site in base.layer_sites}
     return tuple(
         _Layer(
             index,

@@ -83,7 +83,7 @@ class PassGraph:
     def capture(self, capture: Callable[[Replay], Replay]) -> None:
         """From now on `prepare` replays it."""
         state, out = self._state, self._state.logits[: self._shapes.sequences]
-        self._load((), _of_nobody()).send()
+        self._load(_of_nobody(), *[()] * len(self._shapes.lora)).send()
         self._replay = capture(
             lambda: state.model.forward(self._inputs, state.kv, state.adapters, out)
         )
@@ -94,8 +94,10 @@ class PassGraph:
         if replay is None:
             raise RuntimeError("prepare before capture")
         fields = arrays.cut(shapes.queries) if self.bucket.mixed else arrays.fields
-        staging = self._load(batch_segments(arrays.batch), fields)
-        count = len(fields.last_token_indices)
+        sampled = fields.last_token_indices
+        rows = (None, sampled)[: len(shapes.lora)]
+        staging = self._load(fields, *(batch_segments(arrays.batch, each) for each in rows))
+        count = len(sampled)
 
         def run() -> torch.Tensor:
             replay()
@@ -107,38 +109,42 @@ class PassGraph:
         """int64 [rows], where `prepare` puts those of a batch."""
         return self._inputs.input_ids
 
-    def _load(self, segments: tuple[Segment, ...], given: StepFields[np.ndarray]) -> StagingBuffer:
-        """The fields and tables of a batch, padded."""
+    def _load(self, given: StepFields[np.ndarray], *segments: tuple[Segment, ...]) -> StagingBuffer:
+        """The fields and tables of a batch, padded; segments for each of `lora`."""
         staging = StagingBuffer(self._state.static.device, self._state.static)
         fields = StepFields(*(np.zeros(shape, dtype) for shape, dtype in self._shapes.on_host))
         fields.kv_slots[:], fields.cu_seqlens_q[:] = -1, given.cu_seqlens_q[-1]
         for target, array in zip(fields, given, strict=True):
             target[tuple(map(slice, array.shape))] = array
             staging.add(target)
-        if self._shapes.bounds:
-            lora = segment_tables(segments, self.bucket.rows, self._shapes.bounds)
+        for own, (rows, bounds) in zip(segments, self._shapes.lora, strict=True):
+            lora = segment_tables(own, rows, bounds)
             for array in (lora.counts, lora.tiles, lora.pairs):
                 staging.add(array)
         return staging
 
     def _static_inputs(self) -> StepInput:
         """Views of the places where StagingBuffer puts what _load adds."""
-        static, shapes, rows = self._state.static, self._shapes, self.bucket.rows
+        static, shapes = self._state.static, self._shapes
         starts, _ = offsets(shapes.sizes())
         views = [
             view(static, start, shape, dtype)
             for start, (shape, dtype) in zip(starts, shapes.all(), strict=True)
         ]
         fields: StepFields[torch.Tensor] = StepFields(*views[: len(StepFields._fields)])
-        segments = None
-        if shapes.bounds:
-            empty = segment_tables((), rows, shapes.bounds)
-            segments = LoRASegments.of_tables(empty, *views[len(fields) :], num_rows=rows)
+        segments: list[LoRASegments | None] = []
+        for index, (rows, bounds) in enumerate(shapes.lora):
+            first = len(fields) + 3 * index
+            empty = segment_tables((), rows, bounds)
+            own = LoRASegments.of_tables(empty, *views[first : first + 3], num_rows=rows)
+            segments.append(own)
+        everywhere, sampled = (*segments, None, None)[:2]
         return StepInput(
             **fields._asdict(),
             queries=shapes.queries,
-            segments=segments,
+            segments=everywhere,
             has_decode=True,
+            sampled=sampled,
         )
 
 
@@ -147,10 +153,11 @@ _Shape = tuple[tuple[int, ...], torch.dtype]
 
 @dataclass(frozen=True)
 class _Shapes:
-    """Of what stands in the static buffer: the fields, then LoRA counts, tiles, pairs."""
+    """Of what stands in the static buffer: the fields, then LoRA counts, tiles, pairs for each of
+    `lora` (number of rows, bounds): all rows and, where adapters act there, those that sample."""
 
     fields: StepFields[_Shape]
-    bounds: LaunchBounds | None
+    lora: tuple[tuple[int, LaunchBounds], ...]
     sequences: int
     queries: int  # of one query tile
 
@@ -160,10 +167,9 @@ class _Shapes:
         sequences, max_blocks = min(rows, limits.rows), -(-limits.context // kv.block_size)
         queries = prefill_queries(state.model.base.num_heads, kv.k)
         tiles = most_query_tiles(rows, sequences, queries) if bucket.mixed else 0
-        bounds = None
-        if with_lora:
-            pages = limits.pages_per_adapter
-            bounds = LaunchBounds.for_pass(rows, sequences, pages, state.pool_pages)
+        counts = [rows, sequences] if state.model.base.adapts_sampled else [rows]
+        pages = limits.pages_per_adapter, state.pool_pages
+        lora = [(count, LaunchBounds.for_pass(count, sequences, *pages)) for count in counts]
         fields = StepFields(
             input_ids=((rows,), torch.int64),
             positions=((rows,), torch.int64),
@@ -174,7 +180,7 @@ class _Shapes:
             last_token_indices=((sequences,), torch.int64),
             query_tiles=((tiles, 4), torch.int32),
         )
-        return _Shapes(fields, bounds, sequences, queries)
+        return _Shapes(fields, tuple(lora) if with_lora else (), sequences, queries)
 
     @functools.cached_property
     def on_host(self) -> list[tuple[tuple[int, ...], np.dtype]]:
@@ -185,9 +191,9 @@ class _Shapes:
 
     def all(self) -> list[_Shape]:
         shapes = list(self.fields)
-        if self.bounds:
-            lora = (4,), (self.bounds.tiles, 4), (self.bounds.pairs, 4)
-            shapes += [(shape, torch.int32) for shape in lora]
+        for _, bounds in self.lora:
+            tables = (4,), (bounds.tiles, 4), (bounds.pairs, 4)
+            shapes += [(shape, torch.int32) for shape in tables]
         return shapes
 
     def sizes(self) -> list[int]:

@@ -21,6 +21,7 @@ from multilora.lora.rank_pages import RankPagePool
 from multilora.request import PromptToken
 from multilora.scheduling.batch import Batch, BatchItem, SampledToken
 from multilora_kernels.paged_prefill import prefill_queries
+from multilora_kernels.segments import LoRASegments
 
 
 class InFlight:
@@ -174,14 +175,20 @@ class ModelRunner:
         pass says of prompts is put into `scored`."""
         staging, model = StagingBuffer(self.device), self.model
         queries = prefill_queries(model.base.num_heads, self.kv.k)
-        inputs = functools.cache(add_step_input(arrays, staging, self.device, self.dtype, queries))
-        prompts = add_prompt_rows(arrays.batch.items, staging)
+        place = staging, self.device, self.dtype
+        sampled = model.base.adapts_sampled
+        inputs = functools.cache(add_step_input(arrays, *place, queries, sampled))
+        prompts = add_prompt_rows(arrays.batch, *place, sampled)
 
         def forward() -> torch.Tensor:
             hidden = model.hidden(inputs(), self.kv, self.adapters)
-            if prompts:
-                scored.append(score(prompts(), lambda rows: model.logits(hidden.rows(rows))))
-            return model.logits(hidden.rows(inputs().last_token_indices))
+
+            def logits(rows: torch.Tensor, segments: LoRASegments | None) -> torch.Tensor:
+                return model.logits(hidden.rows(rows), self.adapters, segments)
+
+            if some := prompts():
+                scored.append(score(some, lambda part: logits(part.rows, part.segments)))
+            return logits(inputs().last_token_indices, inputs().sampled)
 
         return staging, forward, lambda: inputs().input_ids
 

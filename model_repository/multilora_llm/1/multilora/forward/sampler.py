@@ -12,7 +12,7 @@ position, t) alone: a seed gives the same tokens in any batch, after a preemptio
 (as far as the logits agree).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,6 @@ from multilora_kernels.draw import draw
 from multilora_kernels.draws import Draws
 
 _ROWS_AT_ONCE = 16  # bounds the memory of what works on whole rows
-_PROMPT_ROWS_AT_ONCE = 128  # as much memory as drawing for 64 rows may take
 
 
 class Sampled(NamedTuple):
@@ -66,18 +65,13 @@ def sample(logits: torch.Tensor, inputs: SamplingTensors) -> Sampled:
     return _report(logits, _pick(adjusted, inputs.draws), inputs.num_logprobs)
 
 
-def score(prompt: PromptRows, project: Callable[[torch.Tensor], torch.Tensor]) -> Sampled:
+def score(prompts: Sequence[PromptRows], project: Callable[[PromptRows], torch.Tensor]) -> Sampled:
     """What the rows of a pass say of the next tokens of prompts, as if those had been picked.
 
-    `project` gives the logits of some rows (int64 indices): never of all together, because
-    [T, vocab] may not fit.
+    `project` gives the logits of some of the rows: never of all together, because [T, vocab] may
+    not fit.
     """
-    slices = zip(
-        prompt.rows.split(_PROMPT_ROWS_AT_ONCE),
-        prompt.token_ids.split(_PROMPT_ROWS_AT_ONCE),
-        strict=True,
-    )
-    parts = [_report(project(rows), token_ids, prompt.num_logprobs) for rows, token_ids in slices]
+    parts = [_report(project(some), some.token_ids, some.num_logprobs) for some in prompts]
     columns = zip(*parts, strict=True)
     return Sampled._make(None if None in column else torch.cat(column) for column in columns)
 

@@ -12,13 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from multilora.forward.staging import StagingBuffer
-from multilora.forward.step_input import LastPass
-from multilora.scheduling.batch import BatchItem
+from multilora.forward.staging import Handle, StagingBuffer
+from multilora.forward.step_input import LastPass, add_segments, batch_segments
+from multilora.scheduling.batch import Batch, BatchItem
 from multilora_api.sampling import SamplingParams
 from multilora_kernels.draws import Draws
+from multilora_kernels.segments import LoRASegments
 
 _MIN_TEMPERATURE = 1e-6  # as good as greedy; float32 logits divided by less would overflow
+_PROMPT_ROWS_AT_ONCE = 128  # as much memory as drawing for 64 rows may take
 _TOP_P_CANDIDATES = 1024  # mostly enough; if not, the CPU path sorts the whole row
 _Pairs = list[tuple[BatchItem, SamplingParams]]
 
@@ -102,31 +104,46 @@ def add_sampling_tensors(
 
 
 class PromptRows(NamedTuple):
-    """The R rows of a pass whose logits tell of the next token of a prompt. `num_logprobs`: how
-    many likeliest tokens any of them asks for."""
+    """R rows of a pass whose logits tell of the next token of a prompt: as many as may be computed
+    together. `num_logprobs`: how many likeliest tokens any row of the pass asks for."""
 
-    rows: torch.Tensor  # int64 [R]
+    rows: torch.Tensor  # int64 [R], ascending
     token_ids: torch.Tensor  # int64 [R], the next tokens
+    segments: LoRASegments | None  # of the rows, where adapters act on those that sample
     num_logprobs: int
 
 
 def add_prompt_rows(
-    items: Rows[BatchItem], staging: StagingBuffer
-) -> Callable[[], PromptRows] | None:
-    """Add those of `items`, all of a pass, in their order; None when there are none."""
+    batch: Batch,
+    staging: StagingBuffer,
+    device: torch.device,
+    dtype: torch.dtype,
+    with_segments: bool,
+) -> Callable[[], list[PromptRows]]:
+    """Add those of a pass, in the order of its items."""
     rows, token_ids, asked = list[int](), list[int](), [0]
     first = 0  # row of the item
-    for item in items:
+    for item in batch.items:
         if item.scored:
             before = first - item.start - 1
             rows += (before + place for place in item.scored)
             token_ids += item.sequence.token_ids[item.scored.start : item.scored.stop]
             asked.append(item.sequence.request.sampling.prompt_logprobs or 0)
         first += item.num_new_tokens
-    if not rows:
-        return None
-    row_handle, id_handle = staging.add(np.array(rows)), staging.add(np.array(token_ids))
-    return lambda: PromptRows(row_handle(), id_handle(), max(asked))
+    parts: list[Callable[[], PromptRows]] = []
+    for start in range(0, len(rows), _PROMPT_ROWS_AT_ONCE):
+        some = slice(start, start + _PROMPT_ROWS_AT_ONCE)
+        own, ids = np.array(rows[some]), np.array(token_ids[some])
+        of_adapters = batch_segments(batch, own) if with_segments else ()
+        segments = add_segments(of_adapters, len(own), staging, device, dtype, few=True)
+        parts.append(_part(staging.add(own), staging.add(ids), segments, max(asked)))
+    return lambda: [part() for part in parts]
+
+
+def _part(
+    rows: Handle, token_ids: Handle, segments: Callable[[], LoRASegments | None], most: int
+) -> Callable[[], PromptRows]:
+    return lambda: PromptRows(rows(), token_ids(), segments(), most)
 
 
 def _add_biases(pairs: _Pairs, staging: StagingBuffer) -> Callable[[], Biases] | None:

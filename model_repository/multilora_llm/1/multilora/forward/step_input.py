@@ -16,7 +16,7 @@ from multilora.scheduling.batch import Batch, BatchItem
 from multilora_kernels.openai_triton import INTERPRETED
 from multilora_kernels.paged_prefill import query_tiles
 from multilora_kernels.row_groups import Segment
-from multilora_kernels.segments import LoRASegments, segment_tables
+from multilora_kernels.segments import LaunchBounds, LoRASegments, segment_tables
 
 FieldT = TypeVar("FieldT")
 _QUERIES = 16  # of a tile, where it matters to nobody
@@ -55,6 +55,7 @@ class StepInput:
     segments: LoRASegments | None  # None when every row is a base row
     has_decode: bool = True  # whether some item has one row
     has_fresh_prompts: bool = False  # whether some have more, and none of these context before them
+    sampled: LoRASegments | None = None  # of the rows last_token_indices, where it matters
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,17 +146,24 @@ def add_step_input(
     device: torch.device,
     dtype: torch.dtype,
     queries: int = _QUERIES,
+    with_sampled: bool = False,
 ) -> Callable[[], StepInput]:
     """Add a batch to `staging` → its tensors, once that was sent. `dtype` is the engine's;
-    `queries` are what prefill attention takes at once."""
+    `queries` are what prefill attention takes at once; `with_sampled`: adapters act on rows that
+    sample (see BaseConfig.adapts_sampled)."""
     fields = [staging.add(array) for array in arrays.cut(queries)]
-    segments = _add_segments(arrays.batch, arrays.num_rows, staging, device, dtype)
+    own = batch_segments(arrays.batch)
+    segments = add_segments(own, arrays.num_rows, staging, device, dtype)
+    rows = arrays.fields.last_token_indices
+    own = batch_segments(arrays.batch, rows) if with_sampled else ()
+    sampled = add_segments(own, len(rows), staging, device, dtype, few=True)
     return lambda: StepInput(
         **StepFields(*(handle() for handle in fields))._asdict(),
         queries=queries,
         segments=segments(),
         has_decode=bool((arrays.num_new_tokens == 1).any()),
         has_fresh_prompts=arrays.has_fresh_prompts,
+        sampled=sampled(),
     )
 
 
@@ -165,34 +173,56 @@ def build_step_input(
     device: torch.device,
     dtype: torch.dtype,
     queries: int = _QUERIES,
+    with_sampled: bool = False,
 ) -> StepInput:
     """A batch alone on its way to the device."""
-    staging = StagingBuffer(device)
-    step_input = add_step_input(step_arrays(batch, block_size), staging, device, dtype, queries)
+    staging, arrays = StagingBuffer(device), step_arrays(batch, block_size)
+    step_input = add_step_input(arrays, staging, device, dtype, queries, with_sampled)
     staging.send()
     return step_input()
 
 
-def batch_segments(batch: Batch) -> tuple[Segment, ...]:
-    """The adapter rows of a batch as the kernels know them."""
-    return tuple(Segment(span.row_start, span.row_count, span.pages) for span in batch.spans)
+def batch_segments(batch: Batch, rows: np.ndarray | None = None) -> tuple[Segment, ...]:
+    """The adapter rows of a batch as the kernels know them; with `rows`, some row indices in
+    ascending order, those of a tensor that has these rows alone."""
+    if rows is None:
+        return tuple(Segment(span.row_start, span.row_count, span.pages) for span in batch.spans)
+    ends = [span.row_start + span.row_count for span in batch.spans]
+    cuts = np.searchsorted(rows, [0, *ends]).tolist()
+    return tuple(
+        Segment(start, end - start, span.pages)
+        for span, start, end in zip(batch.spans, cuts, cuts[1:], strict=False)
+    )
 
 
-def _add_segments(
-    batch: Batch, num_rows: int, staging: StagingBuffer, device: torch.device, dtype: torch.dtype
+def add_segments(
+    segments: Sequence[Segment],
+    num_rows: int,
+    staging: StagingBuffer,
+    device: torch.device,
+    dtype: torch.dtype,
+    few: bool = False,
 ) -> Callable[[], LoRASegments | None]:
-    if not batch.spans:
+    """Add the tables of segments to `staging` → LoRASegments, once that was sent; None without
+    segments. `few`: in tiles of decode, of which kernels are compiled at start, whatever the rows.
+    """
+    if not segments:
         return lambda: None
-    segments = batch_segments(batch)
     if device.type == "cpu" and not INTERPRETED:
         starts, counts, pages = zip(*segments, strict=True)
         on_cpu = LoRASegments.from_lists(starts, counts, pages, num_rows, device, dtype)
         return lambda: on_cpu
-    tables = segment_tables(segments, num_rows)
+    tables = segment_tables(segments, num_rows, _bounds(segments, num_rows) if few else None)
     handles = [staging.add(array) for array in (tables.counts, tables.tiles, tables.pairs)]
     return lambda: LoRASegments.of_tables(
         tables, *(handle() for handle in handles), num_rows=num_rows
     )
+
+
+def _bounds(segments: Sequence[Segment], num_rows: int) -> LaunchBounds:
+    """Room for these."""
+    counts = [len(segment.pages) for segment in segments]
+    return LaunchBounds.for_pass(num_rows, len(segments), max(counts), sum(counts))
 
 
 def _input_ids(items: Sequence[BatchItem], num_rows: int, late_rows: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 
 from multilora.base_model.sites import LoRASite
 from multilora.lora.rank_pages import RankPagePool
-from multilora_kernels.lora import LoRAUpdate, add_lora, expand, shrink
+from multilora_kernels.lora import LoRAUpdate, add_lookup, add_lora, expand, shrink
 from multilora_kernels.openai_triton import uses_kernels
 from multilora_kernels.segments import PREFILL_TILE, LoRASegments
 
@@ -37,9 +37,12 @@ class BatchLoRA:
         return shrink(x, a, b, site.slice_sizes, self.segments)
 
     def add(self, y: torch.Tensor, x: torch.Tensor, site: LoRASite) -> None:
-        """Both halves: y += (x Aᵀ) B."""
+        """Both halves: y += (x Aᵀ) B. Of an embedding x is token ids, int64 [T]."""
         a, b = self.pages.a[site.name], self.pages.b[site.name]
-        add_lora(y, x, a, b, site.slice_sizes, self.segments)
+        if site.takes_ids:
+            add_lookup(y, x, a, b, self.segments)
+        else:
+            add_lora(y, x, a, b, site.slice_sizes, self.segments)
 
 
 class BaseWeight(Protocol):

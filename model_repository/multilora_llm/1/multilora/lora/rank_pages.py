@@ -26,6 +26,7 @@ from multilora_kernels.segments import PAGE_RANK
 PIECE_BYTES = 4 << 20  # of the larger of what is read and written, about
 SOURCE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # that packing takes
 _SLOTS = 4  # pieces on their way to a GPU
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a number
 Pair = tuple[torch.Tensor, torch.Tensor, float]  # A, B and scaling of a module
 
 
@@ -173,6 +174,21 @@ def tidied(factors: Mapping[str, Pair]) -> tuple[torch.Tensor, dict[str, Pair]]:
         name: (moved[2 * index], moved[2 * index + 1], scalings[index])
         for index, name in enumerate(factors)
     }
+
+
+def largest(numbers: torch.Tensor) -> float:
+    """The largest magnitude; NaN when one is. In one thread, at the speed of memory.
+
+    The bits of a magnitude, read as an integer, grow with it; beyond infinity they mean NaN.
+    """
+    if not numbers.numel():
+        return 0.0
+    bits = numbers.detach().contiguous().flatten().view(_BITS[numbers.itemsize]).numpy()
+    sign = 1 << (8 * numbers.itemsize - 1)
+    positive = max(int(bits.max()), 0)
+    negative = int(bits.view(f"u{bits.dtype}").max())
+    magnitude = max(positive, negative - sign if negative >= sign else 0)
+    return torch.tensor([magnitude], dtype=_BITS[numbers.itemsize]).view(numbers.dtype).item()
 
 
 class HostWeights(NamedTuple):

@@ -20,6 +20,7 @@ from multilora_api.adapter_names import is_folder_path
 from multilora_api.sampling import ParameterError, SamplingParams
 from multilora_text.checkpoint_text import GENERATION_CONFIG, CheckpointText, merge_text
 from multilora_text.errors import TextError
+from multilora_text.renderer import TemplateRenderer
 from multilora_text.tokenizer import TOKENIZER_FILE, Tokenizer, read_text_files
 
 # Repositories hold the same weights in other forms too, and other models in folders.
@@ -85,6 +86,17 @@ def base_text(config: EngineConfig, folder: Path) -> BaseText:
         raise StartupError(str(error)) from None
     ends = tokenizer.end_token_ids(text) if tokenizer else text.end_token_ids
     return BaseText(tokenizer, ends, _sampling_defaults(config, text))
+
+
+def tried_text(config: EngineConfig, folder: Path, renderer: TemplateRenderer) -> BaseText:
+    """As base_text, whose chat templates `renderer` has tried."""
+    text = base_text(config, folder)
+    try:
+        for template in text.tokenizer.templates if text.tokenizer else ():
+            renderer.check(template)
+    except ValueError as error:
+        raise StartupError(f"the chat template in {folder} {error}; fix or remove it") from None
+    return text
 
 
 def _generation_config(config: EngineConfig) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Everything the engine is made of, loaded and sized once at start from its configuration."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,15 +12,21 @@ from typing import NamedTuple
 import torch
 
 from multilora.adapters.admin.admin import AdapterAdmin
-from multilora.adapters.checkpoint.adapter import Adapter, AdapterChecks, AdapterReader
+from multilora.adapters.checkpoint.adapter import (
+    Adapter,
+    AdapterChecks,
+    AdapterReader,
+    adapted_tables,
+)
 from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.merging.merger import AdapterMerger
 from multilora.adapters.naming.catalog import AdapterCatalog
-from multilora.adapters.naming.flag import localise, parse_lora_adapters, sources_in
+from multilora.adapters.naming.flag import registered
 from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource, about_adapter
 from multilora.adapters.naming.watch import AdapterWatch
 from multilora.base_model.config import BaseConfig
+from multilora.base_model.sites import TABLES, short_names
 from multilora.config import DEMO, EngineConfig
 from multilora.download.folder import adapter_folder
 from multilora.download.transfer import DownloadLimits
@@ -32,8 +40,8 @@ from multilora.grammar.compiler import GrammarCompiler
 from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.kv_blocks import BlockAllocator
 from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
-from multilora.startup.base_folder import BaseText, base_folder, base_text
-from multilora.startup.device import choose_device
+from multilora.startup.base_folder import BaseText, base_folder, tried_text
+from multilora.startup.device import choose_device, choose_dtype
 from multilora.startup.kernel_warm_up import warm_up
 from multilora.startup.memory_plan import MemoryPlan, PoolSettings, plan_gpu, plan_host
 from multilora.startup.memory_probe import CudaMeter, Meter, Profile, measure
@@ -142,12 +150,12 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     folder = base_folder(config)
-    base = BaseConfig.from_folder(folder)
+    base = _with_tables(config, BaseConfig.from_folder(folder), folder)
     max_input, max_total = config.token_limits(base.max_position_embeddings)
-    dtype = _dtype(config.dtype, base.dtype, device)
+    dtype = choose_dtype(config.dtype, base.dtype, device)
     _LOG.info("loading %s as %s on %s", folder, dtype, device)
     model = load_decoder(folder, base, dtype, device)
-    text = _text(config, folder, renderer)
+    text = tried_text(config, folder, renderer)
     tokenizer = text.tokenizer
     profile = Profile(model, config, max_total, dtype, device)
     pools = _pools(profile)
@@ -181,16 +189,6 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
     )
 
 
-def _text(config: EngineConfig, folder: Path, renderer: TemplateRenderer) -> BaseText:
-    text = base_text(config, folder)
-    try:
-        for template in text.tokenizer.templates if text.tokenizer else ():
-            renderer.check(template)
-    except ValueError as error:
-        raise StartupError(f"the chat template in {folder} {error}; fix or remove it") from None
-    return text
-
-
 def _grammars(base: BaseConfig, text: BaseText) -> GrammarCache:
     tokenizer_json = text.tokenizer.to_json if text.tokenizer else None
     compiler = GrammarCompiler(tokenizer_json, base.vocab_size, text.end_token_ids)
@@ -199,14 +197,6 @@ def _grammars(base: BaseConfig, text: BaseText) -> GrammarCache:
 
 def _nothing() -> None:
     """Posted to stir the engine thread."""
-
-
-def _dtype(name: str, checkpoint: str, device: torch.device) -> torch.dtype:
-    """`auto` is the checkpoint's own on a GPU and float32 on a CPU, where half precision saves
-    memory but is fast on few machines."""
-    if name == "auto":
-        name = "float32" if device.type == "cpu" else checkpoint
-    return getattr(torch, name)
 
 
 def _scheduler(
@@ -311,8 +301,8 @@ def make_adapters(
 
     `pages` is the device pool; `wake` stirs the engine thread when an adapter has been read.
     """
-    folders = AdapterFolders(Path(config.adapters_dir)) if config.adapters_dir else None
-    catalog = AdapterCatalog(_registered(config, folders), folders, config.adapter_allow)
+    folders = _folders(config)
+    catalog = AdapterCatalog(_registered(config), folders, config.adapter_allow)
     manager = AdapterManager(
         _adapter_reader(config, base, model_folder, dtype, tokenizer, renderer, folders),
         pages,
@@ -338,13 +328,36 @@ def _limits(config: EngineConfig) -> DownloadLimits:
     return DownloadLimits(config.adapter_max_size, config.adapter_download_timeout)
 
 
-def _registered(config: EngineConfig, folders: AdapterFolders | None) -> list[AdapterSource]:
-    """LORA_ADAPTERS, where a bare name may be a folder of the adapters directory or of the demo;
-    if the demo is served and nothing is named, all of its adapters."""
-    demo = AdapterFolders(DEMO / "adapters") if not config.model_id else None
-    directories = [directory for directory in (folders, demo) if directory]
-    named = localise(parse_lora_adapters(config.lora_adapters), *directories)
-    return named if named or not demo else sources_in(DEMO / "adapters")
+def _folders(config: EngineConfig) -> AdapterFolders | None:
+    return AdapterFolders(Path(config.adapters_dir)) if config.adapters_dir else None
+
+
+def _registered(config: EngineConfig) -> list[AdapterSource]:
+    demo = None if config.model_id else DEMO / "adapters"
+    return registered(config.lora_adapters, _folders(config), demo)
+
+
+def _with_tables(config: EngineConfig, base: BaseConfig, model_folder: Path) -> BaseConfig:
+    """The base model with the tables that `lora_target_modules` names; `auto` looks at the
+    registered adapters, of which it downloads what is elsewhere. Raises StartupError."""
+    names = set(config.lora_target_modules.replace(",", " ").split())
+    known = {"auto", "all", *short_names(base.with_tables(TABLES).sites)}
+    if unknown := names - known:
+        raise StartupError(
+            f"lora_target_modules: the base model has no module {min(unknown)!r}; there are "
+            f"{', '.join(sorted(known))} (--lora-target-modules)"
+        )
+
+    def tables(source: AdapterSource) -> frozenset[str]:
+        with contextlib.suppress(RequestError):  # what is wrong comes out when it is read
+            folder = adapter_folder(source, _limits(config))
+            return adapted_tables(folder, base, config.max_lora_rank, model_folder)
+        return frozenset()
+
+    if "auto" in names:
+        with ThreadPoolExecutor(config.adapter_loads) as threads:
+            names = names.union(*threads.map(tables, _registered(config)))
+    return base.with_tables(TABLES if "all" in names else names)
 
 
 def _adapter_reader(

@@ -78,6 +78,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cpu")
 
 
+def choose_dtype(name: str, checkpoint: str, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own on a GPU and float32 on a CPU, where half precision saves
+    memory but is fast on few machines."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else checkpoint
+    return getattr(torch, name)
+
+
 def problem(facts: GpuFacts) -> str:
     """What is wrong and what to do about it, "" when the GPU can be used."""
     if facts.torch_cuda is None:

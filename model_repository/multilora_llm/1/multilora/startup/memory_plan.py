@@ -23,7 +23,9 @@ _NOTICEABLE = 1 << 30  # bytes of other users of a GPU that are worth a hint
 
 @dataclass(frozen=True)
 class PoolUnits:
-    """What the pools are made of, and the most that one sequence and one adapter take of them."""
+    """What the pools are made of, and the most that one sequence and one adapter take of them.
+
+    `table_bytes` of a page are for the modules `tables`."""
 
     block_bytes: int
     block_tokens: int
@@ -31,6 +33,8 @@ class PoolUnits:
     page_bytes: int
     page_ranks: int
     max_lora_rank: int
+    tables: tuple[str, ...] = ()
+    table_bytes: int = 0
 
     @property
     def least_blocks(self) -> int:
@@ -146,8 +150,10 @@ def _pool_lines(units: PoolUnits, blocks: int, pages: int) -> tuple[str, ...]:
     if units.pages_of_largest > 1:
         adapters += f", {pages // units.pages_of_largest} of rank {units.max_lora_rank}"
     sequences = f"{tokens // units.max_total_tokens} sequences of {units.max_total_tokens}"
+    tables = _line("of them", pages * units.table_bytes, f"for {' and '.join(units.tables)}")
     return (
         _line("adapters", pages * units.page_bytes, adapters),
+        *([tables] if units.tables else []),
         _line("KV cache", blocks * units.block_bytes, f"{tokens} tokens, {sequences}"),
     )
 

@@ -23,7 +23,6 @@ from multilora.adapters.checkpoint.peft_tensors import (
     as_tensor,
     check_finite,
     head_of,
-    largest,
     lora_factors,
     parse,
     shapes_of,
@@ -44,9 +43,17 @@ from multilora.adapters.files import (
     stamps,
     weight_files,
 )
-from multilora.base_model.sites import LoRASite, short_names
+from multilora.base_model.config import BaseConfig
+from multilora.base_model.sites import TABLES, LoRASite, short_names
 from multilora.errors import ErrorCode, RequestError, invalid, lfs_problem
-from multilora.lora.rank_pages import HostWeights, PackPlan, bytes_per_page, is_tidy, tidied
+from multilora.lora.rank_pages import (
+    HostWeights,
+    PackPlan,
+    bytes_per_page,
+    is_tidy,
+    largest,
+    tidied,
+)
 from multilora_text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -289,6 +296,23 @@ def _are_finite(sizes: Sequence[tuple[float, float]], dtype: torch.dtype) -> boo
     return bool(numbers.to(dtype).isfinite().all())
 
 
+def adapted_tables(
+    folder: Path, base: BaseConfig, max_rank: int, base_folder: Path
+) -> frozenset[str]:
+    """On which of TABLES the adapter in `folder` acts, by the names and shapes of its tensors; all,
+    where it names one and cannot be served. RequestError when its files cannot be read."""
+    parts = _form(folder, stamps(folder, needed_files(folder)))
+    tensors = shapes_of(parts)
+    if not any(table in name for name in tensors for table in TABLES):
+        return frozenset()
+    try:
+        config, sites = parse_config(parts[CONFIG_FILE]), base.with_tables(TABLES).sites
+        factors = lora_factors(without_copies(tensors, base_folder), config, sites, max_rank)
+    except RequestError:
+        return frozenset(TABLES)
+    return frozenset(name for name in TABLES if any(path.endswith(name) for path in factors))
+
+
 class AdapterChecks:
     """What is wrong with adapters as far as it shows without reading their numbers: in their config
     and in the names and shapes of their tensors. Any thread. What is found is remembered."""
@@ -323,7 +347,7 @@ class AdapterChecks:
         if config.rank_pattern or config.alpha_pattern:  # matching takes a process
             return None
         names = weight_files(parts)
-        form = hashlib.sha256(json.dumps([config.r, *names]).encode())
+        form = hashlib.sha256(json.dumps([config.r, config.ties, *names]).encode())
         for name in names:
             form.update(hashlib.sha256(parts[name]).digest())
         if (key := form.digest()) not in self._forms:

@@ -55,7 +55,8 @@ class ModuleConfig(NamedTuple):
 class AdapterConfig:
     """Ranks and scalings by patterns. Filled by `parse_config`.
 
-    `modules_to_save` may have been trained: the tensors tell.
+    `modules_to_save` may have been trained: the tensors tell. `ties`: what acts on a table acts on
+    the one that is tied to it, too.
     """
 
     r: int
@@ -64,6 +65,7 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     modules_to_save: tuple[str, ...]
+    ties: bool = False
 
     def of_modules(self, modules: Sequence[str]) -> dict[str, ModuleConfig]:
         """What holds for each module, named as in the base model; RequestError(INVALID_ARG) when
@@ -92,6 +94,7 @@ def parse_config(content: bytes) -> AdapterConfig:
         rank_pattern={k: _rank(v, f"rank_pattern[{k!r}]") for k, v in _pattern(fields, "rank")},
         alpha_pattern={k: _alpha(v, f"alpha_pattern[{k!r}]") for k, v in _pattern(fields, "alpha")},
         modules_to_save=_names(fields, "modules_to_save"),
+        ties=bool(fields.get("ensure_weight_tying")),
     )
 
 

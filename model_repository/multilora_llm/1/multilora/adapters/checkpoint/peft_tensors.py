@@ -17,10 +17,14 @@ import torch
 from multilora.adapters.checkpoint.peft_config import AdapterConfig, ModuleConfig
 from multilora.adapters.files import CONFIG_FILE, weight_files
 from multilora.base_model.checkpoint import CheckpointFiles
-from multilora.base_model.sites import LoRASite, Slice, modules, short_names
+from multilora.base_model.sites import HEAD, LoRASite, Slice, modules, short_names
 from multilora.errors import ErrorCode, RequestError, StartupError, invalid, lfs_problem
+from multilora.lora.rank_pages import largest
 
-_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.[^.]+)?\.weight")
+_TENSOR = re.compile(
+    r"(?P<module>.+)\.lora_(?:(?P<half>[AB])(?:\.[^.]+)?\.weight|embedding_(?P<table>[AB])(?:\.[^.]+)?)"
+)
+_ALIASES = {"unembed_tokens": HEAD}  # as Tinker writes it
 # Trainers put any of these before "layers.".
 _PREFIX = re.compile(r"(?:(?:base_model|model|language_model|module)\.)*")
 _LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
@@ -29,16 +33,18 @@ _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_mod
 _COPY = re.compile(r"\.(?:base_layer|original_module|modules_to_save(?:\.[^.]+)?)(?=\.)")
 _FOREIGN = (  # part of a tensor name → what it is
     ("lora_magnitude_vector", "a DoRA magnitude"),
-    ("lora_embedding_", "LoRA on the token embeddings"),
-    ("unembed", "LoRA on the output head"),
-    ("lm_head.lora_", "LoRA on the output head"),
     ("token_adapter", "trained token embeddings"),
     ("trainable_tokens_", "trained token embeddings"),
-    ("embed_tokens", "an embedding table (added or trained vocabulary)"),
-    ("lm_head", "the output head (added or trained vocabulary)"),
+    ("embed_tokens.", "an embedding table (added or trained vocabulary)"),
+    ("lm_head.", "the output head (added or trained vocabulary)"),
     ("modules_to_save", "a fully trained copy of a base module"),
     (".bias", "a trained bias"),
 )
+_TABLE_TENSORS = {  # part of a tensor name → the module that it is LoRA on
+    "embed_tokens.lora_embedding_": "embed_tokens",
+    "unembed_tokens.lora_": "lm_head",
+    "lm_head.lora_": "lm_head",
+}
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -54,7 +60,6 @@ _DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 POINTER_BYTES = 64  # tell a Git LFS pointer
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a number
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -210,21 +215,42 @@ def lora_factors(
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(_WRAPPERS.sub("", name))
         module = known.find(match["module"], name) if match else None
-        if match is None or module is None:
+        takes_ids = match is not None and match["table"] is not None
+        if match is None or module is None or known.sites[module][0].takes_ids != takes_ids:
             foreign.append(name)
             continue
         half = _Half(name, match["module"].removeprefix("base_model.model."), tensor)
-        other = halves.setdefault((module, match["half"]), half)
+        other = halves.setdefault((module, match["half"] or match["table"]), half)
         if other is not half:
             raise invalid(
                 f"tensors {other.name!r} and {name!r} are for the same module; "
                 "save each adapter in a folder of its own"
             )
     if foreign or not halves:
-        raise _refusal(foreign, bool(halves), sites)
+        raise _refusal(foreign, bool(halves), known)
     touched = dict.fromkeys(module for module, _ in halves)
     configs = config.of_modules([half.module for half in halves.values()])
-    return {module: _pair(known.sites[module], halves, configs, max_rank) for module in touched}
+    ties, sites_of = config.ties, known.sites
+    found = {module: _pair(sites_of[module], halves, configs, max_rank, ties) for module in touched}
+    return found | _tied(found, config, known) if ties else found
+
+
+def _tied(
+    factors: Mapping[str, Factors], config: AdapterConfig, known: "_KnownModules"
+) -> dict[str, Factors]:
+    """The transposed update of a table for the one that has the same weight, unless the file holds
+    that, too, as PEFT's files do."""
+    found: dict[str, Factors] = {}
+    for module, (a, b, _) in factors.items():
+        twin = known.sites[module][0].twin
+        if not twin or twin in factors:
+            continue
+        if twin not in known.sites:
+            table = twin.rpartition(".")[2]
+            raise _no_room(f"ensure_weight_tying in {CONFIG_FILE} makes this", table)
+        scaling = config.of_modules([twin])[twin].scaling
+        found[twin] = Factors(b.T.contiguous(), a.T.contiguous(), scaling)
+    return found
 
 
 def _check_not_empty(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -247,19 +273,21 @@ class _KnownModules:
 
     def __init__(self, sites: Sequence[LoRASite]) -> None:
         self.sites = modules(sites)
+        self.names = short_names(sites)
         self._paths = {_plain(module): module for module in self.sites}
-        self._num_layers = 1 + max(site.layer for site in sites)
+        self.num_layers = 1 + max(site.layer or 0 for site in sites)
 
     def find(self, module: str, tensor: str) -> str | None:
         """The path in the base. RequestError when the base has too few layers for `tensor`."""
         plain = _plain(module)
+        plain = _ALIASES.get(plain, plain)
         if plain in self._paths:
             return self._paths[plain]
         layer = _LAYER.search(plain)
         if layer and _LAYER.sub("layers.0.", plain) in self._paths:
             raise invalid(
                 f"tensor {tensor!r} is for layer {int(layer[1])}, but the base model has layers 0 "
-                f"to {self._num_layers - 1}; use the base model the adapter was trained on"
+                f"to {self.num_layers - 1}; use the base model the adapter was trained on"
             )
         return None
 
@@ -270,17 +298,28 @@ def _plain(module: str) -> str:
     return _LAYER.sub(lambda match: f"layers.{int(match[1])}.", path)
 
 
-def _refusal(foreign: list[str], some_match: bool, sites: Sequence[LoRASite]) -> RequestError:
+def _no_room(what: str, table: str) -> RequestError:
+    return invalid(
+        f"{what} LoRA on {table}, for which the pages of adapter memory have no room; start the "
+        f"server with {table} in --lora-target-modules"
+    )
+
+
+def _refusal(foreign: list[str], some_match: bool, known: _KnownModules) -> RequestError:
+    for part, table in _TABLE_TENSORS.items():
+        for name in foreign:
+            if part in name and table not in known.names:
+                return _no_room(f"tensor {name!r} is", table)
     for part, meaning in _FOREIGN:
         for name in foreign:
-            if part in name:
+            if part in name and f"{part}lora_" not in name:
                 return invalid(
                     f"tensor {name!r} is {meaning}, which is not supported; retrain without it, "
                     "or merge the adapter into the base model and serve that"
                 )
     if not foreign:
         return invalid("the checkpoint holds no tensors; save the trained adapter again")
-    names = ", ".join(short_names(sites))
+    names = ", ".join(known.names)
     if some_match:
         return invalid(
             f"tensor {foreign[0]!r} is not lora_A or lora_B of {names}; "
@@ -288,7 +327,7 @@ def _refusal(foreign: list[str], some_match: bool, sites: Sequence[LoRASite]) ->
         )
     return invalid(
         f"no tensor matches a module of the base model, which has {names} in layers 0 to "
-        f"{max(site.layer for site in sites)} (the first tensor is {foreign[0]!r}); "
+        f"{known.num_layers - 1} (the first tensor is {foreign[0]!r}); "
         "use an adapter that was trained on this base model"
     )
 
@@ -298,6 +337,7 @@ def _pair(
     halves: Mapping[tuple[str, str], _Half],
     configs: Mapping[str, ModuleConfig],
     max_rank: int,
+    ties: bool,
 ) -> Factors:
     site, part = place
     a, b = halves.get((part.module, "A")), halves.get((part.module, "B"))
@@ -308,7 +348,8 @@ def _pair(
             f"tensor {present.name!r} has no {missing} beside it; save the trained adapter again"
         )
     _check_shapes(a, b, site.in_features, part.out_features)
-    _check_rank(a, configs[a.module].rank, max_rank)
+    follows = ties and site.twin and not site.takes_ids  # PEFT gives a head the embedding's rank
+    _check_rank(a, a.tensor.shape[0] if follows else configs[a.module].rank, max_rank)
     for half in (a, b):
         _check_dtype(half)
     return Factors(a.tensor, b.tensor, configs[a.module].scaling)
@@ -346,21 +387,6 @@ def _check_dtype(half: _Half) -> None:
             f"tensor {half.name!r} has dtype {half.tensor.dtype}; save the adapter in float32, "
             "float16 or bfloat16"
         )
-
-
-def largest(numbers: torch.Tensor) -> float:
-    """The largest magnitude; NaN when one is. In one thread, at the speed of memory.
-
-    The bits of a magnitude, read as an integer, grow with it; beyond infinity they mean NaN.
-    """
-    if not numbers.numel():
-        return 0.0
-    bits = numbers.detach().contiguous().flatten().view(_BITS[numbers.itemsize]).numpy()
-    sign = 1 << (8 * numbers.itemsize - 1)
-    positive = max(int(bits.max()), 0)
-    negative = int(bits.view(f"u{bits.dtype}").max())
-    magnitude = max(positive, negative - sign if negative >= sign else 0)
-    return torch.tensor([magnitude], dtype=_BITS[numbers.itemsize]).view(numbers.dtype).item()
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -9,7 +9,7 @@ Parts of lower rank are filled with zero rows, which change no product.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from safetensors.torch import save
@@ -17,6 +17,7 @@ from safetensors.torch import save
 from multilora.adapters.checkpoint.peft_tensors import Factors
 from multilora.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from multilora.adapters.merging.recipe import MergeRecipe
+from multilora.base_model.sites import LoRASite, modules
 from multilora_text.checkpoint_text import GENERATION_CONFIG
 
 
@@ -29,12 +30,14 @@ def merge_factors(
     """
     rank = max(pair.rank for part in parts for pair in part.values())
     noise = torch.Generator().manual_seed(seed)
-    modules = sorted({module for part in parts for module in part}, key=_order)
-    return {module: _merged(module, parts, recipe, rank, noise) for module in modules}
+    updated = sorted({module for part in parts for module in part}, key=_order)
+    return {module: _merged(module, parts, recipe, rank, noise) for module in updated}
 
 
 def as_checkpoint(
-    merged: Mapping[str, Factors], end_token_ids: Sequence[int] = ()
+    merged: Mapping[str, Factors],
+    sites: Iterable[LoRASite],
+    end_token_ids: Sequence[int] = (),
 ) -> dict[str, bytes]:
     """The files of a PEFT folder, by name; `end_token_ids` are those of all parts."""
     rank = max(pair.rank for pair in merged.values())
@@ -47,9 +50,11 @@ def as_checkpoint(
         "target_modules": sorted({_short(module) for module in merged}),
     }
     tensors: dict[str, torch.Tensor] = {}
+    places = modules(sites)
     for module, pair in merged.items():
-        tensors[f"base_model.model.{module}.lora_A.weight"] = pair.a.contiguous()
-        tensors[f"base_model.model.{module}.lora_B.weight"] = pair.b.contiguous()
+        name = "lora_embedding_{}" if places[module][0].takes_ids else "lora_{}.weight"
+        for half, factor in (("A", pair.a), ("B", pair.b)):
+            tensors[f"base_model.model.{module}.{name.format(half)}"] = factor.contiguous()
     files = {CONFIG_FILE: json.dumps(config, indent=1).encode(), WEIGHTS_FILE: save(tensors)}
     if end_token_ids:
         files[GENERATION_CONFIG] = json.dumps({"eos_token_id": list(end_token_ids)}).encode()
@@ -57,8 +62,8 @@ def as_checkpoint(
 
 
 def _order(module: str) -> tuple[int, str]:
-    """By layer and name: the noise of dare_* is drawn in this order."""
-    return int(module.partition("layers.")[2].partition(".")[0]), _short(module)
+    """By layer and name, tables first: the noise of dare_* is drawn in this order."""
+    return int(module.partition("layers.")[2].partition(".")[0] or -1), _short(module)
 
 
 def _short(module: str) -> str:

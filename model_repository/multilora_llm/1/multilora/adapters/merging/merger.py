@@ -138,7 +138,7 @@ class AdapterMerger:
         digest = recipe.digest([checkpoint.identity for checkpoint in read])
         merged = merge_factors([part.factors for part in read], recipe, int(digest[:15], 16))
         end_token_ids = sorted({number for part in read for number in part.end_token_ids})
-        self._cache.add(digest, as_checkpoint(merged, end_token_ids))
+        self._cache.add(digest, as_checkpoint(merged, self._sites, end_token_ids))
         self.computed += 1
         seconds = time.monotonic() - start
         _LOG.info("merged %s into %s in %.1f s", ", ".join(recipe.ids), _name(digest), seconds)

@@ -41,6 +41,17 @@ def localise(sources: Iterable[AdapterSource], *directories: AdapterFolders) -> 
     return [_localised(source, directories) for source in sources]
 
 
+def registered(
+    text: str, directory: AdapterFolders | None, demo: Path | None
+) -> list[AdapterSource]:
+    """What the setting names, where a bare name may be a folder of the adapters directory or of the
+    demo's; where there is a demo and nothing is named, all of its adapters. Raises StartupError."""
+    demo_folders = AdapterFolders(demo) if demo else None
+    directories = [folders for folders in (directory, demo_folders) if folders]
+    named = localise(parse_lora_adapters(text), *directories)
+    return named if named or not demo else sources_in(demo)
+
+
 def sources_in(folder: Path) -> list[AdapterSource]:
     """One source for each PEFT folder directly below `folder`, named as that folder."""
     found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
