@@ -34,6 +34,11 @@ _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
     ),
     "dtype": (str, "auto, float32, bfloat16 or float16"),
     "device": (str, "auto, cpu or cuda"),
+    "quantize": (
+        str,
+        "fp8, int8 or int4: linear layers of the base model are quantised at start; auto (default) "
+        "takes a checkpoint as it is; awq, gptq, compressed-tensors only one of that kind",
+    ),
     "max-input-tokens": (int, "longest prompt"),
     "max-total-tokens": (int, "longest prompt and answer together"),
     "max-batch-prefill-tokens": (int, "prompt tokens computed in one forward pass"),
@@ -77,6 +82,7 @@ VLLM_FLAGS = {  # of another name here, or of none; docs/from-tgi.md lists the s
     "--lora-modules": "is --lora-adapters here, with commas: sql=/a/sql,json=/a/json",
     "--max-model-len": "is --max-total-tokens here",
     "--max-num-batched-tokens": "is --max-batch-prefill-tokens here",
+    "--quantization": "is --quantize here",
     "--download-dir": "is --huggingface-hub-cache here",
     "--enable-lora": _NOT_NEEDED,
     "--max-loras": _NOT_NEEDED,

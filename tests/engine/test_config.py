@@ -31,6 +31,9 @@ def test_sizes(text: str, size: int):
     ("environ", "words"),
     [
         ({"DTYPE": "int8"}, ["dtype", "bfloat16", "int8"]),
+        ({"QUANTIZE": "int3"}, ["quantize", "auto, fp8, int8, int4, awq, gptq", "int3"]),
+        ({"QUANTIZE": "bitsandbytes-nf4"}, ["quantize bitsandbytes-nf4", "choose int4"]),
+        ({"QUANTIZE": "marlin"}, ["quantize marlin", "in the format of gptq or awq"]),
         ({"DEVICE": "tpu"}, ["device", "cuda", "tpu"]),
         ({"MAX_TOTAL_TOKENS": "many"}, ["max_total_tokens", "whole number", "many"]),
         ({"ADAPTER_MEMORY": "lots"}, ["adapter_memory", "512MB", "lots"]),

@@ -21,7 +21,9 @@ ENGINE = {
     "json_fields": Room("errors"),
     "base_model.sites": Room(""),
     "base_model.config": Room("errors json_fields base_model.sites"),
-    "base_model": Room("errors", "torch safetensors multilora_kernels"),
+    "base_model.checkpoint": Room("errors base_model.config", "torch safetensors"),
+    "base_model.quantised": Room("errors json_fields base_model.checkpoint", "torch"),
+    "base_model": Room("", "torch multilora_kernels"),
     "scheduling": Room("errors request"),
     "lora": Room("base_model.sites", TENSORS),
     "forward": Room(

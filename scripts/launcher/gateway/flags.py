@@ -33,7 +33,7 @@ _MANY = {  # flags that may be repeated; the variable of one holds several value
 }
 # Flags of TGI's launcher without a meaning here, with (1) or without (0) a value.
 _WITHOUT_MEANING = {
-    "validation-workers": 1, "sharded": 1, "num-shard": 1, "quantize": 1, "speculate": 1,
+    "validation-workers": 1, "sharded": 1, "num-shard": 1, "speculate": 1,
     "kv-cache-dtype": 1, "trust-remote-code": 0, "max-waiting-tokens": 1,
     "waiting-served-ratio": 1, "max-batch-total-tokens": 1, "max-batch-size": 1,
     "shard-uds-path": 1, "master-addr": 1, "master-port": 1, "weights-cache-override": 1,

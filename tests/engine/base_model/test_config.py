@@ -151,7 +151,6 @@ def test_architecture_follows_from_the_model_type(tmp_path: Path) -> None:
         ({"architectures": ..., "model_type": "gpt2"}, "'gpt2' is not supported"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of strings"),
         ({"num_local_experts": 8}, "mixture-of-experts models are not supported"),
-        ({"quantization_config": {"bits": 4}}, "quantised checkpoints are not supported; use"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: silu"),
         ({"hidden_size": ...}, "hidden_size is missing"),
         ({"vocab_size": "100"}, "vocab_size must be a whole number of at least 1; got '100'"),

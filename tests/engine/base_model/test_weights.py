@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from multilora.base_model.config import BaseConfig
-from multilora.base_model.weights import DenseWeight, PackedWeight, Weights, load_weights, packed
+from multilora.base_model.weights import (
+    DenseWeight,
+    PackedWeight,
+    SiteWeight,
+    Weights,
+    load_weights,
+    packed,
+)
 from multilora.errors import StartupError
 from support.tiny.base import HIDDEN, VOCAB, write_base
 
@@ -44,8 +51,9 @@ def shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def numbers(weight: DenseWeight | PackedWeight) -> torch.Tensor:
+def numbers(weight: SiteWeight) -> torch.Tensor:
     """W, of whatever form."""
+    assert isinstance(weight, DenseWeight | PackedWeight)
     return weight.multiply(torch.eye(weight.matrix.shape[1], dtype=weight.matrix.dtype)).T
 
 
@@ -101,7 +109,7 @@ def test_dtypes(tmp_path: Path, stored: torch.dtype, wanted: torch.dtype) -> Non
     edit(tmp_path, lambda t: t.update({name: value.to(stored) for name, value in t.items()}))
     expected = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"].to(wanted)
     weights = load(tmp_path, wanted)
-    assert weights.embed.dtype == weights.sites["layers.0.down"].matrix.dtype == wanted
+    assert weights.embed.dtype == numbers(weights.sites["layers.0.down"]).dtype == wanted
     assert torch.equal(weights.embed, expected)
 
 
@@ -132,7 +140,10 @@ def test_unused_tensors_are_left_alone(tmp_path: Path) -> None:
             lambda t: t.update({Q_PROJ: torch.ones(3, 4)}),
             rf"{Q_PROJ} has shape \[3, 4\] but .*\[64",
         ),
-        (lambda t: t.update({Q_PROJ: t[Q_PROJ].to(torch.int8)}), f"{Q_PROJ} is torch.int8; quanti"),
+        (
+            lambda t: t.update({Q_PROJ: t[Q_PROJ].to(torch.int8)}),
+            f"{Q_PROJ} is torch.int8, and conf",
+        ),
     ],
 )
 def test_wrong_tensors(tmp_path: Path, change: Callable[[Tensors], object], message: str) -> None:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+from collections import Counter
 
 import pytest
 
+from multilora.base_model.weights import QuantisedSites
 from multilora.errors import StartupError
 from multilora.startup.memory_plan import (
     HOST_POOL,
@@ -14,6 +16,7 @@ from multilora.startup.memory_plan import (
     PoolUnits,
     plan_gpu,
     plan_host,
+    quantised_lines,
     size_text,
 )
 
@@ -208,3 +211,13 @@ def test_a_tiny_model_on_a_large_gpu_does_not_burden_the_host():
 )  # fmt: skip
 def test_sizes_as_text(size: int, text: str):
     assert size_text(size) == text
+
+
+def test_what_became_of_quantised_linear_layers_is_said():
+    sites = QuantisedSites("awq", "bfloat16", Counter({"int4": 3}), 3 << 20, 11 << 20)
+    line = "linear layers, quantised with awq: 3 of 3 as int4; 3.0 MiB, all in bfloat16 11.0 MiB"
+    assert quantised_lines(sites) == (line,)
+    sites.forms["bfloat16"], sites.reason = 1, "there is no product of that"
+    (line,) = quantised_lines(sites)
+    assert "3 of 4 as int4, 1 of 4 as bfloat16 (there is no product of that); 3.0 MiB" in line
+    assert quantised_lines(None) == ()

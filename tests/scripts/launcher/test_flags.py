@@ -27,6 +27,7 @@ def test_flags_become_settings_of_the_engine() -> None:
         "--kv-cache-memory": "auto",
         "--max-concurrent-requests": "3",
         "--threads": "1",
+        "--quantize": "eetq",
     }
     flags = parse_flags([word for pair in given.items() for word in pair])
     config = EngineConfig.from_settings({}, engine_environment(flags))
@@ -36,6 +37,7 @@ def test_flags_become_settings_of_the_engine() -> None:
     assert (config.max_concurrent_requests, config.threads) == (3, 1)
     assert (config.gpu_memory_utilization, config.cuda_graphs) == (0.75, "off")
     assert config.kv_cache_memory == 0
+    assert config.quantize == "int8"  # which TGI calls eetq
 
 
 def test_the_part_of_a_gpu_has_the_names_of_tgi_and_vllm() -> None:

@@ -18,9 +18,20 @@ DEMO = Path(__file__).resolve().parent.parent / "demo"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SWITCH = ("on", "off")
 CUDA_GRAPHS = ("off", "decode", "full")
+QUANTIZE = ("auto", "fp8", "int8", "int4", "awq", "gptq", "compressed-tensors")
 DEVICES = ("auto", "cpu", "cuda")
 _AUTO_SIZES = ("adapter_memory", "kv_cache_memory")  # "auto" is 0
-_RENAMED = {("cuda_graphs", "on"): "full"}  # values of earlier versions
+_RENAMED = {  # values of earlier versions, and of TGI
+    ("cuda_graphs", "on"): "full",
+    ("quantize", "eetq"): "int8",
+}
+_OTHER_QUANTIZE = {  # of TGI, which mean something else; what to choose instead
+    "bitsandbytes": "int8, which quantises weights alone",
+    "bitsandbytes-nf4": "int4, whose steps are even, and of which two are a byte too",
+    "bitsandbytes-fp4": "int4, whose steps are even, and of which two are a byte too",
+    "exl2": "int4, or a checkpoint in the format of gptq or awq",
+    "marlin": "int4, or a checkpoint in the format of gptq or awq",
+}
 _UNITS = {
     "": 1,
     "b": 1,
@@ -40,6 +51,8 @@ class EngineConfig:
 
     `model_id` "" is the embedded demo. `generation_config` is the folder of the file with the
     sampling defaults of the OpenAI API; "auto" is the base model's, "none" no folder.
+    `quantize` fp8, int8 and int4 quantise the base model's linear layers at start; "auto" takes a
+    checkpoint as it is, quantised or not, and the other values only one that is quantised so.
     `max_total_tokens` 0 is what the base model allows, at most 4096; `max_input_tokens` 0 is one
     less. `threads` 0 keeps torch's own number of CPU threads.
 
@@ -67,6 +80,7 @@ class EngineConfig:
     lora_adapters: str = ""
     dtype: str = "auto"
     device: str = "auto"
+    quantize: str = "auto"
     max_input_tokens: int = 0
     max_total_tokens: int = 0
     max_batch_prefill_tokens: int = 2048
@@ -94,6 +108,12 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
+        if self.quantize in _OTHER_QUANTIZE:
+            raise StartupError(
+                f"quantize {self.quantize} is not supported; choose "
+                f"{_OTHER_QUANTIZE[self.quantize]} ({_FLAG_NOTE})"
+            )
+        _one_of("quantize", self.quantize, QUANTIZE)
         _one_of("adapter_admin", self.adapter_admin, SWITCH)
         _one_of("cuda_graphs", self.cuda_graphs, CUDA_GRAPHS)
         for name in (

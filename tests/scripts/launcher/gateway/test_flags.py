@@ -79,7 +79,7 @@ def test_an_address_that_cannot_be_listened_on() -> None:
 
 
 def test_flags_without_meaning_are_accepted() -> None:
-    given = "--sharded true --num-shard 2 --quantize eetq --trust-remote-code --ngrok --env"
+    given = "--sharded true --num-shard 2 --speculate 3 --trust-remote-code --ngrok --env"
     flags = parse_flags([*given.split(), "--model-id", "org/base"], {"PROMETHEUS_PORT": "9"})
     warnings = useless(flags, {})
     assert len(warnings) == 6
@@ -88,10 +88,11 @@ def test_flags_without_meaning_are_accepted() -> None:
 
 
 def test_variables_without_meaning_are_told_unless_other_programs_set_them() -> None:
-    environ = {"NUM_SHARD": "2", "QUANTIZE": "awq", "MAX_BATCH_TOTAL_TOKENS": "9", "SPECULATE": ""}
-    environ |= {"ENV": "production", "NGROK_AUTHTOKEN": "x", "PROMETHEUS_PORT": "tcp://10.0.0.1:9"}
+    environ = {"NUM_SHARD": "2", "WATERMARK_GAMMA": "1", "MAX_BATCH_TOTAL_TOKENS": "9"}
+    environ |= {"SPECULATE": "", "ENV": "production", "NGROK_AUTHTOKEN": "x"}
+    environ |= {"PROMETHEUS_PORT": "tcp://10.0.0.1:9"}
     warnings = useless(parse_flags(["--sharded", "true"], environ), environ)
     assert [each.partition(" ")[0] for each in warnings] == [
-        "--sharded", "NUM_SHARD", "QUANTIZE", "MAX_BATCH_TOTAL_TOKENS",
+        "--sharded", "NUM_SHARD", "MAX_BATCH_TOTAL_TOKENS", "WATERMARK_GAMMA",
     ]  # fmt: skip
     assert warnings[1] == "NUM_SHARD has no effect here; leave it out"

@@ -4,6 +4,7 @@ Files are memory-mapped; a tensor is read when it is copied to its place, and ne
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -77,8 +78,8 @@ class CheckpointFiles:
             rows += int((~same.reshape(len(a), -1).all(1)).sum())
         return rows
 
-    def copy(self, name: str, target: torch.Tensor) -> None:
-        """target ← tensor `name`, cast to the dtype and moved to the device of `target`."""
+    def read(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
+        """Tensor `name` as its file has it, which stays mapped; of that shape, if given."""
         if name not in self._where:
             raise StartupError(
                 f"{self._folder}: no weight file has tensor {name}, which config.json calls for; "
@@ -86,23 +87,35 @@ class CheckpointFiles:
             )
         file = self._where[name]
         try:
-            source = self._open(file).get_tensor(name)
+            tensor = self._open(file).get_tensor(name)
         except SafetensorError as error:
             raise StartupError(
                 f"{self._folder / file}: cannot read {name} ({error}); "
                 "download the checkpoint again"
             ) from None
+        if shape is not None and list(tensor.shape) != list(shape):
+            raise self.wrong_shape(name, shape)
+        return tensor
+
+    def copy(self, name: str, target: torch.Tensor) -> None:
+        """target ← tensor `name`, cast to the dtype and moved to the device of `target`."""
+        source = self.read(name, target.shape)
         if source.dtype not in _DTYPES:
-            raise StartupError(
-                f"{self._folder / file}: tensor {name} is {source.dtype}; quantised checkpoints "
-                "are not supported, use the bfloat16, float16 or float32 one"
-            )
-        if source.shape != target.shape:
-            raise StartupError(
-                f"{self._folder / file}: tensor {name} has shape {list(source.shape)} but "
-                f"config.json makes it {list(target.shape)}; they are not of the same model"
-            )
+            raise self.wrong_dtype(name, source.dtype)
         target.copy_(source)
+
+    def wrong_shape(self, name: str, expected: Sequence[int]) -> StartupError:
+        return StartupError(
+            f"{self._folder / self._where[name]}: tensor {name} has shape {self.shape(name)} but "
+            f"config.json makes it {list(expected)}; they are not of the same model"
+        )
+
+    def wrong_dtype(self, name: str, dtype: torch.dtype) -> StartupError:
+        return StartupError(
+            f"{self._folder / self._where[name]}: tensor {name} is {dtype}, and config.json has no "
+            "quantization_config that says how to read it; download config.json again, or use the "
+            "bfloat16, float16 or float32 checkpoint"
+        )
 
     def _open(self, file: str) -> Any:
         if file not in self._files:

@@ -310,13 +310,6 @@ def _architecture(config: JsonFields) -> str:
 
 
 def _refuse_unsupported(config: JsonFields) -> None:
-    for field in ("quantization_config", "compression_config"):
-        if field in config:
-            raise config.error(
-                field,
-                "is set, and quantised checkpoints are not supported; "
-                "use the bfloat16, float16 or float32 checkpoint",
-            )
     activation = config.text("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise config.error("hidden_act", f"{activation!r} is not supported; supported: silu")

@@ -1,17 +1,27 @@
 """Weights of a base model: tensors on the device, modules that share an input fused.
 
 Each tensor is copied from its memory-mapped file straight into its final place and dtype, so that
-loading needs no host memory beside the model itself and, on a CPU, one matrix that is packed.
+loading needs no memory beside the model itself and one matrix that is packed or quantised.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from multilora.base_model.checkpoint import CheckpointFiles
 from multilora.base_model.config import BaseConfig
+from multilora.base_model.quantised.matrix import QuantisedMatrix, join, quantise
+from multilora.base_model.quantised.products import (
+    QuantisedWeight,
+    check_target,
+    first_line,
+    quantised_weight,
+)
+from multilora.base_model.quantised.readers import read_matrix
+from multilora.base_model.quantised.scheme import Scheme, read_scheme
 from multilora.base_model.sites import LoRASite
 from multilora_kernels.products import linear
 
@@ -69,6 +79,28 @@ def packed(weight: DenseWeight) -> DenseWeight | PackedWeight:
     return made
 
 
+SiteWeight = DenseWeight | PackedWeight | QuantisedWeight
+
+
+@dataclass
+class QuantisedSites:
+    """What has become of the linear layers of a base model that is quantised. Filled while they
+    are read."""
+
+    name: str  # of what they are quantised with
+    dtype: str  # of what is not computed in few bits
+    forms: Counter[str] = field(default_factory=Counter)  # in which they are computed → sites
+    num_bytes: int = 0
+    dense_bytes: int = 0  # that they would have in `dtype`
+    reason: str = ""  # why some are computed in `dtype`
+
+    def add(self, weight: SiteWeight, dense_bytes: int) -> None:
+        quantised = isinstance(weight, QuantisedWeight)
+        self.forms[weight.form if quantised else self.dtype] += 1
+        self.num_bytes += weight.num_bytes if quantised else dense_bytes
+        self.dense_bytes += dense_bytes
+
+
 @dataclass(frozen=True, eq=False)
 class LayerNorms:
     """The norm weights of one decoder layer."""
@@ -85,29 +117,119 @@ class Weights:
     `sites` are those of the layers."""
 
     embed: torch.Tensor  # [vocab, hidden]
-    sites: Mapping[str, DenseWeight | PackedWeight]  # by the name of the site
+    sites: Mapping[str, SiteWeight]  # by the name of the site
     norms: tuple[LayerNorms, ...]  # of each layer
     norm: torch.Tensor  # [hidden], before the output head
     lm_head: torch.Tensor  # [vocab, hidden]
+    quantised: QuantisedSites | None = None
 
 
 def load_weights(
-    folder: Path, base: BaseConfig, dtype: torch.dtype, device: torch.device
+    folder: Path,
+    base: BaseConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: str = "auto",
 ) -> Weights:
     """Read a checkpoint folder; StartupError names the file and tensor that is missing or wrong.
 
-    Tensors that the model does not use are left alone, as transformers does.
+    `quantize` is the setting (see EngineConfig). Tensors that the model does not use are left
+    alone, as transformers does.
     """
+    scheme = read_scheme(folder).with_target(quantize)
     with CheckpointFiles(folder) as files:
+        linears = SiteReader(files, scheme, dtype, device)
         reader = _Reader(files, base, dtype, device)
         embed = reader.read("model.embed_tokens.weight", base.vocab_size, base.hidden_size)
         return Weights(
             embed=embed,
-            sites={site.name: reader.site(site) for site in base.layer_sites},
+            sites={site.name: linears.read(site) for site in base.layer_sites},
             norms=tuple(reader.norms(layer) for layer in range(base.num_layers)),
             norm=reader.read("model.norm.weight", base.hidden_size),
-            lm_head=reader.lm_head(embed),
+            lm_head=reader.lm_head(embed, linears),
+            quantised=linears.quantised,
         )
+
+
+class SiteReader:
+    """The weights of sites from the files of a checkpoint, quantised as `scheme` says."""
+
+    def __init__(
+        self, files: CheckpointFiles, scheme: Scheme, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """StartupError where the target of `scheme` cannot be computed."""
+        self._files = files
+        self._scheme = scheme
+        self._dtype = dtype
+        self._device = device
+        self.quantised: QuantisedSites | None = None
+        if name := scheme.target or scheme.method:
+            self.quantised = QuantisedSites(name, str(dtype).removeprefix("torch."))
+        if scheme.target:
+            check_target(scheme.target, dtype, device)
+
+    def read(self, site: LoRASite) -> SiteWeight:
+        bias = self._fused(site, "bias", ()) if site.has_bias else None
+        weight = self._weight(site, bias)
+        if self.quantised:
+            numbers = site.in_features * site.out_features
+            self.quantised.add(weight, numbers * self._dtype.itemsize)
+        return weight
+
+    def matrix(self, module: str, rows: int, columns: int) -> QuantisedMatrix | None:
+        """The weight of a module; None where the files do not have it quantised."""
+        return read_matrix(self._files, module, rows, columns, self._scheme, self._device)
+
+    def _weight(self, site: LoRASite, bias: torch.Tensor | None) -> SiteWeight:
+        target = self._scheme.target
+        parts = [
+            self.matrix(part.module, part.out_features, site.in_features) for part in site.slices
+        ]
+        weight = None
+        if target in ("", "fp8"):
+            weight = self._product(join(parts), bias)
+        if weight is None:
+            dense = self._dense(site, parts)
+            if target:
+                weight = self._product(quantise(dense, target), bias)
+            weight = weight or packed(DenseWeight(dense, bias))
+        return weight
+
+    def _product(
+        self, matrix: QuantisedMatrix | None, bias: torch.Tensor | None
+    ) -> QuantisedWeight | None:
+        """None where there is none for it."""
+        if matrix is None:
+            return None
+        try:
+            return quantised_weight(matrix, bias, self._dtype)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if self.quantised:
+                self.quantised.reason = first_line(error)
+            return None
+
+    def _dense(self, site: LoRASite, parts: Sequence[QuantisedMatrix | None]) -> torch.Tensor:
+        if not any(parts):
+            return self._fused(site, "weight", (site.in_features,))
+        fused = self._empty(site.out_features, site.in_features)
+        slices = zip(site.slices, parts, fused.split(site.slice_sizes), strict=True)
+        for part, matrix, target in slices:
+            if matrix:
+                target.copy_(matrix.dequantised(self._dtype))
+            else:
+                self._files.copy(f"{part.module}.weight", target)
+        return fused
+
+    def _fused(self, site: LoRASite, kind: str, trailing: tuple[int, ...]) -> torch.Tensor:
+        fused = self._empty(site.out_features, *trailing)
+        for part, target in zip(site.slices, fused.split(site.slice_sizes), strict=True):
+            self._files.copy(f"{part.module}.{kind}", target)
+        return fused
+
+    def _empty(self, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=self._dtype, device=self._device)
 
 
 @dataclass(frozen=True)
@@ -122,11 +244,6 @@ class _Reader:
         self.files.copy(name, target)
         return target
 
-    def site(self, site: LoRASite) -> DenseWeight | PackedWeight:
-        matrix = self._fused(site, "weight", (site.in_features,))
-        bias = self._fused(site, "bias", ()) if site.has_bias else None
-        return packed(DenseWeight(matrix, bias))
-
     def norms(self, layer: int) -> LayerNorms:
         prefix, hidden = f"model.layers.{layer}", self.base.hidden_size
         return LayerNorms(
@@ -135,20 +252,16 @@ class _Reader:
             qk=self._qk_norm(prefix) if self.base.qk_norm else None,
         )
 
-    def lm_head(self, embed: torch.Tensor) -> torch.Tensor:
+    def lm_head(self, embed: torch.Tensor, linears: SiteReader) -> torch.Tensor:
         """A head that stands in the files counts even when config.json ties it (transformers)."""
         name = "lm_head.weight"
+        if matrix := linears.matrix("lm_head", *embed.shape):
+            return matrix.dequantised(self.dtype)
         if self.base.tie_word_embeddings and name not in self.files:
             return embed
         head = self.read(name, *embed.shape)
         tied = self.base.tie_word_embeddings and torch.equal(head, embed)
         return embed if tied else head
-
-    def _fused(self, site: LoRASite, kind: str, trailing: tuple[int, ...]) -> torch.Tensor:
-        fused = torch.empty((site.out_features, *trailing), dtype=self.dtype, device=self.device)
-        for part, target in zip(site.slices, fused.split(site.slice_sizes), strict=True):
-            self.files.copy(f"{part.module}.{kind}", target)
-        return fused
 
     def _qk_norm(self, prefix: str) -> torch.Tensor:
         base = self.base

@@ -71,6 +71,7 @@ class Decoder:
 
     def __init__(self, base: BaseConfig, weights: Weights, device: torch.device) -> None:
         self.base = base
+        self.quantised = weights.quantised
         self._embed, self._embed_site = weights.embed, base.site(EMBEDDING)
         self._layers = _layers(base, weights)
         self._norm = weights.norm
@@ -183,14 +184,20 @@ class Decoder:
 
 
 def load_decoder(
-    folder: Path, base: BaseConfig, dtype: torch.dtype, device: torch.device
+    folder: Path,
+    base: BaseConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: str = "auto",
 ) -> Decoder:
-    """The model of a checkpoint folder; StartupError names what is missing, wrong or too large."""
+    """The model of a checkpoint folder; StartupError names what is missing, wrong or too large.
+    `quantize` is the setting (see EngineConfig)."""
     try:
-        return Decoder(base, load_weights(folder, base, dtype, device), device)
+        return Decoder(base, load_weights(folder, base, dtype, device, quantize), device)
     except torch.OutOfMemoryError:
         raise StartupError(
-            f"{folder} as {dtype} does not fit on {device}; choose a smaller base model or dtype"
+            f"{folder} as {dtype} does not fit on {device}; choose a smaller base model or dtype, "
+            "or --quantize int4"
         ) from None
 
 

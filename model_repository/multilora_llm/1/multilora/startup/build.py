@@ -154,7 +154,7 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
     max_input, max_total = config.token_limits(base.max_position_embeddings)
     dtype = choose_dtype(config.dtype, base.dtype, device)
     _LOG.info("loading %s as %s on %s", folder, dtype, device)
-    model = load_decoder(folder, base, dtype, device)
+    model = load_decoder(folder, base, dtype, device, config.quantize)
     text = tried_text(config, folder, renderer)
     tokenizer = text.tokenizer
     profile = Profile(model, config, max_total, dtype, device)
@@ -241,7 +241,7 @@ def _pools(profile: Profile) -> _Pools:
     """Sized by the settings, and on a GPU by what is left of its memory. Raises StartupError."""
     meter = _meter(profile.device)
     plan = _plan(profile, meter)
-    for line in plan.lines:
+    for line in (*profile.lines, *plan.lines):
         _MEMORY_LOG.info("%s", line)
     model, config, _, dtype, device = profile
     try:

@@ -13,6 +13,7 @@ memory never gives less of either.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from multilora.base_model.weights import QuantisedSites
 from multilora.errors import StartupError
 
 HOST_POOL = 1 << 30  # bytes of each pool on a CPU unless they are given
@@ -119,6 +120,20 @@ def plan_gpu(gpu: GpuMemory, units: PoolUnits, settings: PoolSettings) -> Memory
         _line("unused", unused),
     )
     return MemoryPlan(blocks, pages, lines)
+
+
+def quantised_lines(quantised: QuantisedSites | None) -> tuple[str, ...]:
+    """In which forms the linear layers of a base model are computed, and what that saves."""
+    if not quantised:
+        return ()
+    total, dtype = quantised.forms.total(), quantised.dtype
+    forms = ", ".join(f"{count} of {total} as {form}" for form, count in quantised.forms.items())
+    size, dense = size_text(quantised.num_bytes), size_text(quantised.dense_bytes)
+    reason = f" ({quantised.reason})" if dtype in quantised.forms and quantised.reason else ""
+    return (
+        f"linear layers, quantised with {quantised.name}: {forms}{reason}; "
+        f"{size}, all in {dtype} {dense}",
+    )
 
 
 def size_text(size: int) -> str:

@@ -22,7 +22,7 @@ from multilora.lora.rank_pages import RankPagePool, bytes_per_page, copy_bytes
 from multilora.request import Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
-from multilora.startup.memory_plan import GpuMemory, PoolUnits, size_text
+from multilora.startup.memory_plan import GpuMemory, PoolUnits, quantised_lines, size_text
 from multilora_api.sampling import MAX_LOGPROBS, PARAMETERS, SamplingParams
 from multilora_kernels.segments import PAGE_RANK
 
@@ -100,6 +100,11 @@ class Profile(NamedTuple):
     @property
     def units(self) -> PoolUnits:
         return pool_units(self.config, self.model.base, self.max_total_tokens, self.dtype)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """For the log, about the base model."""
+        return quantised_lines(self.model.quantised)
 
     @property
     def graph_limits(self) -> GraphLimits:
