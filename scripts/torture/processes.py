@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from launcher.triton.stubs import children
+
 HELPER = "helper"  # a process that another one starts and ends as it likes
 _SHARED = Path("/dev/shm")
 
@@ -27,11 +29,10 @@ def tree(root: int) -> dict[int, str]:
     unseen = [*found]
     while unseen:
         parent = unseen.pop()
-        for file in Path(f"/proc/{parent}/task").glob("*/children"):  # a thread has the child
-            for child in map(int, _read(parent, f"task/{file.parent.name}/children").split()):
-                if (command := _read(child, "cmdline")) and child not in found:
-                    found[child] = _name(command.split("\0"), found[parent])
-                    unseen.append(child)
+        for child in children(parent):
+            if (command := _read(child, "cmdline")) and child not in found:
+                found[child] = _name(command.split("\0"), found[parent])
+                unseen.append(child)
     return found
 
 

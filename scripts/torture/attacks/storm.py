@@ -71,8 +71,8 @@ def _read_on(server: ServerUnderTest, name: str, rng: random.Random) -> None:
     tokens = rng.randrange(1, 300)
     with MultiLoRAClient(server.grpc, timeout=_PATIENT_SECONDS) as client:
         done = client.generate("hello", adapter_id=name, max_tokens=tokens, ignore_eos=True)
-        if done.num_output_tokens != tokens:
-            raise Unexplained(f"{done.num_output_tokens} tokens instead of {tokens}")
+    if done.num_output_tokens != tokens:
+        raise Unexplained(f"{done.num_output_tokens} tokens instead of {tokens}")
 
 
 def _leave(address: Address, path: str, body: object, rng: random.Random) -> None:

@@ -40,11 +40,11 @@ class DenseWeight:
         return linear(x, self.matrix, self.bias)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
-        """residual [T, out_features] += y, without room for y."""
+        """residual [T, out_features] += y; without room for y on a GPU."""
         if residual.device.type == "cpu":
-            residual += linear(x, self.matrix)
-        else:
-            residual.addmm_(x, self.matrix.T)
+            residual += self.multiply(x)
+            return
+        residual.addmm_(x, self.matrix.T)
         if self.bias is not None:
             residual += self.bias
 
