@@ -217,7 +217,9 @@ def test_what_became_of_quantised_linear_layers_is_said():
     sites = QuantisedSites("awq", "bfloat16", Counter({"int4": 3}), 3 << 20, 11 << 20)
     line = "linear layers, quantised with awq: 3 of 3 as int4; 3.0 MiB, all in bfloat16 11.0 MiB"
     assert quantised_lines(sites) == (line,)
-    sites.forms["bfloat16"], sites.reason = 1, "there is no product of that"
+    sites.reason = "there is no product of that"  # of the checkpoint's form; quantised anew
+    assert quantised_lines(sites) == (line,)
+    sites.forms["bfloat16"] = 1
     (line,) = quantised_lines(sites)
     assert "3 of 4 as int4, 1 of 4 as bfloat16 (there is no product of that); 3.0 MiB" in line
     assert quantised_lines(None) == ()

@@ -69,6 +69,21 @@ def test_groups_that_are_large_and_columns_in_another_order(dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whole_rows_with_columns_in_another_order(dtype: torch.dtype) -> None:
+    plain = quantise(random(16, 64).to(dtype), "int8")
+    assert plain
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(3))
+    matrix = QuantisedMatrix(plain.codes, plain.scales, None, 64, order)
+    w = torch.empty(16, 64)
+    w[:, order] = plain.codes * plain.scales
+    x, weight = random(5, 64).to(dtype), quantised_weight(matrix, None, dtype)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.2
+    torch.testing.assert_close(
+        weight.multiply(x).float(), x.float() @ w.T, rtol=0.01, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("target", ["int8", "int4", "fp8"])
 def test_quantising_takes_the_nearest_step(target: str, dtype: torch.dtype) -> None:
     w = random(8, 96).to(dtype)

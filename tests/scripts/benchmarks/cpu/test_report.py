@@ -28,6 +28,8 @@ def test_one_after_another_is_not_together() -> None:
     assert not apart.together and apart.decode == 1.0
     at_once = rates([[2.0], [2.0]], tokens=3)
     assert not at_once.together and at_once.decode == at_once.end_to_end == 3.0
+    in_bursts = rates([[0.0] * 8 + [10.0], [5.0] * 8 + [10.0]], tokens=9)  # 2 of 18 while both do
+    assert not in_bursts.together
 
 
 def test_an_answer_has_the_tokens_that_were_asked_for() -> None:
