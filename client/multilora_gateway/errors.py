@@ -75,14 +75,14 @@ def not_found(message: str) -> GatewayError:
     )  # fmt: skip
 
 
-def overloaded() -> GatewayError:
+def overloaded(retry_seconds: int = RETRY_SECONDS) -> GatewayError:
     """Too many requests are running or waiting."""
-    return GatewayError(429, "overloaded", "Model is overloaded", headers=_retry())
+    return GatewayError(429, "overloaded", "Model is overloaded", headers=_retry(retry_seconds))
 
 
 def unavailable(message: str) -> GatewayError:
     """The Triton server, or the source of an adapter, is away and may be back soon."""
-    return GatewayError(503, "unavailable", message, headers=_retry())
+    return GatewayError(503, "unavailable", message, headers=_retry(RETRY_SECONDS))
 
 
 def failed(message: str) -> GatewayError:
@@ -125,5 +125,5 @@ def openai_status(error: GatewayError) -> int:
     return 400 if error.status == 422 else error.status
 
 
-def _retry() -> dict[str, str]:
-    return {"Retry-After": str(RETRY_SECONDS)}
+def _retry(seconds: int) -> dict[str, str]:
+    return {"Retry-After": str(seconds)}

@@ -29,10 +29,11 @@ from multilora_gateway.backend.messages import (
     gateway_error,
     is_lost,
 )
+from multilora_gateway.backend.retry_times import RetryTimes
 from multilora_gateway.backend.served_model import ServedModel
 from multilora_gateway.backend.stream import EngineStream
 from multilora_gateway.backend.watch import EngineWatch, ModelProbe
-from multilora_gateway.errors import GatewayError
+from multilora_gateway.errors import GatewayError, overloaded
 from multilora_text.chat_template import NO_TEMPLATES, ChatTemplates
 
 _TEMPLATE_SECONDS = 1.0  # a template is kept this long, so that changed files count within seconds
@@ -64,6 +65,7 @@ class Backend:
         self._watch = EngineWatch(self._probe.ask)
         self._leaving: set[asyncio.Task[Any]] = set()  # read to their end, for nobody
         self.generating = 0  # how many generations run
+        self._retry_times = RetryTimes()
         self._connection = asyncio.create_task(self._follow_connection())
 
     async def close(self) -> None:
@@ -163,6 +165,10 @@ class Backend:
         self._names[name] = (time.monotonic(), found)
         return found
 
+    def refusal(self) -> GatewayError:
+        """The error for one request more than the server takes."""
+        return overloaded(self._retry_times.next())
+
     async def is_ready(self) -> bool:
         """Whether the engine answers now."""
         try:
@@ -183,7 +189,9 @@ class Backend:
 
     async def _describe(self) -> ServedModel:
         description = await self.adapters("describe", _DESCRIBE_SECONDS)
-        return await asyncio.to_thread(ServedModel.from_json, description)
+        model = await asyncio.to_thread(ServedModel.from_json, description)
+        self._retry_times.places = model.max_concurrent_requests
+        return model
 
     def _described(self, task: asyncio.Task[ServedModel]) -> None:
         """Forgets a failure: later callers ask the server again."""
@@ -217,4 +225,5 @@ class Backend:
     def _translated(self, error: MultiLoRAError, model: str) -> GatewayError:
         if is_lost(error):
             self._forget()  # the server may come back with another base
-        return gateway_error(error, model)
+        translated = gateway_error(error, model)
+        return self.refusal() if translated.status == 429 else translated

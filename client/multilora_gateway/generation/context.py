@@ -8,7 +8,6 @@ from fastapi import Depends, Request
 
 from multilora_gateway.backend.client import Backend
 from multilora_gateway.backend.served_model import ServedModel
-from multilora_gateway.errors import overloaded
 from multilora_gateway.http.access import Caller, inference
 from multilora_gateway.settings import Settings
 from multilora_text.renderer import TemplateRenderer
@@ -33,7 +32,7 @@ class RequestContext:
         costs nothing when it is known before the prompt is rendered and encoded."""
         base = await self.backend.base()
         if self.backend.generating >= base.max_concurrent_requests:
-            raise overloaded()
+            raise self.backend.refusal()
         return base
 
 
