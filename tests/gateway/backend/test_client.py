@@ -130,6 +130,24 @@ def test_a_server_whose_engine_died_is_not_ready(server: FakeAdapters) -> None:
     run(answers())
 
 
+def test_who_is_refused_by_the_engine_comes_again_in_turn() -> None:
+    """Other clients of the server may have taken the places."""
+    server = FakeAdapters(base={**description("base"), "max_concurrent_requests": 2})
+
+    async def refusals() -> list[tuple[int, str]]:
+        async with connected(server) as backend:
+            await backend.base()
+            found: list[tuple[int, str]] = []
+            for _ in range(3):
+                with pytest.raises(GatewayError) as caught:
+                    await results(backend, [GenerationRequest([1], "full")])
+                found.append((caught.value.status, caught.value.headers["Retry-After"]))
+            return found
+
+    assert run(refusals()) == [(429, "2"), (429, "3"), (429, "4")]
+    server.close()
+
+
 def test_what_is_wrong_with_an_adapter_leaves_the_base_known(server: FakeAdapters) -> None:
     async def answers() -> None:
         async with connected(server) as backend:

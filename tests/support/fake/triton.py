@@ -85,6 +85,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             message = f"in ensemble '{model}', no luck:\n{adapter_id} [{adapter_id}]"
             yield service_pb2.ModelStreamInferResponse(error_message=message)
             return
+        if adapter_id == "full":
+            message = "2 requests run or wait, the most that --max-concurrent-requests allows"
+            yield service_pb2.ModelStreamInferResponse(error_message=f"{message} [UNAVAILABLE]")
+            return
         if adapter_id == "silent":
             self._event(request_id).wait(10)
         if adapter_id == "endless":

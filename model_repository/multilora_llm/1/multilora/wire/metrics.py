@@ -3,10 +3,11 @@
 `MetricFamily` is the Python backend's class of that name; it is handed in, so nothing here needs a
 running server.
 
-Law, found out on a real server: dropping a `Metric` removes nothing while its `MetricFamily` lives,
-and the server goes down when two families of one name hold a `Metric` of the same labels and one
-is dropped. So each series has a family object of its own (they appear as one), and no series is
-made before the one with its labels is gone.
+Laws, found out on a real server: two threads that use metrics at once take the server down.
+Dropping a `Metric` removes nothing while its `MetricFamily` lives, and the server goes down when
+two families of one name hold a `Metric` of the same labels and one is dropped. So each series has a
+family object of its own (they appear as one), and no series is made before the one with its labels
+is gone.
 """
 
 import random
