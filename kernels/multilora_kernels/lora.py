@@ -46,6 +46,11 @@ def expand(update: LoRAUpdate) -> torch.Tensor:
     return delta
 
 
+def add_update(y: torch.Tensor, update: LoRAUpdate) -> None:
+    """The second half onto y [T, out_total]; kernels only."""
+    expand_gpu(update.h, update.b, update.slice_sizes, update.segments, y, add=True)
+
+
 def add_lora(
     y: torch.Tensor,
     x: torch.Tensor,
@@ -60,7 +65,7 @@ def add_lora(
     `slice_sizes` (one to three, summing to out_total) says which columns belong to which slice.
     """
     if uses_kernels(x):
-        expand_gpu(shrink_gpu(x, a, segments), b, slice_sizes, segments, y, add=True)
+        add_update(y, shrink(x, a, b, slice_sizes, segments))
     else:
         expand_cpu(shrink_cpu(x, a, segments), b, slice_sizes, segments, y)
 

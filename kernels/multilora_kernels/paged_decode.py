@@ -1,10 +1,11 @@
 """Paged decode: the one new token of each sequence attends to its KV blocks, the context in splits.
 
-    out[s, h] = softmax(scale · q[s, h] · Kᵀ) · V            over the seen tokens of sequence s
+    out[s, h] = softmax(cap(scale · q[s, h] · Kᵀ)) · V       over the seen tokens of sequence s
     split p:    (out_p, L_p),  L_p = log2 Σ 2^score          combined:  Σ 2^(L_p - L) · out_p,
                                                              L = log2 Σ 2^L_p
 
-q, out [T, heads, D] fp16, bf16 or fp32; partial results fp32. Floor: K and V are read once,
+q [T, heads, D], out [T, heads, V] fp16, bf16 or fp32; partial results fp32; a sink counts in the
+first split. Floor: K and V are read once,
 2 · Σc · kv_heads · head_dim · itemsize bytes; splits add 8 · heads · D bytes each. So one program
 takes all query heads of a KV head (up to 16 rows; mma.sync, as 16 rows are too few for wgmma), and
 contexts are split until the programs fill the GPU (Flash-Decoding, 2023; online softmax arXiv
@@ -23,9 +24,15 @@ from typing import NamedTuple
 import torch
 
 from multilora_kernels.openai_triton import next_power_of_2, num_programs, tl, triton
-from multilora_kernels.paged_tile import load_blocks, load_kv, online_softmax, start_rows
+from multilora_kernels.paged_tile import (
+    Scores,
+    add_sinks,
+    load_blocks,
+    load_kv,
+    online_softmax,
+    start_rows,
+)
 
-LOG2_E = 1.4426950408889634
 BLOCK_M = 16
 MIN_SPLIT = 128  # tokens; shorter ones cost more in partial results than they win
 MAX_SPLITS = 64  # of one sequence
@@ -97,7 +104,7 @@ def decode_plan_kernel(
 @triton.jit
 def _combine(
     partial_ptr, log_sum_ptr, out_ptr, first, heads, count, head, head_mask, d,
-    HEAD_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr, UNROLL: tl.constexpr,
+    VALUE_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Results of `count` items from `first` on. No load waits for another's value."""
     # Another multiprocessor wrote them: .cg reads past this one's own cache.
@@ -109,26 +116,28 @@ def _combine(
     top = tl.max(log_sums, 1)
     total = tl.sum(tl.exp2(log_sums - top[:, None]), 1)
     acc = tl.zeros((head.shape[0], d.shape[0]), dtype=tl.float32)
-    mask = head_mask[:, None] & (d < HEAD_DIM)[None, :]
+    mask = head_mask[:, None] & (d < VALUE_DIM)[None, :]
     for start in range(0, count, UNROLL):
         for index in tl.static_range(UNROLL):
             own, there = part + (start + index) * heads, start + index < count
             log_sum = tl.load(log_sum_ptr + own, mask=head_mask & there, other=-float("inf"),
                               cache_modifier=".cg")  # fmt: skip
-            values = tl.load(partial_ptr + own[:, None] * HEAD_DIM + d[None, :],
+            values = tl.load(partial_ptr + own[:, None] * VALUE_DIM + d[None, :],
                              mask=mask & there, other=0.0, cache_modifier=".cg")  # fmt: skip
             acc += tl.exp2(log_sum - top)[:, None] * values
     out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + head[:, None] * HEAD_DIM + d[None, :], out, mask=mask)
+    tl.store(out_ptr + head[:, None] * VALUE_DIM + d[None, :], out, mask=mask)
 
 
 @triton.jit(do_not_specialize=["table_stride"])
 def paged_decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, log_sum_ptr, arrivals_ptr, items_ptr, cu_seqlens_ptr,
-    tables_ptr, log2_scale, q_stride, out_stride, cache_stride, table_stride,
-    GROUP: tl.constexpr, TILES: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    MAX_SPLITS: tl.constexpr, ITEM: tl.constexpr,
+    tables_ptr, sinks_ptr, log2_scale, log2_cap, q_stride, out_stride, k_stride, v_stride,
+    table_stride,
+    GROUP: tl.constexpr, TILES: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, MAX_SPLITS: tl.constexpr, ITEM: tl.constexpr,
+    CAPPED: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """Grid (columns: KV heads · tiles of a group, items)."""
     column, columns, item = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
@@ -147,20 +156,27 @@ def paged_decode_kernel(
     n = begin + tl.arange(0, BLOCK_N)
     block = load_blocks(table_ptr, n, n < end, BLOCK_SIZE)
     q = tl.load(q_ptr + row * q_stride + place, mask=mask, other=0.0)
-    top, total, acc = start_rows(BLOCK_M, BLOCK_D)
+    top, total, acc = start_rows(BLOCK_M, BLOCK_V)
+    if SINKS:
+        top, total = add_sinks(sinks_ptr, head, (member < GROUP) & (item == first), top, total)
     for _ in range(begin, end, BLOCK_N):
-        k, v = load_kv(k_ptr, v_ptr, block, n, n < end, kv_head * HEAD_DIM, cache_stride, d,
-                       HEAD_DIM, BLOCK_SIZE, True)  # fmt: skip
+        k, v = load_kv(k_ptr, v_ptr, block, n, n < end, kv_head, k_stride, v_stride, HEAD_DIM,
+                       VALUE_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, True)  # fmt: skip
         seen = (n < end)[None, :]
-        top, total, acc = online_softmax(q, k, v, seen, log2_scale, top, total, acc, True, True)
+        top, total, acc = online_softmax(q, k, v, seen, log2_scale, log2_cap, top, total, acc,
+                                         True, True, CAPPED)  # fmt: skip
         n += BLOCK_N
         block = load_blocks(table_ptr, n, n < end, BLOCK_SIZE)
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    e = tl.arange(0, BLOCK_V)
+    mask = (member < GROUP)[:, None] & (e < VALUE_DIM)[None, :]
+    place = head[:, None] * VALUE_DIM + e[None, :]
     if count == 1:
-        tl.store(out_ptr + row * out_stride + place, acc.to(out_ptr.dtype.element_ty), mask=mask)
+        out = acc.to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + row * out_stride + place, out, mask=mask)
     else:
         part = item * heads + head
-        tl.store(partial_ptr + part[:, None] * HEAD_DIM + d[None, :], acc, mask=mask)
+        tl.store(partial_ptr + part[:, None] * VALUE_DIM + e[None, :], acc, mask=mask)
         tl.store(log_sum_ptr + part, top + tl.log2(total), mask=member < GROUP)
         tl.debug_barrier()  # all threads have stored before one says so
         arrived = tl.atomic_add(arrivals_ptr + sequence * columns + column, 1, sem="acq_rel")
@@ -168,7 +184,7 @@ def paged_decode_kernel(
             tl.store(arrivals_ptr + sequence * columns + column, 0)  # for the next layer
             own = member0 + tl.arange(0, BLOCK_G)
             _combine(partial_ptr, log_sum_ptr, out_ptr + row * out_stride, first, heads, count,
-                     kv_head * GROUP + own, own < GROUP, d, HEAD_DIM, MAX_SPLITS,
+                     kv_head * GROUP + own, own < GROUP, e, VALUE_DIM, MAX_SPLITS,
                      32 // BLOCK_G)  # fmt: skip
 
 
@@ -232,20 +248,22 @@ def decode_gpu(
     cu_seqlens_q: torch.Tensor,
     block_tables: torch.Tensor,
     out: torch.Tensor,
-    scale: float,
+    scores: Scores,
     work: DecodeWork,
 ) -> None:
     """Write the rows of `out` of sequences with one new token; see paged_attention."""
     _, heads, head_dim = q.shape
     block_size, kv_heads = k_cache.shape[1:3]
     group, tiles, items = heads // kv_heads, _tiles(heads, kv_heads), len(work.items)
-    few = _are_few(q, *work.arrivals.shape)
-    partial = torch.empty(items, heads, head_dim, dtype=torch.float32, device=q.device)
+    few, value_dim = _are_few(q, *work.arrivals.shape), v_cache.shape[3]
+    partial = torch.empty(items, heads, value_dim, dtype=torch.float32, device=q.device)
     log_sum = torch.empty(items, heads, dtype=torch.float32, device=q.device)
     paged_decode_kernel[(kv_heads * tiles, items)](
         q, k_cache, v_cache, out, partial, log_sum, work.arrivals, work.items, cu_seqlens_q,
-        block_tables, scale * LOG2_E, q.stride(0), out.stride(0), k_cache.stride(1),
-        block_tables.stride(0), GROUP=group, TILES=tiles, HEAD_DIM=head_dim,
-        BLOCK_SIZE=block_size, BLOCK_M=BLOCK_M, BLOCK_G=min(BLOCK_M, next_power_of_2(group)),
+        block_tables, scores.sinks, scores.log2_scale, scores.log2_cap, q.stride(0), out.stride(0),
+        k_cache.stride(1), v_cache.stride(1), block_tables.stride(0), GROUP=group, TILES=tiles,
+        HEAD_DIM=head_dim, VALUE_DIM=value_dim, BLOCK_SIZE=block_size, BLOCK_M=BLOCK_M,
+        BLOCK_G=min(BLOCK_M, next_power_of_2(group)), BLOCK_V=max(16, next_power_of_2(value_dim)),
         MAX_SPLITS=MAX_SPLITS, ITEM=_ITEM, **decode_options(head_dim, q.itemsize, few),
+        **scores.options,
     )  # fmt: skip

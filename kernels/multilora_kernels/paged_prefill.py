@@ -1,13 +1,13 @@
 """Paged prefill: sequences with several new tokens, behind a cached prefix or none.
 
-    out[t, h] = softmax(scale · q[t, h] · Kᵀ) · V        over the tokens j <= i of t's sequence
+    out[t, h] = softmax(cap(scale · q[t, h] · Kᵀ)) · V   over the tokens j <= i of t's sequence
 
-Query m of n new ones stands at i = context - n + m; with a window w only j > i - w count. q, out
-[T, heads, D] fp16, bf16 or fp32; sums fp32. Floor: 4 · heads · head_dim flops for each pair (i, j),
-which is what counts from some hundred queries on; K and V are read once per tile of queries. So a
-tile packs the query heads of one KV head and as many queries as 64 rows take, stops at its
-last query, and masks only the blocks that the diagonal or the window's edge runs through. Online
-softmax arXiv 2205.14135, paging arXiv 2309.06180.
+Query m of n new ones stands at i = context - n + m; with a window w only j > i - w count. q
+[T, heads, D], out [T, heads, V] fp16, bf16 or fp32; sums fp32. Floor: 2 · heads · (D + V) flops for
+each pair (i, j), which is what counts from some hundred queries on; K and V are read once per tile
+of queries. So a tile packs the query heads of one KV head and as many queries as 64 rows take,
+stops at its last query, and masks only the blocks that the diagonal or the window's edge runs
+through. Online softmax arXiv 2205.14135, paging arXiv 2309.06180.
 
 Which queries make a tile is a list, made on the host: the grid has no more programs than the batch
 has tiles, however much its sequences differ in length, and long tiles start first. A launch for a
@@ -27,8 +27,9 @@ import numpy as np
 import torch
 
 from multilora_kernels.openai_triton import next_power_of_2, tl, triton
-from multilora_kernels.paged_decode import LOG2_E
 from multilora_kernels.paged_tile import (
+    Scores,
+    add_sinks,
     load_blocks,
     load_kv,
     load_queries,
@@ -44,19 +45,21 @@ _TILE_ROWS = 64
 
 @triton.jit
 def _attend(
-    q, k_ptr, v_ptr, table_ptr, begin, end, low, position, window, kv_column, cache_stride,
-    log2_scale, top, total, acc,
-    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
+    q, k_ptr, v_ptr, table_ptr, begin, end, low, position, window, kv_head, k_stride, v_stride,
+    log2_scale, log2_cap, top, total, acc,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The context tokens from `begin` to `end`; where MASKED, each row those it may see."""
-    d = tl.arange(0, acc.shape[1])
     n = begin + tl.arange(0, BLOCK_N)
     block = load_blocks(table_ptr, n, n < end, BLOCK_SIZE)
     for _ in range(begin, end, BLOCK_N):
-        k, v = load_kv(k_ptr, v_ptr, block, n, (n >= low) & (n < end), kv_column, cache_stride,
-                       d, HEAD_DIM, BLOCK_SIZE, MASKED)  # fmt: skip
+        k, v = load_kv(k_ptr, v_ptr, block, n, (n >= low) & (n < end), kv_head, k_stride, v_stride,
+                       HEAD_DIM, VALUE_DIM, q.shape[1], acc.shape[1], BLOCK_SIZE,
+                       MASKED)  # fmt: skip
         seen = (n[None, :] <= position[:, None]) & (n[None, :] > position[:, None] - window)
-        top, total, acc = online_softmax(q, k, v, seen, log2_scale, top, total, acc, MASKED, False)
+        top, total, acc = online_softmax(q, k, v, seen, log2_scale, log2_cap, top, total, acc,
+                                         MASKED, False, CAPPED)  # fmt: skip
         n += BLOCK_N
         block = load_blocks(table_ptr, n, n < end, BLOCK_SIZE)
     return top, total, acc
@@ -74,10 +77,11 @@ def _tile_range(first, end, window, BLOCK_N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["table_stride"])
 def paged_prefill_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, tiles_ptr, tables_ptr,
-    log2_scale, window, q_stride, out_stride, cache_stride, table_stride,
-    GROUP: tl.constexpr, WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, out_ptr, tiles_ptr, tables_ptr, sinks_ptr,
+    log2_scale, log2_cap, window, q_stride, out_stride, k_stride, v_stride, table_stride,
+    GROUP: tl.constexpr, WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """Grid (KV heads, query tiles); see load_queries."""
     kv_head, entry = tl.program_id(0), tiles_ptr + tl.program_id(1) * 4
@@ -85,26 +89,31 @@ def paged_prefill_kernel(
     if count == 0:
         return
     first, sequence = tl.load(entry + 2), tl.load(entry + 3)
-    q, query, rows, place, mask = load_queries(q_ptr, row, count, kv_head, q_stride,
+    q, query, head, rows, there = load_queries(q_ptr, row, count, kv_head, q_stride,
                                                GROUP, HEAD_DIM, BLOCK_M, BLOCK_D)  # fmt: skip
-    top, total, acc = start_rows(BLOCK_M, BLOCK_D)
+    top, total, acc = start_rows(BLOCK_M, BLOCK_V)
+    if SINKS:
+        top, total = add_sinks(sinks_ptr, head, there, top, total)
     end, position = first + count, first + query
     low, begin, full, diagonal = _tile_range(first, end, window, BLOCK_N)
-    table_ptr, kv_column = tables_ptr + sequence * table_stride, kv_head * HEAD_DIM
+    table_ptr = tables_ptr + sequence * table_stride
     if WINDOW:
         top, total, acc = _attend(
-            q, k_ptr, v_ptr, table_ptr, begin, full, low, position, window, kv_column, cache_stride,
-            log2_scale, top, total, acc, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True,
+            q, k_ptr, v_ptr, table_ptr, begin, full, low, position, window, kv_head, k_stride,
+            v_stride, log2_scale, log2_cap, top, total, acc, HEAD_DIM, VALUE_DIM, BLOCK_SIZE,
+            BLOCK_N, CAPPED, True,
         )  # fmt: skip
     top, total, acc = _attend(
-        q, k_ptr, v_ptr, table_ptr, full, diagonal, low, position, window, kv_column, cache_stride,
-        log2_scale, top, total, acc, HEAD_DIM, BLOCK_SIZE, BLOCK_N, False,
+        q, k_ptr, v_ptr, table_ptr, full, diagonal, low, position, window, kv_head, k_stride,
+        v_stride, log2_scale, log2_cap, top, total, acc, HEAD_DIM, VALUE_DIM, BLOCK_SIZE, BLOCK_N,
+        CAPPED, False,
     )  # fmt: skip
     top, total, acc = _attend(
-        q, k_ptr, v_ptr, table_ptr, diagonal, end, low, position, window, kv_column, cache_stride,
-        log2_scale, top, total, acc, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True,
+        q, k_ptr, v_ptr, table_ptr, diagonal, end, low, position, window, kv_head, k_stride,
+        v_stride, log2_scale, log2_cap, top, total, acc, HEAD_DIM, VALUE_DIM, BLOCK_SIZE, BLOCK_N,
+        CAPPED, True,
     )  # fmt: skip
-    store_rows(out_ptr, acc, total, rows, out_stride, place, mask)
+    store_rows(out_ptr, acc, total, head, rows, there, out_stride, VALUE_DIM)
 
 
 class QueryTiles(NamedTuple):
@@ -187,17 +196,18 @@ def prefill_gpu(
     tiles: QueryTiles,
     block_tables: torch.Tensor,
     out: torch.Tensor,
-    scale: float,
+    scores: Scores,
     sliding_window: int | None,
 ) -> None:
     """Write the rows of `out` that `tiles` name; see paged_attention."""
     _, heads, head_dim = q.shape
     block_size, kv_heads = k_cache.shape[1:3]
-    group = heads // kv_heads
+    group, value_dim = heads // kv_heads, v_cache.shape[3]
     options = prefill_options(group, head_dim, q.itemsize, tiles.queries)
     paged_prefill_kernel[(kv_heads, len(tiles.table))](
-        q, k_cache, v_cache, out, tiles.table, block_tables,
-        scale * LOG2_E, sliding_window or 1 << 30, q.stride(0), out.stride(0), k_cache.stride(1),
-        block_tables.stride(0), GROUP=group, WINDOW=sliding_window is not None,
-        HEAD_DIM=head_dim, BLOCK_SIZE=block_size, **options,
+        q, k_cache, v_cache, out, tiles.table, block_tables, scores.sinks, scores.log2_scale,
+        scores.log2_cap, sliding_window or 1 << 30, q.stride(0), out.stride(0), k_cache.stride(1),
+        v_cache.stride(1), block_tables.stride(0), GROUP=group, WINDOW=sliding_window is not None,
+        HEAD_DIM=head_dim, VALUE_DIM=value_dim, BLOCK_SIZE=block_size,
+        BLOCK_V=max(16, next_power_of_2(value_dim)), **options, **scores.options,
     )  # fmt: skip

@@ -18,6 +18,7 @@ Sources: RoFormer (arXiv 2104.09864), QK norm (arXiv 2010.04245), PagedAttention
 import torch
 import torch.nn.functional as F
 
+from multilora_kernels.kv_write import kv_write_cpu
 from multilora_kernels.openai_triton import (
     early_launch,
     next_power_of_2,
@@ -135,21 +136,6 @@ def rope_kv_write_gpu(
         **early_launch(qkv),
     )  # fmt: skip
     return q
-
-
-def kv_write_cpu(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    kv_slots: torch.Tensor,
-) -> None:
-    """k, v [T, K, D] into the caches."""
-    if len(kv_slots) and int(kv_slots.min()) < 0:
-        real = kv_slots >= 0
-        k, v, kv_slots = k[real], v[real], kv_slots[real]
-    k_cache.view(-1, *k_cache.shape[2:]).index_copy_(0, kv_slots, k)
-    v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, kv_slots, v)
 
 
 def rope_kv_write_cpu(

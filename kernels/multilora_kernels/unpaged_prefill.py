@@ -18,9 +18,9 @@ from multilora_kernels.openai_triton import (
     tl,
     triton,
 )
-from multilora_kernels.paged_decode import LOG2_E
 from multilora_kernels.paged_prefill import QueryTiles, prefill_options
 from multilora_kernels.paged_tile import (
+    LOG2_E,
     load_queries,
     online_softmax,
     start_rows,
@@ -41,7 +41,8 @@ def _attend(
         if LAST:  # rows behind it are another sequence's: a NaN there times 0 is one here
             v = tl.where((n < end)[:, None], v, tl.zeros_like(v))
         seen = n[None, :] <= position[:, None]
-        top, total, acc = online_softmax(q, k, v, seen, log2_scale, top, total, acc, MASKED, True)
+        top, total, acc = online_softmax(q, k, v, seen, log2_scale, 0.0, top, total, acc, MASKED,
+                                         True, False)  # fmt: skip
     return top, total, acc
 
 
@@ -58,7 +59,7 @@ def unpaged_prefill_kernel(
         return
     first, sequence = tl.load(entry + 2), tl.load(entry + 3)
     start_row = row - first
-    q, query, rows, place, mask = load_queries(q_ptr, row, count, kv_head, q_stride,
+    q, query, head, rows, there = load_queries(q_ptr, row, count, kv_head, q_stride,
                                                GROUP, HEAD_DIM, BLOCK_M, BLOCK_D)  # fmt: skip
     top, total, acc = start_rows(BLOCK_M, BLOCK_D)
     position, column, end = first + query, kv_head * HEAD_DIM, first + count
@@ -72,7 +73,7 @@ def unpaged_prefill_kernel(
                               log2_scale, top, total, acc, BLOCK_N, True, False)  # fmt: skip
     top, total, acc = _attend(q, k_rows, v_rows, start_row, whole, end, position, column,
                               log2_scale, top, total, acc, BLOCK_N, True, True)  # fmt: skip
-    store_rows(out_ptr, acc, total, rows, out_stride, place, mask)
+    store_rows(out_ptr, acc, total, head, rows, there, out_stride, HEAD_DIM)
 
 
 def takes_rows(tensor: torch.Tensor, head_dim: int, sliding_window: int | None) -> bool:

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from multilora_kernels import paged_decode, paged_prefill, unpaged_prefill
+from multilora_kernels.paged_tile import Scores
 from support.kernels.aot import CAPABILITIES, Launch, compile_launch, record, stack_bytes
-from support.kernels.cases import AttentionCase, attention_case
+from support.kernels.cases import AttentionCase, attention_case, random_sinks
 from support.kernels.hopper_ptx import register_operands
 
 T = torch.Tensor
 HALVES = [torch.float16, torch.bfloat16]
+PLAIN = Scores(0.3)
 HEAD_DIMS = [64, 80, 96, 128, 256]
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 CONSUMER_SHARED_BYTES = 99 << 10  # of an Ampere or Ada that runs what is compiled for 80
@@ -31,10 +33,10 @@ def inputs(case: AttentionCase) -> tuple[T, T, T, T, T, T, T]:
             case.block_tables, torch.empty_like(case.q))  # fmt: skip
 
 
-def run_decode(case: AttentionCase) -> None:
+def run_decode(case: AttentionCase, scores: Scores = PLAIN) -> None:
     q, k_cache, v_cache, cu_seqlens, contexts, tables, out = inputs(case)
     work = paged_decode.decode_work(q, k_cache.shape[2], cu_seqlens, contexts, None)
-    paged_decode.decode_gpu(q, k_cache, v_cache, cu_seqlens, tables, out, 0.3, work)
+    paged_decode.decode_gpu(q, k_cache, v_cache, cu_seqlens, tables, out, scores, work)
 
 
 def prefill(
@@ -108,10 +110,28 @@ def test_float32_fits_any_gpu(
         assert stack_bytes(compiled) <= 64, "bytes per thread"
 
 
-def run_prefill(case: AttentionCase, window: int | None = None) -> None:
+def run_prefill(case: AttentionCase, window: int | None = None, scores: Scores = PLAIN) -> None:
     tiles, out = case.tiles(), torch.empty_like(case.q)
     caches = (case.k_cache, case.v_cache)
-    paged_prefill.prefill_gpu(case.q, *caches, tiles, case.block_tables, out, 0.3, window)
+    paged_prefill.prefill_gpu(case.q, *caches, tiles, case.block_tables, out, scores, window)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(64, 64), (128, 128), (192, 128), (256, 256)])
+@pytest.mark.parametrize(("softcap", "sinks"), [(50.0, False), (None, True)])
+def test_soft_caps_sinks_and_values_of_another_size(
+    softcap: float | None, sinks: bool, head_dim: int, value_dim: int, capability: int,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    dtype = torch.bfloat16
+    scores = Scores(0.3, softcap, random_sinks(8, dtype) if sinks else None)
+    for new, run in ((1, run_decode), (20, run_prefill)):
+        case = attention_case([(new, 40)] * 2, (8, 2), head_dim, dtype=dtype, value_dim=value_dim)
+        launches = record(lambda case=case, run=run: run(case, scores=scores), KERNELS, monkeypatch)
+        compiled = compile_launch(launches[-1], capability)
+        check(compiled, capability)
+        if capability == 90:
+            assert not register_operands(compiled.asm["ptx"])[1]
 
 
 def test_rows_are_taken_where_they_can_be(monkeypatch: pytest.MonkeyPatch):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from multilora_kernels import paged_context
+from multilora_kernels import paged_attention_cpu, paged_context
 from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
 from multilora_kernels.paged_context import PagedContext
-from support.kernels.cases import assert_close, attention_case
+from support.kernels.cases import assert_close, attention_case, random_sinks
 
 LENGTHS = {  # (new, context) tokens of each sequence
     "decode": [(1, 1), (1, 16), (1, 17), (1, 50)],
@@ -54,3 +54,31 @@ def test_layers_of_one_pass_share_a_context(
             context=context,
         )  # fmt: skip
         assert_close(out, paged_attention_reference(*inputs, 0.3, window), torch.float32)
+
+
+@pytest.mark.parametrize("scores", [1, 1 << 22], ids=["query by query", "together"])
+@pytest.mark.parametrize("window", [None, 6], ids=["full", "window"])
+@pytest.mark.parametrize("value_dim", [16, 24, 48])
+@pytest.mark.parametrize(
+    ("softcap", "sinks"), [(None, False), (0.8, False), (None, True), (2.0, True)]
+)
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=list(LENGTHS))
+def test_soft_caps_sinks_and_values_of_another_size(
+    lengths: list[tuple[int, int]],
+    softcap: float | None,
+    sinks: bool,
+    value_dim: int,
+    window: int | None,
+    scores: int,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(paged_attention_cpu, "_SCORES", scores)
+    case = attention_case(lengths, (6, 2), 24, value_dim=value_dim)
+    inputs = (case.q, case.k_cache, case.v_cache, case.cu_seqlens_q, case.context_lens,
+              case.block_tables)  # fmt: skip
+    own = random_sinks(6, torch.bfloat16) if sinks else None
+    out = paged_attention(*inputs, scale=0.3, sliding_window=window, softcap=softcap, sinks=own)
+    assert_close(out, paged_attention_reference(*inputs, 0.3, window, softcap, own), torch.float32)
+    if softcap or sinks:
+        plain = paged_attention_reference(*inputs, 0.3, window)
+        assert (out - plain).abs().max() > 0.05

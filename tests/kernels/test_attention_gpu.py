@@ -13,6 +13,7 @@ import torch
 from multilora_kernels.paged_attention import paged_attention, paged_attention_reference
 from multilora_kernels.paged_decode import MAX_SPLITS, decode_gpu, decode_work
 from multilora_kernels.paged_prefill import prefill_gpu
+from multilora_kernels.paged_tile import Scores
 from multilora_kernels.unpaged_prefill import unpaged_prefill_gpu
 from support.kernels.cases import (
     DEVICE,
@@ -22,6 +23,7 @@ from support.kernels.cases import (
     assert_close,
     attention_case,
     needs_gpu,
+    random_sinks,
 )
 
 pytestmark = needs_gpu
@@ -70,7 +72,7 @@ def decode(
     q, k_cache, v_cache, cu_seqlens, contexts, tables = inputs(case)
     work = decode_work(q, k_cache.shape[2], cu_seqlens, contexts, window, programs)
     for _ in range(passes):
-        decode_gpu(q, k_cache, v_cache, cu_seqlens, tables, out, 0.3, work)
+        decode_gpu(q, k_cache, v_cache, cu_seqlens, tables, out, Scores(0.3), work)
     return out
 
 
@@ -81,7 +83,7 @@ def prefill(
 ) -> torch.Tensor:
     out = torch.empty_like(case.q).fill_(float("nan")) if out is None else out
     caches = (case.k_cache, case.v_cache)
-    prefill_gpu(case.q, *caches, case.tiles(), case.block_tables, out, 0.3, window)
+    prefill_gpu(case.q, *caches, case.tiles(), case.block_tables, out, Scores(0.3), window)
     return out
 
 
@@ -111,6 +113,24 @@ def test_attention(
         *inputs(case), scale=0.3, sliding_window=window, tiles=case.tiles(),
     )  # fmt: skip
     check(out, case, window)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("value_dim", [16, 24])
+@pytest.mark.parametrize(("softcap", "sinks"), [(0.8, False), (None, True), (2.0, True)])
+def test_soft_caps_sinks_and_values_of_another_size(
+    softcap: float | None, sinks: bool, value_dim: int, window: int | None
+):
+    """Decode in one split and in several, prompts, padding."""
+    lengths = [(1, 5), (1, 300), (1, 0), (70, 90), (3, 3)]
+    case = attention_case(lengths, (6, 2), 24, dtype=DTYPE, device=DEVICE, value_dim=value_dim)
+    own = random_sinks(6, DTYPE, DEVICE) if sinks else None
+    out = paged_attention(
+        *inputs(case), scale=0.3, sliding_window=window, softcap=softcap, sinks=own,
+        tiles=case.tiles(),
+    )  # fmt: skip
+    expected = paged_attention_reference(*inputs(case), 0.3, window, softcap, own)
+    assert_close(out, expected, DTYPE)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""RMS norm, SwiGLU, and RoPE with KV write compile ahead of time for every kind of GPU.
+"""RMS norm, SwiGLU, and KV write with RoPE or alone compile ahead of time for every kind of GPU.
 
 In the sizes of Llama 3 8B, and RoPE for heads of other models.
 """
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from multilora_kernels import rms_norm, rope_kv_write, swiglu
+from multilora_kernels import kv_write, rms_norm, rope_kv_write, swiglu
 from multilora_kernels.lora import LoRAUpdate
 from multilora_kernels.segments import LoRASegments
 from support.kernels.aot import CAPABILITIES, Launch, compile_launch, record, stack_bytes
@@ -53,6 +53,23 @@ def rope_launch(
         ),
         {"rope_kv_write_kernel": rope_kv_write}, monkeypatch,
     )  # fmt: skip
+    return launch
+
+
+def kv_launch(
+    head_dim: int, value_dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> Launch:
+    """Of K with heads before rows in memory, of V with rows before heads."""
+    k = torch.empty(8, ROWS, head_dim, dtype=dtype).transpose(0, 1)
+    v = torch.empty(ROWS, 8, value_dim, dtype=dtype)
+    k_cache = torch.empty(4, 16, 8, head_dim, dtype=dtype)
+    v_cache = torch.empty(4, 16, 8, value_dim, dtype=dtype)
+    slots = torch.zeros(ROWS, dtype=torch.int64)
+    (launch,) = record(
+        lambda: kv_write.kv_write_gpu(k, v, k_cache, v_cache, slots),
+        {"kv_write_kernel": kv_write},
+        monkeypatch,
+    )
     return launch
 
 
@@ -108,11 +125,21 @@ def test_rope_kv_write(
     check(compile_launch(launch, capability))
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(64, 64), (128, 128), (192, 128), (256, 256)])
+def test_kv_write(
+    head_dim: int, value_dim: int, capability: int, dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    check(compile_launch(kv_launch(head_dim, value_dim, dtype, monkeypatch), capability))
+
+
 @pytest.mark.parametrize("capability", [90, 100])
 def test_what_starts_early_waits_before_it_reads_what_others_write(
     capability: int, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in (rms_norm, rope_kv_write, swiglu):
+    for module in (kv_write, rms_norm, rope_kv_write, swiglu):
         options = {"EARLY": True, "launch_pdl": True}
         monkeypatch.setattr(module, "early_launch", lambda _, options=options: options)
     dtype = torch.bfloat16
@@ -121,13 +148,14 @@ def test_what_starts_early_waits_before_it_reads_what_others_write(
     launches = [
         rope_launch("delta", 128, False, dtype, monkeypatch),
         swiglu_launch("delta", dtype, monkeypatch),
+        kv_launch(128, 128, dtype, monkeypatch),
         *record(
             lambda: rms_norm.rms_norm_gpu(x, weight, 1e-5, x),
             {"rms_norm_kernel": rms_norm},
             monkeypatch,
         ),
     ]
-    for launch, loads_before in zip(launches, (0, 0, 1), strict=True):
+    for launch, loads_before in zip(launches, (0, 0, 0, 1), strict=True):
         compiled = compile_launch(launch, capability)
         before, wait, after = compiled.asm["ptx"].partition("griddepcontrol.wait")
         assert wait and "ld.global" in after

@@ -121,8 +121,10 @@ def attention_case(
     block_size: int = 16,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    value_dim: int | None = None,
 ) -> AttentionCase:
-    """`lengths` are (new, context) of each sequence, `heads` are (query, KV) heads.
+    """`lengths` are (new, context) of each sequence, `heads` are (query, KV) heads, of V with
+    `value_dim` (head_dim) numbers.
 
     What the caches hold outside of the sequences is NaN, and so is the block that the unused
     entries of the block tables name. `k` and `v` are in the caches too.
@@ -131,8 +133,8 @@ def attention_case(
     counts = [-(-context // block_size) for _, context in lengths]
     order = torch.randperm(sum(counts) + 2, generator=noise).tolist()
     tables = torch.full((len(lengths), max(counts) + 1), order.pop(), dtype=torch.int32)
-    shape = (sum(counts) + 2, block_size, heads[1], head_dim)
-    k, v = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
+    shape = (sum(counts) + 2, block_size, heads[1])
+    k, v = (torch.full((*shape, n), float("nan")) for n in (head_dim, value_dim or head_dim))
     for row, (_, context) in enumerate(lengths):
         for start in range(0, context, block_size):
             block = tables[row, start // block_size] = order.pop()
@@ -145,12 +147,21 @@ def attention_case(
     contexts = torch.tensor([context for _, context in lengths], dtype=torch.int32)
     token = torch.cat([torch.arange(context - count, context) for count, context in lengths])
     own = tables[torch.arange(len(new)).repeat_interleave(torch.tensor(new)), token // block_size]
-    rows = torch.cat([cache[own, token % block_size] for cache in (k, v)], dim=1)
+    rows = torch.cat([cache[own, token % block_size].flatten(1) for cache in (k, v)], dim=1)
     q, k, v, rows = (part.to(device, dtype) for part in (q, k, v, rows))
+    new_k, new_v = rows.tensor_split((heads[1] * head_dim,), dim=1)
     return AttentionCase(
         q, k, v, starts.to(device), contexts.to(device), tables.to(device),
-        rows[:, : heads[1]], rows[:, heads[1] :],
+        new_k.unflatten(1, (heads[1], -1)), new_v.unflatten(1, (heads[1], -1)),
     )  # fmt: skip
+
+
+def random_sinks(
+    heads: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> torch.Tensor:
+    """Some count for nothing, some for all that is seen."""
+    noise = torch.Generator().manual_seed(heads)
+    return (3 * torch.randn(heads, generator=noise)).to(device, dtype)
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
