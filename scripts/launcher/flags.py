@@ -33,6 +33,7 @@ _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
         "id, id@revision, name=/path or name=org/repo@revision; commas",
     ),
     "dtype": (str, "auto, float32, bfloat16 or float16"),
+    "model-impl": (str, "auto, native or transformers: whose class computes the base model"),
     "device": (str, "auto, cpu or cuda"),
     "quantize": (
         str,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.config import EngineConfig
 from multilora.engine import Engine
 from support.engine.requests import RANKS, MakeEngine
@@ -25,11 +25,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseConfig:
+def base(tmp_path_factory: pytest.TempPathFactory) -> NativeConfig:
     """Of the model that the adapters of make_adapter are for."""
     root = tmp_path_factory.mktemp("base")
     make_model("llama").config.save_pretrained(root)
-    return BaseConfig.from_folder(root)
+    return NativeConfig.from_folder(root)
 
 
 @pytest.fixture

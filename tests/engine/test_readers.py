@@ -17,7 +17,7 @@ from launcher.flags import parse_flags
 from multilora.adapters.checkpoint.peft_config import parse_config
 from multilora.adapters.merging.recipe import parse_merge
 from multilora.adapters.naming.flag import parse_lora_adapters
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.config import DEMO, EngineConfig
 from multilora.errors import RequestError, StartupError
 from multilora.wire.prompt import parse_messages
@@ -86,7 +86,7 @@ def test_the_config_of_a_base_model(changes: dict[str, Any]) -> None:
     right = json.loads((DEMO / "base/config.json").read_text())
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(StartupError):
         (Path(folder) / "config.json").write_text(json.dumps({**right, **changes}))
-        BaseConfig.from_folder(folder)
+        NativeConfig.from_folder(folder)
 
 
 TEXTS = st.one_of(

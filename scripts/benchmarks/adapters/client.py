@@ -17,7 +17,7 @@ from random import Random
 
 import torch
 
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.config import EngineConfig
 from multilora.engine import Engine
 from multilora.lora.rank_pages import bytes_per_page
@@ -154,7 +154,7 @@ def engine_config(
     base: Path, adapters: Path, dtype: str, *, room: int, host_room: int
 ) -> EngineConfig:
     """`room` and `host_room`: how many adapters of one page the device pool and the host hold."""
-    page = bytes_per_page(BaseConfig.from_folder(base).sites, getattr(torch, dtype))
+    page = bytes_per_page(NativeConfig.from_folder(base).sites, getattr(torch, dtype))
     return EngineConfig(
         model_id=str(base),
         adapters_dir=str(adapters),

@@ -8,7 +8,7 @@ import torch
 from benchmarks.adapters.checkpoint import CACHE, LLAMA_100M, TINY, Checkpoints, Shape
 from benchmarks.adapters.client import engine_config
 from benchmarks.adapters.floor import LoadFloor, measure_floor
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.config import EngineConfig
 from multilora.lora.rank_pages import bytes_per_page
 
@@ -58,7 +58,7 @@ class BenchmarkPlan:
     def floor(self) -> LoadFloor:
         """What a load costs at the least, measured now."""
         files = self.checkpoints
-        base = BaseConfig.from_folder(files.base())
+        base = NativeConfig.from_folder(files.base())
         weights = sorted(files.adapters(8).glob("*/adapter_model.safetensors"))
         return measure_floor(weights, bytes_per_page(base.sites, getattr(torch, self.dtype)))
 

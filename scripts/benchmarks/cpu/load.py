@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.common.statistics import median
 from benchmarks.gpu.shapes import decode_bytes, layer_bytes
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 
 MODES = ("none", "distinct")  # what the requests of a batch name: the base, or an adapter each
 _ITEMSIZE = 2  # bfloat16
@@ -32,8 +32,8 @@ class DecodeLoad:
     threads: int
 
     @cached_property
-    def config(self) -> BaseConfig:
-        return BaseConfig.from_folder(self.base)
+    def config(self) -> NativeConfig:
+        return NativeConfig.from_folder(self.base)
 
     @property
     def num_parameters(self) -> int:

@@ -17,7 +17,7 @@ from benchmarks.gpu.clock import Run, one_line
 from benchmarks.gpu.contenders import connect
 from benchmarks.gpu.data import error_of, layers_needed
 from benchmarks.gpu.setting import Record, Row, Setting
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora_kernels.paged_attention import paged_attention
 from multilora_kernels.paged_prefill import QueryTiles
 from multilora_kernels.unpaged_prefill import takes_rows
@@ -99,7 +99,7 @@ def _cell(setting: Setting, sequences: int, new: int, context: int, bandwidth: f
     }
 
 
-def _operations(base: BaseConfig, sequences: int, new: int, context: int) -> float:
+def _operations(base: NativeConfig, sequences: int, new: int, context: int) -> float:
     """Two products over the pairs of query and key that the causal mask leaves."""
     pairs = new * context - new * (new - 1) / 2
     return 4.0 * sequences * base.num_heads * base.head_dim * pairs

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.gpu.shapes import GROUPS, MOST_DECODE_ROWS, Mix, layer_sites
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.sites import LoRASite
 from multilora_kernels.segments import PAGE_RANK, LaunchBounds, LoRASegments
 
@@ -49,7 +49,7 @@ def layers_needed(bytes_per_layer: int, cache_bytes: int) -> int:
 
 
 def make_lora_data(
-    base: BaseConfig, mix: Mix, num_layers: int, dtype: torch.dtype, device: torch.device
+    base: NativeConfig, mix: Mix, num_layers: int, dtype: torch.dtype, device: torch.device
 ) -> LoRAData:
     torch.manual_seed(0)
     pages = _page_numbers(mix)

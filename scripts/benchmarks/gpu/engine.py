@@ -16,9 +16,9 @@ from benchmarks.gpu.model import random_pages, random_weights
 from benchmarks.gpu.setting import Record, Row, Setting
 from benchmarks.gpu.shapes import decode_bytes
 from benchmarks.gpu.traffic import PREFILL_TOKENS, Traffic
+from multilora.forward.base_model import KVCache
 from multilora.forward.decoder import Decoder
 from multilora.forward.graphs import Bucket, GraphLimits, PassGraphs
-from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.forward.step_input import build_step_input, step_arrays
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from benchmarks.gpu.contenders import Own
 from benchmarks.gpu.data import LoRAData
 from benchmarks.gpu.shapes import layer_sites
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.sites import LoRASite
 from multilora.base_model.weights import DenseWeight
 from multilora.lora.linear import BatchLoRA, Linear
@@ -34,7 +34,7 @@ _BLOCK_SIZE = 16
 class BaseLayers:
     """Matrices of a few layers, taken in turn, and what the consumers need besides for T rows."""
 
-    base: BaseConfig
+    base: NativeConfig
     matrices: list[dict[str, torch.Tensor]]  # group → [out_total, in]
     norm: torch.Tensor  # [hidden]
     rope: torch.Tensor
@@ -44,7 +44,7 @@ class BaseLayers:
 
 
 def random_matrices(
-    base: BaseConfig, num_layers: int, dtype: torch.dtype, device: torch.device
+    base: NativeConfig, num_layers: int, dtype: torch.dtype, device: torch.device
 ) -> list[dict[str, torch.Tensor]]:
     def matrix(site: LoRASite) -> torch.Tensor:
         shape = (site.out_features, site.in_features)
@@ -55,7 +55,7 @@ def random_matrices(
 
 
 def base_layers(
-    base: BaseConfig, matrices: list[dict[str, torch.Tensor]], num_rows: int
+    base: NativeConfig, matrices: list[dict[str, torch.Tensor]], num_rows: int
 ) -> BaseLayers:
     some = matrices[0]["qkv"]
     blocks = -(-num_rows // _BLOCK_SIZE)

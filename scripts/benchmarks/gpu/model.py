@@ -2,13 +2,13 @@
 
 import torch
 
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.weights import DenseWeight, LayerNorms, Weights
 from multilora.lora.rank_pages import HostWeights, PackPlan, RankPagePool, tidied
 from multilora_kernels.segments import PAGE_RANK
 
 
-def random_weights(base: BaseConfig, dtype: torch.dtype, device: torch.device) -> Weights:
+def random_weights(base: NativeConfig, dtype: torch.dtype, device: torch.device) -> Weights:
     def matrix(rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns, dtype=dtype, device=device).div_(columns**0.5)
 
@@ -36,7 +36,7 @@ def weights_bytes(weights: Weights) -> int:
 
 
 def random_pages(
-    base: BaseConfig, num_pages: int, dtype: torch.dtype, device: torch.device
+    base: NativeConfig, num_pages: int, dtype: torch.dtype, device: torch.device
 ) -> RankPagePool:
     """A pool full of small random numbers; page i is adapter i, of rank 16."""
     pages = RankPagePool(base.sites, num_pages, dtype, device)
@@ -46,7 +46,7 @@ def random_pages(
     return pages
 
 
-def one_page(base: BaseConfig, dtype: torch.dtype) -> HostWeights:
+def one_page(base: NativeConfig, dtype: torch.dtype) -> HostWeights:
     """An adapter of rank 16 in host memory, as the loader hands it to the pool."""
     data, factors = tidied(
         {

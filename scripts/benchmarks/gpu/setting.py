@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu.clock import GraphClock, HostClock, one_line
 from benchmarks.gpu.shapes import LLAMA_8B, TINY
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 
 Row = dict[str, Any]  # flat enough for JSON
 _RECENT = 4  # the last cells count: older ones may have had more to compile
@@ -35,7 +35,7 @@ class Setting:
     peers: Path | None
 
     @property
-    def base(self) -> BaseConfig:
+    def base(self) -> NativeConfig:
         return TINY if self.tiny else LLAMA_8B
 
     @property

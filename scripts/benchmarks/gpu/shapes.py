@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from multilora.base_model.config import BaseConfig, RopeConfig
+from multilora.base_model.config import NativeConfig, RopeConfig
 from multilora.base_model.sites import LoRASite
 
 MIXES = ("distinct", "uniform", "skewed", "identical")
@@ -17,8 +17,8 @@ _SKEW = (
 
 def llama(
     layers: int, hidden: int, inner: int, heads: int, kv_heads: int, vocab: int, positions: int
-) -> BaseConfig:
-    return BaseConfig(
+) -> NativeConfig:
+    return NativeConfig(
         architecture="LlamaForCausalLM",
         vocab_size=vocab,
         hidden_size=hidden,
@@ -44,7 +44,7 @@ LLAMA_8B = llama(32, 4096, 14336, 32, 8, 128256, 8192)
 TINY = llama(1, 64, 96, 4, 2, 128, 256)
 
 
-def layer_sites(base: BaseConfig) -> dict[str, LoRASite]:
+def layer_sites(base: NativeConfig) -> dict[str, LoRASite]:
     """The sites of the first layer by their names within it: "qkv", … All layers are alike."""
     return {site.name.rpartition(".")[2]: site for site in base.sites if site.layer == 0}
 
@@ -96,12 +96,12 @@ class Mix:
         return [adapter for adapter, count in enumerate(self.counts) for _ in range(count)]
 
 
-def adapter_elements(base: BaseConfig, rank: int) -> int:
+def adapter_elements(base: NativeConfig, rank: int) -> int:
     """Numbers in one layer of an adapter on all seven modules."""
     return rank * sum(site.numbers_per_rank for site in layer_sites(base).values())
 
 
-def lora_bytes(base: BaseConfig, mix: Mix, itemsize: int) -> int:
+def lora_bytes(base: NativeConfig, mix: Mix, itemsize: int) -> int:
     """What the LoRA of one layer must move: A and B of each adapter once, x once, y read and
     written, h (fp32) written and read."""
     weights = sum(adapter_elements(base, rank) for rank in mix.ranks) * itemsize
@@ -113,26 +113,26 @@ def lora_bytes(base: BaseConfig, mix: Mix, itemsize: int) -> int:
     return weights + mix.num_rows * (inputs + 2 * outputs) * itemsize + hidden
 
 
-def lora_footprint(base: BaseConfig, mix: Mix, itemsize: int) -> int:
+def lora_footprint(base: NativeConfig, mix: Mix, itemsize: int) -> int:
     """What lies in memory for the LoRA of one layer: A, B, x and y, each once."""
     weights = sum(adapter_elements(base, rank) for rank in mix.ranks)
     rows = sum(site.in_features + site.out_features for site in layer_sites(base).values())
     return (weights + mix.num_rows * rows) * itemsize
 
 
-def layer_bytes(base: BaseConfig, itemsize: int) -> int:
+def layer_bytes(base: NativeConfig, itemsize: int) -> int:
     """The matrices of one layer of the base model."""
     sites = layer_sites(base).values()
     return sum(site.in_features * site.out_features for site in sites) * itemsize
 
 
-def kv_bytes(base: BaseConfig, tokens: int, itemsize: int) -> int:
+def kv_bytes(base: NativeConfig, tokens: int, itemsize: int) -> int:
     """K and V of so many tokens in every layer."""
     return 2 * base.num_layers * base.num_kv_heads * base.head_dim * tokens * itemsize
 
 
 def decode_bytes(
-    base: BaseConfig, contexts: Sequence[int], ranks: Sequence[int], itemsize: int
+    base: NativeConfig, contexts: Sequence[int], ranks: Sequence[int], itemsize: int
 ) -> int:
     """What one decode pass must read: all matrices (not the embedding), the KV of all contexts,
     and the adapters in use, of rank `ranks[i]`."""

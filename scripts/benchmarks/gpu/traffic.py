@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from multilora.forward.kv_cache import KVCache
+from multilora.forward.base_model import KVCache
 from multilora.forward.runner import InFlight, ModelRunner
 from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import Batch, SampledToken

@@ -17,7 +17,7 @@ from multilora.adapters.checkpoint import adapter as adapter_module
 from multilora.adapters.checkpoint.adapter import Adapter, AdapterChecks
 from multilora.adapters.checkpoint.text import NO_TEXT
 from multilora.adapters.files import FileBytes, FileStamp
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.errors import ErrorCode, RequestError
 from multilora_text.tokenizer import Tokenizer
 from support.chats import chat
@@ -130,7 +130,7 @@ def test_what_is_wrong_elsewhere_is_not_remembered(
     for version in "ab":
         write_adapter(tmp_path / version, seed=1)
     (tmp_path / "b" / CONFIG).write_text("{}")
-    checks = AdapterChecks(BaseConfig.from_folder(base_folder).sites, 16, base_folder)
+    checks = AdapterChecks(NativeConfig.from_folder(base_folder).sites, 16, base_folder)
     detour = Detour(tmp_path / "adapter", CONFIG, monkeypatch)
     refusal = checks.refusal(tmp_path / "adapter")
     assert detour.taken and refusal and refusal.code is ErrorCode.UNAVAILABLE
@@ -187,7 +187,7 @@ def test_never_a_mixture(tmp_path: Path, replace: str) -> None:
 
 
 def test_an_adapter_is_whole_while_its_folder_is_rewritten(
-    tmp_path: Path, base: BaseConfig
+    tmp_path: Path, base: NativeConfig
 ) -> None:
     """Two versions of different ranks: each digest has its own rank, and no read is refused."""
     for rank in (4, 8):
@@ -234,7 +234,7 @@ def test_weights_and_template_are_of_one_version(
     """Files are replaced once, after one of them was read, or while the weights are unpacked."""
     base_folder, folder = write_base(tmp_path / "base"), tmp_path / "adapter"
     byte_level().save(str(base_folder / "tokenizer.json"))
-    base, tokenizer = BaseConfig.from_folder(base_folder), Tokenizer.from_folder(base_folder)
+    base, tokenizer = NativeConfig.from_folder(base_folder), Tokenizer.from_folder(base_folder)
     write_version(folder, 4, NEW_TEMPLATE.replace("new", "old"))
     settle()
     replaced: list[bool] = []
@@ -271,7 +271,7 @@ def test_weights_and_template_are_of_one_version(
 
 
 def test_text_is_no_part_of_the_digest_and_is_not_read_without_a_tokenizer(tmp_path: Path) -> None:
-    base = BaseConfig.from_folder(write_base(tmp_path / "base"))
+    base = NativeConfig.from_folder(write_base(tmp_path / "base"))
     folder = tmp_path / "adapter"
     write_version(folder, 4, NEW_TEMPLATE)
     first = read_adapter(folder, "mine", base.sites, torch.float32, 16)

@@ -22,11 +22,11 @@ from multilora.adapters.admin.command import AdminCommand
 from multilora.adapters.memory.device_cache import DeviceAdapterCache, adapter_id_of
 from multilora.adapters.memory.host_cache import HostAdapterCache
 from multilora.adapters.naming.watch import FolderChanges
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.sites import LoRASite
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
-from multilora.forward.kv_cache import KVCache
+from multilora.forward.base_model import KVCache
 from multilora.lora.rank_pages import RankPagePool
 from multilora.request import FinishReason, Request, TokenOutput
 from support.engine.requests import MakeEngine, alone, assert_all_free, page_bytes, request, tokens
@@ -165,7 +165,7 @@ def test_a_storm_of_requests_commands_and_files(
 ):
     (tmp_path / "adapters").mkdir()
     size = page_bytes(folder)
-    block = KVCache.bytes_per_block(BaseConfig.from_folder(folder / "base"), 16, torch.float32)
+    block = KVCache.bytes_per_block(NativeConfig.from_folder(folder / "base"), 16, torch.float32)
     engine = make_engine(
         {"a": folder / "a"},
         adapters_dir=str(tmp_path / "adapters"),

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from multilora.adapters.checkpoint.adapter import Adapter
-from multilora.base_model.config import BaseConfig
-from multilora.forward.decoder import Decoder, load_decoder
-from multilora.forward.kv_cache import KVCache
+from multilora.base_model.sites import BaseConfig
+from multilora.forward.base_model import BaseModel, KVCache, load_base_model
 from multilora.forward.step_input import build_step_input
 from multilora.lora.rank_pages import RankPagePool
 from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
+from multilora.startup.build import read_base
 from support.engine.reading import read_adapter
 from support.tiny.adapters import ALL, ATTENTION, MLP, make_adapter
-from support.tiny.families import VOCAB, make_model, write_model
+from support.tiny.families import FAMILIES, VOCAB, make_model, write_model
 
 CPU = torch.device("cpu")
 BLOCK_SIZE, BLOCKS_PER_SEQUENCE, NUM_STEPS = 8, 4, 4
@@ -67,6 +67,20 @@ TIED: dict[str, dict[str, Any]] = {
         "alpha_pattern": {"lm_head": 30},
     },
 }
+FUSED: dict[str, dict[str, Any]] = {
+    "qkv": {"target_modules": ["qkv_proj"]},
+    "mlp": {"target_modules": ["gate_up_proj", "down_proj"], "r": 20},
+    "all": {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], "r": 17},
+}
+LINEAR: dict[str, dict[str, Any]] = {
+    "all linear": {"target_modules": "all-linear"},
+    "rank 17": {"target_modules": "all-linear", "r": 17},
+}
+_BESIDE_EXPERTS = r".*\.(self_attn|shared_expert)\.\w+_proj\w*"
+MIXTURE: dict[str, dict[str, Any]] = {
+    "beside experts": {"target_modules": _BESIDE_EXPERTS},
+    "rank 17": {"target_modules": _BESIDE_EXPERTS, "r": 17},
+}
 MIXES = {
     "llama subsets": ("llama", SUBSETS),
     "llama ranks": ("llama", RANKS),
@@ -76,6 +90,13 @@ MIXES = {
     "qwen3": ("qwen3", SOME),
     "llama tables": ("llama", TABLES),
     "llama-tied tables": ("llama-tied", TABLES | TIED),
+    "gemma2": ("gemma2", SOME),
+    "gemma3 tables": ("gemma3", TABLES),
+    "phi3": ("phi3", FUSED),
+    **{
+        f"{family} linear": (family, MIXTURE if "num_experts_per_tok" in changes else LINEAR)
+        for family, changes in FAMILIES.items()
+    },
 }
 
 
@@ -98,7 +119,7 @@ def make_stream(index: int, adapter: str) -> Stream:
 
 
 class Mix(NamedTuple):
-    model: Decoder
+    model: BaseModel
     dtype: torch.dtype
     device: torch.device
     pool: RankPagePool
@@ -116,7 +137,7 @@ def make_mix(root: Path, name: str, dtype: torch.dtype, device: torch.device) ->
     """`dtype` is the engine's; PEFT computes in float32 on weights rounded to it."""
     variant, configs = MIXES[name]
     folder = write_model(make_model(variant), root / "base")
-    base = BaseConfig.from_folder(folder)
+    base = read_base(folder, "auto")
     if configs.keys() >= TABLES.keys():
         base = base.with_tables(("lm_head", "embed_tokens"))
     names = [*configs, "", *list(configs)[:2], ""]
@@ -133,7 +154,7 @@ def make_mix(root: Path, name: str, dtype: torch.dtype, device: torch.device) ->
         for name in configs
     ]
     pool, pages = fill_pool(adapters, base, dtype, device)
-    model = load_decoder(folder, base, dtype, device)
+    model = load_base_model(folder, base, dtype, device, base.max_position_embeddings)
     return Mix(model, dtype, device, pool, pages, streams, expected)
 
 

@@ -1,4 +1,4 @@
-"""BaseConfig: what transformers writes, old and new, and refusals that say what to do."""
+"""NativeConfig: what transformers writes, old and new, and refusals that say what to do."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from multilora.base_model.config import BaseConfig, RopeConfig
+from multilora.base_model.config import NativeConfig, RopeConfig
 from multilora.errors import StartupError
 
 LLAMA: dict[str, Any] = {
@@ -30,11 +30,11 @@ LLAMA3 = {
 YARN = {"factor": 4.0, "original_max_position_embeddings": 128}
 
 
-def read(folder: Path, **changes: Any) -> BaseConfig:
+def read(folder: Path, **changes: Any) -> NativeConfig:
     """LLAMA with `changes`; a field changed to ... is left out."""
     config = {name: value for name, value in (LLAMA | changes).items() if value is not ...}
     (folder / "config.json").write_text(json.dumps(config))
-    return BaseConfig.from_folder(folder)
+    return NativeConfig.from_folder(folder)
 
 
 def architecture(name: str) -> dict[str, Any]:
@@ -176,13 +176,13 @@ def test_refusals(tmp_path: Path, changes: dict[str, Any], message: str) -> None
 
 def test_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"folder .*absent does not exist; check --model-id"):
-        BaseConfig.from_folder(tmp_path / "absent")
+        NativeConfig.from_folder(tmp_path / "absent")
     with pytest.raises(StartupError, match=r"has no config.json; --model-id must name"):
-        BaseConfig.from_folder(tmp_path)
+        NativeConfig.from_folder(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(StartupError, match="it is an adapter, for --lora-adapters"):
-        BaseConfig.from_folder(tmp_path)
+        NativeConfig.from_folder(tmp_path)
     for text, problem in (("{", "not valid JSON"), ("[]", "must hold a JSON object; got list")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(StartupError, match=problem):
-            BaseConfig.from_folder(tmp_path)
+            NativeConfig.from_folder(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.weights import (
     DenseWeight,
     PackedWeight,
@@ -26,7 +26,7 @@ Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Weights:
-    return load_weights(folder, BaseConfig.from_folder(folder), dtype, CPU)
+    return load_weights(folder, NativeConfig.from_folder(folder), dtype, CPU)
 
 
 def edit(folder: Path, change: Callable[[Tensors], object]) -> None:

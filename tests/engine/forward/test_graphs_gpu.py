@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from multilora.adapters.checkpoint.adapter import Adapter
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
+from multilora.forward.base_model import KVCache
 from multilora.forward.decoder import load_decoder
 from multilora.forward.graphs import Bucket, GraphLimits, PassGraphs, buckets
-from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.forward.step_input import build_step_input, step_arrays
 from multilora.lora.rank_pages import RankPagePool
@@ -48,7 +48,7 @@ class Bench:
     tables: tuple[str, ...] = ()  # on which the adapters act, too
 
     def __post_init__(self) -> None:
-        base = BaseConfig.from_folder(write_base(self.folder / "base"))
+        base = NativeConfig.from_folder(write_base(self.folder / "base"))
         self.base = base.with_tables(self.tables)
         self.device = torch.device(DEVICE)
         model = load_decoder(self.folder / "base", self.base, DTYPE, self.device)

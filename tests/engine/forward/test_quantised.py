@@ -10,11 +10,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.quantised.matrix import quantise
 from multilora.errors import StartupError
+from multilora.forward.base_model import KVCache
 from multilora.forward.decoder import Decoder, load_decoder
-from multilora.forward.kv_cache import KVCache
 from multilora.forward.step_input import build_step_input
 from multilora.lora.rank_pages import RankPagePool
 from multilora.request import AdapterSet, Request
@@ -82,7 +82,7 @@ def computed(
 
 
 def load(folder: Path, quantize: str = "auto", dtype: torch.dtype = torch.float32) -> Decoder:
-    return load_decoder(folder, BaseConfig.from_folder(folder), dtype, CPU, quantize)
+    return load_decoder(folder, NativeConfig.from_folder(folder), dtype, CPU, quantize)
 
 
 def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -177,7 +177,7 @@ def test_fp8_needs_a_gpu(tmp_path: Path) -> None:
 def test_the_gpu_computes_the_same(form: str, dtype: torch.dtype, tmp_path: Path) -> None:
     theirs = write_quantised(form, tmp_path)
     cuda = torch.device("cuda")
-    ours = load_decoder(tmp_path, BaseConfig.from_folder(tmp_path), dtype, cuda)
+    ours = load_decoder(tmp_path, NativeConfig.from_folder(tmp_path), dtype, cuda)
     few = {"awq": "int4", "gptq act order": "int4", "W8A8": "int8", "compressed fp8": "fp8"}
     if form != "compressed fp8" or torch.cuda.get_device_capability() >= (8, 9):
         assert set(forms_of(ours)) == {few.get(form, str(dtype).removeprefix("torch."))}
@@ -192,7 +192,7 @@ def test_the_gpu_quantises_at_start(target: str, tmp_path: Path) -> None:
         pytest.skip("needs compute capability 8.9")
     theirs = make_model("llama")
     folder, cuda = write_model(theirs, tmp_path), torch.device("cuda")
-    ours = load_decoder(folder, BaseConfig.from_folder(folder), torch.bfloat16, cuda, target)
+    ours = load_decoder(folder, NativeConfig.from_folder(folder), torch.bfloat16, cuda, target)
     assert set(forms_of(ours)) == {target}
     logits = computed(ours, dtype=torch.bfloat16, device=cuda)[""]
     assert error(logits, expected(stepped(theirs, target))) <= 0.15

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.forward import sampler
+from multilora.forward.base_model import KVCache
 from multilora.forward.decoder import load_decoder
 from multilora.forward.graphs import GraphLimits, PassGraphs
-from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import InFlight, ModelRunner
 from multilora.forward.sampling_input import Penalties
 from multilora.forward.step_input import build_step_input
@@ -33,7 +33,7 @@ PAGES = {A: (1,)}
 @pytest.fixture(name="runner")
 def model_runner(folder: Path) -> ModelRunner:
     """With adapter "a" on page 1. What is replayed is for test_graphs_gpu."""
-    base = BaseConfig.from_folder(folder / "base")
+    base = NativeConfig.from_folder(folder / "base")
     model = load_decoder(folder / "base", base, torch.float32, CPU)
     kv = KVCache(base, 4 * BLOCKS, BLOCK, torch.float32, CPU)
     pool = RankPagePool(base.sites, 2, torch.float32, CPU)

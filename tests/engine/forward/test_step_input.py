@@ -6,8 +6,8 @@ from array import array
 import pytest
 import torch
 
-from multilora.base_model.config import BaseConfig, RopeConfig
-from multilora.forward.kv_cache import KVCache
+from multilora.base_model.config import NativeConfig, RopeConfig
+from multilora.forward.base_model import KVCache
 from multilora.forward.step_input import StepInput, build_step_input
 from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import Batch, BatchItem, make_batch
@@ -139,9 +139,9 @@ def test_the_device_gets_what_the_host_has() -> None:
 
 
 def test_kv_cache_is_as_large_as_it_says() -> None:
-    base = BaseConfig(
-        "LlamaForCausalLM", 8, 64, 96, 3, 4, 2, 16, 1e-6, RopeConfig(), 128, True,
-        False, False, False, False, (None,) * 3, "float32",
+    base = NativeConfig(
+        "LlamaForCausalLM", 8, 64, 3, 4, 2, 16, 128, True, "float32",
+        96, 1e-6, RopeConfig(), False, False, False, False, (None,) * 3,
     )  # fmt: skip
     kv = KVCache(base, num_blocks=5, block_size=8, dtype=torch.bfloat16, device=CPU)
     assert kv.k.shape == kv.v.shape == (3, 5, 8, 2, 16)

@@ -12,7 +12,7 @@ import pytest
 from multilora.config import DEMO, EngineConfig
 from multilora.engine import Engine
 from multilora.errors import ErrorCode, RequestError
-from multilora.forward.kv_cache import KVCache
+from multilora.forward.base_model import KVCache
 from multilora.grammar.cache import GrammarCache
 from multilora.grammar.compiler import GrammarCompiler
 from multilora.request import FinishReason, Request

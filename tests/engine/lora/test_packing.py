@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from multilora.adapters.checkpoint.adapter import AdapterReader
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.errors import RequestError
 from multilora.lora import rank_pages
 from support.engine.reading import pages_of, read_adapter
@@ -36,7 +36,7 @@ def written(good: Path, folder: Path, change: Callable[[Tensors], Tensors]) -> P
     return folder
 
 
-def expected(folder: Path, base: BaseConfig, dtype: torch.dtype) -> Tensors:
+def expected(folder: Path, base: NativeConfig, dtype: torch.dtype) -> Tensors:
     """a and b of each site, as rank_pages defines them."""
     tensors = load_file(folder / WEIGHTS)
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -60,7 +60,7 @@ def expected(folder: Path, base: BaseConfig, dtype: torch.dtype) -> Tensors:
     return found
 
 
-def packed(folder: Path, base: BaseConfig, dtype: torch.dtype) -> Tensors:
+def packed(folder: Path, base: NativeConfig, dtype: torch.dtype) -> Tensors:
     pool = pages_of(read_adapter(folder, "x", base.sites, dtype, 64), base.sites, dtype)
     return {f"{name}.a": a for name, a in pool.a.items()} | {
         f"{name}.b": b for name, b in pool.b.items()
@@ -83,7 +83,7 @@ def mixed(tensors: Tensors) -> Tensors:
 @pytest.mark.parametrize("of_file", ["float32", "float16", "bfloat16", "float64", "mixed"])
 def test_dtypes_and_pieces(
     good: Path,
-    base: BaseConfig,
+    base: NativeConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     of_file: str,
@@ -100,7 +100,7 @@ def test_dtypes_and_pieces(
 
 @pytest.mark.parametrize("spaces", [1, 2, 3, 4])
 def test_numbers_that_are_not_aligned(
-    good: Path, base: BaseConfig, tmp_path: Path, spaces: int
+    good: Path, base: NativeConfig, tmp_path: Path, spaces: int
 ) -> None:
     """Behind a head of any length, as other writers leave it."""
     folder = written(good, tmp_path / "x", lambda tensors: tensors)
@@ -112,7 +112,7 @@ def test_numbers_that_are_not_aligned(
 
 
 def test_adapters_of_one_training_share_a_plan_and_nothing_else(
-    good: Path, base: BaseConfig, tmp_path: Path
+    good: Path, base: NativeConfig, tmp_path: Path
 ) -> None:
     reader = AdapterReader(base.sites, torch.float32, 64)
     once = written(good, tmp_path / "once", lambda tensors: tensors)
@@ -134,7 +134,7 @@ def test_adapters_of_one_training_share_a_plan_and_nothing_else(
 
 @pytest.mark.parametrize("entries", ["overlap", "gap", "size", "dtype"])
 def test_heads_that_do_not_fit_the_numbers(
-    good: Path, base: BaseConfig, tmp_path: Path, entries: str
+    good: Path, base: NativeConfig, tmp_path: Path, entries: str
 ) -> None:
     folder = written(good, tmp_path / "x", lambda tensors: tensors)
     content = (folder / WEIGHTS).read_bytes()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from multilora.adapters.checkpoint.adapter import Adapter
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.sites import modules
 from multilora.lora.rank_pages import RankPagePool, bytes_per_page
 from support.engine.reading import pages_of, read_adapter
@@ -21,11 +21,11 @@ PATTERNS: dict[str, Any] = {
 }
 
 
-def read(folder: Path, base: BaseConfig, dtype: torch.dtype = torch.float32) -> Adapter:
+def read(folder: Path, base: NativeConfig, dtype: torch.dtype = torch.float32) -> Adapter:
     return read_adapter(folder, "x", base.sites, dtype, max_rank=128)
 
 
-def deltas(tensors: RankPagePool, pages: list[int], base: BaseConfig) -> dict[str, torch.Tensor]:
+def deltas(tensors: RankPagePool, pages: list[int], base: NativeConfig) -> dict[str, torch.Tensor]:
     """ΔW of every module from `pages`, by the definition of the layout."""
     found = {}
     for site in base.sites:
@@ -36,7 +36,7 @@ def deltas(tensors: RankPagePool, pages: list[int], base: BaseConfig) -> dict[st
     return found
 
 
-def peft_deltas(model: Any, base: BaseConfig) -> dict[str, torch.Tensor]:
+def peft_deltas(model: Any, base: NativeConfig) -> dict[str, torch.Tensor]:
     found = {}
     for path, (site, part) in modules(base.sites).items():
         module = model.base_model.model.get_submodule(path)
@@ -63,7 +63,7 @@ def peft_deltas(model: Any, base: BaseConfig) -> dict[str, torch.Tensor]:
     ids=str,
 )
 def test_pages_hold_pefts_delta_weights(
-    tmp_path: Path, base: BaseConfig, config: dict[str, Any]
+    tmp_path: Path, base: NativeConfig, config: dict[str, Any]
 ) -> None:
     expected = peft_deltas(make_adapter(tmp_path, **config), base)
     adapter = read(tmp_path, base)
@@ -77,7 +77,7 @@ def test_pages_hold_pefts_delta_weights(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_rank_is_the_largest_of_the_modules(tmp_path: Path, base: BaseConfig) -> None:
+def test_rank_is_the_largest_of_the_modules(tmp_path: Path, base: NativeConfig) -> None:
     make_adapter(tmp_path, r=4, rank_pattern={"up_proj": 37})
     adapter = read(tmp_path, base)
     assert (adapter.rank, adapter.num_pages) == (37, 3)
@@ -85,7 +85,7 @@ def test_rank_is_the_largest_of_the_modules(tmp_path: Path, base: BaseConfig) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_write_fills_the_given_pages_only(
-    tmp_path: Path, base: BaseConfig, dtype: torch.dtype
+    tmp_path: Path, base: NativeConfig, dtype: torch.dtype
 ) -> None:
     for name, seed, rank in (("first", 1, 40), ("second", 2, 16)):
         make_adapter(tmp_path / name, seed=seed, r=rank)
@@ -108,13 +108,13 @@ def test_write_fills_the_given_pages_only(
         pool.write((0, 1), first.weights)
 
 
-def test_views_start_where_the_gpu_kernels_need_them(base: BaseConfig) -> None:
+def test_views_start_where_the_gpu_kernels_need_them(base: NativeConfig) -> None:
     pool = RankPagePool(base.sites, 3, torch.bfloat16, "cpu")
     for tensor in (*pool.a.values(), *pool.b.values()):
         assert tensor.is_contiguous() and tensor.storage_offset() * 2 % 16 == 0
 
 
-def test_tensor_names_of_other_writers_are_understood(tmp_path: Path, base: BaseConfig) -> None:
+def test_tensor_names_of_other_writers_are_understood(tmp_path: Path, base: NativeConfig) -> None:
     make_adapter(tmp_path)
     expected = pages_of(read(tmp_path, base), base.sites, torch.float32).data
     path = tmp_path / "adapter_model.safetensors"
@@ -133,7 +133,7 @@ def test_tensor_names_of_other_writers_are_understood(tmp_path: Path, base: Base
         assert torch.equal(found, expected)
 
 
-def test_the_key_follows_the_content(tmp_path: Path, base: BaseConfig) -> None:
+def test_the_key_follows_the_content(tmp_path: Path, base: NativeConfig) -> None:
     make_adapter(tmp_path / "a")
     make_adapter(tmp_path / "b", seed=2)
     make_adapter(tmp_path / "c", lora_alpha=17)

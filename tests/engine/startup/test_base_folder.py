@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.weights import load_weights
 from multilora.config import EngineConfig
 from multilora.errors import StartupError
@@ -70,7 +70,7 @@ def test_only_the_files_that_the_index_names_are_downloaded(
 ) -> None:
     folder = fetch()
     assert brought(hub) == {*TEXT, TEMPLATES, INDEX, *SHARDS}
-    base = BaseConfig.from_folder(folder)
+    base = NativeConfig.from_folder(folder)
     assert load_weights(folder, base, *CPU).embed.shape == (128, 64)
     before = hub.sent.copy()
     assert fetch() == folder and hub.sent == before
@@ -84,7 +84,7 @@ def test_a_single_file_makes_the_shards_needless(hub: HubServer, repository: Pat
     save_file(whole, repository / "model.safetensors")
     folder = fetch()
     assert brought(hub) == {*TEXT, TEMPLATES, INDEX, "model.safetensors"}
-    load_weights(folder, BaseConfig.from_folder(folder), *CPU)
+    load_weights(folder, NativeConfig.from_folder(folder), *CPU)
 
 
 def test_a_repository_without_such_weights_says_what_is_served(
@@ -95,7 +95,7 @@ def test_a_repository_without_such_weights_says_what_is_served(
     folder = fetch()
     assert brought(hub) == {*TEXT, TEMPLATES}
     with pytest.raises(StartupError, match="as transformers saves it, in safetensors"):
-        load_weights(folder, BaseConfig.from_folder(folder), *CPU)
+        load_weights(folder, NativeConfig.from_folder(folder), *CPU)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "original/model.safetensors"])

@@ -12,12 +12,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from multilora.base_model.config import BaseConfig, RopeConfig
+from multilora.base_model.config import NativeConfig, RopeConfig
 from multilora.base_model.sites import TABLES
 from multilora.base_model.weights import DenseWeight, LayerNorms, Weights
+from multilora.forward.base_model import KVCache
 from multilora.forward.decoder import Decoder, load_decoder
 from multilora.forward.graphs import GraphLimits, PassGraphs
-from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.forward.step_input import build_step_input
 from multilora.lora import linear as lora_linear
@@ -52,7 +52,7 @@ LIMITS, PREFILL, BLOCK = GraphLimits(64, 4096, 8), 2048, 16
 
 
 def base(hidden: int, intermediate: int, heads: int, kv_heads: int, window: int | None):
-    return BaseConfig(
+    return NativeConfig(
         architecture="LlamaForCausalLM", vocab_size=1000, hidden_size=hidden,
         intermediate_size=intermediate, num_layers=1, num_heads=heads, num_kv_heads=kv_heads,
         head_dim=hidden // heads, rms_norm_eps=1e-5, rope=RopeConfig(), tie_word_embeddings=True,
@@ -61,7 +61,7 @@ def base(hidden: int, intermediate: int, heads: int, kv_heads: int, window: int 
     )  # fmt: skip
 
 
-def decoder(config: BaseConfig) -> Decoder:
+def decoder(config: NativeConfig) -> Decoder:
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=DTYPE, device=META)
 
@@ -107,7 +107,7 @@ def random_batch(noise: random.Random) -> Batch:
     ids=["tiny", "0.5B with tables", "8B"],
 )
 def test_warm_up_covers_every_batch(
-    config: BaseConfig, multiprocessors: int, monkeypatch: pytest.MonkeyPatch
+    config: NativeConfig, multiprocessors: int, monkeypatch: pytest.MonkeyPatch
 ):
     for module in (lora_linear, lora, paged_attention, rms_norm, rope_kv_write, swiglu):
         monkeypatch.setattr(module, "uses_kernels", lambda _: True)
@@ -154,7 +154,7 @@ def test_no_batch_is_larger_than_one_that_is_served(limits: GraphLimits, prefill
 
 def test_warm_up_beside_captured_passes_and_a_pool_smaller_than_an_adapter(folder: Path):
     """On a CPU, which says where an index is out of range."""
-    config, cpu = BaseConfig.from_folder(folder / "base"), torch.device("cpu")
+    config, cpu = NativeConfig.from_folder(folder / "base"), torch.device("cpu")
     model = load_decoder(folder / "base", config, torch.float32, cpu)
     kv = KVCache(config, 2, BLOCK, torch.float32, cpu)
     adapters = RankPagePool(config.sites, 2, torch.float32, cpu)

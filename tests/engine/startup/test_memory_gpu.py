@@ -7,7 +7,7 @@ import torch
 
 from multilora.config import DEMO, EngineConfig
 from multilora.engine import Engine
-from multilora.forward.kv_cache import KVCache
+from multilora.forward.base_model import KVCache
 from multilora.startup.device import choose_device, gather, problem
 from support.engine.requests import drain, request
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.sites import LoRASite, Slice
 from multilora.config import EngineConfig
 from multilora.engine import Engine
 from multilora.errors import StartupError
+from multilora.forward.base_model import KVCache
 from multilora.forward.decoder import load_decoder
 from multilora.forward.graphs import Bucket, PassGraphs, buckets
-from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import InFlight, ModelRunner
 from multilora.lora.rank_pages import RankPagePool, copy_bytes
 from multilora.scheduling.batch import Batch
@@ -97,7 +97,7 @@ def make_profile(folder: Path, **settings: Any) -> Profile:
         "gpu_memory_utilization": 0.8,
         **settings,
     }
-    base = BaseConfig.from_folder(folder / "base")
+    base = NativeConfig.from_folder(folder / "base")
     model = load_decoder(folder / "base", base, torch.float32, CPU)
     return Profile(model, EngineConfig(**values), 24, torch.float32, CPU)
 

@@ -22,6 +22,7 @@ def test_flags_become_settings_of_the_engine() -> None:
         "--max-total-tokens": "9",
         "--adapter-memory": "64MiB",
         "--dtype": "float32",
+        "--model-impl": "transformers",
         "--cuda-memory-fraction": "0.75",
         "--cuda-graphs": "off",
         "--kv-cache-memory": "auto",
@@ -34,6 +35,7 @@ def test_flags_become_settings_of_the_engine() -> None:
     assert (config.model_id, config.lora_adapters) == ("org/base", "a=org/a@v1,b")
     assert (config.max_input_tokens, config.max_total_tokens) == (7, 9)
     assert (config.adapter_memory, config.dtype) == (64 << 20, "float32")
+    assert config.model_impl == "transformers"
     assert (config.max_concurrent_requests, config.threads) == (3, 1)
     assert (config.gpu_memory_utilization, config.cuda_graphs) == (0.75, "off")
     assert config.kv_cache_memory == 0

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from multilora.adapters.admin.command import AdminCommand
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.engine import Engine
 from multilora.errors import RequestError
-from multilora.forward.kv_cache import KVCache
+from multilora.forward.base_model import KVCache
 from multilora.lora.rank_pages import bytes_per_page
 from multilora.request import PromptToken, Request, TokenOutput
 from multilora_api.sampling import SamplingParams
@@ -80,11 +80,11 @@ def alone(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
 
 
 def page_bytes(folder: Path) -> int:
-    return bytes_per_page(BaseConfig.from_folder(folder / "base").sites, torch.float32)
+    return bytes_per_page(NativeConfig.from_folder(folder / "base").sites, torch.float32)
 
 
 def block_bytes(folder: Path) -> int:
-    return KVCache.bytes_per_block(BaseConfig.from_folder(folder / "base"), 16, torch.float32)
+    return KVCache.bytes_per_block(NativeConfig.from_folder(folder / "base"), 16, torch.float32)
 
 
 def raises_once(

@@ -10,7 +10,7 @@ import torch
 from multilora.adapters.checkpoint.adapter import Adapter
 from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.naming.source import AdapterSource
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.lora.rank_pages import RankPagePool
 from multilora.request import AdapterSet
 from multilora.scheduling.adapter_cache import CacheMiss
@@ -23,7 +23,7 @@ class Workshop:
 
     def __init__(self, root: Path, num_pages: int = 2, host_adapters: int = 8) -> None:
         self.root = root
-        self.base = BaseConfig.from_folder(root / "base")
+        self.base = NativeConfig.from_folder(root / "base")
         self.gate = threading.Event()
         self.gate.set()
         self.num_reads = 0

@@ -17,13 +17,15 @@ _LOG = logging.getLogger(__name__)
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SWITCH = ("on", "off")
+MODEL_IMPLS = ("auto", "native", "transformers")
 CUDA_GRAPHS = ("off", "decode", "full")
 QUANTIZE = ("auto", "fp8", "int8", "int4", "awq", "gptq", "compressed-tensors")
 DEVICES = ("auto", "cpu", "cuda")
 _AUTO_SIZES = ("adapter_memory", "kv_cache_memory")  # "auto" is 0
-_RENAMED = {  # values of earlier versions, and of TGI
+_RENAMED = {  # values of earlier versions, of TGI and of vLLM
     ("cuda_graphs", "on"): "full",
     ("quantize", "eetq"): "int8",
+    ("model_impl", "vllm"): "native",
 }
 _OTHER_QUANTIZE = {  # of TGI, which mean something else; what to choose instead
     "bitsandbytes": "int8, which quantises weights alone",
@@ -49,8 +51,10 @@ _FLAG_NOTE = "set it by flag, environment variable or config.pbtxt parameter"
 class EngineConfig:
     """Checked settings. Sizes are in bytes, lengths in tokens; 0 leaves the choice to the engine.
 
-    `model_id` "" is the embedded demo. `generation_config` is the folder of the file with the
-    sampling defaults of the OpenAI API; "auto" is the base model's, "none" no folder.
+    `model_id` "" is the embedded demo. `model_impl` says which class computes it: ours, for a few
+    families ("native"), or that of the transformers library; "auto" is ours where there is one.
+    `generation_config` is the folder of the file with the sampling defaults of the OpenAI API;
+    "auto" is the base model's, "none" no folder.
     `quantize` fp8, int8 and int4 quantise the base model's linear layers at start; "auto" takes a
     checkpoint as it is, quantised or not, and the other values only one that is quantised so.
     `max_total_tokens` 0 is what the base model allows, at most 4096; `max_input_tokens` 0 is one
@@ -79,6 +83,7 @@ class EngineConfig:
     generation_config: str = "auto"
     lora_adapters: str = ""
     dtype: str = "auto"
+    model_impl: str = "auto"
     device: str = "auto"
     quantize: str = "auto"
     max_input_tokens: int = 0
@@ -107,6 +112,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("model_impl", self.model_impl, MODEL_IMPLS)
         _one_of("device", self.device, DEVICES)
         if self.quantize in _OTHER_QUANTIZE:
             raise StartupError(

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from multilora.adapters.checkpoint.adapter import Adapter, read_checkpoint
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.errors import ErrorCode, RequestError
 from support.engine.reading import pages_of, read_adapter
 from support.tiny.adapters import make_adapter
@@ -38,11 +38,11 @@ def copy_of_good(good: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(good, tmp_path / "adapter"))
 
 
-def read(folder: Path, base: BaseConfig, dtype: torch.dtype = torch.float32) -> Adapter:
+def read(folder: Path, base: NativeConfig, dtype: torch.dtype = torch.float32) -> Adapter:
     return read_adapter(folder, "mine", base.sites, dtype, max_rank=64)
 
 
-def refused(folder: Path, base: BaseConfig, dtype: torch.dtype = torch.float32) -> str:
+def refused(folder: Path, base: NativeConfig, dtype: torch.dtype = torch.float32) -> str:
     with pytest.raises(RequestError) as caught:
         read(folder, base, dtype)
     assert caught.value.code is ErrorCode.INVALID_ARG
@@ -62,7 +62,7 @@ def change_tensors(folder: Path, change: Callable[[Tensors], object]) -> None:
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
-def test_the_unchanged_adapter_is_accepted(folder: Path, base: BaseConfig) -> None:
+def test_the_unchanged_adapter_is_accepted(folder: Path, base: NativeConfig) -> None:
     assert read(folder, base).rank == 8
 
 
@@ -76,12 +76,14 @@ def test_the_unchanged_adapter_is_accepted(folder: Path, base: BaseConfig) -> No
     ],
     ids=str,
 )
-def test_config_fields(folder: Path, base: BaseConfig, fields: dict[str, Any], reason: str) -> None:
+def test_config_fields(
+    folder: Path, base: NativeConfig, fields: dict[str, Any], reason: str
+) -> None:
     change_config(folder, **fields)
     assert reason in refused(folder, base)
 
 
-def test_the_config_of_an_old_peft_is_enough(folder: Path, base: BaseConfig) -> None:
+def test_the_config_of_an_old_peft_is_enough(folder: Path, base: NativeConfig) -> None:
     before = pages_of(read(folder, base), base.sites, torch.float32).data
     old = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "bias": "none", "fan_in_fan_out": False}
     (folder / "adapter_config.json").write_text(json.dumps(old))
@@ -90,7 +92,7 @@ def test_the_config_of_an_old_peft_is_enough(folder: Path, base: BaseConfig) -> 
 
 
 @pytest.mark.parametrize("start", ["whole", "dummy"])
-def test_a_save_of_one_zero3_process(folder: Path, base: BaseConfig, start: str) -> None:
+def test_a_save_of_one_zero3_process(folder: Path, base: NativeConfig, start: str) -> None:
     """Every tensor is empty, and those that come first may be no LoRA at all."""
 
     def empty(tensors: Tensors) -> None:
@@ -160,14 +162,14 @@ CHANGED_TENSORS: list[tuple[Callable[[Tensors], object], str]] = [
 
 @pytest.mark.parametrize(("change", "reason"), CHANGED_TENSORS, ids=[r for _, r in CHANGED_TENSORS])
 def test_tensors(
-    folder: Path, base: BaseConfig, change: Callable[[Tensors], object], reason: str
+    folder: Path, base: NativeConfig, change: Callable[[Tensors], object], reason: str
 ) -> None:
     change_tensors(folder, change)
     assert reason in refused(folder, base)
 
 
 def test_an_adapter_of_another_architecture_matches_no_module(
-    folder: Path, base: BaseConfig
+    folder: Path, base: NativeConfig
 ) -> None:
     def rename(tensors: Tensors) -> None:
         for name in list(tensors):
@@ -177,27 +179,27 @@ def test_an_adapter_of_another_architecture_matches_no_module(
     assert "no tensor matches a module of the base model" in refused(folder, base)
 
 
-def test_an_adapter_of_a_larger_model_is_refused(tmp_path: Path, base: BaseConfig) -> None:
+def test_an_adapter_of_a_larger_model_is_refused(tmp_path: Path, base: NativeConfig) -> None:
     make_adapter(tmp_path, "llama-head-dim")
     assert "but the base model needs" in refused(tmp_path, base)
 
 
-def test_rank_over_the_limit(tmp_path: Path, base: BaseConfig) -> None:
+def test_rank_over_the_limit(tmp_path: Path, base: NativeConfig) -> None:
     make_adapter(tmp_path, r=8, rank_pattern={"o_proj": 65})
     assert "has rank 65, over the limit of 64; raise max_lora_rank" in refused(tmp_path, base)
 
 
-def test_values_beyond_float16_name_the_remedy(folder: Path, base: BaseConfig) -> None:
+def test_values_beyond_float16_name_the_remedy(folder: Path, base: NativeConfig) -> None:
     change_tensors(folder, lambda t: set_value(t, Q_B, 60000.0))
     assert read(folder, base, torch.bfloat16).rank == 8
     assert "--dtype bfloat16" in refused(folder, base, torch.float16)
 
 
-def test_missing_folder(tmp_path: Path, base: BaseConfig) -> None:
+def test_missing_folder(tmp_path: Path, base: NativeConfig) -> None:
     assert re.search(r"folder .*nowhere does not exist", refused(tmp_path / "nowhere", base))
 
 
-def test_missing_config(folder: Path, base: BaseConfig) -> None:
+def test_missing_config(folder: Path, base: NativeConfig) -> None:
     (folder / "adapter_config.json").unlink()
     message = f"folder {folder} has no adapter_config.json, so it is no PEFT adapter; check"
     assert refused(folder, base).startswith(message)
@@ -213,17 +215,17 @@ def test_missing_config(folder: Path, base: BaseConfig) -> None:
         b'{"peft_type": "LORA",}',
     ],
 )
-def test_malformed_config(folder: Path, base: BaseConfig, content: bytes) -> None:
+def test_malformed_config(folder: Path, base: NativeConfig, content: bytes) -> None:
     (folder / "adapter_config.json").write_bytes(content)
     assert "adapter_config.json is not JSON" in refused(folder, base)
 
 
-def test_config_that_is_no_object(folder: Path, base: BaseConfig) -> None:
+def test_config_that_is_no_object(folder: Path, base: NativeConfig) -> None:
     (folder / "adapter_config.json").write_text("[]")
     assert "must be a JSON object" in refused(folder, base)
 
 
-def test_values_of_a_part_of_a_merge_are_finite(folder: Path, base: BaseConfig) -> None:
+def test_values_of_a_part_of_a_merge_are_finite(folder: Path, base: NativeConfig) -> None:
     tensors = load_file(folder / "adapter_model.safetensors")
     set_value(tensors, Q_A, float("nan"))
     save_file(tensors, folder / "adapter_model.safetensors")
@@ -231,12 +233,12 @@ def test_values_of_a_part_of_a_merge_are_finite(folder: Path, base: BaseConfig) 
         read_checkpoint(folder, base.sites, max_rank=64)
 
 
-def test_missing_weights(folder: Path, base: BaseConfig) -> None:
+def test_missing_weights(folder: Path, base: NativeConfig) -> None:
     (folder / "adapter_model.safetensors").unlink()
     assert "has no adapter_model.safetensors; save the adapter there" in refused(folder, base)
 
 
-def test_pickled_weights_are_never_opened(folder: Path, base: BaseConfig) -> None:
+def test_pickled_weights_are_never_opened(folder: Path, base: NativeConfig) -> None:
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     assert "adapter_model.bin is a pickle" in refused(folder, base)
 
@@ -248,7 +250,7 @@ def test_pickled_weights_are_never_opened(folder: Path, base: BaseConfig) -> Non
     ids=["folder", "fifo", "device"],
 )
 def test_what_is_no_file_is_not_opened(
-    folder: Path, base: BaseConfig, name: str, make: Callable[[Path], object]
+    folder: Path, base: NativeConfig, name: str, make: Callable[[Path], object]
 ) -> None:
     (folder / name).unlink()
     make(folder / name)
@@ -256,7 +258,7 @@ def test_what_is_no_file_is_not_opened(
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_git_lfs_pointer_is_called_one(folder: Path, base: BaseConfig, name: str) -> None:
+def test_a_git_lfs_pointer_is_called_one(folder: Path, base: NativeConfig, name: str) -> None:
     (folder / name).write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     )
@@ -275,7 +277,9 @@ def test_a_git_lfs_pointer_is_called_one(folder: Path, base: BaseConfig, name: s
         lambda data: data[:8] + b"[" + data[9:],
     ],
 )
-def test_damaged_weights(folder: Path, base: BaseConfig, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_weights(
+    folder: Path, base: NativeConfig, damage: Callable[[bytes], bytes]
+) -> None:
     path = folder / "adapter_model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     assert "adapter_model.safetensors is corrupt or cut short" in refused(folder, base)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from multilora.adapters.checkpoint.adapter import Adapter, read_checkpoint
 from multilora.base_model import checkpoint
 from multilora.base_model.checkpoint import CheckpointFiles
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.errors import ErrorCode, RequestError
 from support.engine.reading import pages_of, read_adapter
 from support.tiny.adapters import make_adapter
@@ -40,13 +40,13 @@ def bases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def read(place: Place, folder: Path, base: Path | None = None) -> Adapter:
     base = base or place.base
-    sites = BaseConfig.from_folder(base).sites
+    sites = NativeConfig.from_folder(base).sites
     return read_adapter(folder, "mine", sites, torch.float32, 64, base_folder=base)
 
 
 def numbers(place: Place, adapter: Adapter) -> torch.Tensor:
     """What the adapter's pages hold."""
-    sites = BaseConfig.from_folder(place.base).sites
+    sites = NativeConfig.from_folder(place.base).sites
     return pages_of(adapter, sites, torch.float32).data
 
 
@@ -82,7 +82,7 @@ def test_copies_that_peft_saves_change_nothing(
     (note,) = caplog.messages
     assert note.startswith("adapter 'mine' leaves as in the base model: ")
     assert "embed_tokens.weight" in note and "lm_head.weight" in note
-    sites = BaseConfig.from_folder(place.base).sites
+    sites = NativeConfig.from_folder(place.base).sites
     assert len(read_checkpoint(place.copies, sites, 64, base_folder=place.base).factors) == 21
     with pytest.raises(RequestError, match="an embedding table"):
         read_checkpoint(place.copies, sites, 64)
@@ -197,7 +197,7 @@ def test_tables_are_compared_a_few_rows_at_a_time(
 
 
 def test_a_base_that_has_left_the_disk(place: Place, tmp_path: Path) -> None:
-    sites = BaseConfig.from_folder(place.base).sites
+    sites = NativeConfig.from_folder(place.base).sites
     with pytest.raises(RequestError, match="cannot be compared with these") as caught:
         read_adapter(place.copies, "mine", sites, torch.float32, 64, base_folder=tmp_path)
     assert caught.value.code is ErrorCode.UNAVAILABLE

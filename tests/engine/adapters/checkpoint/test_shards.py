@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from multilora.adapters.checkpoint.adapter import Adapter, AdapterChecks
 from multilora.adapters.files import missing_weights, weight_files
 from multilora.adapters.naming.folders import AdapterFolders
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.errors import RequestError
 from support.engine.reading import pages_of, read_adapter
 from support.tiny.families import make_model, write_model
@@ -43,7 +43,7 @@ def copy_of_parts(root: Path, tmp_path: Path) -> Path:
 
 
 def read(root: Path, folder: Path) -> Adapter:
-    sites = BaseConfig.from_folder(root / "base").sites
+    sites = NativeConfig.from_folder(root / "base").sites
     return read_adapter(folder, "mine", sites, torch.float32, 64)
 
 
@@ -52,7 +52,7 @@ def refused(root: Path, folder: Path) -> str:
     base = root / "base"
     with pytest.raises(RequestError) as caught:
         read(root, folder)
-    quick = AdapterChecks(BaseConfig.from_folder(base).sites, 64, base).refusal(folder)
+    quick = AdapterChecks(NativeConfig.from_folder(base).sites, 64, base).refusal(folder)
     assert quick is not None and quick.message == caught.value.message
     return caught.value.message
 
@@ -61,7 +61,7 @@ def test_shards_are_the_adapter(root: Path, parts: Path) -> None:
     shards = weight_files(path.name for path in parts.iterdir())
     assert len(shards) == 3 and (parts / "model.safetensors.index.json").is_file()
     whole, read_parts = read(root, root / "whole"), read(root, parts)
-    sites = BaseConfig.from_folder(root / "base").sites
+    sites = NativeConfig.from_folder(root / "base").sites
     pools = [pages_of(adapter, sites, torch.float32) for adapter in (whole, read_parts)]
     assert torch.equal(pools[0].data, pools[1].data)
     assert whole.digest != read_parts.digest
@@ -70,7 +70,7 @@ def test_shards_are_the_adapter(root: Path, parts: Path) -> None:
     save_file({n: t + 1 for n, t in load_file(parts / SHARD).items()}, parts / SHARD)
     assert read(root, parts).digest != read_parts.digest
     base = root / "base"
-    assert AdapterChecks(BaseConfig.from_folder(base).sites, 64, base).refusal(parts) is None
+    assert AdapterChecks(NativeConfig.from_folder(base).sites, 64, base).refusal(parts) is None
 
 
 def test_one_file_comes_before_shards(root: Path, parts: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from multilora.adapters.checkpoint.adapter import AdapterChecks, adapted_tables
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.errors import RequestError
 from support.engine.reading import pages_of, read_adapter
 from support.tiny.base import HIDDEN, TABLES, VOCAB, write_adapter, write_base
@@ -26,8 +26,8 @@ def tied_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(name="base")
-def base_with_tables(base_folder: Path) -> BaseConfig:
-    return BaseConfig.from_folder(base_folder).with_tables(BOTH)
+def base_with_tables(base_folder: Path) -> NativeConfig:
+    return NativeConfig.from_folder(base_folder).with_tables(BOTH)
 
 
 def change(
@@ -53,12 +53,12 @@ def configure(folder: Path, **fields: Any) -> Path:
     return folder
 
 
-def data_of(folder: Path, base: BaseConfig) -> torch.Tensor:
+def data_of(folder: Path, base: NativeConfig) -> torch.Tensor:
     adapter = read_adapter(folder, "x", base.sites, torch.float32, 64)
     return pages_of(adapter, base.sites, torch.float32).data
 
 
-def refused(folder: Path, base: BaseConfig, base_folder: Path) -> str:
+def refused(folder: Path, base: NativeConfig, base_folder: Path) -> str:
     """Whether it is read or only looked at."""
     with pytest.raises(RequestError) as caught:
         data_of(folder, base)
@@ -67,7 +67,7 @@ def refused(folder: Path, base: BaseConfig, base_folder: Path) -> str:
     return looked.message
 
 
-def test_pages_hold_the_update_of_both_tables(tmp_path: Path, base: BaseConfig) -> None:
+def test_pages_hold_the_update_of_both_tables(tmp_path: Path, base: NativeConfig) -> None:
     folder = write_adapter(tmp_path, seed=1, rank=20, tables=BOTH)
     tensors = load_file(folder / "adapter_model.safetensors")
     adapter = read_adapter(folder, "x", base.sites, torch.float32, 64)
@@ -81,7 +81,7 @@ def test_pages_hold_the_update_of_both_tables(tmp_path: Path, base: BaseConfig) 
 
 
 def test_the_name_that_tinker_gives_the_head(
-    tmp_path: Path, base: BaseConfig, base_folder: Path
+    tmp_path: Path, base: NativeConfig, base_folder: Path
 ) -> None:
     folder = write_adapter(tmp_path, seed=1, tables=["lm_head"])
     before = data_of(folder, base)
@@ -94,7 +94,7 @@ def test_the_name_that_tinker_gives_the_head(
 
 @pytest.mark.parametrize("kept", BOTH)
 def test_a_tied_update_is_that_of_the_other_table_transposed(
-    kept: str, tmp_path: Path, base: BaseConfig
+    kept: str, tmp_path: Path, base: NativeConfig
 ) -> None:
     """As PEFT makes it when it loads a file that lacks one of the two."""
     folder = write_adapter(tmp_path, seed=1, rank=20, tables=[kept])
@@ -113,7 +113,7 @@ def test_a_tied_update_is_that_of_the_other_table_transposed(
         data_of(folder, without)
 
 
-def test_what_a_file_has_of_both_tied_tables_counts(tmp_path: Path, base: BaseConfig) -> None:
+def test_what_a_file_has_of_both_tied_tables_counts(tmp_path: Path, base: NativeConfig) -> None:
     folder = write_adapter(tmp_path, seed=1, tables=BOTH)
     before = data_of(folder, base)
     configure(folder, ensure_weight_tying=True)
@@ -121,7 +121,7 @@ def test_what_a_file_has_of_both_tied_tables_counts(tmp_path: Path, base: BaseCo
 
 
 def test_a_look_tells_equal_tensors_that_are_tied_from_others(
-    tmp_path: Path, base: BaseConfig, base_folder: Path
+    tmp_path: Path, base: NativeConfig, base_folder: Path
 ) -> None:
     free, tied = (write_adapter(tmp_path / name, seed=1, tables=["embed_tokens"]) for name in "ft")
     configure(tied, ensure_weight_tying=True)
@@ -138,7 +138,7 @@ def test_tables_that_are_not_tied_stay_apart(tmp_path: Path, base_folder: Path) 
     untied = tmp_path / "untied"
     untied.mkdir()
     (untied / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    base = BaseConfig.from_folder(untied).with_tables(BOTH)
+    base = NativeConfig.from_folder(untied).with_tables(BOTH)
     adapter = read_adapter(folder, "x", base.sites, torch.float32, 64)
     assert "lm_head" not in adapter.modules
 
@@ -161,7 +161,7 @@ def test_wrong_tensors_of_tables(
     more: dict[str, list[int]],
     reason: str,
     tmp_path: Path,
-    base: BaseConfig,
+    base: NativeConfig,
     base_folder: Path,
 ) -> None:
     folder = write_adapter(tmp_path, seed=1, tables=BOTH)
@@ -171,7 +171,7 @@ def test_wrong_tensors_of_tables(
 
 @pytest.mark.parametrize("half", ["lora_embedding_A", "lora_embedding_B"])
 def test_half_of_an_embedding(
-    half: str, tmp_path: Path, base: BaseConfig, base_folder: Path
+    half: str, tmp_path: Path, base: NativeConfig, base_folder: Path
 ) -> None:
     folder = change(write_adapter(tmp_path, seed=1, tables=BOTH), remove=half)
     assert "beside it; save the trained adapter again" in refused(folder, base, base_folder)
@@ -184,7 +184,7 @@ def test_tables_are_found_by_the_tensors_alone(
     folder = write_adapter(tmp_path, seed=1, tables=tables)
     table = load_file(base_folder / "model.safetensors")["model.embed_tokens.weight"]
     change(folder, {EMBEDDING + "base_layer.weight": table})  # as PEFT saves it
-    base = BaseConfig.from_folder(base_folder)
+    base = NativeConfig.from_folder(base_folder)
     assert adapted_tables(folder, base, 64, base_folder) == set(tables)
     change(folder, rename=(HEAD, "base_model.model.model.unembed_tokens."))
     assert adapted_tables(folder, base, 64, base_folder) == set(tables)

@@ -14,7 +14,7 @@ from multilora.adapters.checkpoint.adapter import read_checkpoint
 from multilora.adapters.checkpoint.peft_tensors import Factors
 from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
 from multilora.adapters.merging.recipe import MergeRecipe, parse_merge
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.sites import TABLES
 from support.tiny.adapters import ATTENTION, make_adapter
 from support.tiny.families import make_model
@@ -29,10 +29,10 @@ def path(layer: int, module: str) -> str:
     return f"model.layers.{layer}.{module}"
 
 
-def base_of(root: Path) -> BaseConfig:
+def base_of(root: Path) -> NativeConfig:
     if not (root / "base").is_dir():
         make_model("llama").save_pretrained(root / "base")
-    return BaseConfig.from_folder(root / "base").with_tables(TABLES)
+    return NativeConfig.from_folder(root / "base").with_tables(TABLES)
 
 
 def recipe(ids: str, **fields: Any) -> MergeRecipe:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.quantised.matrix import QuantisedMatrix
 from multilora.base_model.quantised.readers import awq, gptq, packed, scaled
 from multilora.base_model.weights import load_weights
@@ -101,7 +101,9 @@ def test_files_that_do_not_hold_what_config_json_says(
         tensors[f"{FIRST}.{kind}"] = change(found).contiguous()
     save_file(tensors, file)
     with pytest.raises(StartupError, match=message):
-        load_weights(tmp_path, BaseConfig.from_folder(tmp_path), torch.float32, torch.device("cpu"))
+        load_weights(
+            tmp_path, NativeConfig.from_folder(tmp_path), torch.float32, torch.device("cpu")
+        )
 
 
 def test_modules_that_are_left_alone_and_a_head_that_is_not(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_modules_that_are_left_alone_and_a_head_that_is_not(tmp_path: Path) -> N
     plain = dict(model.named_parameters())[f"{FIRST}.weight"].detach()
     tensors[f"{FIRST}.weight"] = plain.clone()
     save_file(tensors, file)
-    base = BaseConfig.from_folder(tmp_path)
+    base = NativeConfig.from_folder(tmp_path)
     weights = load_weights(tmp_path, base, torch.float32, torch.device("cpu"))
     assert weights.quantised and weights.quantised.forms["float32"] == 1
     y = weights.sites["layers.0.qkv"].multiply(torch.eye(base.hidden_size))

@@ -10,7 +10,7 @@ from benchmarks.gpu.engine import SMALL, Served, _mixed
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.shapes import TINY
 from benchmarks.host.waiting_runner import WaitingPass
-from multilora.forward.kv_cache import KVCache
+from multilora.forward.base_model import KVCache
 from multilora.scheduling.batch import Batch
 
 DECODE_SECONDS, MIXED_SECONDS = 0.005, 0.05

@@ -1,17 +1,16 @@
-"""BaseConfig: the shape of a base model, read from a Hugging Face checkpoint folder. Pure.
+"""NativeConfig: what the native decoder reads of a Hugging Face checkpoint folder. Pure.
 
-One decoder serves four architectures that differ only in biases, QK norm, windows and defaults.
-Absent fields take the defaults of the transformers configuration class of the architecture.
+The native decoder serves four architectures that differ only in biases, QK norm, windows and
+defaults. Absent fields take the defaults of the transformers configuration class.
 """
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from multilora.base_model.sites import EMBEDDING, HEAD, TABLES, LoRASite, Rows, Slice
+from multilora.base_model.sites import BaseConfig, LoRASite, Slice
 from multilora.errors import StartupError, lfs_problem
 from multilora.json_fields import JsonFields
 
@@ -22,7 +21,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Frequencies theta^(-2i/head_dim), scaled as `rope_type` says; see rope.inverse_frequencies.
+    """Frequencies theta^(-2i/head_dim), scaled as `rope_type` says (forward/decoder.py).
 
     `factor` stretches positions (linear, llama3, yarn). `original_max_positions` is the length of
     pre-training (llama3, yarn). `attention_factor` multiplies cos and sin (1 except for yarn).
@@ -129,88 +128,48 @@ _ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 _DEFAULT_KV_HEADS = {"MistralForCausalLM": 8, "Qwen2ForCausalLM": 32, "Qwen3ForCausalLM": 32}
+_SILU = ("silu", "swish")
 _EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
-class BaseConfig:
-    """Sizes are counts of elements. Filled by from_folder.
+class NativeConfig(BaseConfig):
+    """What the native decoder reads besides. Filled by from_folder.
 
     `layer_windows[i]` is how many last positions (the query's own included) layer i attends to,
-    None for all. `max_position_embeddings` is the longest sequence the RoPE is meant for.
-    `dtype` is the one the checkpoint asks for. `adapted_tables` are those of TABLES where adapters
-    can act, in their order; see with_tables.
+    None for all.
     """
 
-    architecture: str
-    vocab_size: int
-    hidden_size: int
     intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     rms_norm_eps: float
     rope: RopeConfig
-    max_position_embeddings: int
-    tie_word_embeddings: bool
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool
     layer_windows: tuple[int | None, ...]
-    dtype: str
-    adapted_tables: tuple[str, ...] = ()
 
     @staticmethod
-    def from_folder(path: str | Path) -> "BaseConfig":
+    def from_folder(path: str | Path) -> "NativeConfig":
         """Read config.json; StartupError names file, field, remedy."""
-        folder = Path(path)
-        if not folder.is_dir():
-            raise StartupError(f"base model folder {folder} does not exist; check --model-id")
-        check_base_folder(folder)
-        return _read(JsonFields.read(folder / "config.json"))
+        return _read(_config_json(path))
 
-    def with_tables(self, names: Collection[str]) -> "BaseConfig":
-        """The same model, where adapters can act on those of TABLES that `names` has, too.
+    @staticmethod
+    def fits(path: str | Path) -> bool:
+        """Whether the native decoder is for the architecture and the RoPE in that folder."""
+        config = _config_json(path)
+        rope = config.fields("rope_scaling").data or config.fields("rope_parameters").data
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        shares = (fields.get("partial_rotary_factor") for fields in (config.data, rope))
+        per_layer = any(isinstance(value, dict) for value in rope.values())
+        known = kind in ROPE_TYPES and not per_layer and all(share in (None, 1) for share in shares)
+        experts = any(field in config for field in _EXPERT_FIELDS)
+        silu = config.data.get("hidden_act") in (None, *_SILU)
+        return known and silu and not experts and _name(config) in _ARCHITECTURES.values()
 
-        They are places like any other, but only where somebody uses them: a page holds the same
-        ranks of every site, so a table adds 16 · (vocab + hidden) numbers to the pages of all
-        adapters (5 % of those of Llama 3 8B, 28 % of Qwen 2.5 0.5B). Nobody else pays for that.
-        A pool of its own would spare these pages to adapters without a table, at the price of a
-        second allocator that the scheduler has to ask, and of second tables in every pass.
-        """
-        return replace(self, adapted_tables=tuple(name for name in TABLES if name in names))
-
-    @cached_property
-    def sites(self) -> tuple[LoRASite, ...]:
-        """Every place where an adapter can act, in the order of the forward pass."""
-        return (*self._table(EMBEDDING), *self.layer_sites, *self._table(HEAD))
-
-    @cached_property
-    def adapts_sampled(self) -> bool:
-        """Whether a site is reached by the rows that sample alone."""
-        return any(site.rows is Rows.SAMPLED for site in self.sites)
-
-    @cached_property
-    def layer_sites(self) -> tuple[LoRASite, ...]:
-        """Those of the layers."""
-        return tuple(site for layer in range(self.num_layers) for site in self._layer_sites(layer))
-
-    def site(self, module: str) -> LoRASite | None:
-        """Where the module of that path stands, None if no adapter can act on it."""
-        return next((s for s in self.sites if any(module == p.module for p in s.slices)), None)
-
-    def _table(self, module: str) -> Iterator[LoRASite]:
-        vocab, hidden, tied = self.vocab_size, self.hidden_size, self.tie_word_embeddings
-        if (name := module.rpartition(".")[2]) not in self.adapted_tables:
-            return
-        if module == EMBEDDING:
-            slices, twin = (Slice(module, hidden),), HEAD if tied else ""
-            yield LoRASite(name, None, vocab, slices, takes_ids=True, twin=twin)
-        else:
-            slices, twin = (Slice(module, vocab),), EMBEDDING if tied else ""
-            yield LoRASite(name, None, hidden, slices, rows=Rows.SAMPLED, twin=twin)
+    def _sites_of_layers(self) -> Iterator[LoRASite]:
+        for layer in range(self.num_layers):
+            yield from self._layer_sites(layer)
 
     def _layer_sites(self, layer: int) -> Iterator[LoRASite]:
         hidden, inner = self.hidden_size, self.intermediate_size
@@ -259,7 +218,15 @@ def _check_no_pointers(folder: Path) -> None:
                 raise StartupError(f"{path} {problem}")
 
 
-def _read(config: JsonFields) -> BaseConfig:
+def _config_json(path: str | Path) -> JsonFields:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise StartupError(f"base model folder {folder} does not exist; check --model-id")
+    check_base_folder(folder)
+    return JsonFields.read(folder / "config.json")
+
+
+def _read(config: JsonFields) -> NativeConfig:
     architecture = _architecture(config)
     _refuse_unsupported(config)
     hidden_size = config.integer("hidden_size")
@@ -272,7 +239,7 @@ def _read(config: JsonFields) -> BaseConfig:
     rope = read_rope(config, max_positions)
     qwen2, mistral = architecture == "Qwen2ForCausalLM", architecture == "MistralForCausalLM"
     attention_bias = not mistral and config.boolean("attention_bias", False)
-    return BaseConfig(
+    return NativeConfig(
         architecture=architecture,
         vocab_size=config.integer("vocab_size"),
         hidden_size=hidden_size,
@@ -294,16 +261,21 @@ def _read(config: JsonFields) -> BaseConfig:
     )
 
 
-def _architecture(config: JsonFields) -> str:
+def _name(config: JsonFields) -> str:
     """The first of `architectures`, or the one that `model_type` implies."""
+    named = config.strings("architectures")
+    model_type = config.text("model_type", "")
+    return named[0] if named else _ARCHITECTURES.get(model_type, model_type)
+
+
+def _architecture(config: JsonFields) -> str:
+    """One of those of the native decoder."""
     supported = ", ".join(_ARCHITECTURES.values())
     if any(field in config for field in _EXPERT_FIELDS):
         raise StartupError(
             f"{config.file}: mixture-of-experts models are not supported; supported: {supported}"
         )
-    named = config.strings("architectures")
-    model_type = config.text("model_type", "")
-    name = named[0] if named else _ARCHITECTURES.get(model_type, model_type)
+    name = _name(config)
     if name not in _ARCHITECTURES.values():
         raise config.error("architectures", f"{name!r} is not supported; supported: {supported}")
     return name
@@ -311,7 +283,7 @@ def _architecture(config: JsonFields) -> str:
 
 def _refuse_unsupported(config: JsonFields) -> None:
     activation = config.text("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
+    if activation not in _SILU:
         raise config.error("hidden_act", f"{activation!r} is not supported; supported: silu")
 
 

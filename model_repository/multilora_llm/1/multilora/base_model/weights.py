@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from multilora.base_model.checkpoint import CheckpointFiles
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.quantised.matrix import QuantisedMatrix, join, quantise
 from multilora.base_model.quantised.products import (
     QuantisedWeight,
@@ -126,7 +126,7 @@ class Weights:
 
 def load_weights(
     folder: Path,
-    base: BaseConfig,
+    base: NativeConfig,
     dtype: torch.dtype,
     device: torch.device,
     quantize: str = "auto",
@@ -235,7 +235,7 @@ class SiteReader:
 @dataclass(frozen=True)
 class _Reader:
     files: CheckpointFiles
-    base: BaseConfig
+    base: NativeConfig
     dtype: torch.dtype
     device: torch.device
 

@@ -1,10 +1,17 @@
-"""Decoder: Llama, Mistral, Qwen2 and Qwen3 over a paged KV cache, with LoRA.
+"""Decoder: Llama, Mistral, Qwen2 and Qwen3 over a paged KV cache, with LoRA; see BaseModel.
 
 The batch is an argument: rows of many sequences, prefill and decode mixed, each row with the
 adapter that `segments` gives it. As in PEFT, an adapter acts on a projection's output before QK
-norm and RoPE.
+norm and RoPE. The table of RoPE, which rope_kv_write applies, for d < D/2, position p, frequency f:
+
+    y[d]       = x[d]·cos(p·f[d]) - x[d + D/2]·sin(p·f[d])
+    y[d + D/2] = x[d + D/2]·cos(p·f[d]) + x[d]·sin(p·f[d])
+
+the half-split layout of Hugging Face checkpoints. Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv
+2309.00071), the Llama 3.1 model card.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +19,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.config import NativeConfig, RopeConfig
 from multilora.base_model.sites import EMBEDDING, HEAD
 from multilora.base_model.weights import LayerNorms, Weights, load_weights
 from multilora.errors import StartupError
-from multilora.forward.kv_cache import KVCache
-from multilora.forward.rope import rope_table
+from multilora.forward.base_model import Hidden, KVCache
 from multilora.forward.step_input import StepInput
 from multilora.lora.linear import BatchLoRA, Linear
 from multilora.lora.rank_pages import RankPagePool
@@ -54,22 +60,10 @@ class StepContext(NamedTuple):
     paged: PagedContext
 
 
-class Hidden(NamedTuple):
-    """[rows, hidden] after the last layer, before the last norm. `rest`: what the adapters of the
-    last site still have to add to `x`."""
-
-    x: torch.Tensor
-    rest: torch.Tensor | None
-
-    def rows(self, index: torch.Tensor) -> "Hidden":
-        rest = None if self.rest is None else self.rest.index_select(0, index)
-        return Hidden(self.x.index_select(0, index), rest)
-
-
 class Decoder:
     """Weights and RoPE table on the device; holds no state of any batch."""
 
-    def __init__(self, base: BaseConfig, weights: Weights, device: torch.device) -> None:
+    def __init__(self, base: NativeConfig, weights: Weights, device: torch.device) -> None:
         self.base = base
         self.quantised = weights.quantised
         self._embed, self._embed_site = weights.embed, base.site(EMBEDDING)
@@ -88,7 +82,6 @@ class Decoder:
         adapters: RankPagePool | None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits, float32 [N, vocab], of the rows `last_token_indices`; into `out` if given."""
         hidden = self.hidden(inputs, kv, adapters).rows(inputs.last_token_indices)
         return self.logits(hidden, adapters, inputs.sampled, out)
 
@@ -100,8 +93,6 @@ class Decoder:
         segments: LoRASegments | None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """float32 [rows, vocab], in `out` if given. `segments` are those of the rows, None where
-        adapters do not act on the head, or all rows are base rows."""
         x = rms_norm(hidden.x, self._norm, self.base.rms_norm_eps, hidden.rest)
         logits = linear(x, self._lm_head)
         if self._head_site and adapters and segments:
@@ -115,11 +106,6 @@ class Decoder:
         kv: KVCache,
         adapters: RankPagePool | None,
     ) -> Hidden:
-        """All T rows.
-
-        Writes K and V of all rows into `kv` at `kv_slots`. `adapters` holds the pages that the
-        segments name.
-        """
         if inputs.segments is not None and adapters is None:
             raise ValueError("the batch has adapter rows but no adapter pages were given")
         if inputs.segments is not None and self._head_site and inputs.sampled is None:
@@ -185,7 +171,7 @@ class Decoder:
 
 def load_decoder(
     folder: Path,
-    base: BaseConfig,
+    base: NativeConfig,
     dtype: torch.dtype,
     device: torch.device,
     quantize: str = "auto",
@@ -201,7 +187,7 @@ def load_decoder(
         ) from None
 
 
-def _layers(base: BaseConfig, weights: Weights) -> tuple[_Layer, ...]:
+def _layers(base: NativeConfig, weights: Weights) -> tuple[_Layer, ...]:
     linears = {site.name: Linear(site, weights.sites[site.name]) for site in base.layer_sites}
     return tuple(
         _Layer(
@@ -214,3 +200,58 @@ def _layers(base: BaseConfig, weights: Weights) -> tuple[_Layer, ...]:
         )
         for index, norms in enumerate(weights.norms)
     )
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:
+    """float32 [head_dim / 2], radians per position; on the CPU."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    plain = 1.0 / rope.theta**exponents
+    if rope.rope_type == "linear":
+        return plain / rope.factor
+    if rope.rope_type == "llama3":
+        return _llama3(rope, plain)
+    if rope.rope_type == "yarn":
+        return _yarn(rope, plain, head_dim)
+    return plain
+
+
+def rope_table(
+    rope: RopeConfig, head_dim: int, num_positions: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """[num_positions, 2, head_dim]: row p holds (cos, cos) and (-sin, sin) of its angles.
+
+    The sign of the first half of the sines makes the rotation one multiplication and one fused
+    multiply-add over whole heads. Computed in float32, then rounded to `dtype`.
+    """
+    frequencies = inverse_frequencies(rope, head_dim).to(device)
+    positions = torch.arange(num_positions, dtype=torch.float32, device=device)
+    angles = positions[:, None] * frequencies
+    cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
+    return torch.stack((cos, cos, -sin, sin), dim=1).to(dtype).view(num_positions, 2, head_dim)
+
+
+def _llama3(rope: RopeConfig, plain: torch.Tensor) -> torch.Tensor:
+    """Short wavelengths are kept, long ones stretched by `factor`, those between blended."""
+    turns = rope.original_max_positions * plain / (2 * math.pi)
+    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blend = blend.clamp(0, 1)
+    return (1 - blend) * plain / rope.factor + blend * plain
+
+
+def _yarn(rope: RopeConfig, plain: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """As llama3, with a ramp that is linear in the dimension instead of in the frequency."""
+
+    def dimension_of(turns: float) -> float:
+        """The dimension whose pair turns that often over the original length."""
+        wavelength = rope.original_max_positions / (turns * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))
+
+    low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    # a ramp of no length is a step
+    length = high - low or 0.001
+    ramp = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / length
+    stretched = ramp.clamp(0, 1)
+    return stretched * plain / rope.factor + (1 - stretched) * plain

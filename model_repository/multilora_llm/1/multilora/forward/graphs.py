@@ -24,8 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from multilora.forward.decoder import Decoder
-from multilora.forward.kv_cache import KVCache
+from multilora.forward.base_model import BaseModel, KVCache
 from multilora.forward.staging import StagingBuffer, offsets, view
 from multilora.forward.step_input import StepArrays, StepFields, StepInput, batch_segments
 from multilora.lora.rank_pages import RankPagePool
@@ -60,7 +59,7 @@ class Bucket(NamedTuple):
 class GraphState(NamedTuple):
     """What all graphs share. `static` uint8, `logits` float32 [rows, vocab]."""
 
-    model: Decoder
+    model: BaseModel
     kv: KVCache
     adapters: RankPagePool
     limits: GraphLimits
@@ -241,7 +240,7 @@ class PassGraphs:
 
     def __init__(
         self,
-        model: Decoder,
+        model: BaseModel,
         kv: KVCache,
         adapters: RankPagePool,
         limits: GraphLimits,

@@ -10,9 +10,8 @@ from itertools import islice
 
 import torch
 
-from multilora.forward.decoder import Decoder
+from multilora.forward.base_model import BaseModel, KVCache
 from multilora.forward.graphs import PassGraphs
-from multilora.forward.kv_cache import KVCache
 from multilora.forward.sampler import Sampled, sample, score
 from multilora.forward.sampling_input import add_prompt_rows, add_sampling_tensors
 from multilora.forward.staging import StagingBuffer
@@ -108,7 +107,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Decoder,
+        model: BaseModel,
         kv: KVCache,
         adapters: RankPagePool,
         eos_token_ids: tuple[int, ...],

@@ -11,15 +11,23 @@ have 32 adapters: 35 µs, against 62 with the second half in the reader, and 71 
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import nn
 
 from multilora.base_model.sites import LoRASite
 from multilora.lora.rank_pages import RankPagePool
-from multilora_kernels.lora import LoRAUpdate, add_lookup, add_lora, expand, shrink
+from multilora_kernels.lora import (
+    LoRAUpdate,
+    add_lookup,
+    add_lora,
+    add_update,
+    expand,
+    shrink,
+)
 from multilora_kernels.openai_triton import uses_kernels
 from multilora_kernels.segments import PREFILL_TILE, LoRASegments
 
@@ -73,6 +81,20 @@ class Linear:
     site: LoRASite
     weight: BaseWeight
 
+    def output(self, x: torch.Tensor, lora: BatchLoRA | None) -> torch.Tensor:
+        """y, for a reader that adds nothing."""
+        if lora is None or not uses_kernels(x):
+            y = self.weight.multiply(x)
+            if lora is not None:
+                lora.add(y, x, self.site)
+            return y
+        with _beside(x) as side:
+            with side:
+                update = lora.shrink(x, self.site)
+            y = self.weight.multiply(x)
+        add_update(y, update)
+        return y
+
     def project(self, x: torch.Tensor, lora: BatchLoRA | None) -> Projection:
         """y, for a reader that adds a tensor (qkv)."""
         return self._project(x, lora, reader_expands=False)
@@ -89,10 +111,7 @@ class Linear:
         """residual [T, out_features] += y, for a site that ends a block (o, down). What the reader
         of `residual` must still add to it."""
         if not uses_kernels(x):
-            y = self.weight.multiply(x)
-            if lora is not None:
-                lora.add(y, x, self.site)
-            residual += y
+            residual += self.output(x, lora)
             return None
         if lora is None:
             self.weight.add_to(residual, x)
@@ -104,18 +123,94 @@ class Linear:
         return delta
 
     def _project(self, x: torch.Tensor, lora: BatchLoRA | None, reader_expands: bool) -> Projection:
-        if lora is None:
-            return Projection(self.weight.multiply(x))
-        if not uses_kernels(x):
-            y = self.weight.multiply(x)
-            lora.add(y, x, self.site)
-            return Projection(y)
+        if lora is None or not uses_kernels(x):
+            return Projection(self.output(x, lora))
         with _beside(x) as side:
             with side:
                 update = lora.shrink(x, self.site)
                 delta = None if reader_expands else expand(update)
             y = self.weight.multiply(x)
         return Projection(y, None, update) if delta is None else Projection(y, delta)
+
+
+class SliceModule(nn.Module):
+    """A slice of a site, where a class of modules calls each by itself: one after the other, with
+    the same input. The first one called has all of them computed."""
+
+    @staticmethod
+    def of(linear: Linear, lora: Callable[[], BatchLoRA | None]) -> "list[SliceModule]":
+        """Of all slices, in order; `lora` gives that of the pass."""
+        product = _Product(linear, lora)
+        return [SliceModule(product, index) for index in range(len(linear.site.slices))]
+
+    def __init__(self, product: "_Product", index: int) -> None:
+        super().__init__()
+        self.in_features = product.site.in_features
+        self.out_features = product.site.slice_sizes[index]
+        self._product = product
+        self._index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[.., in_features] → [.., out_features], columns of a tensor with all slices."""
+        return self._product.part(self._index, x)
+
+
+class _Product:
+    """y of a site for the input that its slices have last been called with."""
+
+    def __init__(self, linear: Linear, lora: Callable[[], BatchLoRA | None]) -> None:
+        self.site = linear.site
+        self._linear = linear
+        self._lora = lora
+        self._x: torch.Tensor | None = None
+        self._parts: tuple[torch.Tensor, ...] = ()
+
+    def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        if self._x is not x:
+            y = self._linear.output(x.reshape(-1, self.site.in_features), self._lora())
+            self._parts = y.view(*x.shape[:-1], -1).split(self.site.slice_sizes, dim=-1)
+            self._x = x
+        part = self._parts[index]
+        if index + 1 == len(self._parts):  # the last one: neither is kept any longer
+            self._x, self._parts = None, ()
+        return part
+
+
+class TableModule(nn.Module):
+    """Stands where a class had its embedding or its head, `table`: with the batch's adapters.
+
+    An embedding that scales what it finds scales their part, too, as PEFT does.
+    """
+
+    def __init__(
+        self, table: nn.Module, site: LoRASite, lora: Callable[[], BatchLoRA | None]
+    ) -> None:
+        super().__init__()
+        self.table = table
+        self._site = site
+        self._lora = lora
+        self._scale = _scale_of(table)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Token ids [..], or rows [.., in_features] → [.., out_features]."""
+        y, lora = self.table(x), self._lora()
+        if lora is None:
+            return y
+        rows = y.view(-1, self._site.out_features)
+        x = x.reshape(-1) if self._site.takes_ids else x.reshape(-1, self._site.in_features)
+        if self._scale == 1.0:
+            lora.add(rows, x, self._site)
+            return y
+        update = torch.zeros_like(rows)
+        lora.add(update, x, self._site)
+        return y.add_(update.view_as(y), alpha=self._scale)
+
+
+def _scale_of(table: nn.Module) -> float:
+    """That of Gemma's embeddings; in the table's dtype, as they apply it."""
+    scale, weight = getattr(table, "embed_scale", 1.0), table.weight
+    assert isinstance(weight, torch.Tensor)
+    return float(torch.as_tensor(scale).to(weight.dtype))
 
 
 @contextlib.contextmanager

@@ -25,15 +25,14 @@ from multilora.adapters.naming.flag import registered
 from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource, about_adapter
 from multilora.adapters.naming.watch import AdapterWatch
-from multilora.base_model.config import BaseConfig
-from multilora.base_model.sites import TABLES, short_names
+from multilora.base_model.config import NativeConfig
+from multilora.base_model.sites import TABLES, BaseConfig, short_names
 from multilora.config import DEMO, EngineConfig
 from multilora.download.folder import adapter_folder
 from multilora.download.transfer import DownloadLimits
 from multilora.errors import ErrorCode, RequestError, StartupError, invalid
-from multilora.forward.decoder import load_decoder
+from multilora.forward.base_model import KVCache, load_base_model
 from multilora.forward.graphs import PassGraphs
-from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.grammar.cache import GrammarCache
 from multilora.grammar.compiler import GrammarCompiler
@@ -150,19 +149,17 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     folder = base_folder(config)
-    base = _with_tables(config, BaseConfig.from_folder(folder), folder)
+    base = _with_tables(config, read_base(folder, config.model_impl), folder)
     max_input, max_total = config.token_limits(base.max_position_embeddings)
     dtype = choose_dtype(config.dtype, base.dtype, device)
-    _LOG.info("loading %s as %s on %s", folder, dtype, device)
-    model = load_decoder(folder, base, dtype, device, config.quantize)
+    _LOG.info("loading %s (%s) as %s on %s", folder, type(base).__name__, dtype, device)
+    model = load_base_model(folder, base, dtype, device, max_total, config.quantize)
     text = tried_text(config, folder, renderer)
-    tokenizer = text.tokenizer
     profile = Profile(model, config, max_total, dtype, device)
-    pools = _pools(profile)
-    adapters = make_adapters(
-        config, base, folder, dtype, pools.pages, tokenizer, renderer, lambda: post(_nothing)
-    )
-    scheduler = _scheduler(config, text.end_token_ids, pools.kv, max_total, adapters.manager)
+    kv, pages, graphs = _pools(profile)
+    wake = partial(post, lambda: None)
+    adapters = make_adapters(config, base, folder, dtype, pages, text.tokenizer, renderer, wake)
+    scheduler = _scheduler(config, text.end_token_ids, kv, max_total, adapters.manager)
     admin = _admin(config, adapters, scheduler, post)
     watch = None
     if adapters.folders:
@@ -170,7 +167,6 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
             adapters.folders, admin.folders_changed, in_memory=admin.names_of_directory
         )
     adapters.warm_up()  # under watch: files that change meanwhile are read again
-    kv, pages, graphs = pools
     runner = ModelRunner(model, kv, pages, text.end_token_ids, device, dtype, graphs)
     _warm_up(runner, profile)
     return EngineParts(
@@ -189,14 +185,19 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
     )
 
 
+def read_base(folder: Path, model_impl: str) -> BaseConfig:
+    """As `model_impl` says (see EngineConfig); raises StartupError."""
+    if model_impl == "native" or (model_impl == "auto" and NativeConfig.fits(folder)):
+        return NativeConfig.from_folder(folder)
+    from multilora.base_model import transformers_config  # seconds that ours does without
+
+    return transformers_config.TransformersConfig.from_folder(folder)
+
+
 def _grammars(base: BaseConfig, text: BaseText) -> GrammarCache:
-    tokenizer_json = text.tokenizer.to_json if text.tokenizer else None
-    compiler = GrammarCompiler(tokenizer_json, base.vocab_size, text.end_token_ids)
+    tokenizer = text.tokenizer.to_json if text.tokenizer else None
+    compiler = GrammarCompiler(tokenizer, base.vocab_size, text.end_token_ids)
     return GrammarCache(compiler, base.vocab_size)
-
-
-def _nothing() -> None:
-    """Posted to stir the engine thread."""
 
 
 def _scheduler(

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from multilora.base_model.config import BaseConfig
+from multilora.base_model.sites import BaseConfig
 from multilora.config import EngineConfig
 from multilora.errors import StartupError
-from multilora.forward.decoder import Decoder
+from multilora.forward.base_model import BaseModel, KVCache
 from multilora.forward.graphs import MOST_MIXED_ROWS, GraphLimits, PassGraphs, buckets
-from multilora.forward.kv_cache import KVCache
 from multilora.forward.runner import ModelRunner
 from multilora.lora.rank_pages import RankPagePool, bytes_per_page, copy_bytes
 from multilora.request import Request
@@ -91,7 +90,7 @@ _SAMPLING = _costly_sampling()
 class Profile(NamedTuple):
     """What is measured: a base model, and the settings with which it will be served."""
 
-    model: Decoder
+    model: BaseModel
     config: EngineConfig
     max_total_tokens: int
     dtype: torch.dtype

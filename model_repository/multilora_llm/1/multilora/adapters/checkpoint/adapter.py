@@ -43,8 +43,7 @@ from multilora.adapters.files import (
     stamps,
     weight_files,
 )
-from multilora.base_model.config import BaseConfig
-from multilora.base_model.sites import TABLES, LoRASite, short_names
+from multilora.base_model.sites import TABLES, BaseConfig, LoRASite, short_names
 from multilora.errors import ErrorCode, RequestError, invalid, lfs_problem
 from multilora.lora.rank_pages import (
     HostWeights,

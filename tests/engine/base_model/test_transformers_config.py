@@ -1,0 +1,180 @@
+"""What a traced class shows of itself, and what is refused before any weight is read."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from multilora.base_model.config import NativeConfig
+from multilora.base_model.sites import TABLES, modules, short_names
+from multilora.base_model.transformers_config import TransformersConfig, is_dynamic, is_window
+from multilora.errors import StartupError
+from support.tiny.families import WINDOW, families_table, make_model
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+
+
+def trace(folder: Path, variant: str, **changes: Any) -> TransformersConfig:
+    make_model(variant, **changes).config.save_pretrained(folder)
+    return TransformersConfig.from_folder(folder)
+
+
+def refusal(folder: Path, model_type: str, **fields: Any) -> str:
+    (folder / "config.json").write_text(json.dumps(SMALL | {"model_type": model_type} | fields))
+    with pytest.raises(StartupError) as caught:
+        TransformersConfig.from_folder(folder)
+    assert str(folder / "config.json") in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_native_family_looks_the_same_either_way(tmp_path: Path) -> None:
+    traced = trace(tmp_path, "qwen2-layer-types")
+    native = NativeConfig.from_folder(tmp_path)
+    for name in ("architecture", "vocab_size", "hidden_size", "num_layers", "num_heads",
+                 "num_kv_heads", "head_dim", "value_dim", "max_position_embeddings",
+                 "tie_word_embeddings", "dtype"):  # fmt: skip
+        assert getattr(traced, name) == getattr(native, name)
+    assert [shape.window for shape in traced.attention] == list(native.layer_windows)
+    places = [
+        {path: (site.layer, site.in_features, part.out_features, site.has_bias)
+         for path, (site, part) in modules(base.sites).items()}
+        for base in (traced, native)
+    ]  # fmt: skip
+    assert places[0] == places[1]
+    tables = [
+        [site for site in base.with_tables(TABLES).sites if site.layer is None]
+        for base in (traced, native)
+    ]
+    assert tables[0] == tables[1] and len(tables[0]) == 2
+    slices = [[site.slices for site in base.sites] for base in (traced, native)]
+    assert slices[0] == slices[1], "in the order of the pass, those that share an input together"
+
+
+def test_sizes_windows_and_fused_modules(tmp_path: Path) -> None:
+    phi = trace(tmp_path, "phi3")
+    assert [shape.window for shape in phi.attention] == [WINDOW] * phi.num_layers
+    assert {
+        part.short_name: (site.in_features, part.out_features)
+        for site in phi.sites
+        for part in site.slices
+    } == {"qkv_proj": (64, 128), "o_proj": (64, 64), "gate_up_proj": (64, 192),
+          "down_proj": (96, 64)}  # fmt: skip
+    deepseek = trace(tmp_path, "deepseek_v3")
+    assert (deepseek.head_dim, deepseek.value_dim, deepseek.num_kv_heads) == (24, 16, 4)
+
+
+def test_an_input_that_was_written_to_is_another_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        gate = self.gate_proj(x)
+        return self.down_proj(gate * self.up_proj(x.mul_(2)))
+
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    sites = trace(tmp_path, "llama").sites
+    assert [short_names([site]) for site in sites[:5]] == [
+        ["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj"], ["up_proj"], ["down_proj"]
+    ]  # fmt: skip
+
+
+def test_a_class_that_takes_no_views_has_a_site_for_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.gate_proj(x).view(-1).view(*x.shape[:-1], -1) * self.up_proj(x))
+
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    assert all(len(site.slices) == 1 for site in trace(tmp_path, "llama").sites)
+
+
+def test_a_mask_that_no_layer_uses_does_not_count(tmp_path: Path) -> None:
+    """Qwen2-MoE asks for a window of no tokens, too, where none of its layers has one."""
+    traced = trace(tmp_path, "qwen2_moe", use_sliding_window=False, layer_types=None)
+    assert [shape.window for shape in traced.attention] == [None] * traced.num_layers
+
+
+def test_a_fixed_stretch_of_rope_is_not_dynamic() -> None:
+    """HunYuan calls it dynamic; its `alpha` holds for all lengths."""
+    rope = {"rope_type": "dynamic", "factor": 2.0}
+    assert is_dynamic(rope) and not is_dynamic({**rope, "alpha": 1000.0})
+
+
+def test_experts_and_routers_are_no_sites_yet(tmp_path: Path) -> None:
+    names = set(modules(trace(tmp_path, "qwen3_moe").sites))
+    assert not any("experts" in name or name.endswith(".gate") for name in names)
+    assert "model.layers.1.mlp.down_proj" in names, "the layer without experts"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "message"),
+    [
+        ("t5", {}, "an encoder with a decoder is not supported"),
+        ("qwen2_vl", {}, "makes no causal language model"),
+        ("no_such_family", {}, "transformers does not take it"),
+        ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
+        ("llama4_text", {}, "layers of type chunked_attention"),
+        ("mamba", {}, "layers of type linear_attention"),
+        ("rwkv", {}, "keeps a state besides keys and values"),
+        ("bert", {}, "neither causal nor of a sliding window|not causal"),
+        ("vit", {}, "makes no causal language model"),
+        ("gpt2", {}, "has no nn.Linear in its layers"),
+        ("mpt", {}, "takes no position_ids"),
+        ("llama", {"head_dim": 320}, "heads of more than 256 numbers"),
+        ("llama", {"torch_dtype": "float64"}, "dtype 'float64' is not supported"),
+    ],
+)
+def test_refusals(tmp_path: Path, model_type: str, fields: dict[str, Any], message: str) -> None:
+    assert re.search(message, refusal(tmp_path, model_type, **fields))
+
+
+def test_what_is_a_window() -> None:
+    def chunk(_: Any, __: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (key <= query) & (key // 8 == query // 8)
+
+    def window(_: Any, __: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (key <= query) & (key > query - 8)
+
+    def both(_: Any, __: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return key > query - 8
+
+    assert is_window(window, 8)
+    assert is_window(lambda *at: at[3] <= at[2], None)
+    assert not is_window(window, None)
+    assert not is_window(window, 9)
+    assert not is_window(chunk, 8)
+    assert not is_window(both, 8)
+
+
+def test_the_readme_names_the_families_that_are_tested() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    assert families_table() in readme, f"put this into README.md:\n{families_table()}"
+
+
+def test_the_native_decoder_is_for_what_it_can_compute(tmp_path: Path) -> None:
+    def fits(**changes: Any) -> bool:
+        fields = SMALL | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | changes
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        return NativeConfig.fits(tmp_path)
+
+    assert fits()
+    assert fits(rope_scaling={"type": "linear", "factor": 2})
+    assert fits(partial_rotary_factor=None)
+    assert not fits(architectures=["GemmaForCausalLM"])
+    assert not fits(rope_scaling={"type": "dynamic", "factor": 2})
+    assert not fits(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5})
+    assert not fits(rope_parameters={"full_attention": {"rope_type": "default"}})
+    assert not fits(hidden_act="gelu")
+    assert not fits(num_local_experts=4)
