@@ -124,7 +124,6 @@ def test_experts_and_routers_are_no_sites_yet(tmp_path: Path) -> None:
         ("t5", {}, "an encoder with a decoder is not supported"),
         ("qwen2_vl", {}, "makes no causal language model"),
         ("no_such_family", {}, "transformers does not take it"),
-        ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
         ("llama4_text", {}, "layers of type chunked_attention"),
         ("mamba", {}, "layers of type linear_attention"),
         ("rwkv", {}, "keeps a state besides keys and values"),

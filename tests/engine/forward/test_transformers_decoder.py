@@ -16,11 +16,8 @@ from multilora.base_model.config import NativeConfig
 from multilora.base_model.transformers_config import TransformersConfig, ropes
 from multilora.forward.base_model import KVCache
 from multilora.forward.decoder import load_decoder
-from multilora.forward.transformers_decoder import (
-    TransformersDecoder,
-    load_transformers_decoder,
-    with_fixed_rope,
-)
+from multilora.forward.transformers_decoder import TransformersDecoder
+from multilora.forward.transformers_loading import load_transformers_decoder, with_fixed_rope
 from support.engine.passes import (
     BLOCK_SIZE,
     CPU,

@@ -201,10 +201,10 @@ FORMS = {
 
 
 def write_quantised(
-    form: str, folder: Path, model: PreTrainedModel | None = None
+    form: str, folder: Path, model: PreTrainedModel | None = None, head: bool = False
 ) -> PreTrainedModel:
-    """Writes `model` (make_model("llama")) in that form, all but its head → the model that its
-    files then mean."""
+    """Writes `model` (make_model("llama")) in that form, its head only if asked → the model that
+    its files then mean."""
     model = model or make_model("llama")
     config, write = FORMS[form]
     model.config.save_pretrained(folder)
@@ -216,7 +216,7 @@ def write_quantised(
         del tensors["lm_head.weight"]
     with torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and name != "lm_head":
+            if isinstance(module, nn.Linear) and (head or name != "lm_head"):
                 kinds, meant = write(module.weight, name)
                 del tensors[f"{name}.weight"]
                 tensors |= {f"{name}.{kind}": tensor for kind, tensor in kinds.items()}

@@ -4,7 +4,8 @@ Files are memory-mapped; a tensor is read when it is copied to its place, and ne
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -20,16 +21,24 @@ _OTHERS = ("consolidated*.safetensors", "*.gguf")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COMPARED = 1 << 21  # numbers at once
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# How a model for images or sounds, too, names what its text decoder has as a class of its own.
+TEXT_PART = {
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^model\.language_model\.": "model.",
+}
 
 
 class CheckpointFiles:
-    """A context manager; raises StartupError naming the file or tensor at fault."""
+    """A context manager; raises StartupError naming the file or tensor at fault. The text part of
+    a larger model has the names that it would have alone."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
         self._where: dict[str, str] = {}
+        self._stored: dict[str, str] = {}  # names that are others in the files
 
     def __enter__(self) -> Self:
         if (self._folder / SINGLE).is_file():
@@ -38,6 +47,9 @@ class CheckpointFiles:
             self._where = weight_map(self._folder)
         else:
             raise _no_weights(self._folder)
+        self._stored = {text_name(name): name for name in self._where if text_name(name) != name}
+        for name, stored in self._stored.items():
+            self._where[name] = self._where.pop(stored)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -46,6 +58,10 @@ class CheckpointFiles:
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
+    @property
+    def names(self) -> Iterable[str]:
+        return self._where.keys()
+
     def find(self, name: str) -> str | None:
         """The tensor that is meant by `name`, which may lack "model." in front; a head that is tied
         and not in the files is the embedding."""
@@ -53,7 +69,7 @@ class CheckpointFiles:
         return _EMBEDDING if name == _HEAD and not found else found
 
     def shape(self, name: str) -> list[int]:
-        return self._open(self._where[name]).get_slice(name).get_shape()
+        return self._slice(name).get_shape()
 
     def differing_rows(self, name: str, other: torch.Tensor) -> int:
         """How many rows of `other` (values, if it has one dimension) are not those of tensor
@@ -63,7 +79,7 @@ class CheckpointFiles:
         is trained on them are often kept in different ones. Compared a few megabytes at a time; a
         meta tensor has no values, and counts as the same where both have rows.
         """
-        ours, shape = self._open(self._where[name]).get_slice(name), self.shape(name)
+        ours, shape = self._slice(name), self.shape(name)
         if other.ndim != len(shape) or list(other.shape[1:]) != shape[1:]:
             return max(shape[0], len(other) if other.ndim else 1)
         shared = min(shape[0], len(other))
@@ -87,7 +103,7 @@ class CheckpointFiles:
             )
         file = self._where[name]
         try:
-            tensor = self._open(file).get_tensor(name)
+            tensor = self._open(file).get_tensor(self._stored.get(name, name))
         except SafetensorError as error:
             raise StartupError(
                 f"{self._folder / file}: cannot read {name} ({error}); "
@@ -117,6 +133,9 @@ class CheckpointFiles:
             "bfloat16, float16 or float32 checkpoint"
         )
 
+    def _slice(self, name: str) -> Any:
+        return self._open(self._where[name]).get_slice(self._stored.get(name, name))
+
     def _open(self, file: str) -> Any:
         if file not in self._files:
             path = self._folder / file
@@ -133,6 +152,15 @@ class CheckpointFiles:
                 ) from None
             self._files[file] = handle
         return self._files[file]
+
+
+def text_name(name: str) -> str:
+    """Of a tensor of the text part, as its class has it."""
+    for pattern, replacement in TEXT_PART.items():
+        name, found = re.subn(pattern, replacement, name)
+        if found:
+            break
+    return name
 
 
 def _no_weights(folder: Path) -> StartupError:

@@ -164,6 +164,7 @@ def _library_config(folder: Path) -> PretrainedConfig:
     if reason := _refusal(whole) or _refusal(library):
         raise _error(folder, reason)
     if library is not whole:
+        library.quantization_config = getattr(whole, "quantization_config", None)
         library.dtype = library.dtype or whole.dtype
         library.tie_word_embeddings = bool(getattr(whole, "tie_word_embeddings", False))
     for name in _MORE_OUTPUTS:
@@ -176,8 +177,6 @@ def _refusal(library: PretrainedConfig) -> str | None:
     """What the config alone says that cannot be computed."""
     if getattr(library, "is_encoder_decoder", False):
         return "an encoder with a decoder is not supported; serve a model that only decodes"
-    if getattr(library, "quantization_config", None) is not None:
-        return "quantised checkpoints are not supported; use the bfloat16, float16 or float32 one"
     others = set(getattr(library, "layer_types", None) or ()) - _LAYER_TYPES
     if others:
         return f"layers of type {', '.join(sorted(others))} are not supported"

@@ -109,6 +109,6 @@ def load_base_model(
         from multilora.forward.decoder import load_decoder  # which imports this module
 
         return load_decoder(folder, base, dtype, device, quantize)
-    from multilora.forward.transformers_decoder import load_transformers_decoder
+    from multilora.forward.transformers_loading import load_transformers_decoder
 
     return load_transformers_decoder(folder, base, dtype, device, total_tokens, quantize)

@@ -7,28 +7,19 @@ row [1, T] of the tokens of all sequences with their positions, no cache and no 
 function that it calls for attention reads and writes the paged cache.
 """
 
-import copy
-import logging
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import logging as library_logging
 
-from multilora.base_model.checkpoint import CheckpointFiles
-from multilora.base_model.sites import EMBEDDING, HEAD, BaseConfig, LoRASite
-from multilora.base_model.transformers_config import (
-    TransformersConfig,
-    is_dynamic,
-    ropes,
-)
-from multilora.base_model.weights import DenseWeight, packed
-from multilora.errors import StartupError
+from multilora.base_model.sites import EMBEDDING, HEAD, LoRASite
+from multilora.base_model.transformers_config import TransformersConfig
+from multilora.base_model.weights import QuantisedSites, SiteWeight
 from multilora.forward.base_model import Hidden, KVCache
 from multilora.forward.step_input import StepInput
 from multilora.lora.linear import BatchLoRA, Linear, SliceModule, TableModule
@@ -40,14 +31,7 @@ from multilora_kernels.paged_prefill import QueryTiles
 from multilora_kernels.segments import LoRASegments
 from multilora_kernels.unpaged_prefill import takes_rows
 
-_LOG = logging.getLogger(__name__)
-# How a model for images or sounds, too, names what its text decoder has as a class of its own.
-_TEXT_PART = {
-    r"^language_model\.model\.": "model.",
-    r"^language_model\.lm_head\.": "lm_head.",
-    r"^model\.language_model\.": "model.",
-}
-_ATTENTION = "multilora"  # has no entry among the library's mask functions, so there is no mask
+ATTENTION = "multilora"  # has no entry among the library's mask functions, so there is no mask
 
 
 class _Step(NamedTuple):
@@ -150,6 +134,9 @@ def _attend(
     return _LAYERS[module].attend(q, k, v, scale, softcap, s_aux)[None], None
 
 
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
+
+
 class _GivenRows(nn.Module):
     """Stands where the class had its layers, once these have computed `rows` [1, N, hidden]: the
     class then makes logits of them in its own way."""
@@ -166,13 +153,21 @@ class _GivenRows(nn.Module):
 class TransformersDecoder:
     """Filled by load_transformers_decoder."""
 
-    def __init__(self, base: TransformersConfig, model: PreTrainedModel) -> None:
-        """`model` has its weights; it is changed."""
+    def __init__(
+        self,
+        base: TransformersConfig,
+        model: PreTrainedModel,
+        read: Callable[[LoRASite], SiteWeight],
+        quantised: QuantisedSites | None = None,
+    ) -> None:
+        """`model` has its weights but those of sites, which `read` gives; it is changed."""
         self.base = base
-        self.quantised = None
+        self.quantised = quantised
         self._current = current = _Current()
         for site in base.layer_sites:
-            _replace(model, site, self._current)
+            made = SliceModule.of(Linear(site, read(site)), current.lora)
+            for part, module in zip(site.slices, made, strict=True):
+                model.set_submodule(part.module, module)
         for module, lora in ((EMBEDDING, current.lora), (HEAD, lambda: current.head_lora)):
             if site := base.site(module):
                 table = TableModule(model.get_submodule(module), site, lora)
@@ -181,7 +176,7 @@ class TransformersDecoder:
             layer = _PagedLayer(index, shape.window, self._current)
             _LAYERS[model.get_submodule(shape.module)] = layer
         for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = _own(tensor.data)
+            tensor.data = own(tensor.data)
         self._layers = model.get_submodule(model.base_model_prefix)
         self._given = _GivenRows()
         self._model = model
@@ -235,147 +230,6 @@ class TransformersDecoder:
         return logits.float() if out is None else out.copy_(logits)
 
 
-def _replace(model: nn.Module, site: LoRASite, current: _Current) -> None:
-    """The linear layers of `site` by ours; their own matrices are let go of."""
-    weight = packed(_fused(model, site))
-    if isinstance(weight, DenseWeight):
-        weight = DenseWeight(_own(weight.matrix), weight.bias)
-    made = SliceModule.of(Linear(site, weight), current.lora)
-    for part, module in zip(site.slices, made, strict=True):
-        model.set_submodule(part.module, module)
-
-
-def _fused(model: nn.Module, site: LoRASite) -> DenseWeight:
-    """The matrices and biases of its slices one below the other."""
-    linears: list[nn.Linear] = []
-    for part in site.slices:
-        linear = model.get_submodule(part.module)
-        assert isinstance(linear, nn.Linear)
-        linears.append(linear)
-    matrices = [linear.weight.data for linear in linears]
-    bias = None
-    if site.has_bias:
-        bias = torch.cat(
-            [
-                linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
-                for linear in linears
-            ]
-        )
-    return DenseWeight(matrices[0] if len(matrices) == 1 else torch.cat(matrices), bias)
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
+def own(tensor: torch.Tensor) -> torch.Tensor:
     """On a CPU a copy: it may lie in a mapped file, which somebody may change or cut."""
     return tensor.clone() if tensor.device.type == "cpu" else tensor
-
-
-def varying_ropes(library: PretrainedConfig) -> list[str]:
-    """Types of RoPE that the library fits to the longest sequence of each batch."""
-    found = (rope["rope_type"] for rope in ropes(library) if _varies(rope))
-    return list(dict.fromkeys(found))
-
-
-def _varies(rope: dict[str, Any]) -> bool:
-    return is_dynamic(rope) or rope["rope_type"] == "longrope"
-
-
-def with_fixed_rope(library: PretrainedConfig, total_tokens: int) -> PretrainedConfig:
-    """A copy whose frequencies are those for sequences of `total_tokens`, whatever a batch holds:
-    an answer must not depend on what shares its pass."""
-    fixed = copy.deepcopy(library)
-    for rope in ropes(fixed):
-        if rope["rope_type"] == "longrope":
-            is_long = total_tokens > rope["original_max_position_embeddings"]
-            kept = rope["long_factor" if is_long else "short_factor"]
-            rope["long_factor"] = rope["short_factor"] = kept
-        elif is_dynamic(rope):
-            rope["rope_theta"] *= _ntk_stretch(fixed, rope, total_tokens)
-            rope["rope_type"] = "default"
-            del rope["factor"]
-    return fixed
-
-
-def _ntk_stretch(library: PretrainedConfig, rope: dict[str, Any], total_tokens: int) -> float:
-    """What NTK scaling makes of theta for a sequence of that length."""
-    known, factor = library.max_position_embeddings, rope["factor"]
-    head_dim = getattr(library, "head_dim", None)
-    head_dim = head_dim or library.hidden_size // library.num_attention_heads
-    rotated = int(head_dim * rope.get("partial_rotary_factor", 1.0))
-    length = max(total_tokens, known)
-    return (factor * length / known - (factor - 1)) ** (rotated / (rotated - 2))
-
-
-def load_transformers_decoder(
-    folder: Path,
-    base: BaseConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    total_tokens: int,
-    quantize: str = "auto",
-) -> TransformersDecoder:
-    """The model of a checkpoint folder, for sequences of up to `total_tokens`; StartupError names
-    what is missing, wrong or too large."""
-    assert isinstance(base, TransformersConfig)
-    if quantize != "auto":
-        raise StartupError(
-            f"--quantize {quantize} needs a base model of the native decoder; leave the flag out, "
-            f"or serve another than {base.architecture}"
-        )
-    ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _attend)
-    for name in varying_ropes(base.library):
-        _LOG.info(
-            "RoPE of type %s: its frequencies are those for %d tokens (max_total_tokens), for "
-            "requests of any length", name, total_tokens,
-        )  # fmt: skip
-    if (folder / "adapter_config.json").is_file():
-        raise StartupError(
-            f"{folder} holds an adapter beside the base model, and transformers would load both; "
-            "move adapter_config.json elsewhere and name its folder in --lora-adapters"
-        )
-    with CheckpointFiles(folder):  # has its own messages for weights that are not there
-        pass
-    library_logging.disable_progress_bar()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            config=with_fixed_rope(base.library, total_tokens),
-            dtype=dtype,
-            device_map={"": device},
-            key_mapping=_TEXT_PART,
-            attn_implementation=_ATTENTION,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # _check speaks of them
-            output_loading_info=True,
-        )
-    except torch.OutOfMemoryError:
-        raise StartupError(
-            f"{folder} as {dtype} does not fit on {device}; choose a smaller base model or dtype"
-        ) from None
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise StartupError(
-            f"{folder}: transformers cannot load the weights ({reason}); download the checkpoint "
-            "again"
-        ) from None
-    model, report = loaded
-    _check(folder, report)
-    return TransformersDecoder(base, model.requires_grad_(False))
-
-
-def _check(folder: Path, report: dict[str, Any]) -> None:
-    """That the files and the class have the same tensors."""
-    if missing := sorted(report["missing_keys"]):
-        raise StartupError(
-            f"{folder}: no weight file has tensor {missing[0]} ({len(missing)} are missing), which "
-            "config.json calls for; download the checkpoint again or correct config.json"
-        )
-    if wrong := sorted(report["mismatched_keys"]):
-        name, found, wanted = wrong[0]
-        raise StartupError(
-            f"{folder}: tensor {name} has shape {list(found)} but config.json makes it "
-            f"{list(wanted)}; they are not of the same model"
-        )
-    if unused := sorted(report["unexpected_keys"]):
-        _LOG.warning("%s: %d tensors are not used (%s)", folder, len(unused), unused[0])

@@ -6,7 +6,7 @@ exceptions are not read here. What cannot be read is refused by name.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,16 +67,19 @@ class Scheme:
         return dataclasses.replace(self, target=quantize)
 
 
-def read_scheme(folder: Path) -> Scheme:
-    """Of the checkpoint in `folder`; StartupError names what cannot be read."""
+def read_scheme(folder: Path, more: Collection[str] = ()) -> Scheme:
+    """Of the checkpoint in `folder`; StartupError names what cannot be read. `more`: methods that
+    the caller takes beside those that have readers here."""
     config = JsonFields.read(folder / "config.json")
     field = next((name for name in _FIELDS if name in config), None)
     if field is None:
         return Scheme()
     quantised = config.fields(field)
     method = quantised.text("quant_method", "compressed-tensors" if field == _FIELDS[1] else "")
+    if method in more:
+        return Scheme(method)
     if method not in _METHODS:
-        known = ", ".join(_METHODS)
+        known = ", ".join((*_METHODS, *more))
         raise _refusal(quantised, "quant_method", repr(method), known)
     if method == "gptq":
         return _gptq(quantised)

@@ -1,0 +1,154 @@
+"""Quantised base models that a class of transformers computes equal the weights that their files
+mean, in float32."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
+
+from multilora.base_model.quantised.matrix import quantise
+from multilora.base_model.transformers_config import TransformersConfig
+from multilora.errors import StartupError
+from multilora.forward.transformers_decoder import TransformersDecoder
+from multilora.forward.transformers_loading import load_transformers_decoder
+from support.engine.passes import CPU, assert_same_logits
+from support.tiny.families import make_model, randomised, write_model
+from support.tiny.quantised import write_quantised
+
+MXFP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])  # and the same with a sign
+BLOCK = 16
+
+
+def load(folder: Path, quantize: str = "auto") -> TransformersDecoder:
+    base = TransformersConfig.from_folder(folder)
+    total = base.max_position_embeddings
+    return load_transformers_decoder(folder, base, torch.float32, CPU, total, quantize)
+
+
+def forms(model: TransformersDecoder) -> set[str]:
+    assert model.quantised
+    return set(model.quantised.forms)
+
+
+@pytest.mark.parametrize(
+    ("variant", "form", "computed"),
+    [
+        ("phi3", "gptq act order", "int4"),
+        ("gemma3", "awq", "int4"),
+        ("granite", "W4A16 zero points", "int4"),
+        ("gemma2", "W8A8", "int8"),
+        ("stablelm", "fp8 blocks", "float32"),
+    ],
+)
+def test_checkpoints(variant: str, form: str, computed: str, tmp_path: Path) -> None:
+    theirs = write_quantised(form, tmp_path, make_model(variant))
+    ours = load(tmp_path)
+    assert forms(ours) == {computed}
+    assert_same_logits(theirs, ours)
+
+
+@pytest.mark.parametrize("target", ["int8", "int4"])
+def test_quantised_at_start(target: str, tmp_path: Path) -> None:
+    theirs = make_model("olmo2")
+    ours = load(write_model(theirs, tmp_path), target)
+    assert forms(ours) == {target}
+    with torch.no_grad():
+        for name, module in theirs.named_modules():
+            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                matrix = quantise(module.weight, target)
+                assert matrix
+                module.weight.copy_(matrix.dequantised(torch.float32))
+    assert_same_logits(theirs, ours)
+
+
+def test_a_quantised_head(tmp_path: Path) -> None:
+    theirs = write_quantised("W4A16", tmp_path, make_model("phi3"), head=True)
+    assert_same_logits(theirs, load(tmp_path))
+
+
+def test_the_text_part_of_a_model_for_images(tmp_path: Path) -> None:
+    """Whose other parts are quantised, too."""
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    text = make_model("gemma3").config.to_dict()
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    theirs = Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager")
+    theirs = write_quantised("W4A16", tmp_path, randomised(theirs.eval()))
+    ours = load(tmp_path)
+    assert forms(ours) == {"int4"}
+    assert_same_logits(theirs, ours)
+
+
+def rewritten(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    save_file(tensors, folder / "model.safetensors")
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": config}))
+
+
+def write_fp8_experts(folder: Path) -> PreTrainedModel:
+    """Every matrix of the layers but the routers' in blocks of FP8 → the model they mean."""
+    write_model(make_model("qwen3_moe"), folder)
+    tensors, meant = load_file(folder / "model.safetensors"), {}
+    for name, weight in list(tensors.items()):
+        meant[name] = weight
+        if name.endswith("_proj.weight"):
+            blocks = weight.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))
+            scale = blocks.abs().amax((1, 3)) / 448
+            q = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+            tensors[name] = q.flatten(2).flatten(0, 1)
+            tensors[f"{name}_scale_inv"] = scale
+            meant[name] = (q.float() * scale[:, None, :, None]).flatten(2).flatten(0, 1)
+    save_file(meant, folder / "model.safetensors")
+    theirs = type(make_model("qwen3_moe")).from_pretrained(folder, attn_implementation="eager")
+    rewritten(folder, tensors, {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]})
+    return theirs.eval()
+
+
+def write_mxfp4(folder: Path) -> PreTrainedModel:
+    """Experts of gpt-oss as OpenAI's files have them → the model they mean."""
+    theirs = make_model("gpt_oss", hidden_size=64, intermediate_size=64)
+    write_model(theirs, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name, weight in theirs.named_parameters():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            continue
+        parts = weight.detach().mT.unflatten(2, (-1, 32))  # [experts, out, groups, 32]
+        exponent = (parts.abs().amax(3) / 6).log2().ceil()
+        steps = parts / exponent.exp2()[..., None]
+        code = (steps.abs()[..., None] - MXFP4).abs().argmin(-1)
+        negative = (steps < 0).long()
+        nibbles = code + 8 * negative
+        meant = MXFP4[code] * (1 - 2 * negative) * exponent.exp2()[..., None]
+        weight.data.copy_(meant.flatten(2).mT)
+        del tensors[name]
+        tensors[f"{name}_blocks"] = (nibbles[..., ::2] + 16 * nibbles[..., 1::2]).to(torch.uint8)
+        tensors[f"{name}_scales"] = (exponent + 127).to(torch.uint8)
+    rewritten(folder, tensors, {"quant_method": "mxfp4"})
+    return theirs
+
+
+@pytest.mark.parametrize("write", [write_fp8_experts, write_mxfp4])
+def test_experts_are_dequantised(write: Any, tmp_path: Path) -> None:
+    theirs = write(tmp_path)
+    ours = load(tmp_path)
+    assert forms(ours) == {"float32"}
+    assert ours.quantised and ours.quantised.reason
+    assert_same_logits(theirs, ours)
+
+
+def test_experts_that_nobody_dequantises_are_refused(tmp_path: Path) -> None:
+    write_fp8_experts(tmp_path)
+    with pytest.raises(StartupError, match=r"--quantize int4 does not go with experts .* leave"):
+        load(tmp_path, "int4")
+    names = ("qweight", "qzeros", "scales")
+    experts = "model.layers.0.mlp.experts.1.up_proj"
+    tensors = {f"{experts}.{name}": torch.zeros(1) for name in names}
+    rewritten(tmp_path, tensors, {"quant_method": "gptq", "bits": 4})
+    with pytest.raises(StartupError, match=rf"experts .* gptq \({experts}\) .* in FP8, bfloat16"):
+        load(tmp_path)
