@@ -152,7 +152,7 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
     base = _with_tables(config, read_base(folder, config.model_impl), folder)
     max_input, max_total = config.token_limits(base.max_position_embeddings)
     dtype = choose_dtype(config.dtype, base.dtype, device)
-    _LOG.info("loading %s (%s) as %s on %s", folder, type(base).__name__, dtype, device)
+    _LOG.info("loading %s as %s on %s", folder, dtype, device)
     model = load_base_model(folder, base, dtype, device, max_total, config.quantize)
     text = tried_text(config, folder, renderer)
     profile = Profile(model, config, max_total, dtype, device)

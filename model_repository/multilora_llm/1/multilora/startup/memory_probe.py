@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from multilora.base_model.sites import BaseConfig
+from multilora.base_model.config import NativeConfig
+from multilora.base_model.sites import BaseConfig, short_names
 from multilora.config import EngineConfig
 from multilora.errors import StartupError
 from multilora.forward.base_model import BaseModel, KVCache
@@ -87,6 +88,13 @@ def _costly_sampling() -> SamplingParams:
 _SAMPLING = _costly_sampling()
 
 
+def _base_line(base: BaseConfig, dtype: str) -> str:
+    """What computes the base model, and where adapters can act."""
+    by = "this server's decoder" if isinstance(base, NativeConfig) else "its class in transformers"
+    places = ", ".join(short_names(base.sites))
+    return f"{base.architecture} in {dtype}, computed by {by}; adapters can act on {places}"
+
+
 class Profile(NamedTuple):
     """What is measured: a base model, and the settings with which it will be served."""
 
@@ -103,7 +111,8 @@ class Profile(NamedTuple):
     @property
     def lines(self) -> tuple[str, ...]:
         """For the log, about the base model."""
-        return quantised_lines(self.model.quantised)
+        dtype = str(self.dtype).removeprefix("torch.")
+        return _base_line(self.model.base, dtype), *quantised_lines(self.model.quantised)
 
     @property
     def graph_limits(self) -> GraphLimits:
