@@ -228,8 +228,12 @@ def test_the_engine_plans_with_what_is_measured(
         assert min(trial) >= real == pages.num_pages, "the trial must not be the smaller one"
         assert set(meter.pools) == {kv, pages} and set(meter.graphs) == {graphs}
         said = [r.getMessage() for r in caplog.records if r.name == "multilora.memory"]
-        assert "953.7 MiB" in said[0] and len(said) == 8
-        assert f"{kv.num_blocks * 16} tokens" in said[6]
+        assert said[0] == (
+            "LlamaForCausalLM in float32, computed by this server's decoder; adapters can act on "
+            "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+        )
+        assert "953.7 MiB" in said[1] and len(said) == 9
+        assert f"{kv.num_blocks * 16} tokens" in said[7]
     finally:
         engine.close()
 
