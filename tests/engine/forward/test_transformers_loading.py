@@ -2,6 +2,7 @@
 mean, in float32."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
 
+from multilora.base_model import checkpoint
 from multilora.base_model.quantised.matrix import quantise
 from multilora.base_model.transformers_config import TransformersConfig
 from multilora.errors import StartupError
@@ -140,6 +142,18 @@ def test_experts_are_dequantised(write: Any, tmp_path: Path) -> None:
     assert forms(ours) == {"float32"}
     assert ours.quantised and ours.quantised.reason
     assert_same_logits(theirs, ours)
+
+
+def test_those_who_wait_are_told_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpoint, "_TOLD_SECONDS", 0.0)
+    caplog.set_level("INFO")
+    load(write_model(make_model("phi3"), tmp_path))
+    for what in ("reading", "preparing"):
+        said = [r.getMessage() for r in caplog.records if r.getMessage().startswith(what)]
+        assert said[0] == f"{what} the base model: 0 %"
+        assert re.fullmatch(rf"{what} the base model: (8|9)\d %", said[-1])
 
 
 def test_experts_that_nobody_dequantises_are_refused(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 Files are memory-mapped; a tensor is read when it is copied to its place, and never twice.
 """
 
+import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +18,9 @@ from safetensors import SafetensorError, safe_open
 from multilora.base_model.config import INDEX, SINGLE, weight_map
 from multilora.errors import StartupError
 
+_LOG = logging.getLogger(__name__)
+_TOLD_SECONDS = 2.0
+ItemT = TypeVar("ItemT")
 _PICKLES = ("pytorch_model*.bin", "pytorch_model*.json", "*.pt", "*.pth")
 _OTHERS = ("consolidated*.safetensors", "*.gguf")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -152,6 +157,18 @@ class CheckpointFiles:
                 ) from None
             self._files[file] = handle
         return self._files[file]
+
+
+def watched(
+    items: Collection[ItemT], what: str, clock: Callable[[], float] = time.monotonic
+) -> Iterator[ItemT]:
+    """The items, while the log tells those who wait for a large model how many of them are done."""
+    told = clock()
+    for number, item in enumerate(items):
+        if clock() >= told + _TOLD_SECONDS:
+            told = clock()
+            _LOG.info("%s: %d %%", what, 100 * number // len(items))
+        yield item
 
 
 def text_name(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from multilora.base_model.checkpoint import CheckpointFiles
+from multilora.base_model.checkpoint import CheckpointFiles, watched
 from multilora.base_model.config import NativeConfig
 from multilora.base_model.quantised.matrix import QuantisedMatrix, join, quantise
 from multilora.base_model.quantised.products import (
@@ -143,7 +143,10 @@ def load_weights(
         embed = reader.read("model.embed_tokens.weight", base.vocab_size, base.hidden_size)
         return Weights(
             embed=embed,
-            sites={site.name: linears.read(site) for site in base.layer_sites},
+            sites={
+                site.name: linears.read(site)
+                for site in watched(base.layer_sites, "reading the base model")
+            },
             norms=tuple(reader.norms(layer) for layer in range(base.num_layers)),
             norm=reader.read("model.norm.weight", base.hidden_size),
             lm_head=reader.lm_head(embed, linears),

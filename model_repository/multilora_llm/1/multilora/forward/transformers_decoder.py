@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from multilora.base_model.checkpoint import watched
 from multilora.base_model.sites import EMBEDDING, HEAD, LoRASite
 from multilora.base_model.transformers_config import TransformersConfig
 from multilora.base_model.weights import QuantisedSites, SiteWeight
@@ -164,7 +165,7 @@ class TransformersDecoder:
         self.base = base
         self.quantised = quantised
         self._current = current = _Current()
-        for site in base.layer_sites:
+        for site in watched(base.layer_sites, "preparing the base model"):
             made = SliceModule.of(Linear(site, read(site)), current.lora)
             for part, module in zip(site.slices, made, strict=True):
                 model.set_submodule(part.module, module)

@@ -3,7 +3,7 @@ a quantised base model, which our own readers read."""
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers.utils.quantization_config import (
     QuantizationConfigMixin,
 )
 
-from multilora.base_model.checkpoint import TEXT_PART, CheckpointFiles, text_name
+from multilora.base_model.checkpoint import TEXT_PART, CheckpointFiles, text_name, watched
 from multilora.base_model.quantised.scheme import Scheme, read_scheme
 from multilora.base_model.sites import HEAD, BaseConfig, LoRASite, modules
 from multilora.base_model.transformers_config import TransformersConfig, is_dynamic, ropes
@@ -156,6 +156,7 @@ class _Loading:
         self, config: PretrainedConfig, unread: Iterable[str], **more: Any
     ) -> PreTrainedModel:
         library_logging.disable_progress_bar()
+        before = library_logging.set_tqdm_hook(_progress)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(self._folder),
@@ -179,6 +180,8 @@ class _Loading:
                 f"{self._folder}: transformers cannot load the weights ({reason}); download the "
                 "checkpoint again"
             ) from None
+        finally:
+            library_logging.set_tqdm_hook(before)
         model, report = loaded
         _check(self._folder, report, set(unread))
         return model.requires_grad_(False)
@@ -211,6 +214,13 @@ class _Omission(HfQuantizer):
 
 register_quantization_config(_UNREAD)(_Unread)
 register_quantizer(_UNREAD)(_Omission)
+
+
+def _progress(factory: Callable[..., Any], given: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """In the place of the library's progress bar."""
+    if given and options.get("desc") == "Loading weights":
+        return watched(given[0], "reading the base model")
+    return factory(*given, **options)
 
 
 def _layers_of(module: str) -> str:
