@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from multilora.base_model import checkpoint
 from multilora.base_model.config import NativeConfig
 from multilora.base_model.weights import (
     DenseWeight,
@@ -27,6 +28,17 @@ Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Weights:
     return load_weights(folder, NativeConfig.from_folder(folder), dtype, CPU)
+
+
+def test_a_large_model_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpoint, "_TOLD_SECONDS", 0.0)
+    caplog.set_level("INFO")
+    write_base(tmp_path)
+    load(tmp_path)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "reading the base model: 0 %" and len(said) > 4
 
 
 def edit(folder: Path, change: Callable[[Tensors], object]) -> None:
