@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import aiohttp  # noqa: F401 - once unprivileged, nothing of a Python in somebody's home can be read
 import pytest
 
 from multilora.adapters.merging.cache import MergeCache
