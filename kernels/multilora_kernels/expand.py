@@ -20,7 +20,7 @@ import torch
 
 from multilora_kernels.lora_tile import load_tile, page_product
 from multilora_kernels.openai_triton import num_programs, tl, triton
-from multilora_kernels.products import add_product
+from multilora_kernels.products import add_product_each
 from multilora_kernels.row_groups import own_pages
 from multilora_kernels.segments import LoRASegments
 
@@ -107,11 +107,9 @@ def expand_cpu(
     y: torch.Tensor,
 ) -> None:
     """`h` as shrink_cpu gives it."""
-    for part, (rows, pages, _) in zip(h, segments.groups, strict=True):
-        columns = own_pages(b, pages).flatten(0, 1).split(slice_sizes, dim=1)
-        out = y[rows].split(slice_sizes, dim=1)
-        for own_h, own_b, own_y in zip(part, columns, out, strict=True):
-            add_product(own_y, own_h.flatten(1), own_b)
+    for part, (count, rows, pages) in zip(h, segments.groups, strict=True):
+        own = own_pages(b, pages).view(count, -1, b.shape[2])
+        add_product_each(y[rows].unflatten(0, (count, -1)), part.flatten(3), own, slice_sizes)
 
 
 def expand_reference(

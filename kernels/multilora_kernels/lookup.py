@@ -23,13 +23,13 @@ def lookup_gpu(ids: torch.Tensor, a: torch.Tensor, segments: LoRASegments) -> to
 
 
 def lookup_cpu(ids: torch.Tensor, a: torch.Tensor, segments: LoRASegments) -> list[torch.Tensor]:
-    """For each group h [1, R, P, 16], zero where the row does not own the page."""
+    """For each group h [1, S, R, P, 16]."""
     parts: list[torch.Tensor] = []
-    for rows, pages, mask in segments.groups:
+    for count, rows, pages in segments.groups:
         if isinstance(pages, slice):
             pages = torch.arange(pages.start, pages.stop)
-        h = a[:, 0][pages, :, ids[rows].unsqueeze(1)]
-        parts.append((h if mask is None else h * mask).unsqueeze(0))
+        pages, own = pages.view(count, 1, -1), ids[rows].view(count, -1, 1)
+        parts.append(a[:, 0][pages, :, own].unsqueeze(0))
     return parts
 
 

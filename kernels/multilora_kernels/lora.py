@@ -1,10 +1,10 @@
 """The update that all adapters of a batch add to one fused projection, y += (x · A) · B.
 
-add_lora chooses by device: OpenAI Triton kernels on a GPU, dense or looped torch products on a
-CPU. Where kernels run the halves may be apart, and the sum too: shrink gives the update, expand
-makes of it what is still to be added (delta), beside the projection itself, and the kernel that
-reads the projection adds that; SwiGLU can also expand on the fly. An embedding's x are token ids,
-which stand for one-hot rows: add_lookup.
+add_lora chooses by device: OpenAI Triton kernels on a GPU, batched torch products on a CPU. Where
+kernels run the halves may be apart, and the sum too: shrink gives the update, expand makes of it
+what is still to be added (delta), beside the projection itself, and the kernel that reads the
+projection adds that; SwiGLU can also expand on the fly. An embedding's x are token ids, which
+stand for one-hot rows: add_lookup.
 """
 
 from typing import NamedTuple

@@ -136,7 +136,7 @@ class LoRASegments:
             tables.update_tiles,
             num_rows,
             segments,
-            groups=() if kernels else row_groups(segments, dtype),
+            groups=() if kernels else row_groups(segments),
         )
 
     @staticmethod

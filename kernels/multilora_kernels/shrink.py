@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 
 from multilora_kernels.openai_triton import next_power_of_2, num_programs, tl, triton
-from multilora_kernels.products import linear
+from multilora_kernels.products import linear_each
 from multilora_kernels.row_groups import own_pages
 from multilora_kernels.segments import DECODE_TILE, PAGE_RANK, LoRASegments
 
@@ -152,15 +152,12 @@ def shrink_gpu(x: torch.Tensor, a: torch.Tensor, segments: LoRASegments) -> torc
 
 
 def shrink_cpu(x: torch.Tensor, a: torch.Tensor, segments: LoRASegments) -> list[torch.Tensor]:
-    """For each group h [slices, R, P, 16], zero where the row does not own the page."""
+    """For each group h [slices, S, R, P, 16]: of short segments float32, else of the dtype of x."""
     parts: list[torch.Tensor] = []
-    for rows, pages, mask in segments.groups:
+    for count, rows, pages in segments.groups:
         own = own_pages(a, pages)
-        h = linear(x[rows], own.flatten(0, 2))
-        h = h.view(h.shape[0], *own.shape[:3]).permute(2, 0, 1, 3)
-        if mask is not None:
-            h = torch.mul(h, mask, out=torch.empty(h.shape, dtype=h.dtype))
-        parts.append(h)
+        h = linear_each(x[rows].unflatten(0, (count, -1)), own.view(count, -1, own.shape[3]))
+        parts.append(h.unflatten(2, (-1, *own.shape[1:3])).permute(3, 0, 1, 2, 4))
     return parts
 
 

@@ -11,6 +11,8 @@ from multilora_kernels import row_groups
 from multilora_kernels.expand import expand_gpu, expand_reference
 from multilora_kernels.lookup import lookup_reference
 from multilora_kernels.lora import add_lookup, add_lora
+from multilora_kernels.row_groups import Segment
+from multilora_kernels.segments import LoRASegments
 from multilora_kernels.shrink import shrink_reference
 from support.kernels.cases import MIXES, LoRACase, assert_close, lookup_case, lora_case
 
@@ -50,35 +52,50 @@ def test_add_lookup(mix: list[int], spread: int, dtype: torch.dtype):
 
 @pytest.mark.parametrize("slice_sizes", [(7,), (5, 9), (64, 1, 3)])
 @pytest.mark.parametrize("spread", [1, 40])
-@pytest.mark.parametrize("waste", [0, 10**9], ids=["loop", "dense"])
+@pytest.mark.parametrize("pages", [0, 10**9], ids=["one by one", "together"])
 def test_all_ways_agree_and_base_rows_stay(
-    slice_sizes: tuple[int, ...], spread: int, waste: int, monkeypatch: pytest.MonkeyPatch
+    slice_sizes: tuple[int, ...], spread: int, pages: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(row_groups, "_WASTE", waste)
-    case = lora_case(MIXES["skewed"], [16, 40], slice_sizes, 33, spread=spread)
+    monkeypatch.setattr(row_groups, "_PAGES", pages)
+    case = lora_case(MIXES["distinct"], [16, 16, 16, 40], slice_sizes, 33, spread=spread)
     want, before = expected(case), case.y.clone()
     segments = case.segments()
-    assert len(segments.groups) == (1 if waste else len(case.row_counts))
+    count = len(case.row_counts)
+    assert len(segments.groups) == (count // 2 if pages else count)
     add_lora(case.y, case.x, case.a, case.b, slice_sizes, segments)
     assert_close(case.y, want, torch.float32)
     assert torch.equal(case.y[-3:], before[-3:])
 
 
-def test_groups_follow_the_shape_of_the_work():
-    def rows(mix: list[int], spread: int = 1) -> list[tuple[int, int]]:
-        groups = lora_case(mix, [16], (8,), 8, spread=spread).segments().groups
-        return [(group.rows.start, group.rows.stop) for group in groups]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_the_adapters_beside_it(dtype: torch.dtype):
+    case = lora_case([1] * 8, [16], (48, 24, 24), 40, dtype)
+    together = case.y.clone()
+    add_lora(together, case.x, case.a, case.b, case.slice_sizes, case.segments())
+    for row, segment in enumerate(case.segments().segments):
+        alone, x = case.y[row : row + 1].clone(), case.x[row : row + 1]
+        only = LoRASegments.from_lists([0], [1], [segment.pages], 1, "cpu")
+        add_lora(alone, x, case.a, case.b, case.slice_sizes, only)
+        assert_close(alone, together[row : row + 1].double(), torch.float32)
 
-    assert rows([1] * 16) == [(0, 16)]
-    assert rows([400] * 2) == [(0, 400), (400, 800)]
-    assert rows([1] * 8 + [128] + [1] * 8) == [(0, 8), (8, 136), (136, 144)]
-    assert rows([0, 5, 0]) == [(0, 5)]
-    assert rows([]) == []
-    near, far = (lora_case([1] * 8, [16], (8,), 8, spread=s).segments().groups for s in (1, 100))
-    assert isinstance(near[0].pages, slice)
-    assert isinstance(far[0].pages, torch.Tensor)
-    (alone,) = lora_case([9], [16], (8,), 8).segments().groups
-    assert alone.mask is None
+
+def test_groups_follow_the_shape_of_the_work():
+    def groups(mix: list[int], ranks: list[int]) -> list[tuple[int, int, int]]:
+        found = lora_case(mix, ranks, (8,), 8).segments().groups
+        return [(group.segments, group.rows.start, group.rows.stop) for group in found]
+
+    assert groups([1] * 8, [16]) == [(8, 0, 8)]
+    assert groups([1] * 12, [16]) == [(8, 0, 8), (4, 8, 12)]  # not too many pages
+    assert groups([1] * 4, [64]) == [(2, 0, 2), (2, 2, 4)]
+    assert groups([2, 2, 1, 1], [16]) == [(2, 0, 4), (2, 4, 6)]  # as many rows
+    assert groups([1] * 4, [16, 16, 40, 40]) == [(2, 0, 2), (2, 2, 4)]  # as many pages
+    assert groups([400] * 2, [16]) == [(1, 0, 400), (1, 400, 800)]
+    assert groups([0, 5, 0], [16]) == [(1, 0, 5)]
+    assert groups([], [16]) == []
+    near = row_groups.row_groups([Segment(i, 1, (3 + i,)) for i in range(3)])
+    assert near[0].pages == slice(3, 6)
+    far = row_groups.row_groups([Segment(i, 1, (3 - i,)) for i in range(3)])
+    assert isinstance(far[0].pages, torch.Tensor) and far[0].pages.tolist() == [3, 2, 1]
 
 
 def test_more_slices_than_the_gpu_kernel_takes_are_refused():

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from multilora_kernels import products
-from multilora_kernels.products import add_product, linear
+from multilora_kernels.products import add_product_each, linear, linear_each
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
 @pytest.fixture(params=[True, False], ids=["instructions", "no instructions"])
 def has(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(products, "_has_instructions", lambda _: request.param)
+    monkeypatch.setattr(products, "has_instructions", lambda _: request.param)
     return request.param
 
 
@@ -41,12 +41,30 @@ def test_linear(rows: int, dtype: torch.dtype, has_bias: bool) -> None:
 
 @pytest.mark.usefixtures("has")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 40])
-def test_add_product_to_columns(rows: int, dtype: torch.dtype) -> None:
-    whole, x, matrix = numbers(dtype, rows, 30), numbers(dtype, rows, 32), numbers(dtype, 32, 10)
-    expected = whole.double()
-    expected[:, 10:20] += x.double() @ matrix.double()
-    add_product(whole[:, 10:20], x, matrix)
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_weight_for_each(count: int, rows: int, dtype: torch.dtype) -> None:
+    x, weights = numbers(dtype, count, rows, 24), numbers(dtype, count, 32, 24)
+    found = linear_each(x, weights)
+    assert_rounded(found, x.double() @ weights.double().mT)
+    assert found.dtype == (dtype if (count, rows) == (1, 40) else torch.float32)
+
+
+@pytest.mark.usefixtures("has")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_matrix_for_each_is_added_slice_by_slice(
+    count: int, rows: int, dtype: torch.dtype
+) -> None:
+    """To rows of a larger tensor."""
+    whole, x = numbers(dtype, count * rows + 2, 30), numbers(dtype, 2, count, rows, 32)
+    matrices, expected = numbers(dtype, count, 32, 30), whole.double()
+    part = expected[2:].view(count, rows, 30)
+    part[..., :10] += x[0].double() @ matrices[..., :10].double()
+    part[..., 10:] += x[1].double() @ matrices[..., 10:].double()
+    x = x if (count, rows) == (1, 40) else x.float()  # as linear_each gives it
+    add_product_each(whole[2:].unflatten(0, (count, rows)), x, matrices, (10, 20))
     assert_rounded(whole, expected)
 
 
@@ -71,6 +89,6 @@ def test_only_what_has_no_instructions_is_widened(
 
 def test_what_this_processor_has() -> None:
     """As PyTorch says."""
-    products._has_instructions.cache_clear()
+    products.has_instructions.cache_clear()
     supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert products._has_instructions(torch.bfloat16) == supported
+    assert products.has_instructions(torch.bfloat16) == supported
