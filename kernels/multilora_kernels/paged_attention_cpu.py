@@ -1,9 +1,10 @@
 """The CPU path of paged attention: gather keys and values, then dense torch products.
 
-Decode gathers [sequences, kv_heads, tokens, head_dim] and takes two batched products, which for
-bfloat16 beat the fused attention of torch by 1.3 to 2 times; scores are float32 from the first
-product on. Prefill uses the fused attention where it computes what is asked for. Floor: the K and V
-of all contexts are read once.
+Both use the fused attention of torch where it computes what is asked for, decode in float32
+whatever the dtype: for products with one query a 16-bit type is a burden. Measured on 2 cores with
+AVX2 for 4 sequences of 160 tokens with 12 heads of 64: 0.60 ms in float32 from a bfloat16 cache,
+1.21 in bfloat16; two batched products 0.65 and 1.09. Floor: the K and V of all contexts are read
+once.
 """
 
 import torch
@@ -44,19 +45,26 @@ def _decode(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """One query per sequence: q [S, heads, D] → [S, heads, V]."""
-    sequences, heads, head_dim = q.shape
-    kv_heads, value_dim = v_cache.shape[2:]
-    batch, group = sequences * kv_heads, heads // kv_heads
-    k = k_cache.view(-1, head_dim).index_select(0, chunk.slots).view(batch, -1, head_dim)
-    v = v_cache.view(-1, value_dim).index_select(0, chunk.slots).view(batch, -1, value_dim)
-    scores = torch.bmm(q.reshape(batch, group, head_dim), k.transpose(1, 2)).float().mul_(scale)
-    scores = _capped(scores, softcap)
+    k, v = (_tokens(cache, chunk.slots, len(q)) for cache in (k_cache, v_cache))
+    if softcap is None and sinks is None:
+        out = F.scaled_dot_product_attention(
+            q.float().unsqueeze(2), k, v, attn_mask=chunk.mask, scale=scale, enable_gqa=True
+        )
+        return out.squeeze(2).to(q.dtype)
+    grouped = q.float().unflatten(1, (k.shape[1], -1))
+    scores = _capped(torch.matmul(grouped, k.transpose(2, 3)).mul_(scale), softcap)
     if chunk.mask is not None:
-        scores.view(sequences, kv_heads, group, -1).add_(chunk.mask)
+        scores += chunk.mask
     if sinks is not None:
-        sinks = sinks.view(1, kv_heads, group).expand(sequences, -1, -1).reshape(batch, group)
-    weights = _weights(scores, sinks).to(q.dtype)
-    return torch.bmm(weights, v).view(sequences, heads, value_dim)
+        sinks = sinks.view(1, *grouped.shape[1:3]).expand(len(q), -1, -1)
+    return torch.matmul(_weights(scores, sinks), v).flatten(1, 2).to(q.dtype)
+
+
+def _tokens(cache: torch.Tensor, slots: torch.Tensor, sequences: int) -> torch.Tensor:
+    """float32 [sequences, kv_heads, tokens, width]. The cache is read by whole tokens: memory is
+    slow to give many short rows."""
+    tokens = cache.view(-1, cache[0, 0].numel()).index_select(0, slots).float()
+    return tokens.view(sequences, -1, *cache.shape[2:]).transpose(1, 2)
 
 
 def _prefill(

@@ -13,7 +13,7 @@ import torch
 
 from multilora_kernels.paged_decode import DecodeWork, decode_work
 
-_CHUNK_BYTES = 1 << 20  # of the keys of one chunk; as many of values
+_CHUNK_BYTES = 1 << 21  # of the keys of one chunk in float32; as many of values
 _SLACK = 32  # tokens by which lengths in a chunk may always differ; beyond, by a factor of two
 
 
@@ -21,7 +21,7 @@ class DecodeChunk(NamedTuple):
     """S sequences with one new token each, N tokens seen by the one that sees the most."""
 
     rows: slice | torch.Tensor  # of q: int64 [S] when they are not neighbours
-    slots: torch.Tensor  # int64 [S * kv_heads * N], rows of the cache viewed as [-1, head_dim]
+    slots: torch.Tensor  # int64 [S * N]
     mask: torch.Tensor | None  # float32 [S, 1, 1, N], 0 or -inf; None: all see N tokens
 
 
@@ -69,7 +69,7 @@ class PagedContext:
     def _make(self, cache: torch.Tensor, window: int | None) -> Plan:
         starts, contexts = (lengths.tolist() for lengths in self._lengths)
         block_size, kv_heads, head_dim = cache.shape[1:]
-        limit = _CHUNK_BYTES // (kv_heads * head_dim * cache.dtype.itemsize)
+        limit = _CHUNK_BYTES // (kv_heads * head_dim * torch.float32.itemsize)
         seen = {
             s: min(context, window or context)
             for s, context in enumerate(contexts)
@@ -77,7 +77,7 @@ class PagedContext:
         }
         tables = self._tables.long()
         decode = tuple(
-            _decode_chunk(chunk, starts, contexts, seen, tables, block_size, kv_heads)
+            _decode_chunk(chunk, starts, contexts, seen, tables, block_size)
             for chunk in _chunks(seen, limit)
         )
         prefill = tuple(
@@ -108,7 +108,6 @@ def _decode_chunk(
     seen: dict[int, int],
     tables: torch.Tensor,
     block_size: int,
-    kv_heads: int,
 ) -> DecodeChunk:
     rows = [starts[s] for s in chunk]
     counts = torch.tensor([seen[s] for s in chunk])[:, None]
@@ -118,7 +117,6 @@ def _decode_chunk(
     # Padding repeats the last token: its values are finite and the mask makes their weight 0.
     token = first + torch.minimum(column, counts - 1)
     slots = tables[list(chunk)].gather(1, token // block_size) * block_size + token % block_size
-    index = slots[:, None, :] * kv_heads + torch.arange(kv_heads)[None, :, None]
     mask = None
     if any(seen[s] < longest for s in chunk):
         mask = torch.zeros(len(chunk), 1, 1, longest)
@@ -126,7 +124,7 @@ def _decode_chunk(
     neighbours = rows == list(range(rows[0], rows[0] + len(rows)))
     return DecodeChunk(
         slice(rows[0], rows[0] + len(rows)) if neighbours else torch.tensor(rows),
-        index.flatten(),
+        slots.flatten(),
         mask,
     )
 
