@@ -1,6 +1,7 @@
 """Loading weights: every way a checkpoint may be laid out, and each way it may be broken."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from multilora.base_model import checkpoint
+from multilora.base_model import checkpoint, weights
 from multilora.base_model.config import NativeConfig
 from multilora.base_model.weights import (
     DenseWeight,
+    HalfWeight,
     PackedWeight,
     SiteWeight,
     Weights,
@@ -19,7 +21,7 @@ from multilora.base_model.weights import (
     packed,
 )
 from multilora.errors import StartupError
-from support.tiny.base import HIDDEN, VOCAB, write_base
+from support.tiny.base import HIDDEN, INTERMEDIATE, VOCAB, write_base
 
 CPU = torch.device("cpu")
 Tensors = dict[str, torch.Tensor]
@@ -63,20 +65,20 @@ def shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def numbers(weight: SiteWeight) -> torch.Tensor:
+def numbers(weight: SiteWeight, columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """W, of whatever form."""
-    assert isinstance(weight, DenseWeight | PackedWeight)
-    return weight.multiply(torch.eye(weight.matrix.shape[1], dtype=weight.matrix.dtype)).T
+    return weight.multiply(torch.eye(columns, dtype=dtype)).T
 
 
 def test_modules_with_one_input_are_fused(tmp_path: Path) -> None:
     weights = load(write_base(tmp_path))
     files = load_file(tmp_path / "model.safetensors")
     parts = [files[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"]
-    assert torch.equal(numbers(weights.sites["layers.1.qkv"]), torch.cat(parts))
+    assert torch.equal(numbers(weights.sites["layers.1.qkv"], HIDDEN), torch.cat(parts))
     parts = [files[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up")]
-    assert torch.equal(numbers(weights.sites["layers.0.gate_up"]), torch.cat(parts))
-    assert weights.sites["layers.0.qkv"].bias is None
+    assert torch.equal(numbers(weights.sites["layers.0.gate_up"], HIDDEN), torch.cat(parts))
+    qkv = weights.sites["layers.0.qkv"]
+    assert isinstance(qkv, PackedWeight) and qkv.bias is None
 
 
 def test_shards_hold_the_same_model(tmp_path: Path) -> None:
@@ -85,8 +87,9 @@ def test_shards_hold_the_same_model(tmp_path: Path) -> None:
     parts = load(tmp_path)
     assert torch.equal(whole.embed, parts.embed)
     assert whole.sites.keys() == parts.sites.keys() and len(whole.sites) == 8
-    for name, weight in whole.sites.items():
-        assert torch.equal(numbers(weight), numbers(parts.sites[name]))
+    for site in NativeConfig.from_folder(tmp_path).layer_sites:
+        one, other = (numbers(w.sites[site.name], site.in_features) for w in (whole, parts))
+        assert torch.equal(one, other)
     for one, other in zip(whole.norms, parts.norms, strict=True):
         assert torch.equal(one.attention, other.attention) and torch.equal(one.mlp, other.mlp)
 
@@ -106,12 +109,77 @@ def test_a_packed_weight_multiplies_as_a_dense_one(bias: torch.Tensor | None) ->
         torch.testing.assert_close(residual, sum_)
 
 
+def halves(*shape: int, size: float = 0.02) -> torch.Tensor:
+    """float32, as from a checkpoint in bfloat16."""
+    return (torch.randn(shape) * size).bfloat16().float()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-7, 0.02, 1e6], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_half_weight_multiplies_as_a_dense_one(
+    dtype: torch.dtype, size: float, has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded as sums in float32 are, and then to the dtype."""
+    monkeypatch.setattr(weights, "has_instructions", lambda _: False)
+    matrix = halves(70, 50, size=size)
+    bias = halves(70, size=size) if has_bias else None
+    form = packed(DenseWeight(matrix.to(dtype), None if bias is None else bias.to(dtype)))
+    assert isinstance(form, HalfWeight)
+    x, step = halves(40, 50, size=1), max(torch.finfo(dtype).eps, 2**-20)
+    wanted = x.double() @ matrix.double().T + (0 if bias is None else bias.double())
+    for rows in (0, 1, 3, 40):
+        found = form.multiply(x[:rows].to(dtype))
+        assert found.dtype == dtype
+        atol = 4 * step * size
+        torch.testing.assert_close(found.double(), wanted[:rows], rtol=step, atol=atol)
+        residual = torch.ones(rows, 70, dtype=dtype)
+        form.add_to(residual, x[:rows].to(dtype))
+        assert torch.equal(residual, found + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_of_a_half_weight_does_not_depend_on_the_other_rows(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the order of sums in float32. Rounded to 16 bits that is hardly ever seen."""
+    monkeypatch.setattr(weights, "has_instructions", lambda _: False)
+    form = packed(DenseWeight(halves(96, 300).to(dtype), None))
+    assert isinstance(form, HalfWeight)
+    x = torch.randn(64, 300).to(dtype)
+    alone = torch.cat([form.multiply(x[row : row + 1]) for row in range(64)])
+    for rows in (2, 7, 16, 64):
+        found = form.multiply(x[:rows])
+        if dtype == torch.float32:
+            torch.testing.assert_close(found, alone[:rows], rtol=0, atol=2e-6)
+        else:
+            assert (found != alone[:rows]).double().mean() < 0.01
+
+
+def test_which_numbers_16_bits_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16 and bfloat16 of any size; not float32, nor what a processor multiplies itself."""
+    small = torch.tensor([[1.0, 2.0**-24], [3 * 2.0**-24, 5 * 2.0**-24]])
+    form = packed(DenseWeight(small, None))
+    assert isinstance(form, HalfWeight) and torch.equal(numbers(form, 2), small)
+    for size in (2.0**-90, 2.0**100):
+        form = packed(DenseWeight(small * size, None))
+        assert isinstance(form, HalfWeight) and torch.equal(numbers(form, 2), small * size)
+    assert isinstance(packed(DenseWeight(torch.zeros(3, 2), None)), HalfWeight)
+    for odd in (torch.randn(4, 4), torch.full((4, 4), math.inf), torch.full((4, 4), math.nan)):
+        assert isinstance(packed(DenseWeight(odd, None)), PackedWeight)
+    monkeypatch.setattr(weights, "has_instructions", lambda _: True)
+    assert not isinstance(packed(DenseWeight(small.bfloat16(), None)), HalfWeight)
+
+
 def test_what_cannot_be_packed_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     double = DenseWeight(torch.ones(4, 4, dtype=torch.float64), None)
     assert packed(double) is double
-    dense = DenseWeight(torch.ones(4, 4), None)
+    dense = DenseWeight(torch.randn(4, 4), None)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert packed(dense) is dense
+    monkeypatch.setattr(torch.backends.quantized, "engine", "qnnpack")  # as without FBGEMM
+    half = DenseWeight(halves(4, 4), None)
+    assert packed(half) is half
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
@@ -121,7 +189,8 @@ def test_dtypes(tmp_path: Path, stored: torch.dtype, wanted: torch.dtype) -> Non
     edit(tmp_path, lambda t: t.update({name: value.to(stored) for name, value in t.items()}))
     expected = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"].to(wanted)
     weights = load(tmp_path, wanted)
-    assert weights.embed.dtype == numbers(weights.sites["layers.0.down"]).dtype == wanted
+    down = numbers(weights.sites["layers.0.down"], INTERMEDIATE, wanted)
+    assert weights.embed.dtype == down.dtype == wanted
     assert torch.equal(weights.embed, expected)
 
 

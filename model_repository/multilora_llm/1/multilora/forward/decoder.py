@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from multilora.base_model.config import NativeConfig, RopeConfig
 from multilora.base_model.sites import EMBEDDING, HEAD
-from multilora.base_model.weights import LayerNorms, Weights, load_weights
+from multilora.base_model.weights import DenseWeight, LayerNorms, Weights, load_weights, packed
 from multilora.errors import StartupError
 from multilora.forward.base_model import Hidden, KVCache
 from multilora.forward.step_input import StepInput
@@ -30,7 +30,6 @@ from multilora.lora.rank_pages import RankPagePool
 from multilora_kernels.paged_attention import paged_attention
 from multilora_kernels.paged_context import PagedContext
 from multilora_kernels.paged_prefill import QueryTiles
-from multilora_kernels.products import linear
 from multilora_kernels.rms_norm import rms_norm
 from multilora_kernels.rope_kv_write import rope_kv_write
 from multilora_kernels.segments import LoRASegments
@@ -69,7 +68,8 @@ class Decoder:
         self._embed, self._embed_site = weights.embed, base.site(EMBEDDING)
         self._layers = _layers(base, weights)
         self._norm = weights.norm
-        self._lm_head, self._head_site = weights.lm_head, base.site(HEAD)
+        self._head_site = base.site(HEAD)
+        self._lm_head = packed(DenseWeight(weights.lm_head, None))
         self._rope = rope_table(
             base.rope, base.head_dim, base.max_position_embeddings, weights.embed.dtype, device
         )
@@ -94,7 +94,7 @@ class Decoder:
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         x = rms_norm(hidden.x, self._norm, self.base.rms_norm_eps, hidden.rest)
-        logits = linear(x, self._lm_head)
+        logits = self._lm_head.multiply(x)
         if self._head_site and adapters and segments:
             BatchLoRA(adapters, segments).add(logits, x, self._head_site)
         return logits.float() if out is None else out.copy_(logits)
