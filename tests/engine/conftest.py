@@ -39,11 +39,10 @@ def make_engine(folder: Path) -> Iterator[MakeEngine]:
     def make(adapters: dict[str, Path] | None = None, **settings: Any) -> Engine:
         paths = adapters or {name: folder / name for name in RANKS}
         listed = ",".join(f"{name}={path}" for name, path in paths.items())
-        sizes: dict[str, Any] = {"kv_cache_memory": 1 << 22, "adapter_memory": 1 << 24, **settings}
+        sizes: dict[str, Any] = {"kv_cache_memory": 1 << 22, "adapter_memory": 1 << 24}
+        sizes |= {"threads": 1, **settings}
         sizes.setdefault("model_id", str(folder / "base"))
-        config = EngineConfig(
-            lora_adapters=listed, dtype="float32", device="cpu", threads=1, **sizes
-        )
+        config = EngineConfig(lora_adapters=listed, dtype="float32", device="cpu", **sizes)
         engines.append(Engine(config))
         engines[-1].start()
         return engines[-1]

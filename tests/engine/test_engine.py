@@ -1,5 +1,7 @@
 """The whole engine on a tiny random base model, in process: tokens and memory."""
 
+import queue
+import threading
 import time
 
 import pytest
@@ -70,6 +72,21 @@ def test_abort_at_any_time_frees_everything(make_engine: MakeEngine):
     assert FinishReason.CANCELLED in reasons
     assert len(tokens(outputs["kept"])) == 30
     assert_all_free(engine)
+
+
+def test_only_the_engine_thread_computes_with_several_threads(make_engine: MakeEngine):
+    """OpenMP's workers wait without sleeping while all teams together are no larger than that."""
+    before = torch.get_num_threads()
+    try:
+        engine = make_engine(threads=3)
+        seen: queue.SimpleQueue[int] = queue.SimpleQueue()
+        engine._inbox.put(lambda: seen.put(torch.get_num_threads()))
+        assert seen.get(timeout=10) == 3
+        other = threading.Thread(target=lambda: seen.put(torch.get_num_threads()))
+        other.start()
+        assert seen.get(timeout=10) == torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_stop_token_ends_an_answer(make_engine: MakeEngine):

@@ -60,7 +60,7 @@ ENGINE = {
     ),
     "engine": Room(
         "errors config request metrics scheduling.batch scheduling.sequence forward.runner "
-        "adapters.admin.admin adapters.naming.source startup.build",
+        "adapters.admin.admin adapters.naming.source startup.build startup.device",
         "multilora_api multilora_text",
     ),
     "wire": Room(

@@ -2,13 +2,22 @@
 
 import dataclasses
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from multilora.errors import StartupError
 from multilora.startup import device as gpu_check
-from multilora.startup.device import GpuFacts, choose_device, describe, gather, problem, runs_on
+from multilora.startup.device import (
+    GpuFacts,
+    choose_device,
+    compute_alone,
+    describe,
+    gather,
+    problem,
+    runs_on,
+)
 
 GOOD = GpuFacts(
     device_file=True,
@@ -183,3 +192,15 @@ def test_facts_of_this_machine():
     assert (found.error == "") == torch.cuda.is_available()
     assert found.openai_triton and (found.driver_cuda is None or found.driver_cuda >= (10, 0))
     assert bool(problem(found)) or found.capability >= gpu_check.LEAST_CAPABILITY
+
+
+def test_one_thread_computes_with_several_and_the_others_on_their_own():
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as later:
+        try:
+            one.submit(compute_alone, 3).result()
+            assert later.submit(torch.get_num_threads).result() == 1
+            assert one.submit(torch.get_num_threads).result() == 3
+            assert torch.get_num_threads() == before  # had its own number already
+        finally:
+            torch.set_num_threads(before)

@@ -24,6 +24,7 @@ from multilora.request import Request, RequestLimits, TokenOutput
 from multilora.scheduling.batch import Batch
 from multilora.scheduling.sequence import TokenMatcher
 from multilora.startup.build import EngineParts, load_parts
+from multilora.startup.device import compute_alone, num_threads
 from multilora_api.sampling import Grammar
 from multilora_text.renderer import TemplateRenderer
 
@@ -40,6 +41,7 @@ class Engine:
         self.outputs: queue.SimpleQueue[list[TokenOutput] | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.renderer = TemplateRenderer()
+        self._num_threads = num_threads(config.threads)  # before loading changes it
         try:
             self._parts: EngineParts = load_parts(config, self._inbox.put, self.renderer)
         except BaseException:
@@ -194,6 +196,8 @@ class Engine:
         self._metrics.request(request.adapter_id, len(request.prompt_token_ids))
 
     def _loop(self) -> None:
+        if self.device == "cpu":
+            compute_alone(self._num_threads)
         while self._read_inbox():
             try:
                 self.step()

@@ -40,7 +40,7 @@ from multilora.lora.rank_pages import RankPagePool
 from multilora.scheduling.kv_blocks import BlockAllocator
 from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
 from multilora.startup.base_folder import BaseText, base_folder, tried_text
-from multilora.startup.device import choose_device, choose_dtype
+from multilora.startup.device import choose_device, choose_dtype, num_threads
 from multilora.startup.kernel_warm_up import warm_up
 from multilora.startup.memory_plan import MemoryPlan, PoolSettings, plan_gpu, plan_host
 from multilora.startup.memory_probe import CudaMeter, Meter, Profile, measure
@@ -145,9 +145,9 @@ class AdapterParts:
 
 def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> EngineParts:
     """Load base model and adapters; raises StartupError. `renderer` tries their chat templates."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     device = choose_device(config.device)
+    # On a CPU the engine thread will have them, see compute_alone.
+    torch.set_num_threads(1 if device.type == "cpu" else num_threads(config.threads))
     folder = base_folder(config)
     base = _with_tables(config, read_base(folder, config.model_impl), folder)
     max_input, max_total = config.token_limits(base.max_position_embeddings)

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,26 @@ def choose_dtype(name: str, checkpoint: str, device: torch.device) -> torch.dtyp
     if name == "auto":
         name = "float32" if device.type == "cpu" else checkpoint
     return getattr(torch, name)
+
+
+def num_threads(wanted: int) -> int:
+    """0: torch's own number."""
+    return wanted or torch.get_num_threads()
+
+
+def compute_alone(threads: int) -> None:
+    """The calling thread computes with so many threads, and others on their own from now on.
+
+    OpenMP keeps a team for each thread that ever asked for one. Its workers wait for work without
+    sleeping, but only while all teams together have no more threads than the machine has
+    processors. Measured on 2 cores, 49 products of one row with 0.3 ms between them: 24 ms in the
+    only thread with a team, 31 ms beside another.
+    """
+    torch.set_num_threads(threads)  # of all threads that have not asked yet
+    torch.get_num_threads()  # this one asks
+    others = threading.Thread(target=torch.set_num_threads, args=(1,))
+    others.start()
+    others.join()
 
 
 def problem(facts: GpuFacts) -> str:
