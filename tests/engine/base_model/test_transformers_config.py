@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
-from multilora.base_model.config import NativeConfig
+from multilora.base_model.config import NativeConfig, is_dynamic
 from multilora.base_model.sites import TABLES, modules, short_names
-from multilora.base_model.transformers_config import TransformersConfig, is_dynamic, is_window
+from multilora.base_model.transformers_config import TransformersConfig, is_window
 from multilora.errors import StartupError
 from support.tiny.families import WINDOW, families_table, make_model
 
@@ -100,6 +100,28 @@ def test_a_class_that_takes_no_views_has_a_site_for_each(
     assert all(len(site.slices) == 1 for site in trace(tmp_path, "llama").sites)
 
 
+def test_a_site_has_biases_everywhere_or_nowhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = LlamaAttention.__init__
+
+    def init(self: Any, *given: Any, **options: Any) -> None:
+        made(self, *given, **options)
+        self.v_proj = torch.nn.Linear(self.v_proj.in_features, self.v_proj.out_features)
+
+    monkeypatch.setattr(LlamaAttention, "__init__", init)
+    sites = trace(tmp_path, "llama").sites[:3]
+    assert [short_names([site]) for site in sites] == [["q_proj", "k_proj"], ["v_proj"], ["o_proj"]]
+    assert [site.has_bias for site in sites] == [False, True, False]
+
+
+def test_what_is_no_config(tmp_path: Path) -> None:
+    for text, message in (("{", "not valid JSON"), ("[]", "must hold a JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(StartupError, match=rf"config\.json: {message}.* download it again"):
+            TransformersConfig.from_folder(tmp_path)
+
+
 def test_a_mask_that_no_layer_uses_does_not_count(tmp_path: Path) -> None:
     """Qwen2-MoE asks for a window of no tokens, too, where none of its layers has one."""
     traced = trace(tmp_path, "qwen2_moe", use_sliding_window=False, layer_types=None)
@@ -131,6 +153,14 @@ def test_experts_and_routers_are_no_sites_yet(tmp_path: Path) -> None:
         ("vit", {}, "makes no causal language model"),
         ("gpt2", {}, "has no nn.Linear in its layers"),
         ("mpt", {}, "takes no position_ids"),
+        ("roberta", {"is_decoder": True}, "counts positions from its padding token on"),
+        ("gptj", {}, "does not take its attention from ALL_ATTENTION_FUNCTIONS"),
+        ("foo", {"auto_map": {"AutoConfig": "a.B"}}, r"code of its own \(auto_map\), .* serve"),
+        ("phi3", {"num_hidden_layers": 0}, "Phi3ForCausalLM has no layers"),
+        ("phi3", {"sliding_window": -4}, "has a sliding window of no tokens"),
+        ("phi3", {"max_position_embeddings": 0}, "max_position_embeddings is 0; set it"),
+        ("phi3", {"vocab_size": "many"}, "'vocab_size': .* expected int, got str .* correct it"),
+        ("phi3", {"hidden_act": "foo"}, "there is no 'foo'.; correct it"),
         ("llama", {"head_dim": 320}, "heads of more than 256 numbers"),
         ("llama", {"torch_dtype": "float64"}, "dtype 'float64' is not supported"),
     ],

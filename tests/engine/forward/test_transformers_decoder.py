@@ -12,8 +12,8 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from multilora.base_model.config import NativeConfig
-from multilora.base_model.transformers_config import TransformersConfig, ropes
+from multilora.base_model.config import NativeConfig, ropes
+from multilora.base_model.transformers_config import TransformersConfig
 from multilora.forward.base_model import KVCache
 from multilora.forward.decoder import load_decoder
 from multilora.forward.transformers_decoder import TransformersDecoder

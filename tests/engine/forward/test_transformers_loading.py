@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from multilora.base_model import checkpoint
 from multilora.base_model.quantised.matrix import quantise
@@ -67,8 +68,9 @@ def test_quantised_at_start(target: str, tmp_path: Path) -> None:
     assert_same_logits(theirs, ours)
 
 
-def test_a_quantised_head(tmp_path: Path) -> None:
-    theirs = write_quantised("W4A16", tmp_path, make_model("phi3"), head=True)
+@pytest.mark.parametrize("variant", ["phi3", "gemma2"])  # gemma2 ties its head
+def test_a_quantised_head(variant: str, tmp_path: Path) -> None:
+    theirs = write_quantised("W4A16", tmp_path, make_model(variant), head=True)
     assert_same_logits(theirs, load(tmp_path))
 
 
@@ -165,4 +167,37 @@ def test_experts_that_nobody_dequantises_are_refused(tmp_path: Path) -> None:
     tensors = {f"{experts}.{name}": torch.zeros(1) for name in names}
     rewritten(tmp_path, tensors, {"quant_method": "gptq", "bits": 4})
     with pytest.raises(StartupError, match=rf"experts .* gptq \({experts}\) .* in FP8, bfloat16"):
+        load(tmp_path)
+
+
+def changed(folder: Path, **tensors: torch.Tensor) -> Path:
+    """A Phi-3 with other tensors in its second layer."""
+    write_model(make_model("phi3"), folder)
+    names = {f"model.layers.1.self_attn.{name}.weight": value for name, value in tensors.items()}
+    save_file(load_file(folder / "model.safetensors") | names, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_codes_of_which_nobody_says_what_they_mean(dtype: torch.dtype, tmp_path: Path) -> None:
+    changed(tmp_path, o_proj=torch.ones(64, 64).to(dtype))
+    with pytest.raises(StartupError, match=r"o_proj.weight is .* no quantization_config that says"):
+        load(tmp_path)
+
+
+def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    changed(tmp_path, o_proj=torch.full((64, 64), float("nan")))
+    with pytest.raises(StartupError, match=r"Phi3ForCausalLM computes .* is not finite; download"):
+        load(tmp_path)
+
+
+def test_what_only_numbers_show_of_a_class_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.gate_proj(x)) * self.down_proj.weight.sum()
+
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    write_model(make_model("llama"), tmp_path)
+    with pytest.raises(StartupError, match=r"LlamaForCausalLM cannot be computed .* another base"):
         load(tmp_path)

@@ -218,7 +218,7 @@ def write_quantised(
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and (head or name != "lm_head"):
                 kinds, meant = write(module.weight, name)
-                del tensors[f"{name}.weight"]
+                tensors.pop(f"{name}.weight", None)  # a tied head has none
                 tensors |= {f"{name}.{kind}": tensor for kind, tensor in kinds.items()}
                 module.weight.copy_(meant)
     save_file(tensors, folder / "model.safetensors")

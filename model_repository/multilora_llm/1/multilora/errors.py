@@ -78,3 +78,13 @@ def lfs_problem(content: bytes) -> str:
 
 class StartupError(Exception):
     """The server cannot start as configured; the message is one line with the remedy."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line: its first, with the next where that one ends in a
+    colon. A KeyError says no more than the key."""
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return said or type(error).__name__

@@ -181,6 +181,13 @@ def test_a_tensor_that_the_base_lacks_is_refused_as_before(place: Place, tmp_pat
     )
 
 
+def test_a_copy_of_a_head_that_the_base_calls_otherwise(place: Place, tmp_path: Path) -> None:
+    table = load_file(place.base / "model.safetensors")["model.embed_tokens.weight"]
+    save_file({"transformer.wte.weight": table}, tmp_path / "model.safetensors")
+    with CheckpointFiles(tmp_path) as files:
+        assert files.find("lm_head.weight") is None
+
+
 def test_tables_are_compared_a_few_rows_at_a_time(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

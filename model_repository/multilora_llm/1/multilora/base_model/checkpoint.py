@@ -71,7 +71,8 @@ class CheckpointFiles:
         """The tensor that is meant by `name`, which may lack "model." in front; a head that is tied
         and not in the files is the embedding."""
         found = next((whole for whole in (f"model.{name}", name) if whole in self), None)
-        return _EMBEDDING if name == _HEAD and not found else found
+        ties = name == _HEAD and not found and _EMBEDDING in self
+        return _EMBEDDING if ties else found
 
     def shape(self, name: str) -> list[int]:
         return self._slice(name).get_shape()
@@ -110,10 +111,7 @@ class CheckpointFiles:
         try:
             tensor = self._open(file).get_tensor(self._stored.get(name, name))
         except SafetensorError as error:
-            raise StartupError(
-                f"{self._folder / file}: cannot read {name} ({error}); "
-                "download the checkpoint again"
-            ) from None
+            raise self._unreadable(name, file, error) from None
         if shape is not None and list(tensor.shape) != list(shape):
             raise self.wrong_shape(name, shape)
         return tensor
@@ -131,11 +129,27 @@ class CheckpointFiles:
             f"config.json makes it {list(expected)}; they are not of the same model"
         )
 
-    def wrong_dtype(self, name: str, dtype: torch.dtype) -> StartupError:
+    def check_floats(self) -> None:
+        """StartupError for a matrix of whole numbers or FP8, which by themselves mean nothing."""
+        for name, file in self._where.items():
+            if name.endswith(".weight"):
+                try:
+                    dtype = self._slice(name).get_dtype()
+                except SafetensorError as error:
+                    raise self._unreadable(name, file, error) from None
+                if dtype not in ("F64", "F32", "BF16", "F16"):
+                    raise self.wrong_dtype(name, dtype)
+
+    def wrong_dtype(self, name: str, dtype: torch.dtype | str) -> StartupError:
         return StartupError(
             f"{self._folder / self._where[name]}: tensor {name} is {dtype}, and config.json has no "
             "quantization_config that says how to read it; download config.json again, or use the "
             "bfloat16, float16 or float32 checkpoint"
+        )
+
+    def _unreadable(self, name: str, file: str, error: Exception) -> StartupError:
+        return StartupError(
+            f"{self._folder / file}: cannot read {name} ({error}); download the checkpoint again"
         )
 
     def _slice(self, name: str) -> Any:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from multilora.base_model.sites import BaseConfig, LoRASite, Slice
 from multilora.errors import StartupError, lfs_problem
@@ -120,6 +121,19 @@ def _yarn_scale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
+def ropes(library: Any) -> list[dict[str, Any]]:
+    """As a config of transformers has them: of the whole model, or of each type of layer."""
+    parameters: dict[str, Any] = getattr(library, "rope_parameters", None) or {}
+    if "rope_type" in parameters:
+        return [parameters]
+    return [rope for rope in parameters.values() if isinstance(rope, dict) and "rope_type" in rope]
+
+
+def is_dynamic(rope: dict[str, Any]) -> bool:
+    """Whether its frequencies follow the length of a sequence. Those with an `alpha` do not."""
+    return rope["rope_type"] == "dynamic" and not rope.get("alpha")
+
+
 DTYPES = ("float32", "bfloat16", "float16")
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -152,12 +166,12 @@ class NativeConfig(BaseConfig):
     @staticmethod
     def from_folder(path: str | Path) -> "NativeConfig":
         """Read config.json; StartupError names file, field, remedy."""
-        return _read(_config_json(path))
+        return _read(config_json(path))
 
     @staticmethod
     def fits(path: str | Path) -> bool:
         """Whether the native decoder is for the architecture and the RoPE in that folder."""
-        config = _config_json(path)
+        config = config_json(path)
         rope = config.fields("rope_scaling").data or config.fields("rope_parameters").data
         kind = rope.get("rope_type", rope.get("type", "default"))
         shares = (fields.get("partial_rotary_factor") for fields in (config.data, rope))
@@ -218,7 +232,8 @@ def _check_no_pointers(folder: Path) -> None:
                 raise StartupError(f"{path} {problem}")
 
 
-def _config_json(path: str | Path) -> JsonFields:
+def config_json(path: str | Path) -> JsonFields:
+    """Of a base model's folder; raises StartupError."""
     folder = Path(path)
     if not folder.is_dir():
         raise StartupError(f"base model folder {folder} does not exist; check --model-id")

@@ -23,9 +23,9 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from multilora.base_model.config import DTYPES, check_base_folder
+from multilora.base_model.config import DTYPES, config_json, is_dynamic, ropes
 from multilora.base_model.sites import EMBEDDING, HEAD, BaseConfig, LoRASite, Slice
-from multilora.errors import StartupError
+from multilora.errors import StartupError, first_line
 
 MAX_HEAD_DIM = 256
 _TRACE = "multilora_trace"  # the name under which our functions are registered
@@ -33,6 +33,7 @@ _ROWS = 3  # of the pass that is traced
 _LAYER = re.compile(r"\.(\d+)\.")  # its number in the path of a module
 _MOST_SLICES = 3  # of a site; see add_lora
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
+_OTHER_ATTENTION = "does not take its attention from ALL_ATTENTION_FUNCTIONS"
 _MORE_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
 # Arguments of attention that say nothing that is not known already.
 _KNOWN_ARGUMENTS = {
@@ -100,7 +101,6 @@ class TransformersConfig(BaseConfig):
     def from_folder(path: str | Path) -> "TransformersConfig":
         """StartupError names what of the model cannot be computed."""
         folder = Path(path)
-        check_base_folder(folder)
         library = _library_config(folder)
         trace = _Trace(folder)
         trace.run(library)
@@ -126,8 +126,8 @@ class TransformersConfig(BaseConfig):
 def _max_positions(folder: Path, library: PretrainedConfig) -> int:
     """The longest sequence that the RoPE, or the table of positions, is meant for."""
     known = getattr(library, "max_position_embeddings", None)
-    if not isinstance(known, int):
-        raise _error(folder, "max_position_embeddings is missing; add the longest sequence")
+    if not isinstance(known, int) or known < 1:
+        raise _error(folder, f"max_position_embeddings is {known}; set it to the longest sequence")
     reached = [known]
     for rope in ropes(library):
         if is_dynamic(rope):
@@ -137,30 +137,20 @@ def _max_positions(folder: Path, library: PretrainedConfig) -> int:
     return max(reached)
 
 
-def ropes(library: PretrainedConfig) -> list[dict[str, Any]]:
-    """Of the whole model, or of each type of layer."""
-    parameters: dict[str, Any] = getattr(library, "rope_parameters", None) or {}
-    if "rope_type" in parameters:
-        return [parameters]
-    return [rope for rope in parameters.values() if isinstance(rope, dict) and "rope_type" in rope]
-
-
-def is_dynamic(rope: dict[str, Any]) -> bool:
-    """Whether its frequencies follow the length of a sequence. Those with an `alpha` do not."""
-    return rope["rope_type"] == "dynamic" and not rope.get("alpha")
-
-
 def _library_config(folder: Path) -> PretrainedConfig:
     """Of a decoder, or of the one that a model for images or sounds has for text; StartupError for
     anything else."""
+    has_code = "auto_map" in config_json(folder)
     try:
         whole = AutoConfig.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
         library = whole.get_text_config()
     except Exception as error:
-        what = f"transformers does not take it ({_first_line(error)})"
-        raise _error(folder, f"{what}; serve an architecture that the installed one has") from None
+        what = f"transformers does not take it ({first_line(error)}); correct it, or serve an"
+        if has_code:
+            what = "its class is code of its own (auto_map), which is never run here; serve an"
+        raise _error(folder, f"{what} architecture that the installed transformers has") from None
     if reason := _refusal(whole) or _refusal(library):
         raise _error(folder, reason)
     if library is not whole:
@@ -240,7 +230,7 @@ class _Trace:
         except StartupError:
             raise
         except Exception as error:
-            return _first_line(error)
+            return first_line(error)
         return ""
 
     def sites(self) -> Iterator[LoRASite]:
@@ -252,12 +242,17 @@ class _Trace:
             if times[call.module] > 1 or call.rows != _ROWS or not _LAYER.search(call.module):
                 continue
             fits = self._takes_views and len(group) < _MOST_SLICES
-            if group and not (fits and group[0].shares_input(call)):
+            if group and not (fits and self._are_alike(group[0], call)):
                 yield self._site(group)
                 group = []
             group.append(call)
         if group:
             yield self._site(group)
+
+    def _are_alike(self, one: _Call, other: _Call) -> bool:
+        """Whether they share an input, and both have a bias or neither: that of a site is whole."""
+        biases = [self._linears[call.module].bias is not None for call in (one, other)]
+        return one.shares_input(other) and biases[0] == biases[1]
 
     def tables(self) -> tuple[str, ...]:
         """The short names of embedding and head, where adapters can act on them."""
@@ -279,7 +274,7 @@ class _Trace:
             int(number[1]),
             linears[0].in_features,
             tuple(map(Slice, names, (linear.out_features for linear in linears))),
-            any(linear.bias is not None for linear in linears),
+            linears[0].bias is not None,
         )
 
     def _build(self, library: PretrainedConfig) -> PreTrainedModel:
@@ -295,7 +290,11 @@ class _Trace:
                     trust_remote_code=False,
                 ).eval()
         except Exception as error:
-            what = f"transformers makes no causal language model of it ({_first_line(error)})"
+            if isinstance(error, KeyError) and error.args == (_TRACE,):
+                self.architecture = type(library).__name__.removesuffix("Config")
+                raise self._refuse(_OTHER_ATTENTION) from None
+            what = f"transformers makes no causal language model of it ({first_line(error)})"
+            what += "; correct it, or serve a model that generates text"
             raise _error(self._folder, what) from None
 
     def _note(self, module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> Any:
@@ -347,18 +346,25 @@ class _Trace:
             raise self._refuse("keeps a state besides keys and values (Mamba, linear attention)")
         if model.base_model_prefix not in dict(model.named_children()):
             raise self._refuse("has no layers apart from its head")
+        for module, name in self._names.items():
+            offset = getattr(module, "padding_idx", None)
+            if name.endswith("position_embeddings") and offset is not None:
+                raise self._refuse("counts positions from its padding token on")
         layers = type(model.get_submodule(model.base_model_prefix))
         if "position_ids" not in inspect.signature(layers.forward).parameters:
             raise self._refuse("takes no position_ids")
 
     def _check(self, model: PreTrainedModel) -> None:
         """StartupError for what the whole pass shows."""
+        layers = model.config.num_hidden_layers
         if not self.attention:
-            raise self._refuse("does not take its attention from ALL_ATTENTION_FUNCTIONS")
-        if len(self.attention) != (layers := model.config.num_hidden_layers):
+            raise self._refuse(_OTHER_ATTENTION if layers > 0 else "has no layers")
+        if len(self.attention) != layers:
             raise self._refuse(f"has {layers} layers, but {len(self.attention)} attend")
         if len({shape.module for shape in self.attention}) != len(self.attention):
             raise self._refuse("has layers that share an attention")
+        if any(shape.window is not None and shape.window < 1 for shape in self.attention):
+            raise self._refuse("has a sliding window of no tokens")
         first = self.attention[0]
         if any(shape.sizes != first.sizes for shape in self.attention):
             raise self._refuse("has layers with heads of different numbers or sizes")
@@ -392,7 +398,3 @@ def is_window(mask_function: Callable[..., Any], local_size: int | None) -> bool
 def _experts(experts: nn.Module, rows: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     """Stands for experts, whose own functions look at numbers."""
     return torch.empty_like(rows)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

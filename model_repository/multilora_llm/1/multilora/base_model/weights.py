@@ -18,12 +18,12 @@ from multilora.base_model.quantised.matrix import QuantisedMatrix, join, quantis
 from multilora.base_model.quantised.products import (
     QuantisedWeight,
     check_target,
-    first_line,
     quantised_weight,
 )
 from multilora.base_model.quantised.readers import read_matrix
 from multilora.base_model.quantised.scheme import Scheme, read_scheme
 from multilora.base_model.sites import LoRASite
+from multilora.errors import first_line
 from multilora_kernels.products import has_instructions, linear
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from multilora.base_model.quantised.matrix import FP8, MAX_FP8, QuantisedMatrix, quantise
-from multilora.errors import StartupError
+from multilora.errors import StartupError, first_line
 
 _ATEN = torch.ops.aten
 _GROUPS = (256, 128, 64, 32)  # columns of one scale that the int4 products know
@@ -218,7 +218,3 @@ def check_target(target: str, dtype: torch.dtype, device: torch.device) -> None:
             f"--quantize {target} cannot be computed on {device.type} as {dtype} "
             f"({first_line(error)}); choose {others}, or leave the flag out"
         ) from None
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
