@@ -185,6 +185,16 @@ def test_codes_of_which_nobody_says_what_they_mean(dtype: torch.dtype, tmp_path:
         load(tmp_path)
 
 
+def test_a_quantised_embedding_is_refused(tmp_path: Path) -> None:
+    write_quantised("fp8", tmp_path, make_model("phi3"))
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    tensors |= {name: tensors[name].to(torch.float8_e4m3fn), f"{name}_scale": torch.tensor(0.5)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(StartupError, match=rf"tensor {name} is F8_E4M3, .* or use the bfloat16"):
+        load(tmp_path)
+
+
 def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
     changed(tmp_path, o_proj=torch.full((64, 64), float("nan")))
     with pytest.raises(StartupError, match=r"Phi3ForCausalLM computes .* is not finite; download"):

@@ -129,14 +129,15 @@ class CheckpointFiles:
             f"config.json makes it {list(expected)}; they are not of the same model"
         )
 
-    def check_floats(self) -> None:
-        """StartupError for a matrix of whole numbers or FP8, which by themselves mean nothing."""
-        for name, file in self._where.items():
-            if name.endswith(".weight"):
+    def check_floats(self, names: Iterable[str]) -> None:
+        """StartupError for a matrix of whole numbers or FP8, which by themselves mean nothing.
+        Names that the files do not have are left out."""
+        for name in names:
+            if name in self and name.endswith(".weight"):
                 try:
                     dtype = self._slice(name).get_dtype()
                 except SafetensorError as error:
-                    raise self._unreadable(name, file, error) from None
+                    raise self._unreadable(name, self._where[name], error) from None
                 if dtype not in ("F64", "F32", "BF16", "F16"):
                     raise self.wrong_dtype(name, dtype)
 

@@ -73,8 +73,6 @@ def load_transformers_decoder(
         loading = _Loading(folder, base, dtype, device, files)
         config = with_fixed_rope(base.library, total_tokens)
         vars(config).pop("quantization_config", None)  # the library must not act on it
-        if not scheme.method:
-            files.check_floats()
         try:
             if scheme.method in _EXPANDED and not scheme.target and loading.others():
                 model = loading.expanded(config, scheme)
@@ -121,6 +119,8 @@ class _Loading:
     ) -> TransformersDecoder:
         """As the library loads it."""
         model = self._loaded(config, (), **more)
+        if not quantised:
+            self._files.check_floats(model.state_dict())
 
         def read(site: LoRASite) -> SiteWeight:
             weight = packed(_fused(model, site))
@@ -157,6 +157,7 @@ class _Loading:
         if head:
             config.tie_word_embeddings = False  # it stands in the files
         model = self._loaded(config, unread, quantization_config=_Unread(unread))
+        self._files.check_floats(model.state_dict())
         if head:
             rows, columns = self._base.vocab_size, self._base.hidden_size
             layer = nn.Linear(columns, rows, bias=False, device="meta")
