@@ -204,13 +204,18 @@ def test_tied_head_shares_the_embedding_unless_the_files_hold_another(tmp_path: 
     assert torch.equal(load(tmp_path).lm_head, torch.ones(VOCAB, HIDDEN))
 
 
-def test_unused_tensors_are_left_alone(tmp_path: Path) -> None:
-    write_base(tmp_path)
-    edit(
-        tmp_path,
-        lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}),
-    )
+def test_unused_tensors_are_left_alone_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    implied = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    edit(write_base(tmp_path), lambda t: t.update(implied))
     load(tmp_path)
+    assert not caplog.messages, "RoPE is known without it"
+    names = [f"model.layers.{layer}.self_attn.gate.weight" for layer in (0, 10)]
+    edit(tmp_path, lambda t: t.update({name: torch.ones(1) for name in (*names, "mtp.weight")}))
+    load(tmp_path)
+    named = "model.layers.*.self_attn.gate.weight, mtp.weight"
+    assert caplog.messages == [f"{tmp_path}: 3 tensors are not used: {named}"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,7 @@ _PICKLES = ("pytorch_model*.bin", "pytorch_model*.json", "*.pt", "*.pth")
 _OTHERS = ("consolidated*.safetensors", "*.gguf")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COMPARED = 1 << 21  # numbers at once
+_MOST_NAMED = 4  # kinds of tensors in a warning
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # How a model for images or sounds, too, names what its text decoder has as a class of its own.
 TEXT_PART = {
@@ -32,6 +34,8 @@ TEXT_PART = {
     r"^language_model\.lm_head\.": "lm_head.",
     r"^model\.language_model\.": "model.",
 }
+# What can be worked out from the rest: frequencies of RoPE, and the shapes of packed weights.
+_IMPLIED = (".inv_freq", ".weight_shape")
 
 
 class CheckpointFiles:
@@ -44,6 +48,7 @@ class CheckpointFiles:
         self._files: dict[str, Any] = {}
         self._where: dict[str, str] = {}
         self._stored: dict[str, str] = {}  # names that are others in the files
+        self._read: set[str] = set()
 
     def __enter__(self) -> Self:
         if (self._folder / SINGLE).is_file():
@@ -107,6 +112,7 @@ class CheckpointFiles:
                 f"{self._folder}: no weight file has tensor {name}, which config.json calls for; "
                 "download the checkpoint again or correct config.json"
             )
+        self._read.add(name)
         file = self._where[name]
         try:
             tensor = self._open(file).get_tensor(self._stored.get(name, name))
@@ -122,6 +128,10 @@ class CheckpointFiles:
         if source.dtype not in _DTYPES:
             raise self.wrong_dtype(name, source.dtype)
         target.copy_(source)
+
+    def report_unused(self) -> None:
+        """A warning, if there are tensors that nobody has read."""
+        report_unused(self._folder, self._where.keys() - self._read)
 
     def wrong_shape(self, name: str, expected: Sequence[int]) -> StartupError:
         return StartupError(
@@ -193,6 +203,17 @@ def text_name(name: str) -> str:
         if found:
             break
     return name
+
+
+def report_unused(folder: Path, names: Iterable[str]) -> None:
+    """A warning about those tensors of a checkpoint, those of all layers as one; none if there are
+    no more than can be worked out from the others."""
+    names = sorted(name for name in names if not name.endswith(_IMPLIED))
+    kinds = Counter(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names)
+    if kinds:
+        found = ", ".join(kind for kind, _ in kinds.most_common(_MOST_NAMED))
+        more = f" and {len(kinds) - _MOST_NAMED} other names" if len(kinds) > _MOST_NAMED else ""
+        _LOG.warning("%s: %d tensors are not used: %s%s", folder, len(names), found, more)
 
 
 def _no_weights(folder: Path) -> StartupError:

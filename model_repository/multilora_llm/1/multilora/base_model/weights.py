@@ -216,14 +216,14 @@ def load_weights(
     """Read a checkpoint folder; StartupError names the file and tensor that is missing or wrong.
 
     `quantize` is the setting (see EngineConfig). Tensors that the model does not use are left
-    alone, as transformers does.
+    alone, as transformers does, and named in a warning.
     """
     scheme = read_scheme(folder).with_target(quantize)
     with CheckpointFiles(folder) as files:
         linears = SiteReader(files, scheme, dtype, device)
         reader = _Reader(files, base, dtype, device)
         embed = reader.read("model.embed_tokens.weight", base.vocab_size, base.hidden_size)
-        return Weights(
+        weights = Weights(
             embed=embed,
             sites={
                 site.name: linears.read(site)
@@ -234,6 +234,8 @@ def load_weights(
             lm_head=reader.lm_head(embed, linears),
             quantised=linears.quantised,
         )
+        files.report_unused()
+    return weights
 
 
 class SiteReader:

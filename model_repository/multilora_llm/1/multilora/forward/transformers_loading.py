@@ -21,7 +21,13 @@ from transformers.utils.quantization_config import (
     QuantizationConfigMixin,
 )
 
-from multilora.base_model.checkpoint import TEXT_PART, CheckpointFiles, text_name, watched
+from multilora.base_model.checkpoint import (
+    TEXT_PART,
+    CheckpointFiles,
+    report_unused,
+    text_name,
+    watched,
+)
 from multilora.base_model.config import is_dynamic, ropes
 from multilora.base_model.quantised.scheme import Scheme, read_scheme
 from multilora.base_model.sites import HEAD, BaseConfig, LoRASite, modules
@@ -305,9 +311,8 @@ def _check(folder: Path, report: dict[str, Any], unread: set[str]) -> None:
             f"{folder}: tensor {name} has shape {list(found)} but config.json makes it "
             f"{list(wanted)}; they are not of the same model"
         )
-    unused = sorted(map(text_name, report["unexpected_keys"]))
-    if unused := [name for name in unused if name.rpartition(".")[0] not in unread]:
-        _LOG.warning("%s: %d tensors are not used (%s)", folder, len(unused), unused[0])
+    unused = map(text_name, report["unexpected_keys"])
+    report_unused(folder, [name for name in unused if name.rpartition(".")[0] not in unread])
 
 
 def _fused(model: nn.Module, site: LoRASite) -> DenseWeight:
