@@ -129,7 +129,8 @@ def packed(bits: int, group: int, symmetric: bool) -> "Form":
         return tensors, codes.weight()
 
     strategy = "channel" if group == -1 else "group"
-    weights = {"num_bits": bits, "type": "int", "strategy": strategy, "group_size": group}
+    weights: dict[str, Any] = {"num_bits": bits, "type": "int", "symmetric": symmetric}
+    weights |= {"strategy": strategy, "group_size": group}
     return Form(_compressed("pack-quantized", weights), write)
 
 

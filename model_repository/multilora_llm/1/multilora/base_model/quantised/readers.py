@@ -205,10 +205,11 @@ class _Module:
         scales = self.read("weight_scale")
         if scales.ndim != 2 or len(scales) != n or scales.shape[1] > k:
             raise self.files.wrong_shape(f"{self.name}.weight_scale", (n, 1))
+        zero_point = self.read if self.scheme.zero_points else self.maybe
         return packed(
             self.read("weight_packed", n, -(-k * bits // 32)),
             scales,
-            self.maybe("weight_zero_point", -(-n * bits // 32), scales.shape[1]),
+            zero_point("weight_zero_point", -(-n * bits // 32), scales.shape[1]),
             self.maybe("weight_g_idx", k),
             bits,
             k,

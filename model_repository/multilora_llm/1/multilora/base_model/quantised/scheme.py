@@ -42,6 +42,7 @@ class Scheme:
     bits: int = 4  # gptq
     group_size: int = 0  # awq, gptq: columns that share a scale; 0: all of them
     first_zero: int = 0  # gptq: the zero point that is written as 0
+    zero_points: bool = False  # compressed-tensors: none may be missing
     block: tuple[int, int] = _BLOCK  # rows and columns that share a scale, where these are a grid
 
     def with_target(self, quantize: str) -> "Scheme":
@@ -132,7 +133,11 @@ def _compressed(config: JsonFields) -> Scheme:
         ):
             raise _refusal(config, name, "as it is set", "no such field")
     blocks = [fields for fields in (each.fields("weights") for each in groups) if fields.data]
-    return Scheme("compressed-tensors", block=next(map(_block_structure, blocks), _BLOCK))
+    return Scheme(
+        "compressed-tensors",
+        zero_points=bool(blocks) and all(each.data.get("symmetric") is False for each in blocks),
+        block=next(map(_block_structure, blocks), _BLOCK),
+    )
 
 
 def _groups(config: JsonFields) -> Iterator[JsonFields]:
