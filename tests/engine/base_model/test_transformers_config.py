@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
-from multilora.base_model.config import NativeConfig, is_dynamic
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.sites import TABLES, modules, short_names
 from multilora.base_model.transformers_config import TransformersConfig, is_window
 from multilora.errors import StartupError
@@ -126,12 +126,6 @@ def test_a_mask_that_no_layer_uses_does_not_count(tmp_path: Path) -> None:
     """Qwen2-MoE asks for a window of no tokens, too, where none of its layers has one."""
     traced = trace(tmp_path, "qwen2_moe", use_sliding_window=False, layer_types=None)
     assert [shape.window for shape in traced.attention] == [None] * traced.num_layers
-
-
-def test_a_fixed_stretch_of_rope_is_not_dynamic() -> None:
-    """HunYuan calls it dynamic; its `alpha` holds for all lengths."""
-    rope = {"rope_type": "dynamic", "factor": 2.0}
-    assert is_dynamic(rope) and not is_dynamic({**rope, "alpha": 1000.0})
 
 
 def test_experts_and_routers_are_no_sites_yet(tmp_path: Path) -> None:

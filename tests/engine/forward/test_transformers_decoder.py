@@ -4,20 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    LlamaConfig,
-    PreTrainedModel,
-)
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from multilora.base_model.config import NativeConfig, ropes
+from multilora.base_model.config import NativeConfig
 from multilora.base_model.transformers_config import TransformersConfig
 from multilora.forward.base_model import KVCache
 from multilora.forward.decoder import load_decoder
 from multilora.forward.transformers_decoder import TransformersDecoder
-from multilora.forward.transformers_loading import load_transformers_decoder, with_fixed_rope
+from multilora.forward.transformers_loading import load_transformers_decoder
 from support.engine.passes import (
     BLOCK_SIZE,
     CPU,
@@ -32,15 +26,10 @@ from support.tiny.families import FAMILIES, make_model, randomised, write_model
 
 
 def load(
-    folder: Path,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device = CPU,
-    total: int | None = None,
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU
 ) -> TransformersDecoder:
     base = TransformersConfig.from_folder(folder)
-    return load_transformers_decoder(
-        folder, base, dtype, device, total or base.max_position_embeddings
-    )
+    return load_transformers_decoder(folder, base, dtype, device, base.max_position_embeddings)
 
 
 @pytest.mark.parametrize("variant", ["llama-biases", "qwen3", *FAMILIES])
@@ -79,32 +68,8 @@ def test_replayed_passes(variant: str, tmp_path: Path) -> None:
     assert_same_logits(theirs, model, device=device, way=replayed)
 
 
-def test_longrope_is_chosen_by_the_longest_sequence(tmp_path: Path) -> None:
-    """All references are short of 64 tokens; phi3-long, above, has none as short as 4."""
-    theirs: PreTrainedModel = make_model("phi3-long", original_max_position_embeddings=64)
-    folder = write_model(theirs, tmp_path)
-    assert_same_logits(theirs, load(folder, total=64))
-    with pytest.raises(AssertionError):
-        assert_same_logits(theirs, load(folder, total=65))
-
-
 @pytest.mark.parametrize("variant", ["gemma2", "phi3"])
 def test_bfloat16_stays_close(variant: str, tmp_path: Path) -> None:
     theirs = make_model(variant).bfloat16()
     model = load(write_model(theirs, tmp_path), torch.bfloat16)
     assert_same_logits(theirs.float(), model, torch.bfloat16, tolerance=0.1)
-
-
-@pytest.mark.parametrize("total", [40, 64, 100])
-def test_dynamic_rope_is_fixed_at_the_longest_sequence(total: int) -> None:
-    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1000.0}
-    config = LlamaConfig(
-        hidden_size=32, num_attention_heads=4, max_position_embeddings=64, rope_parameters=rope
-    )
-    fixed = with_fixed_rope(config, total)
-    expected, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, "cpu", seq_len=total)
-    (rope,) = ropes(fixed)
-    assert rope["rope_type"] == "default"
-    found = 1 / rope["rope_theta"] ** (torch.arange(0, 8, 2) / 8)
-    torch.testing.assert_close(found, expected)
-    assert ropes(config)[0]["rope_type"] == "dynamic", "the argument stays as it is"

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from multilora.base_model.sites import BaseConfig, LoRASite, Slice
 from multilora.errors import StartupError, lfs_problem
@@ -119,19 +118,6 @@ def _yarn(rope: JsonFields, theta: float, original: int, max_positions: int) -> 
 
 def _yarn_scale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
-
-
-def ropes(library: Any) -> list[dict[str, Any]]:
-    """As a config of transformers has them: of the whole model, or of each type of layer."""
-    parameters: dict[str, Any] = getattr(library, "rope_parameters", None) or {}
-    if "rope_type" in parameters:
-        return [parameters]
-    return [rope for rope in parameters.values() if isinstance(rope, dict) and "rope_type" in rope]
-
-
-def is_dynamic(rope: dict[str, Any]) -> bool:
-    """Whether its frequencies follow the length of a sequence. Those with an `alpha` do not."""
-    return rope["rope_type"] == "dynamic" and not rope.get("alpha")
 
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -23,8 +23,9 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from multilora.base_model.config import DTYPES, config_json, is_dynamic, ropes
+from multilora.base_model.config import DTYPES, config_json
 from multilora.base_model.sites import EMBEDDING, HEAD, BaseConfig, LoRASite, Slice
+from multilora.base_model.transformers_rope import is_dynamic, longest_sequence, ropes
 from multilora.errors import StartupError, first_line
 
 MAX_HEAD_DIM = 256
@@ -128,13 +129,7 @@ def _max_positions(folder: Path, library: PretrainedConfig) -> int:
     known = getattr(library, "max_position_embeddings", None)
     if not isinstance(known, int) or known < 1:
         raise _error(folder, f"max_position_embeddings is {known}; set it to the longest sequence")
-    reached = [known]
-    for rope in ropes(library):
-        if is_dynamic(rope):
-            reached.append(int(known * rope["factor"]))
-        elif rope["rope_type"] == "yarn":
-            reached.append(int(rope["original_max_position_embeddings"] * rope["factor"]))
-    return max(reached)
+    return longest_sequence(library, known)
 
 
 def _library_config(folder: Path) -> PretrainedConfig:

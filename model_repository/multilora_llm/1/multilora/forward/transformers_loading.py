@@ -1,7 +1,6 @@
 """Loads a TransformersDecoder: the library reads what its class holds, except the linear layers of
 a quantised base model, which our own readers read."""
 
-import copy
 import logging
 from collections.abc import Callable, Iterable
 from itertools import takewhile
@@ -28,10 +27,10 @@ from multilora.base_model.checkpoint import (
     text_name,
     watched,
 )
-from multilora.base_model.config import is_dynamic, ropes
 from multilora.base_model.quantised.scheme import Scheme, read_scheme
 from multilora.base_model.sites import HEAD, BaseConfig, LoRASite, modules
 from multilora.base_model.transformers_config import TransformersConfig
+from multilora.base_model.transformers_rope import varying_ropes, with_fixed_rope
 from multilora.base_model.weights import (
     DenseWeight,
     QuantisedSites,
@@ -332,39 +331,3 @@ def _fused(model: nn.Module, site: LoRASite) -> DenseWeight:
             ]
         )
     return DenseWeight(matrices[0] if len(matrices) == 1 else torch.cat(matrices), bias)
-
-
-def varying_ropes(library: PretrainedConfig) -> list[str]:
-    """Types of RoPE that the library fits to the longest sequence of each batch."""
-    found = (rope["rope_type"] for rope in ropes(library) if _varies(rope))
-    return list(dict.fromkeys(found))
-
-
-def _varies(rope: dict[str, Any]) -> bool:
-    return is_dynamic(rope) or rope["rope_type"] == "longrope"
-
-
-def with_fixed_rope(library: PretrainedConfig, total_tokens: int) -> PretrainedConfig:
-    """A copy whose frequencies are those for sequences of `total_tokens`, whatever a batch holds:
-    an answer must not depend on what shares its pass."""
-    fixed = copy.deepcopy(library)
-    for rope in ropes(fixed):
-        if rope["rope_type"] == "longrope":
-            is_long = total_tokens > rope["original_max_position_embeddings"]
-            kept = rope["long_factor" if is_long else "short_factor"]
-            rope["long_factor"] = rope["short_factor"] = kept
-        elif is_dynamic(rope):
-            rope["rope_theta"] *= _ntk_stretch(fixed, rope, total_tokens)
-            rope["rope_type"] = "default"
-            del rope["factor"]
-    return fixed
-
-
-def _ntk_stretch(library: PretrainedConfig, rope: dict[str, Any], total_tokens: int) -> float:
-    """What NTK scaling makes of theta for a sequence of that length."""
-    known, factor = library.max_position_embeddings, rope["factor"]
-    head_dim = getattr(library, "head_dim", None)
-    head_dim = head_dim or library.hidden_size // library.num_attention_heads
-    rotated = int(head_dim * rope.get("partial_rotary_factor", 1.0))
-    length = max(total_tokens, known)
-    return (factor * length / known - (factor - 1)) ** (rotated / (rotated - 2))
