@@ -11,13 +11,12 @@ import torch
 
 from multilora.adapters.checkpoint.adapter import Adapter
 from multilora.base_model.sites import BaseConfig
-from multilora.forward.base_model import BaseModel, KVCache, load_base_model
+from multilora.forward.base_model import BaseModel, KVCache, load_base_model, read_base
 from multilora.forward.step_input import build_step_input
 from multilora.lora.rank_pages import RankPagePool
 from multilora.request import AdapterSet, Request
 from multilora.scheduling.batch import BatchItem, make_batch
 from multilora.scheduling.sequence import Sequence
-from multilora.startup.build import read_base
 from support.engine.reading import read_adapter
 from support.tiny.adapters import ALL, ATTENTION, MLP, make_adapter
 from support.tiny.families import FAMILIES, VOCAB, make_model, write_model

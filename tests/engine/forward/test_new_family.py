@@ -13,8 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from multilora.base_model.sites import short_names
-from multilora.forward.base_model import load_base_model
-from multilora.startup.build import read_base
+from multilora.forward.base_model import load_base_model, read_base
 from support.engine.passes import CPU, assert_same_logits
 from support.tiny.families import VOCAB
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaMLP
 
 from multilora.base_model import checkpoint
 from multilora.base_model.quantised.matrix import quantise
@@ -192,22 +191,4 @@ def test_a_quantised_embedding_is_refused(tmp_path: Path) -> None:
     tensors |= {name: tensors[name].to(torch.float8_e4m3fn), f"{name}_scale": torch.tensor(0.5)}
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(StartupError, match=rf"tensor {name} is F8_E4M3, .* or use the bfloat16"):
-        load(tmp_path)
-
-
-def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
-    changed(tmp_path, o_proj=torch.full((64, 64), float("nan")))
-    with pytest.raises(StartupError, match=r"Phi3ForCausalLM computes .* is not finite; download"):
-        load(tmp_path)
-
-
-def test_what_only_numbers_show_of_a_class_ends_the_start(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.gate_proj(x)) * self.down_proj.weight.sum()
-
-    monkeypatch.setattr(LlamaMLP, "forward", forward)
-    write_model(make_model("llama"), tmp_path)
-    with pytest.raises(StartupError, match=r"LlamaForCausalLM cannot be computed .* another base"):
         load(tmp_path)

@@ -14,7 +14,6 @@ the half-split layout of Hugging Face checkpoints. Sources: RoFormer (arXiv 2104
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +21,11 @@ import torch.nn.functional as F
 from multilora.base_model.config import NativeConfig, RopeConfig
 from multilora.base_model.sites import EMBEDDING, HEAD
 from multilora.base_model.weights import DenseWeight, LayerNorms, Weights, load_weights, packed
-from multilora.errors import StartupError
-from multilora.forward.base_model import Hidden, KVCache
-from multilora.forward.step_input import StepInput
+from multilora.forward.base_model import BaseModel, Hidden, Step
 from multilora.lora.linear import BatchLoRA, Linear
-from multilora.lora.rank_pages import RankPagePool
-from multilora_kernels.paged_attention import paged_attention
-from multilora_kernels.paged_context import PagedContext
-from multilora_kernels.paged_prefill import QueryTiles
 from multilora_kernels.rms_norm import rms_norm
 from multilora_kernels.rope_kv_write import rope_kv_write
-from multilora_kernels.segments import LoRASegments
 from multilora_kernels.swiglu import swiglu
-from multilora_kernels.unpaged_prefill import takes_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +33,7 @@ class _Layer:
     """One decoder layer."""
 
     index: int
+    window: int | None  # see NativeConfig.layer_windows
     norms: LayerNorms
     qkv: Linear
     o: Linear
@@ -49,22 +41,12 @@ class _Layer:
     down: Linear
 
 
-class StepContext(NamedTuple):
-    """What every layer of one forward pass shares."""
-
-    inputs: StepInput
-    kv: KVCache
-    lora: BatchLoRA | None
-    rope: torch.Tensor  # [T, 2, head_dim], see rope_table
-    paged: PagedContext
-
-
-class Decoder:
-    """Weights and RoPE table on the device; holds no state of any batch."""
+class Decoder(BaseModel):
+    """Filled by load_decoder; the table of RoPE is on the device, too."""
 
     def __init__(self, base: NativeConfig, weights: Weights, device: torch.device) -> None:
-        self.base = base
-        self.quantised = weights.quantised
+        super().__init__(base, weights.quantised)
+        self._eps = base.rms_norm_eps
         self._embed, self._embed_site = weights.embed, base.site(EMBEDDING)
         self._layers = _layers(base, weights)
         self._norm = weights.norm
@@ -74,92 +56,50 @@ class Decoder:
             base.rope, base.head_dim, base.max_position_embeddings, weights.embed.dtype, device
         )
 
-    @torch.inference_mode()
-    def forward(
-        self,
-        inputs: StepInput,
-        kv: KVCache,
-        adapters: RankPagePool | None,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        hidden = self.hidden(inputs, kv, adapters).rows(inputs.last_token_indices)
-        return self.logits(hidden, adapters, inputs.sampled, out)
-
-    @torch.inference_mode()
-    def logits(
-        self,
-        hidden: Hidden,
-        adapters: RankPagePool | None,
-        segments: LoRASegments | None,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        x = rms_norm(hidden.x, self._norm, self.base.rms_norm_eps, hidden.rest)
+    def _logits(self, hidden: Hidden, lora: BatchLoRA | None) -> torch.Tensor:
+        x = rms_norm(hidden.x, self._norm, self._eps, hidden.rest)
         logits = self._lm_head.multiply(x)
-        if self._head_site and adapters and segments:
-            BatchLoRA(adapters, segments).add(logits, x, self._head_site)
-        return logits.float() if out is None else out.copy_(logits)
+        if self._head_site and lora:
+            lora.add(logits, x, self._head_site)
+        return logits
 
-    @torch.inference_mode()
-    def hidden(
-        self,
-        inputs: StepInput,
-        kv: KVCache,
-        adapters: RankPagePool | None,
-    ) -> Hidden:
-        if inputs.segments is not None and adapters is None:
-            raise ValueError("the batch has adapter rows but no adapter pages were given")
-        if inputs.segments is not None and self._head_site and inputs.sampled is None:
-            raise ValueError("adapters act on the head but the batch does not say on which rows")
-        segments, eps = inputs.segments, self.base.rms_norm_eps
-        lora = BatchLoRA(adapters, segments) if adapters and segments else None
-        paged = PagedContext(inputs.cu_seqlens_q, inputs.context_lens, inputs.block_tables)
+    def _hidden(self, step: Step) -> Hidden:
+        inputs, lora, eps = step.inputs, step.lora, self._eps
         rope = self._rope.index_select(0, inputs.positions)
-        step = StepContext(inputs, kv, lora, rope, paged)
         x = F.embedding(inputs.input_ids, self._embed)
         if self._embed_site and lora:
             lora.add(x, inputs.input_ids, self._embed_site)
         rest = None  # of x: what the adapters of the last site still have to add
         for layer in self._layers:
-            attended = self._attention(layer, rms_norm(x, layer.norms.attention, eps, rest), step)
-            rest = layer.o.add_to(x, attended, lora)
+            normed = rms_norm(x, layer.norms.attention, eps, rest)
+            rest = layer.o.add_to(x, self._attention(layer, normed, rope, step), lora)
             gate_up = layer.gate_up.project_wide(rms_norm(x, layer.norms.mlp, eps, rest), lora)
             rest = layer.down.add_to(x, swiglu(*gate_up), lora)
         return Hidden(x, rest)
 
-    def _attention(self, layer: _Layer, x: torch.Tensor, step: StepContext) -> torch.Tensor:
-        """[T, heads * head_dim], before the output projection."""
-        base, inputs = self.base, step.inputs
-        k_cache, v_cache = step.kv.k[layer.index], step.kv.v[layer.index]
-        window = base.layer_windows[layer.index]
+    def _attention(
+        self, layer: _Layer, x: torch.Tensor, rope: torch.Tensor, step: Step
+    ) -> torch.Tensor:
+        """[T, heads * head_dim], before the output projection. `rope` [T, 2, head_dim] are the rows
+        of the table."""
+        base = self.base
         qkv = layer.qkv.project(x, step.lora)
-        unpaged = inputs.has_fresh_prompts and takes_rows(qkv.y, base.head_dim, window)
+        unpaged = step.takes_rows(qkv.y, layer.window)
         q = rope_kv_write(
             qkv.y,
-            step.rope,
-            inputs.kv_slots,
-            k_cache,
-            v_cache,
+            rope,
+            step.inputs.kv_slots,
+            step.kv.k[layer.index],
+            step.kv.v[layer.index],
             base.num_heads,
             base.num_kv_heads,
             layer.norms.qk,
-            base.rms_norm_eps,
+            self._eps,
             qkv.delta,
             unpaged,
         )
-        attended = paged_attention(
-            q,
-            k_cache,
-            v_cache,
-            inputs.cu_seqlens_q,
-            inputs.context_lens,
-            inputs.block_tables,
-            scale=base.head_dim**-0.5,
-            sliding_window=window,
-            context=step.paged,
-            has_decode=inputs.has_decode,
-            tiles=QueryTiles(inputs.query_tiles, inputs.queries),
-            rows=self._new_kv(qkv.y) if unpaged else None,
-        )
+        rows = self._new_kv(qkv.y) if unpaged else None
+        attended = step.attend(layer.index, q, base.head_dim**-0.5, layer.window, rows)
         return attended.reshape(x.shape[0], -1)
 
     def _new_kv(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,15 +116,9 @@ def load_decoder(
     device: torch.device,
     quantize: str = "auto",
 ) -> Decoder:
-    """The model of a checkpoint folder; StartupError names what is missing, wrong or too large.
-    `quantize` is the setting (see EngineConfig)."""
-    try:
-        return Decoder(base, load_weights(folder, base, dtype, device, quantize), device)
-    except torch.OutOfMemoryError:
-        raise StartupError(
-            f"{folder} as {dtype} does not fit on {device}; choose a smaller base model or dtype, "
-            "or --quantize int4"
-        ) from None
+    """The model of a checkpoint folder; StartupError names what is missing or wrong. `quantize` is
+    the setting (see EngineConfig)."""
+    return Decoder(base, load_weights(folder, base, dtype, device, quantize), device)
 
 
 def _layers(base: NativeConfig, weights: Weights) -> tuple[_Layer, ...]:
@@ -192,6 +126,7 @@ def _layers(base: NativeConfig, weights: Weights) -> tuple[_Layer, ...]:
     return tuple(
         _Layer(
             index,
+            base.layer_windows[index],
             norms,
             qkv=linears[f"layers.{index}.qkv"],
             o=linears[f"layers.{index}.o"],

@@ -8,7 +8,7 @@ function that it calls for attention reads and writes the paged cache.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,27 +21,11 @@ from multilora.base_model.checkpoint import watched
 from multilora.base_model.sites import EMBEDDING, HEAD, LoRASite
 from multilora.base_model.transformers_config import TransformersConfig
 from multilora.base_model.weights import QuantisedSites, SiteWeight
-from multilora.forward.base_model import Hidden, KVCache
-from multilora.forward.step_input import StepInput
+from multilora.forward.base_model import BaseModel, Hidden, Step
 from multilora.lora.linear import BatchLoRA, Linear, SliceModule, TableModule
-from multilora.lora.rank_pages import RankPagePool
 from multilora_kernels.kv_write import kv_write
-from multilora_kernels.paged_attention import paged_attention
-from multilora_kernels.paged_context import PagedContext
-from multilora_kernels.paged_prefill import QueryTiles
-from multilora_kernels.segments import LoRASegments
-from multilora_kernels.unpaged_prefill import takes_rows
 
 ATTENTION = "multilora"  # has no entry among the library's mask functions, so there is no mask
-
-
-class _Step(NamedTuple):
-    """What the modules share in a forward pass."""
-
-    inputs: StepInput
-    kv: KVCache
-    lora: BatchLoRA | None
-    paged: PagedContext
 
 
 class _Current:
@@ -49,11 +33,11 @@ class _Current:
     through the methods of the class."""
 
     def __init__(self) -> None:
-        self._step: _Step | None = None
+        self._step: Step | None = None
         self.head_lora: BatchLoRA | None = None  # of the rows that the head gets
 
     @property
-    def step(self) -> _Step:
+    def step(self) -> Step:
         if self._step is None:
             raise RuntimeError("a module of the base model was called outside of a pass")
         return self._step
@@ -61,7 +45,7 @@ class _Current:
     def lora(self) -> BatchLoRA | None:
         return self.step.lora
 
-    def __call__(self, step: _Step | None) -> None:
+    def __call__(self, step: Step | None) -> None:
         self._step = step
 
 
@@ -83,30 +67,17 @@ class _PagedLayer:
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         """q [T, heads, D], k [T, kv_heads, D], v [T, kv_heads, V] → [T, heads, V]."""
-        inputs, kv, _, paged = self._current.step
-        k_cache, v_cache, window = kv.k[self._index], kv.v[self._index], self._window
+        step, layer, window = self._current.step, self._index, self._window
+        k_cache, v_cache = step.kv.k[layer], step.kv.v[layer]
         # RoPE may have widened them.
         q, k, v = (_adjacent(heads.to(k_cache.dtype)) for heads in (q, k, v))
-        kv_write(k, v, k_cache, v_cache, inputs.kv_slots)
+        kv_write(k, v, k_cache, v_cache, step.inputs.kv_slots)
         plain = softcap is None and sinks is None and k.shape == v.shape
-        unpaged = plain and inputs.has_fresh_prompts and takes_rows(k, k.shape[2], window)
+        unpaged = plain and step.takes_rows(k, window)
+        rows = (k.contiguous(), v.contiguous()) if unpaged else None
         heads_adjacent = q.stride(1) == q.shape[2]
-        return paged_attention(
-            q if heads_adjacent else q.contiguous(),
-            k_cache,
-            v_cache,
-            inputs.cu_seqlens_q,
-            inputs.context_lens,
-            inputs.block_tables,
-            scale=scale,
-            sliding_window=window,
-            softcap=softcap,
-            sinks=sinks,
-            context=paged,
-            has_decode=inputs.has_decode,
-            tiles=QueryTiles(inputs.query_tiles, inputs.queries),
-            rows=(k.contiguous(), v.contiguous()) if unpaged else None,
-        )
+        q = q if heads_adjacent else q.contiguous()
+        return step.attend(layer, q, scale, window, rows, softcap, sinks)
 
 
 def _adjacent(heads: torch.Tensor) -> torch.Tensor:
@@ -151,7 +122,7 @@ class _GivenRows(nn.Module):
         return self.kind(last_hidden_state=self.rows)
 
 
-class TransformersDecoder:
+class TransformersDecoder(BaseModel):
     """Filled by load_transformers_decoder."""
 
     def __init__(
@@ -162,8 +133,7 @@ class TransformersDecoder:
         quantised: QuantisedSites | None = None,
     ) -> None:
         """`model` has its weights but those of sites, which `read` gives; it is changed."""
-        self.base = base
-        self.quantised = quantised
+        super().__init__(base, quantised)
         self._current = current = _Current()
         for site in watched(base.layer_sites, "preparing the base model"):
             made = SliceModule.of(Linear(site, read(site)), current.lora)
@@ -183,30 +153,12 @@ class TransformersDecoder:
         self._model = model
         model.set_submodule(model.base_model_prefix, self._given)
 
-    @torch.inference_mode()
-    def forward(
-        self,
-        inputs: StepInput,
-        kv: KVCache,
-        adapters: RankPagePool | None,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        hidden = self.hidden(inputs, kv, adapters).rows(inputs.last_token_indices)
-        return self.logits(hidden, adapters, inputs.sampled, out)
-
-    @torch.inference_mode()
-    def hidden(self, inputs: StepInput, kv: KVCache, adapters: RankPagePool | None) -> Hidden:
-        if inputs.segments is not None and adapters is None:
-            raise ValueError("the batch has adapter rows but no adapter pages were given")
-        if inputs.segments is not None and self.base.adapts_sampled and inputs.sampled is None:
-            raise ValueError("adapters act on the head but the batch does not say on which rows")
-        lora = BatchLoRA(adapters, inputs.segments) if adapters and inputs.segments else None
-        paged = PagedContext(inputs.cu_seqlens_q, inputs.context_lens, inputs.block_tables)
-        self._current(_Step(inputs, kv, lora, paged))
+    def _hidden(self, step: Step) -> Hidden:
+        self._current(step)
         try:
             found = self._layers(
-                input_ids=inputs.input_ids[None],
-                position_ids=inputs.positions[None],
+                input_ids=step.inputs.input_ids[None],
+                position_ids=step.inputs.positions[None],
                 use_cache=False,
             )
         finally:
@@ -214,21 +166,12 @@ class TransformersDecoder:
         self._given.kind = type(found)
         return Hidden(found.last_hidden_state[0])
 
-    @torch.inference_mode()
-    def logits(
-        self,
-        hidden: Hidden,
-        adapters: RankPagePool | None,
-        segments: LoRASegments | None,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        self._given.rows = hidden.x[None]
-        self._current.head_lora = BatchLoRA(adapters, segments) if adapters and segments else None
+    def _logits(self, hidden: Hidden, lora: BatchLoRA | None) -> torch.Tensor:
+        self._given.rows, self._current.head_lora = hidden.x[None], lora
         try:
-            logits = self._model(inputs_embeds=self._given.rows, use_cache=False).logits[0]
+            return self._model(inputs_embeds=self._given.rows, use_cache=False).logits[0]
         finally:
             self._given.rows = self._current.head_lora = None
-        return logits.float() if out is None else out.copy_(logits)
 
 
 def own(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -39,13 +38,9 @@ from multilora.base_model.weights import (
     packed,
 )
 from multilora.errors import StartupError, first_line
-from multilora.forward.base_model import KVCache
-from multilora.forward.step_input import StepInput
 from multilora.forward.transformers_decoder import ATTENTION, TransformersDecoder, own
-from multilora_kernels.paged_prefill import query_tiles
 
 _LOG = logging.getLogger(__name__)
-_ROWS, _BLOCK = 3, 16  # of the pass that is tried
 _UNREAD = "multilora"  # our method of quantisation, as the library sees it
 # Tensors that only quantised modules have.
 _KINDS = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "_blocks")
@@ -61,7 +56,7 @@ def load_transformers_decoder(
     quantize: str = "auto",
 ) -> TransformersDecoder:
     """The model of a checkpoint folder, for sequences of up to `total_tokens`; StartupError names
-    what is missing, wrong or too large. `quantize` is the setting (see EngineConfig)."""
+    what is missing or wrong. `quantize` is the setting (see EngineConfig)."""
     assert isinstance(base, TransformersConfig)
     for name in varying_ropes(base.library):
         _LOG.info(
@@ -78,19 +73,11 @@ def load_transformers_decoder(
         loading = _Loading(folder, base, dtype, device, files)
         config = with_fixed_rope(base.library, total_tokens)
         vars(config).pop("quantization_config", None)  # the library must not act on it
-        try:
-            if scheme.method in _EXPANDED and not scheme.target and loading.others():
-                model = loading.expanded(config, scheme)
-            elif scheme.method or scheme.target:
-                model = loading.quantised(config, scheme)
-            else:
-                model = loading.dense(config)
-            return loading.tried(model)
-        except torch.OutOfMemoryError:
-            raise StartupError(
-                f"{folder} as {dtype} does not fit on {device}; choose a smaller base model or "
-                "dtype, or --quantize int4"
-            ) from None
+        if scheme.method in _EXPANDED and not scheme.target and loading.others():
+            return loading.expanded(config, scheme)
+        if scheme.method or scheme.target:
+            return loading.quantised(config, scheme)
+        return loading.dense(config)
 
 
 class _Loading:
@@ -170,32 +157,6 @@ class _Loading:
             model.set_submodule(HEAD, layer)
         return TransformersDecoder(self._base, model, linears.read, linears.quantised)
 
-    def tried(self, model: TransformersDecoder) -> TransformersDecoder:
-        """Computes a few rows: what the trace, which has no numbers, cannot see of a class or of
-        its weights ends the start, and not a request."""
-        name = self._base.architecture
-        try:
-            logits = model.forward(
-                _few_rows(self._device),
-                KVCache(self._base, 1, _BLOCK, self._dtype, self._device),
-                None,
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            what = f"{name} cannot be computed ({first_line(error)})"
-            raise StartupError(f"{self._folder}: {what}; serve another base model") from None
-        if logits.shape != (1, self._base.vocab_size):
-            what = f"{name} has logits of other tokens than those of vocab_size"
-            raise StartupError(f"{self._folder}: {what}; serve another base model")
-        if logits.isnan().any():
-            wider = " or start with --dtype bfloat16" if self._dtype == torch.float16 else ""
-            raise StartupError(
-                f"{self._folder}: what {name} computes as {self._dtype} is not finite; download "
-                f"the checkpoint again{wider}"
-            )
-        return model
-
     def _loaded(
         self, config: PretrainedConfig, unread: Iterable[str], **more: Any
     ) -> PreTrainedModel:
@@ -228,29 +189,6 @@ class _Loading:
         model, report = loaded
         _check(self._folder, report, set(unread))
         return model.requires_grad_(False)
-
-
-def _few_rows(device: torch.device) -> StepInput:
-    """The first tokens of a sequence in block 0."""
-
-    def tensor(numbers: Iterable[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        return torch.tensor(list(numbers), dtype=dtype, device=device)
-
-    size = np.array([_ROWS])
-    return StepInput(
-        input_ids=tensor(range(_ROWS)),
-        positions=tensor(range(_ROWS)),
-        kv_slots=tensor(range(_ROWS)),
-        context_lens=tensor([_ROWS], torch.int32),
-        block_tables=tensor([0], torch.int32)[None],
-        cu_seqlens_q=tensor([0, _ROWS], torch.int32),
-        last_token_indices=tensor([_ROWS - 1]),
-        query_tiles=torch.from_numpy(query_tiles(size, size, _BLOCK)).to(device),
-        queries=_BLOCK,
-        segments=None,
-        has_decode=False,
-        has_fresh_prompts=True,
-    )
 
 
 class _Unread(QuantizationConfigMixin):

@@ -25,13 +25,12 @@ from multilora.adapters.naming.flag import registered
 from multilora.adapters.naming.folders import AdapterFolders
 from multilora.adapters.naming.source import AdapterSource, about_adapter
 from multilora.adapters.naming.watch import AdapterWatch
-from multilora.base_model.config import NativeConfig
 from multilora.base_model.sites import TABLES, BaseConfig, short_names
 from multilora.config import DEMO, EngineConfig
 from multilora.download.folder import adapter_folder
 from multilora.download.transfer import DownloadLimits
 from multilora.errors import ErrorCode, RequestError, StartupError, invalid
-from multilora.forward.base_model import KVCache, load_base_model
+from multilora.forward.base_model import KVCache, load_base_model, read_base
 from multilora.forward.graphs import PassGraphs
 from multilora.forward.runner import ModelRunner
 from multilora.grammar.cache import GrammarCache
@@ -41,6 +40,7 @@ from multilora.scheduling.kv_blocks import BlockAllocator
 from multilora.scheduling.scheduler import Scheduler, SchedulerLimits
 from multilora.startup.base_folder import BaseText, base_folder, tried_text
 from multilora.startup.device import choose_device, choose_dtype, num_threads
+from multilora.startup.first_pass import check_first_pass
 from multilora.startup.kernel_warm_up import warm_up
 from multilora.startup.memory_plan import MemoryPlan, PoolSettings, plan_gpu, plan_host
 from multilora.startup.memory_probe import CudaMeter, Meter, Profile, measure
@@ -154,6 +154,7 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
     dtype = choose_dtype(config.dtype, base.dtype, device)
     _LOG.info("loading %s as %s on %s", folder, dtype, device)
     model = load_base_model(folder, base, dtype, device, max_total, config.quantize)
+    check_first_pass(model, folder, dtype, device)
     text = tried_text(config, folder, renderer)
     profile = Profile(model, config, max_total, dtype, device)
     kv, pages, graphs = _pools(profile)
@@ -183,15 +184,6 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
         runner=runner,
         grammars=_grammars(base, text),
     )
-
-
-def read_base(folder: Path, model_impl: str) -> BaseConfig:
-    """As `model_impl` says (see EngineConfig); raises StartupError."""
-    if model_impl == "native" or (model_impl == "auto" and NativeConfig.fits(folder)):
-        return NativeConfig.from_folder(folder)
-    from multilora.base_model import transformers_config  # seconds that ours does without
-
-    return transformers_config.TransformersConfig.from_folder(folder)
 
 
 def _grammars(base: BaseConfig, text: BaseText) -> GrammarCache:
