@@ -25,13 +25,13 @@ def tree(root: int) -> dict[int, str]:
 
     Names are launcher, gateway, triton, those of Triton's Python models, and HELPER.
     """
-    found = {root: "launcher"} if _read(root, "cmdline") else {}
+    found = {root: "launcher"} if _is_alive(root) else {}
     unseen = [*found]
     while unseen:
         parent = unseen.pop()
         for child in children(parent):
-            if (command := _read(child, "cmdline")) and child not in found:
-                found[child] = _name(command.split("\0"), found[parent])
+            if child not in found and _is_alive(child):
+                found[child] = _name(_read(child, "cmdline").split("\0"), found[parent])
                 unseen.append(child)
     return found
 
@@ -67,8 +67,14 @@ def _name(command: list[str], parent: str) -> str:
     return HELPER
 
 
+def _is_alive(pid: int) -> bool:
+    """By its state: a command line is empty for a zombie, but also during execve."""
+    state = _read(pid, "stat").rpartition(")")[2].split()[:1]
+    return bool(state) and state[0] not in "ZX"
+
+
 def _read(pid: int, name: str) -> str:
-    """A file of the process; "" when it has ended, the command line also of a zombie."""
+    """A file of the process; "" when it has ended."""
     try:
         return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
     except OSError:

@@ -15,8 +15,9 @@ import pytest
 import requests
 
 from launcher.triton.stubs import stubs
-from support.e2e.launcher import SECONDS, children, is_alive, start_launcher
+from support.e2e.launcher import SECONDS, children, start_launcher
 from support.e2e.tgi import ask, post
+from support.processes import assert_end
 
 LONG = {"ignore_eos_token": True, "max_new_tokens": 900}
 STREAM = {"inputs": "hello world", "parameters": LONG}
@@ -136,7 +137,7 @@ def test_nothing_outlives_a_killed_launcher(launcher: Launcher) -> None:
     tree = launcher.tree()
     assert len(tree) >= 4, "the launcher has no servers"
     launcher.process.kill()
-    until(lambda: not any(map(is_alive, tree)), 10)
+    assert_end(*tree)
     for url in (launcher.gateway, launcher.triton):
         until(lambda url=url: is_free(int(url.rpartition(":")[2])), 10)
 

@@ -19,8 +19,9 @@ import requests
 from launcher.process import LaunchError
 from launcher.triton.server import TritonServer
 from launcher.triton.stubs import stubs
-from support.e2e.launcher import SECONDS, children, is_alive, start_launcher
+from support.e2e.launcher import SECONDS, children, start_launcher
 from support.e2e.triton import DEMO, DIRECT
+from support.processes import assert_end
 from support.tiny.adapters import make_adapter
 
 
@@ -129,7 +130,7 @@ def test_without_restarts_a_dead_process_ends_the_launcher_and_clients_are_told(
     assert stderr.splitlines()[-1].startswith(
         "error: the process of the Triton model multilora_llm died"
     )
-    assert not any(map(is_alive, processes))
+    assert_end(*processes)
 
 
 # As a guide to TGI gives it, for the folder of the demo's base model.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from multilora_sandbox.pool import Broken, Ending, PoolClosed, ProcessPool
+from support.processes import assert_end, is_alive
 
 PROGRAM = """
 import ctypes, os, signal, sys, time
@@ -55,7 +56,8 @@ def ask(pool: ProcessPool, question: str, seconds: float = 20.0) -> Any:
     return pool.ask(question.encode(), seconds)
 
 
-def is_alive(process_id: int) -> bool:
+def is_there(process_id: int) -> bool:
+    """Also as a zombie, when nobody has asked how it ended."""
     try:
         os.kill(process_id, 0)
     except ProcessLookupError:
@@ -88,7 +90,7 @@ def test_what_breaks_a_limit_ends_its_process_alone(
     with pytest.raises(Broken) as caught:
         ask(pool, question, 60)
     assert caught.value.ending is ending and time.monotonic() - begin < 30
-    assert not is_alive(first)
+    assert not is_there(first)
     assert ask(pool, "1 + 1") == 2
 
 
@@ -168,7 +170,7 @@ def test_closing_ends_all(pool: ProcessPool) -> None:
     for thread in threads:
         thread.join(20)
     assert errors == [PoolClosed, PoolClosed]
-    assert idle in processes and not any(map(is_alive, processes))
+    assert idle in processes and not any(map(is_there, processes))
     with pytest.raises(PoolClosed):
         ask(pool, "1")
 
@@ -208,16 +210,4 @@ sys.stdin.read()
         assert is_alive(child)
         parent.kill()
         parent.wait()
-    end = time.monotonic() + 20
-    while is_alive(child) and not is_zombie(child) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not is_alive(child) or is_zombie(child)
-
-
-def is_zombie(process_id: int) -> bool:
-    """Ended, but nobody has asked how: where no init process does."""
-    try:
-        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return True
-    return state == "Z"
+    assert_end(child, seconds=20)

@@ -3,12 +3,11 @@
 import resource
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from launcher.process import end_child, stack_bytes, stack_warning, start_child
+from support.processes import assert_end, is_alive
 
 LIMITS = "import resource; print(resource.getrlimit(resource.RLIMIT_STACK)[0])"
 LAUNCHER = f"""
@@ -37,19 +36,19 @@ def test_its_group_ends_with_it() -> None:
     assert child.stdout
     pid, word = child.stdout.readline().split()
     child.wait()
-    assert word == "hello" and runs(pid)
+    assert word == "hello" and is_alive(int(pid))
     end_child(child)
-    assert_ends(pid)
+    assert_end(int(pid))
     end_child(child)
 
 
 def test_its_group_ends_with_its_launcher() -> None:
     with subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE) as launcher:
         assert launcher.stdout
-        pids = launcher.stdout.readline().decode().split()
-        assert len(pids) == 2 and all(map(runs, pids))
+        pids = [int(pid) for pid in launcher.stdout.readline().split()]
+        assert len(pids) == 2 and all(map(is_alive, pids))
         launcher.kill()
-    assert_ends(*pids)
+    assert_end(*pids)
 
 
 INIT = f"""
@@ -83,17 +82,3 @@ def test_the_first_process_of_a_container_buries_orphans() -> None:
     )
     assert done.stdout.split() == ["2", "1"], done.stderr
     assert done.returncode == 5
-
-
-def runs(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text() != ""  # empty for a zombie
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def assert_ends(*pids: str) -> None:
-    deadline = time.monotonic() + 10
-    while any(map(runs, pids)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -31,11 +31,3 @@ def children(pid: int) -> list[int]:
         return [int(child) for file in files for child in file.read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
-
-
-def is_alive(pid: int) -> bool:
-    """False for a zombie too: an orphan's remains are its new parent's to bury."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text() != ""
-    except (FileNotFoundError, ProcessLookupError):
-        return False
