@@ -41,6 +41,7 @@ COMPUTED = {  # as what the sites of each form are computed on a CPU
     "W4A16 zero points": "int4",
     "W8A16": "int8",
     "W8A8": "int8",
+    "W8A8 zero points": "float32",
     "compressed fp8": "float32",
     "fp8": "float32",
     "fp8 blocks": "float32",

@@ -150,6 +150,16 @@ def int8(w: torch.Tensor, name: str) -> tuple[Tensors, torch.Tensor]:
     return {"weight": q, "weight_scale": scale}, q.float() * scale
 
 
+def int8_zero_points(w: torch.Tensor, name: str) -> tuple[Tensors, torch.Tensor]:
+    codes = codes_of(w, 8, w.shape[1])
+    tensors = {
+        "weight": (codes.q - 128).to(torch.int8),
+        "weight_scale": codes.scale,
+        "weight_zero_point": (codes.zero - 128).to(torch.int8),
+    }
+    return tensors, codes.weight()
+
+
 def fp8_rows(w: torch.Tensor, name: str) -> tuple[Tensors, torch.Tensor]:
     scale = w.abs().amax(1, keepdim=True) / 448
     q = (w / scale).to(FP8)
@@ -195,6 +205,10 @@ FORMS = {
     "W4A16 zero points": packed(4, GROUP, symmetric=False),
     "W8A16": packed(8, -1, symmetric=True),
     "W8A8": Form(_compressed("int-quantized", {"num_bits": 8, "type": "int"}), int8),
+    "W8A8 zero points": Form(
+        _compressed("int-quantized", {"num_bits": 8, "type": "int", "symmetric": False}),
+        int8_zero_points,
+    ),
     "compressed fp8": Form(_compressed("float-quantized", {"num_bits": 8}), fp8_rows),
     "fp8": Form({"quant_method": "fp8", "activation_scheme": "static"}, fp8_whole),
     "fp8 blocks": Form({"quant_method": "fp8", "weight_block_size": list(BLOCK)}, fp8_blocks),

@@ -76,6 +76,7 @@ def test_groups_of_other_sizes_are_read() -> None:
         ("gptq", "qzeros", None, f"no weight file has tensor {FIRST}.qzeros"),
         ("gptq", "scales", lambda t: t[:1], r"q_proj\.scales has shape \[1, 64\] but .*\[2, 64\]"),
         ("W4A16 zero points", "weight_zero_point", None, f"has tensor {FIRST}.weight_zero_point"),
+        ("W8A8 zero points", "weight_zero_point", None, f"has tensor {FIRST}.weight_zero_point"),
         ("awq", "qweight", lambda t: t[:32], r"has shape \[32, 8\] but .* \[64, 8\]"),
         ("W4A16", "weight_scale", lambda t: t[:8], r"weight_scale has shape \[8, 2\]"),
         ("fp8 blocks", "weight_scale_inv", lambda t: t[:1], r"weight_scale_inv has shape \[1, 2\]"),

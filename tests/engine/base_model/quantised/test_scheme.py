@@ -13,6 +13,13 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 
 
+def groups_of(*symmetric: bool | None) -> dict[str, Any]:
+    """Groups of modules whose codes are so."""
+    said = ({} if each is None else {"symmetric": each} for each in symmetric)
+    groups = ({"weights": {"num_bits": 4} | each} for each in said)
+    return {"config_groups": {f"group_{index}": group for index, group in enumerate(groups)}}
+
+
 def read(folder: Path, **config: Any) -> Scheme:
     (folder / "config.json").write_text(json.dumps(config))
     return read_scheme(folder)
@@ -33,6 +40,9 @@ def read(folder: Path, **config: Any) -> Scheme:
             COMPRESSED | {"config_groups": {"g": {"weights": {"block_structure": [8, 16]}}}},
             Scheme("compressed-tensors", block=(8, 16)),
         ),
+        (COMPRESSED | groups_of(False, False), Scheme("compressed-tensors", zero_points=True)),
+        (COMPRESSED | groups_of(False, True), Scheme("compressed-tensors")),
+        (COMPRESSED | groups_of(None), Scheme("compressed-tensors")),  # symmetric, if not said
     ],
 )
 def test_what_config_json_says(

@@ -173,6 +173,11 @@ class _Module:
     def maybe(self, kind: str, *shape: int) -> torch.Tensor | None:
         return self.read(kind, *shape) if self.has(kind) else None
 
+    def zero_point(self, *shape: int) -> torch.Tensor | None:
+        """Of compressed-tensors."""
+        kind = "weight_zero_point"
+        return self.read(kind, *shape) if self.scheme.zero_points else self.maybe(kind, *shape)
+
     def gptq(self) -> QuantisedMatrix:
         n, k, bits = self.rows, self.columns, self.scheme.bits
         group = self.scheme.group_size or k
@@ -205,11 +210,10 @@ class _Module:
         scales = self.read("weight_scale")
         if scales.ndim != 2 or len(scales) != n or scales.shape[1] > k:
             raise self.files.wrong_shape(f"{self.name}.weight_scale", (n, 1))
-        zero_point = self.read if self.scheme.zero_points else self.maybe
         return packed(
             self.read("weight_packed", n, -(-k * bits // 32)),
             scales,
-            zero_point("weight_zero_point", -(-n * bits // 32), scales.shape[1]),
+            self.zero_point(-(-n * bits // 32), scales.shape[1]),
             self.maybe("weight_g_idx", k),
             bits,
             k,
@@ -219,8 +223,7 @@ class _Module:
         weight, scale = self.read("weight", self.rows, self.columns), self.read(name)
         if weight.dtype not in (FP8, torch.int8):
             raise self.files.wrong_dtype(f"{self.name}.weight", weight.dtype)
-        zero_point = self.maybe("weight_zero_point", *scale.shape)
-        matrix = scaled(weight, scale, zero_point, self.scheme.block)
+        matrix = scaled(weight, scale, self.zero_point(*scale.shape), self.scheme.block)
         if matrix is None:
             raise self.files.wrong_shape(f"{self.name}.{name}", (self.rows, 1))
         return matrix
