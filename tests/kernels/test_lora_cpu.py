@@ -92,6 +92,8 @@ def test_groups_follow_the_shape_of_the_work():
     assert groups([400] * 2, [16]) == [(1, 0, 400), (1, 400, 800)]
     assert groups([0, 5, 0], [16]) == [(1, 0, 5)]
     assert groups([], [16]) == []
+    between = row_groups.row_groups([Segment(0, 1, (3,)), Segment(1, 1, ()), Segment(2, 1, (4,))])
+    assert [group.rows for group in between] == [slice(0, 1), slice(2, 3)]
     near = row_groups.row_groups([Segment(i, 1, (3 + i,)) for i in range(3)])
     assert near[0].pages == slice(3, 6)
     far = row_groups.row_groups([Segment(i, 1, (3 - i,)) for i in range(3)])

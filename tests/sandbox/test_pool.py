@@ -188,6 +188,10 @@ def test_a_process_knows_no_secrets_and_hears_no_ctrl_c(
     assert ask(pool, "os.getpgid(0)") == ask(pool, "os.getpid()") != os.getpgid(0)
 
 
+def test_a_process_gives_way_to_the_one_that_asks(pool: ProcessPool) -> None:
+    assert ask(pool, "os.nice(0)") == min(os.nice(0) + 5, 19)
+
+
 @pytest.mark.parametrize("question", ["1", "sum(iter(int, 1))"], ids=["idle", "at work"])
 def test_a_process_ends_with_its_parent(
     tmp_path: Path, make: Callable[..., ProcessPool], question: str

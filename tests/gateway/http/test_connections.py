@@ -20,14 +20,18 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 def is_served(served: Served, source: str) -> bool:
     """Also says whether a refusal has its form."""
+    before = served.connections
     with served.connect(source) as client:
-        wait_for(lambda: served.connections > 0)
+        wait_for(lambda: served.connections > before)
         time.sleep(0.05)  # A refusal comes unasked; what is sent now would reset the connection.
         client.setblocking(False)
         try:
             answer = client.recv(65536)
         except BlockingIOError:
-            return True
+            answer = b""
+    wait_for(lambda: served.connections == before)
+    if not answer:
+        return True
     head, _, body = answer.partition(b"\r\n\r\n")
     assert statuses(head) == [503] and b"\r\nretry-after: " in head
     assert b"\r\nconnection: close" in head
