@@ -99,34 +99,52 @@ def by_module(columns: int, name: str) -> torch.Tensor:
     return (torch.arange(columns) // GROUP)[torch.randperm(columns, generator=noise)]
 
 
-def awq(w: torch.Tensor, name: str) -> tuple[Tensors, torch.Tensor]:
-    codes = codes_of(w, 4, GROUP)
-
+def awq(group: int = GROUP) -> "Form":
     def packed(numbers: torch.Tensor) -> torch.Tensor:
         ordered = numbers.unflatten(1, (-1, 8))[..., list(AWQ_ORDER)].flatten(1)
         return words(ordered, 4, 1)
 
-    tensors = {
-        "qweight": packed(codes.q.T),
-        "qzeros": packed(codes.zero.T),
-        "scales": codes.scale.T.contiguous(),
-    }
-    return tensors, codes.weight()
+    def write(w: torch.Tensor, name: str) -> tuple[Tensors, torch.Tensor]:
+        codes = codes_of(w, 4, w.shape[1] if group == -1 else group)
+        tensors = {
+            "qweight": packed(codes.q.T),
+            "qzeros": packed(codes.zero.T),
+            "scales": codes.scale.T.contiguous(),
+        }
+        return tensors, codes.weight()
+
+    config = {"quant_method": "awq", "bits": 4, "group_size": group, "version": "gemm"}
+    return Form(config, write)
 
 
-def packed(bits: int, group: int, symmetric: bool) -> "Form":
-    """pack-quantized of compressed-tensors: W8A16 and W4A16."""
+def packed(
+    bits: int,
+    group: int,
+    symmetric: bool,
+    g_idx: Callable[[int, str], torch.Tensor] | None = None,
+) -> "Form":
+    """pack-quantized of compressed-tensors: W8A16 and W4A16; `g_idx` as of gptq. The last group may
+    be shorter."""
 
     def write(w: torch.Tensor, name: str) -> tuple[Tensors, torch.Tensor]:
-        codes = codes_of(w, bits, w.shape[1] if group == -1 else group, symmetric)
+        columns = w.shape[1]
+        size = columns if group == -1 else group
+        groups = torch.arange(columns) // size if g_idx is None else g_idx(columns, name)
+        order = groups.argsort(stable=True)
+        filled = nn.functional.pad(w[:, order], (0, -columns % size))
+        codes = codes_of(filled, bits, size, symmetric)
+        meant, q = torch.empty_like(w), torch.empty(w.shape, dtype=torch.int64)
+        meant[:, order], q[:, order] = codes.weight()[:, :columns], codes.q[:, :columns]
         tensors = {
-            "weight_packed": words(codes.q, bits, 1),
+            "weight_packed": words(q, bits, 1),
             "weight_scale": codes.scale,
             "weight_shape": torch.tensor(w.shape),
         }
         if not symmetric:
             tensors["weight_zero_point"] = words(codes.zero, bits, 0)
-        return tensors, codes.weight()
+        if g_idx is not None:
+            tensors["weight_g_idx"] = groups.int()
+        return tensors, meant
 
     strategy = "channel" if group == -1 else "group"
     weights: dict[str, Any] = {"num_bits": bits, "type": "int", "symmetric": symmetric}
@@ -200,9 +218,12 @@ FORMS = {
     "gptq orders": gptq(g_idx=by_module),
     "gptq int8": gptq(bits=8, group=-1, symmetric=True),
     "gptq int8 groups": gptq(bits=8),
-    "awq": Form({"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}, awq),
+    "awq": awq(),
+    "awq whole rows": awq(group=-1),
     "W4A16": packed(4, GROUP, symmetric=True),
     "W4A16 zero points": packed(4, GROUP, symmetric=False),
+    "W4A16 act order": packed(4, GROUP, symmetric=True, g_idx=by_activation),
+    "W4A16 shorter groups": packed(4, 24, symmetric=True),
     "W8A16": packed(8, -1, symmetric=True),
     "W8A8": Form(_compressed("int-quantized", {"num_bits": 8, "type": "int"}), int8),
     "W8A8 zero points": Form(

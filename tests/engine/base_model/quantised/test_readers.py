@@ -23,6 +23,7 @@ def word(number: int) -> torch.Tensor:
 
 
 def numbers(matrix: QuantisedMatrix) -> list[list[float]]:
+    assert matrix.scales.dtype == torch.float32, "whatever the files have: products ask for it"
     return matrix.dequantised(torch.float32).tolist()
 
 
@@ -41,24 +42,35 @@ def test_awq_has_even_columns_before_odd_ones() -> None:
 
 def test_compressed_tensors_adds_the_middle_to_codes_and_zero_points() -> None:
     scale = ONES[:, :1]
-    assert numbers(packed(word(0xF0F0F087), scale, None, None, 4, 8)) == [
+    assert numbers(packed(word(0xF0F0F087), scale, None, None, 4, 8, 8)) == [
         [-1, 0, -8, 7, -8, 7, -8, 7]
     ]
-    assert numbers(packed(word(0x887), scale, word(0x9), None, 4, 3)) == [[-2, -1, -1]]
-    assert numbers(packed(word(0xFF818000), scale, None, None, 8, 4)) == [[-128, 0, 1, 127]]
+    assert numbers(packed(word(0x887), scale, word(0x9), None, 4, 3, 3)) == [[-2, -1, -1]]
+    assert numbers(packed(word(0xFF818000), scale, None, None, 8, 4, 4)) == [[-128, 0, 1, 127]]
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2,), (2, 1)])
-def test_scales_of_all_and_of_rows(shape: tuple[int, ...]) -> None:
-    scale = torch.full(shape, 0.5)
-    matrix = scaled(torch.tensor([[2, 4], [-6, 8]], dtype=torch.int8), scale, None, (128, 128))
+def test_scales_and_zero_points_of_all_and_of_rows(shape: tuple[int, ...]) -> None:
+    weight = torch.tensor([[2, 4], [-6, 8]], dtype=torch.int8)
+    scale, zero = torch.full(shape, 0.5).half(), torch.ones(shape, dtype=torch.int8)
+    matrix, shifted = (scaled(weight, scale, zeros, (128, 128), 2) for zeros in (None, zero))
     assert matrix and numbers(matrix) == [[1, 2], [-3, 4]]
+    assert shifted and numbers(shifted) == [[0.5, 1.5], [-3.5, 3.5]]
+    assert shifted.offsets is not None and shifted.offsets.shape == shifted.scales.shape
 
 
-def test_zero_points_of_whole_bytes_count() -> None:
-    weight, zero = torch.tensor([[2, 4]], dtype=torch.int8), torch.tensor([[1]], dtype=torch.int8)
-    matrix = scaled(weight, torch.tensor([[0.5]]), zero, (128, 128))
-    assert matrix and numbers(matrix) == [[0.5, 1.5]]
+def test_a_shorter_group_comes_last() -> None:
+    scales = torch.tensor([[1.0, 10.0]])
+    matrix = packed(word(0x9ABCDEF9), scales, None, None, 4, 8, 6)
+    assert numbers(matrix) == [[1, 7, 6, 5, 4, 3, 20, 10]]
+    whole = scaled(torch.ones(1, 8, dtype=torch.int8), scales, None, (128, 128), 6)
+    assert whole and numbers(whole) == [[1] * 6 + [10] * 2]
+
+
+def test_blocks_have_no_zero_points() -> None:
+    weight, scale = torch.ones(4, 4, dtype=torch.int8), torch.ones(2, 2)
+    assert scaled(weight, scale, None, (2, 2), 2)
+    assert scaled(weight, scale, torch.ones(2, 2, dtype=torch.int8), (2, 2), 2) is None
 
 
 def test_groups_of_other_sizes_are_read() -> None:
@@ -79,6 +91,7 @@ def test_groups_of_other_sizes_are_read() -> None:
         ("W8A8 zero points", "weight_zero_point", None, f"has tensor {FIRST}.weight_zero_point"),
         ("awq", "qweight", lambda t: t[:32], r"has shape \[32, 8\] but .* \[64, 8\]"),
         ("W4A16", "weight_scale", lambda t: t[:8], r"weight_scale has shape \[8, 2\]"),
+        ("W4A16", "weight_scale", lambda t: t.repeat(1, 40), r"weight_scale has shape \[64, 80\]"),
         ("fp8 blocks", "weight_scale_inv", lambda t: t[:1], r"weight_scale_inv has shape \[1, 2\]"),
         (
             "fp8",
@@ -106,6 +119,20 @@ def test_files_that_do_not_hold_what_config_json_says(
         load_weights(
             tmp_path, NativeConfig.from_folder(tmp_path), torch.float32, torch.device("cpu")
         )
+
+
+@pytest.mark.parametrize("form", ["W8A8", "fp8", "W4A16", "gptq"])
+def test_files_may_change_once_they_are_read(form: str, tmp_path: Path) -> None:
+    write_quantised(form, tmp_path)
+    base = NativeConfig.from_folder(tmp_path)
+    sites = load_weights(tmp_path, base, torch.float32, torch.device("cpu")).sites
+    x = torch.randn(3, base.hidden_size)
+    before = {name: sites[name].multiply(x) for name in ("layers.0.qkv", "layers.0.o")}
+    file = tmp_path / "model.safetensors"
+    with file.open("r+b") as content:  # in place: mapped memory would show it
+        content.write(b"\x55" * file.stat().st_size)
+    for name, y in before.items():
+        assert torch.equal(sites[name].multiply(x), y)
 
 
 def test_modules_that_are_left_alone_and_a_head_that_is_not(tmp_path: Path) -> None:

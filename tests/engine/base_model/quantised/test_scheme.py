@@ -13,10 +13,9 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 
 
-def groups_of(*symmetric: bool | None) -> dict[str, Any]:
-    """Groups of modules whose codes are so."""
-    said = ({} if each is None else {"symmetric": each} for each in symmetric)
-    groups = ({"weights": {"num_bits": 4} | each} for each in said)
+def groups_of(name: str, *values: Any) -> dict[str, Any]:
+    """Groups of modules with these values of a field of their weights."""
+    groups = ({"weights": {"num_bits": 4, name: value}} for value in values)
     return {"config_groups": {f"group_{index}": group for index, group in enumerate(groups)}}
 
 
@@ -40,9 +39,16 @@ def read(folder: Path, **config: Any) -> Scheme:
             COMPRESSED | {"config_groups": {"g": {"weights": {"block_structure": [8, 16]}}}},
             Scheme("compressed-tensors", block=(8, 16)),
         ),
-        (COMPRESSED | groups_of(False, False), Scheme("compressed-tensors", zero_points=True)),
-        (COMPRESSED | groups_of(False, True), Scheme("compressed-tensors")),
-        (COMPRESSED | groups_of(None), Scheme("compressed-tensors")),  # symmetric, if not said
+        (
+            COMPRESSED | groups_of("symmetric", False, False),
+            Scheme("compressed-tensors", zero_points=True),
+        ),
+        (COMPRESSED | groups_of("symmetric", False, True), Scheme("compressed-tensors")),
+        (COMPRESSED | groups_of("type", "int"), Scheme("compressed-tensors")),
+        (
+            COMPRESSED | groups_of("group_size", 64, -1, 32, None),
+            Scheme("compressed-tensors", group_sizes=(64, 32)),
+        ),
     ],
 )
 def test_what_config_json_says(
@@ -68,6 +74,7 @@ def test_the_field_of_earlier_versions(tmp_path: Path) -> None:
         (GPTQ | {"dynamic": {"-:.*q_proj": {}}}, "dynamic with settings of single modules is not"),
         ({"quant_method": "awq", "bits": 8}, "bits 8 is not supported"),
         ({"quant_method": "awq", "version": "gemv"}, "version 'gemv' is not supported"),
+        ({"quant_method": "awq", "version": "Marlin"}, "version 'marlin' is not supported"),
         (COMPRESSED | {"format": "nvfp4-pack-quantized"}, "format 'nvfp4-pack-quantized' is not"),
         (COMPRESSED | {"config_groups": {"g": {"format": "marlin-24"}}}, "g.format 'marlin-24'"),
         (COMPRESSED | {"transform_config": {"R1": {}}}, "transform_config as it is set is not"),

@@ -74,6 +74,7 @@ def packed(
     g_idx: torch.Tensor | None,
     bits: int,
     columns: int,
+    group: int,
 ) -> QuantisedMatrix:
     """compressed-tensors: weight_packed int32 [N, K * bits / 32], weight_scale [N, G], zero_point
     int32 [N * bits / 32, G]. Codes and zero points are written with 2^(bits-1) added."""
@@ -81,7 +82,6 @@ def packed(
     zeros = None
     if zero_point is not None:
         zeros = unpacked(zero_point, bits, 0)[: len(codes)]
-    group = -(-columns // weight_scale.shape[1])
     return _matrix(codes, zeros, weight_scale, g_idx, bits, group)
 
 
@@ -90,26 +90,27 @@ def scaled(
     scale: torch.Tensor,
     zero_point: torch.Tensor | None,
     block: tuple[int, int],
+    group: int,
 ) -> QuantisedMatrix | None:
     """weight float8_e4m3fn or int8 [N, K]; scale of all, of each row ([N] or [N, 1]), of groups of
-    a row [N, G], or of blocks; zero_point like scale. W = (weight - zero_point) * scale. None where
-    the scales are as many as none of these."""
+    `group` columns of a row [N, G], or of blocks; zero_point like scale. W = (weight - zero_point)
+    * scale. None where the scales are as many as none of these."""
     rows, columns = weight.shape
     scale = scale.float()
     offsets = None
     if zero_point is not None and zero_point.float().any():
         offsets = -zero_point.float() * scale
     if scale.numel() == 1:
-        scale, group = scale.reshape(1, 1), columns
+        scale = scale.reshape(1, 1).expand(rows, 1)
         offsets = None if offsets is None else offsets.reshape(1, 1).expand(rows, 1)
-        return QuantisedMatrix(weight, scale.expand(rows, 1), offsets, group)
+        return QuantisedMatrix(weight, scale, offsets, columns)
     if scale.ndim == 1:
         scale = scale[:, None]
         offsets = None if offsets is None else offsets[:, None]
     if scale.ndim != 2:
         return None
     if len(scale) == rows:
-        return QuantisedMatrix(weight, scale, offsets, -(-columns // scale.shape[1]))
+        return QuantisedMatrix(weight, scale, offsets, group)
     if list(scale.shape) != [-(-rows // block[0]), -(-columns // block[1])] or offsets is not None:
         return None
     scale = scale.repeat_interleave(block[0], 0)[:rows]
@@ -178,6 +179,13 @@ class _Module:
         kind = "weight_zero_point"
         return self.read(kind, *shape) if self.scheme.zero_points else self.maybe(kind, *shape)
 
+    def group(self, scales: torch.Tensor) -> int:
+        """Of compressed-tensors and FP8: how many columns share a scale [N, G]. The last group may
+        be shorter, which only the size in config.json tells."""
+        count = scales.shape[1] if scales.ndim == 2 else 1
+        told = (size for size in self.scheme.group_sizes if -(-self.columns // size) == count)
+        return next(told, -(-self.columns // count))
+
     def gptq(self) -> QuantisedMatrix:
         n, k, bits = self.rows, self.columns, self.scheme.bits
         group = self.scheme.group_size or k
@@ -217,13 +225,15 @@ class _Module:
             self.maybe("weight_g_idx", k),
             bits,
             k,
+            self.group(scales),
         )
 
     def scaled(self, name: str) -> QuantisedMatrix:
         weight, scale = self.read("weight", self.rows, self.columns), self.read(name)
         if weight.dtype not in (FP8, torch.int8):
             raise self.files.wrong_dtype(f"{self.name}.weight", weight.dtype)
-        matrix = scaled(weight, scale, self.zero_point(*scale.shape), self.scheme.block)
+        zero_point = self.zero_point(*scale.shape)
+        matrix = scaled(weight, scale, zero_point, self.scheme.block, self.group(scale))
         if matrix is None:
             raise self.files.wrong_shape(f"{self.name}.{name}", (self.rows, 1))
         return matrix

@@ -43,6 +43,7 @@ class Scheme:
     group_size: int = 0  # awq, gptq: columns that share a scale; 0: all of them
     first_zero: int = 0  # gptq: the zero point that is written as 0
     zero_points: bool = False  # compressed-tensors: none may be missing
+    group_sizes: tuple[int, ...] = ()  # compressed-tensors: in some modules or others
     block: tuple[int, int] = _BLOCK  # rows and columns that share a scale, where these are a grid
 
     def with_target(self, quantize: str) -> "Scheme":
@@ -121,7 +122,7 @@ def _group_size(config: JsonFields, name: str) -> int:
 
 
 def _compressed(config: JsonFields) -> Scheme:
-    """Bits and groups are seen in the tensors' shapes."""
+    """Bits, and which modules have groups, are seen in the tensors' shapes."""
     groups = list(_groups(config))
     for each in (config, *groups):
         form = each.text("format", "dense")
@@ -133,8 +134,10 @@ def _compressed(config: JsonFields) -> Scheme:
         ):
             raise _refusal(config, name, "as it is set", "no such field")
     blocks = [fields for fields in (each.fields("weights") for each in groups) if fields.data]
+    sizes = [each.data.get("group_size") for each in blocks]
     return Scheme(
         "compressed-tensors",
+        group_sizes=tuple(size for size in sizes if isinstance(size, int) and size > 0),
         zero_points=bool(blocks) and all(each.data.get("symmetric") is False for each in blocks),
         block=next(map(_block_structure, blocks), _BLOCK),
     )
