@@ -34,6 +34,7 @@ def test_sizes(text: str, size: int):
         ({"QUANTIZE": "int3"}, ["quantize", "auto, fp8, int8, int4, awq, gptq", "int3"]),
         ({"QUANTIZE": "bitsandbytes-nf4"}, ["quantize bitsandbytes-nf4", "choose int4"]),
         ({"QUANTIZE": "marlin"}, ["quantize marlin", "in the format of gptq or awq"]),
+        ({"MODEL_IMPL": "ours"}, ["model_impl", "auto, native, transformers", "ours"]),
         ({"DEVICE": "tpu"}, ["device", "cuda", "tpu"]),
         ({"MAX_TOTAL_TOKENS": "many"}, ["max_total_tokens", "whole number", "many"]),
         ({"ADAPTER_MEMORY": "lots"}, ["adapter_memory", "512MB", "lots"]),
@@ -55,6 +56,15 @@ def test_mistakes_name_the_setting_and_the_remedy(environ: dict[str, str], words
         EngineConfig.from_settings({}, environ)
     assert all(word in str(caught.value) for word in words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [("cuda_graphs", "on", "full"), ("quantize", "eetq", "int8"), ("model_impl", "vllm", "native")],
+)
+def test_values_that_others_call_otherwise(name: str, value: str, meant: str):
+    config = EngineConfig.from_settings({}, {name.upper(): value})
+    assert getattr(config, name) == meant
 
 
 def test_sizes_of_pools_may_be_left_to_the_engine():

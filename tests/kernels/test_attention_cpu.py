@@ -56,6 +56,28 @@ def test_layers_of_one_pass_share_a_context(
         assert_close(out, paged_attention_reference(*inputs, 0.3, window), torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("contexts", "limit", "sizes"),
+    [
+        ([16] * 8, 3 * 16, [3, 3, 2]),  # room for three of them
+        ([100, 100], 3 * 16, [1, 1]),
+        ([4, 36, 37], 1000, [2, 1]),  # short ones may differ by 32 tokens
+        ([40, 80, 81], 1000, [2, 1]),  # long ones by a factor of two
+    ],
+)
+def test_what_is_gathered_at_once_is_bounded(
+    contexts: list[int], limit: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """By a number of tokens, whose keys are widened to float32."""
+    monkeypatch.setattr(paged_context, "_CHUNK_BYTES", limit * 2 * 16 * 4)
+    case = attention_case([(1, context) for context in contexts], (4, 2), 16, dtype=torch.bfloat16)
+    context = PagedContext(case.cu_seqlens_q, case.context_lens, case.block_tables)
+    plan = context.plan(case.k_cache, None)
+    longest = [chunk.slots.numel() // size for chunk, size in zip(plan.decode, sizes, strict=True)]
+    ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+    assert longest == [contexts[end - 1] for end in ends]
+
+
 @pytest.mark.parametrize("scores", [1, 1 << 22], ids=["query by query", "together"])
 @pytest.mark.parametrize("window", [None, 6], ids=["full", "window"])
 @pytest.mark.parametrize("value_dim", [16, 24, 48])

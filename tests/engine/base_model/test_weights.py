@@ -43,6 +43,14 @@ def test_a_large_model_says_how_far_it_is(
     assert said[0] == "reading the base model: 0 %" and len(said) > 4
 
 
+def test_progress_is_told_every_two_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    seconds = iter(range(100))
+    items = checkpoint.watched(range(10), "reading", lambda: float(next(seconds)))
+    assert list(items) == list(range(10))
+    assert caplog.messages == [f"reading: {done} %" for done in (10, 30, 50, 70, 90)]
+
+
 def edit(folder: Path, change: Callable[[Tensors], object]) -> None:
     tensors = {
         name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()
@@ -216,6 +224,11 @@ def test_unused_tensors_are_left_alone_and_named(
     load(tmp_path)
     named = "model.layers.*.self_attn.gate.weight, mtp.weight"
     assert caplog.messages == [f"{tmp_path}: 3 tensors are not used: {named}"]
+    caplog.clear()
+    edit(tmp_path, lambda t: t.update({name: torch.ones(1) for name in "abcd"}))
+    load(tmp_path)
+    named = "model.layers.*.self_attn.gate.weight, a, b, c and 2 other names"
+    assert caplog.messages == [f"{tmp_path}: 7 tensors are not used: {named}"]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,20 @@ def test_quantising_takes_the_nearest_step(target: str, dtype: torch.dtype) -> N
     assert error[3].max() <= 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_any_length(dtype: torch.dtype) -> None:
+    """PyTorch's product of bfloat16 takes only multiples of 32, and does not say so."""
+    matrix = quantise(random(16, 40).to(dtype), "int8")
+    assert matrix
+    weight = quantised_weight(matrix, None, dtype)
+    assert isinstance(weight, ExpandedWeight)
+    x, w = random(5, 40).to(dtype), matrix.dequantised(torch.float32)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.2
+    torch.testing.assert_close(
+        weight.multiply(x).float(), x.float() @ w.T, rtol=0.01, atol=tolerance
+    )
+
+
 def test_what_no_product_takes_is_said() -> None:
     parts = QuantisedMatrix(torch.zeros(16, 64, dtype=torch.int8), torch.ones(16, 2), None, 32)
     with pytest.raises(RuntimeError, match="8 bits with scales of parts of a row"):

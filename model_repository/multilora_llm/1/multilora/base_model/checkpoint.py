@@ -199,9 +199,7 @@ def watched(
 def text_name(name: str) -> str:
     """Of a tensor of the text part, as its class has it."""
     for pattern, replacement in TEXT_PART.items():
-        name, found = re.subn(pattern, replacement, name)
-        if found:
-            break
+        name = re.sub(pattern, replacement, name)
     return name
 
 
