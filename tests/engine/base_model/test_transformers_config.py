@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from multilora.base_model.config import NativeConfig
 from multilora.base_model.sites import TABLES, modules, short_names
 from multilora.base_model.transformers_config import TransformersConfig, is_window
 from multilora.errors import StartupError
-from support.tiny.families import WINDOW, families_table, make_model
+from support.tiny.families import FAMILIES, WINDOW, families_table, make_model
 
 SMALL: dict[str, Any] = {
     "vocab_size": 100,
@@ -25,6 +26,8 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
+DEEPSEEK = FAMILIES["deepseek_v3"]
+MROPE = {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [1, 1, 2]}
 
 
 def trace(folder: Path, variant: str, **changes: Any) -> TransformersConfig:
@@ -32,10 +35,14 @@ def trace(folder: Path, variant: str, **changes: Any) -> TransformersConfig:
     return TransformersConfig.from_folder(folder)
 
 
-def refusal(folder: Path, model_type: str, **fields: Any) -> str:
+def read(folder: Path, model_type: str, **fields: Any) -> TransformersConfig:
     (folder / "config.json").write_text(json.dumps(SMALL | {"model_type": model_type} | fields))
+    return TransformersConfig.from_folder(folder)
+
+
+def refusal(folder: Path, model_type: str, **fields: Any) -> str:
     with pytest.raises(StartupError) as caught:
-        TransformersConfig.from_folder(folder)
+        read(folder, model_type, **fields)
     assert str(folder / "config.json") in str(caught.value)
     return str(caught.value)
 
@@ -115,6 +122,75 @@ def test_a_site_has_biases_everywhere_or_nowhere(
     assert [site.has_bias for site in sites] == [False, True, False]
 
 
+def test_modules_that_see_rows_twice_or_not_all_are_no_sites(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        gate = self.gate_proj(x) + self.gate_proj(x + 1)
+        return self.down_proj(gate * self.up_proj(x[:, -1:]))
+
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    names = short_names(trace(tmp_path, "llama").sites)
+    assert names == ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
+
+
+def test_a_site_has_no_more_slices_than_kernels_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.gate_proj(x) * self.up_proj(x) * self.a(x) * self.b(x))
+
+    made = LlamaMLP.__init__
+
+    def init(self: Any, config: Any) -> None:
+        made(self, config)
+        self.a, self.b = (nn.Linear(64, 96, bias=False) for _ in "ab")
+
+    monkeypatch.setattr(LlamaMLP, "__init__", init)
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    sites = trace(tmp_path, "llama").sites[2:5]
+    assert [short_names([site]) for site in sites] == [
+        ["gate_proj", "up_proj", "a"], ["b"], ["down_proj"]
+    ]  # fmt: skip
+
+
+def test_a_head_with_a_bias_is_no_place_for_adapters(tmp_path: Path) -> None:
+    traced = read(tmp_path, "phi")
+    assert traced.with_tables(TABLES).adapted_tables == ("embed_tokens",)
+
+
+@pytest.mark.parametrize(
+    ("rope", "longest"),
+    [
+        ({"rope_type": "dynamic", "factor": 3.0}, 192),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 128),
+        ({"rope_type": "yarn", "factor": 1.5, "original_max_position_embeddings": 32}, 64),
+        ({"rope_type": "linear", "factor": 4.0}, 64),
+    ],
+)
+def test_the_longest_sequence(tmp_path: Path, rope: dict[str, Any], longest: int) -> None:
+    traced = read(tmp_path, "llama", rope_parameters={"rope_theta": 1000.0, **rope})
+    assert traced.max_position_embeddings == longest
+
+
+def test_fields_that_would_change_what_a_class_gives(tmp_path: Path) -> None:
+    fields = {"output_router_logits": True, "output_hidden_states": True, "return_dict": False}
+    library = read(tmp_path, "mixtral", **fields).library
+    assert not library.output_router_logits and not library.output_hidden_states
+    assert library.return_dict
+
+
+def test_what_the_text_part_has_of_the_whole_model(tmp_path: Path) -> None:
+    quantised = {"quant_method": "fp8", "weight_block_size": [8, 8]}
+    text = {name: size for name, size in SMALL.items() if name != "pad_token_id"}
+    traced = read(
+        tmp_path, "gemma3", text_config={**text, "head_dim": 8}, quantization_config=quantised,
+        vision_config={"hidden_size": 16}, tie_word_embeddings=False, torch_dtype="float16",
+    )  # fmt: skip
+    assert (traced.dtype, traced.tie_word_embeddings) == ("float16", False)
+    assert traced.library.quantization_config == quantised
+
+
 def test_what_is_no_config(tmp_path: Path) -> None:
     for text, message in (("{", "not valid JSON"), ("[]", "must hold a JSON object")):
         (tmp_path / "config.json").write_text(text)
@@ -156,6 +232,9 @@ def test_experts_and_routers_are_no_sites_yet(tmp_path: Path) -> None:
         ("phi3", {"vocab_size": "many"}, "'vocab_size': .* expected int, got str .* correct it"),
         ("phi3", {"hidden_act": "foo"}, "there is no 'foo'.; correct it"),
         ("llama", {"head_dim": 320}, "heads of more than 256 numbers"),
+        ("llama", {"num_key_value_heads": 3}, "has 4 heads for 3 of K and V"),
+        ("deepseek_v3", DEEPSEEK | {"v_head_dim": 320}, "heads of more than 256 numbers"),
+        ("llama", {"rope_parameters": MROPE}, r"several dimensions \(M-RoPE\) is not supported"),
         ("llama", {"torch_dtype": "float64"}, "dtype 'float64' is not supported"),
     ],
 )

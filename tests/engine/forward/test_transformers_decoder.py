@@ -49,6 +49,15 @@ def test_a_native_family_is_the_same_either_way(tmp_path: Path) -> None:
     torch.testing.assert_close(*found, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("variant", ["deepseek_v3", "gemma2"])
+def test_memory_is_planned_for_the_values_as_they_are(variant: str, tmp_path: Path) -> None:
+    make_model(variant).config.save_pretrained(tmp_path)
+    base = TransformersConfig.from_folder(tmp_path)
+    kv = KVCache(base, 3, BLOCK_SIZE, torch.bfloat16, CPU)
+    planned = 3 * KVCache.bytes_per_block(base, BLOCK_SIZE, torch.bfloat16)
+    assert kv.k.nbytes + kv.v.nbytes == planned
+
+
 def test_the_text_part_of_a_model_for_images(tmp_path: Path) -> None:
     vision = {
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,

@@ -3,6 +3,7 @@ mean, in float32."""
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from multilora.errors import StartupError
 from multilora.forward.transformers_decoder import TransformersDecoder
 from multilora.forward.transformers_loading import load_transformers_decoder
 from support.engine.passes import CPU, assert_same_logits
+from support.tiny.adapters import make_adapter
 from support.tiny.families import make_model, randomised, write_model
 from support.tiny.quantised import write_quantised
 
@@ -175,6 +177,46 @@ def changed(folder: Path, **tensors: torch.Tensor) -> Path:
     names = {f"model.layers.1.self_attn.{name}.weight": value for name, value in tensors.items()}
     save_file(load_file(folder / "model.safetensors") | names, folder / "model.safetensors")
     return folder
+
+
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_tensors_that_the_class_has_not_or_of_other_sizes(tmp_path: Path) -> None:
+    changed(tmp_path, o_proj=torch.ones(3, 4))
+    with pytest.raises(StartupError, match=r"o_proj.weight has shape \[3, 4\] but .* \[64, 64\]"):
+        load(tmp_path)
+    changed(tmp_path)
+    edit(tmp_path, lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(StartupError, match=r"no weight file has tensor model.norm.weight \(1 are"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["", "W4A16", "fp8"])
+def test_tensors_that_nobody_reads_are_named(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And no others: those of modules that are read by us are used."""
+    model = make_model("phi3")
+    if form:
+        write_quantised(form, tmp_path, model)
+    else:
+        write_model(model, tmp_path)
+    edit(tmp_path, lambda tensors: tensors.update({"mtp.weight": torch.ones(1)}))
+    load(tmp_path)
+    ours = [record for record in caplog.records if record.name.startswith("multilora")]
+    (told,) = (record.getMessage() for record in ours)
+    assert told == f"{tmp_path}: 1 tensors are not used: mtp.weight"
+
+
+def test_an_adapter_beside_the_base_is_not_loaded(tmp_path: Path) -> None:
+    write_model(make_model("phi3"), tmp_path)
+    make_adapter(tmp_path)
+    with pytest.raises(StartupError, match=r"holds an adapter beside .*; move adapter_config"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
