@@ -1,4 +1,4 @@
-"""Classes that do in a pass what the engine cannot compute, each a Llama with one change."""
+"""What a class does in a pass, and what of it the engine cannot compute: a Llama with a change."""
 
 import copy
 import functools
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM, LlamaModel
 
@@ -125,3 +125,20 @@ def test_what_cannot_be_computed_is_refused(
         TransformersConfig.from_folder(tmp_path)
     start = f"{tmp_path / 'config.json'}: LlamaForCausalLM {message}, which is not supported; serve"
     assert str(caught.value).startswith(start)
+
+
+def test_the_mask_counts_and_not_what_is_said_of_a_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the library's own functions."""
+
+    def windows() -> list[int | None]:
+        make_model("llama", num_hidden_layers=2, sliding_window=8).config.save_pretrained(tmp_path)
+        return [shape.window for shape in TransformersConfig.from_folder(tmp_path).attention]
+
+    call_with(monkeypatch, sliding_window=4)
+    assert windows() == [None, None]
+    monkeypatch.setattr(modeling_llama, "create_causal_mask", create_sliding_window_causal_mask)
+    assert windows() == [8, 8]
+    call_with(monkeypatch, attention_mask=None)
+    assert windows() == [4, 4]

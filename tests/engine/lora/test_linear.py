@@ -1,5 +1,6 @@
 """Linear on a CPU: y = x Wᵀ + bias + the update of the row's adapter, whatever form W has."""
 
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from multilora.base_model.sites import LoRASite, Slice
 from multilora.base_model.weights import DenseWeight
-from multilora.lora.linear import BatchLoRA, Linear
+from multilora.lora.linear import BatchLoRA, Linear, SliceModule
 from multilora.lora.rank_pages import RankPagePool
 from multilora_kernels.segments import LoRASegments
 
@@ -79,6 +80,29 @@ def test_rows_get_the_base_product_and_the_update_of_their_adapter(
     torch.testing.assert_close(residual, before + expected)
     linear.add_to(residual, x, None)
     torch.testing.assert_close(residual, before + expected + base)
+
+
+def test_slices_that_a_class_calls_one_by_one_are_computed_at_once(pool: RankPagePool) -> None:
+    """And are not kept once the last one is taken: a pass has many layers."""
+    w, bias, x = torch.randn(24, 24), torch.randn(24), torch.randn(ROWS, 24)
+    products: list[torch.Size] = []
+
+    class Counted(DenseWeight):
+        def multiply(self, x: torch.Tensor) -> torch.Tensor:
+            products.append(x.shape)
+            return super().multiply(x)
+
+    q, k = SliceModule.of(Linear(SITE, Counted(w, bias)), lambda: batch_lora(pool))
+    assert (q.in_features, q.out_features, k.out_features) == (24, 16, 8)
+    for scale in (1.0, 2.0):
+        given = x[None] * scale
+        found = torch.cat((q(given), k(given)), dim=-1)
+        expected = x * scale @ w.T + bias + updates(pool, x * scale)
+        torch.testing.assert_close(found, expected[None])
+        kept = weakref.ref(given)
+        del given
+        assert kept() is None
+    assert products == [(ROWS, 24)] * 2
 
 
 @pytest.mark.parametrize("bias", [None, torch.arange(4.0)], ids=["without bias", "with bias"])
