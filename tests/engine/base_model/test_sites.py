@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from multilora.base_model.config import NativeConfig
-from multilora.base_model.sites import LoRASite, Rows, Slice, modules, short_names
+from multilora.base_model.sites import TABLES, LoRASite, Rows, Slice, modules, short_names
 from multilora.lora.rank_pages import bytes_per_page
 from multilora_kernels.segments import PAGE_RANK
 from support.tiny.base import LAYERS, SHAPES, write_base
@@ -59,6 +59,7 @@ def test_tables_are_places_where_somebody_uses_them(base: NativeConfig) -> None:
         "lm_head", None, 64, (Slice("lm_head", 128),), rows=Rows.SAMPLED, twin="model.embed_tokens"
     )
     both = base.with_tables(["lm_head", "embed_tokens", "q_proj"])
+    assert both.adapted_tables == TABLES, "in their order"
     assert both.sites == (embedding, *base.sites, head)
     assert both.layer_sites == base.layer_sites == base.sites
     assert both.site("lm_head") == head and base.site("lm_head") is None

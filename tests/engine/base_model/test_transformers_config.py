@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
     "pad_token_id": 0,
 }
 DEEPSEEK = FAMILIES["deepseek_v3"]
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1000.0}
 MROPE = {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [1, 1, 2]}
 
 
@@ -234,6 +235,7 @@ def test_experts_and_routers_are_no_sites_yet(tmp_path: Path) -> None:
         ("llama", {"head_dim": 320}, "heads of more than 256 numbers"),
         ("llama", {"num_key_value_heads": 3}, "has 4 heads for 3 of K and V"),
         ("deepseek_v3", DEEPSEEK | {"v_head_dim": 320}, "heads of more than 256 numbers"),
+        ("llama", {"rope_parameters": DYNAMIC | {"factor": "4"}}, "factor of RoPE is '4'; set it"),
         ("llama", {"rope_parameters": MROPE}, r"several dimensions \(M-RoPE\) is not supported"),
         ("llama", {"torch_dtype": "float64"}, "dtype 'float64' is not supported"),
     ],
@@ -274,6 +276,7 @@ def test_the_native_decoder_is_for_what_it_can_compute(tmp_path: Path) -> None:
     assert fits()
     assert fits(rope_scaling={"type": "linear", "factor": 2})
     assert fits(partial_rotary_factor=None)
+    assert fits(hidden_act="silu") and fits(hidden_act="swish")
     assert not fits(architectures=["GemmaForCausalLM"])
     assert not fits(rope_scaling={"type": "dynamic", "factor": 2})
     assert not fits(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5})

@@ -1,6 +1,7 @@
 """RoPE that follows the longest sequence of a batch is fixed at the longest that there can be."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from multilora.base_model.transformers_config import TransformersConfig
 from multilora.base_model.transformers_rope import (
     is_dynamic,
     longest_sequence,
+    rope_problem,
     ropes,
     varying_ropes,
     with_fixed_rope,
@@ -165,3 +167,29 @@ def test_a_fixed_stretch_of_rope_is_not_dynamic() -> None:
 def test_what_a_scaling_reaches(rope: dict[str, Any], reached: int) -> None:
     config = LlamaConfig(**SIZES, rope_parameters={"rope_theta": 1000.0} | rope)
     assert longest_sequence(config, KNOWN) == reached
+
+
+@pytest.mark.parametrize(
+    ("rope", "wrong"),
+    [
+        (DYNAMIC, None),
+        ({"rope_type": "default", "factor": None}, None),
+        (DYNAMIC | {"factor": None}, "factor of RoPE is None"),
+        (DYNAMIC | {"factor": [4.0]}, r"factor of RoPE is \[4.0\]"),
+        (DYNAMIC | {"factor": -1}, "factor of RoPE is -1"),
+        (DYNAMIC | {"factor": float("nan")}, "factor of RoPE is nan"),
+        (DYNAMIC | {"rope_theta": 0.0}, "rope_theta of RoPE is 0.0"),
+        (
+            {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": "64"},
+            "original_max_position_embeddings of RoPE is '64'",
+        ),
+    ],
+)
+def test_numbers_that_are_none(rope: dict[str, Any], wrong: str | None) -> None:
+    """The library has taken the config by then."""
+    config = LlamaConfig(**SIZES)
+    config.rope_parameters = {"rope_theta": 1000.0} | rope
+    found = rope_problem(config)
+    assert (
+        found == wrong if wrong is None else re.match(f"{wrong}; set it to a number", found or "")
+    )

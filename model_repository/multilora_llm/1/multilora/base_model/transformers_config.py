@@ -25,7 +25,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from multilora.base_model.config import DTYPES, config_json
 from multilora.base_model.sites import EMBEDDING, HEAD, BaseConfig, LoRASite, Slice
-from multilora.base_model.transformers_rope import is_dynamic, longest_sequence, ropes
+from multilora.base_model.transformers_rope import (
+    is_dynamic,
+    longest_sequence,
+    rope_problem,
+    ropes,
+)
 from multilora.errors import StartupError, first_line
 
 MAX_HEAD_DIM = 256
@@ -165,9 +170,7 @@ def _refusal(library: PretrainedConfig) -> str | None:
     others = set(getattr(library, "layer_types", None) or ()) - _LAYER_TYPES
     if others:
         return f"layers of type {', '.join(sorted(others))} are not supported"
-    if any("mrope_section" in rope for rope in ropes(library)):
-        return "RoPE of several dimensions (M-RoPE) is not supported"
-    return None
+    return rope_problem(library)
 
 
 def _dtype(folder: Path, library: PretrainedConfig) -> str:

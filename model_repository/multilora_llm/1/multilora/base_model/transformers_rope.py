@@ -5,9 +5,12 @@ batches.
 """
 
 import copy
+import math
 from typing import Any
 
 from transformers import PretrainedConfig
+
+_STRETCHED = ("dynamic", "yarn")  # whose `factor` says how far
 
 
 def ropes(library: PretrainedConfig) -> list[dict[str, Any]]:
@@ -21,6 +24,20 @@ def ropes(library: PretrainedConfig) -> list[dict[str, Any]]:
 def is_dynamic(rope: dict[str, Any]) -> bool:
     """Whether its frequencies follow the length of a sequence. Those with an `alpha` do not."""
     return rope["rope_type"] == "dynamic" and not rope.get("alpha")
+
+
+def rope_problem(library: PretrainedConfig) -> str | None:
+    """Why it cannot be computed. That numbers are numbers the library does not look at."""
+    for rope in ropes(library):
+        if "mrope_section" in rope:
+            return "RoPE of several dimensions (M-RoPE) is not supported"
+        for name in ("factor", "original_max_position_embeddings", "rope_theta"):
+            value = rope.get(name)
+            if value is None and (name != "factor" or rope["rope_type"] not in _STRETCHED):
+                continue
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                return f"{name} of RoPE is {value!r}; set it to a number above 0"
+    return None
 
 
 def longest_sequence(library: PretrainedConfig, known: int) -> int:
