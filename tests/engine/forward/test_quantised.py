@@ -1,6 +1,7 @@
 """Logits of a quantised base model, alone and with adapters, equal those of transformers in float32
 with the weights that the files mean."""
 
+import re
 from array import array
 from collections import Counter
 from pathlib import Path
@@ -100,9 +101,14 @@ def forms_of(model: Decoder) -> Counter[str]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_logits_are_those_of_the_weights_that_the_files_mean(form: str, tmp_path: Path) -> None:
+def test_logits_are_those_of_the_weights_that_the_files_mean(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     theirs = write_quantised(form, tmp_path)
     ours = load(tmp_path)
+    assert not caplog.messages, "all of its tensors are used, or known as not needed"
+    if COMPUTED[form] == "float32":
+        assert ours.quantised and re.match("there is no|it needs a GPU", ours.quantised.reason)
     assert set(forms_of(ours)) == set(COMPUTED[form].split())
     assert error(computed(ours)[""], expected(theirs)) <= 1e-4
 

@@ -34,8 +34,11 @@ TEXT_PART = {
     r"^language_model\.lm_head\.": "lm_head.",
     r"^model\.language_model\.": "model.",
 }
-# What can be worked out from the rest: frequencies of RoPE, and the shapes of packed weights.
-_IMPLIED = (".inv_freq", ".weight_shape")
+# What can be worked out from the rest: frequencies of RoPE, and the shapes of packed weights. And
+# what only others need: scales of rows, K and V in eight bits; ours have their own, or are not.
+_NOT_NEEDED = (
+    ".inv_freq", ".weight_shape", ".input_scale", ".input_zero_point", ".k_scale", ".v_scale",
+)  # fmt: skip
 
 
 class CheckpointFiles:
@@ -205,8 +208,8 @@ def text_name(name: str) -> str:
 
 def report_unused(folder: Path, names: Iterable[str]) -> None:
     """A warning about those tensors of a checkpoint, those of all layers as one; none if there are
-    no more than can be worked out from the others."""
-    names = sorted(name for name in names if not name.endswith(_IMPLIED))
+    no more than those that are not needed."""
+    names = sorted(name for name in names if not name.endswith(_NOT_NEEDED))
     kinds = Counter(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names)
     if kinds:
         found = ", ".join(kind for kind, _ in kinds.most_common(_MOST_NAMED))
