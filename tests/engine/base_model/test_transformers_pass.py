@@ -93,6 +93,10 @@ def heads_of_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     make_with(monkeypatch, change)
 
 
+def convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_with(monkeypatch, lambda layers: setattr(layers[1], "mixer", nn.Conv1d(8, 8, 3)))
+
+
 def no_layers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LlamaForCausalLM, "base_model_prefix", "transformer")
 
@@ -108,6 +112,7 @@ def no_layers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
         (more_keys, "attends to other rows than those of the pass"),
         (shared_attention, "has layers that share an attention"),
         (idle_layer, "has 2 layers, but 1 attend"),
+        (convolution, "keeps a state besides keys and values (Mamba, linear attention)"),
         (no_layers_of_their_own, "has no layers apart from its head"),
         (heads_of_other_sizes, "has layers with heads of different numbers or sizes"),
     ],

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from multilora.base_model import checkpoint
 from multilora.base_model.quantised.matrix import quantise
@@ -210,6 +211,20 @@ def test_tensors_that_nobody_reads_are_named(
     ours = [record for record in caplog.records if record.name.startswith("multilora")]
     (told,) = (record.getMessage() for record in ours)
     assert told == f"{tmp_path}: 1 tensors are not used: mtp.weight"
+
+
+def test_numbers_of_a_class_that_are_no_weights_may_be_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    init = LlamaModel.__init__
+
+    def counting(self: Any, config: Any) -> None:
+        init(self, config)
+        self.register_buffer("counts", torch.arange(3))
+
+    monkeypatch.setattr(LlamaModel, "__init__", counting)
+    theirs = make_model("llama")
+    assert_same_logits(theirs, load(write_model(theirs, tmp_path)))
 
 
 def test_an_adapter_beside_the_base_is_not_loaded(tmp_path: Path) -> None:

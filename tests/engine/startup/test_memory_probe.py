@@ -209,7 +209,7 @@ def test_the_engine_plans_with_what_is_measured(
     config = EngineConfig(
         model_id=str(folder / "base"), lora_adapters=f"a={folder / 'a'}", dtype="float32",
         device="cpu", threads=1, max_running_requests=4, max_batch_prefill_tokens=64,
-        gpu_memory_utilization=0.03,
+        gpu_memory_utilization=0.03, quantize="int8",
     )  # fmt: skip
     engine = Engine(config)
     try:
@@ -232,8 +232,9 @@ def test_the_engine_plans_with_what_is_measured(
             "LlamaForCausalLM in float32, computed by this server's decoder; adapters can act on "
             "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
         )
-        assert "953.7 MiB" in said[1] and len(said) == 9
-        assert f"{kv.num_blocks * 16} tokens" in said[7]
+        assert said[1].startswith("linear layers, quantised with int8: 8 of 8 as int8; ")
+        assert "953.7 MiB" in said[2] and len(said) == 10
+        assert f"{kv.num_blocks * 16} tokens" in said[8]
     finally:
         engine.close()
 

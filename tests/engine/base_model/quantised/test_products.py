@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from multilora.base_model.quantised import products
-from multilora.base_model.quantised.matrix import QuantisedMatrix, quantise
+from multilora.base_model.quantised.matrix import QuantisedMatrix, join, quantise
 from multilora.base_model.quantised.products import ExpandedWeight, Fp8Weight, quantised_weight
 
 
@@ -111,6 +111,18 @@ def test_rows_of_any_length(dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         weight.multiply(x).float(), x.float() @ w.T, rtol=0.01, atol=tolerance
     )
+
+
+def test_rows_below_each_other_keep_their_own_offsets() -> None:
+    """Also where only some have any."""
+    codes, scales = torch.ones(2, 32, dtype=torch.int8), torch.ones(2, 1)
+    plain = QuantisedMatrix(codes, scales, None, 32, bits=4)
+    shifted = QuantisedMatrix(codes, scales, torch.full((2, 1), 5.0), 32, bits=4)
+    for parts, meant in (([plain, shifted], [1, 1, 6, 6]), ([shifted, plain], [6, 6, 1, 1])):
+        joined = join(parts)
+        assert joined and joined.dequantised(torch.float32)[:, 0].tolist() == meant
+    both = join([plain, plain])
+    assert both and both.offsets is None
 
 
 def test_what_no_product_takes_is_said() -> None:
