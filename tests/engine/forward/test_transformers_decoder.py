@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers.models.llama import modeling_llama
 
 from multilora.base_model.config import NativeConfig
 from multilora.base_model.transformers_config import TransformersConfig
@@ -75,6 +76,16 @@ def test_replayed_passes(variant: str, tmp_path: Path) -> None:
     device = torch.device(DEVICE if torch.cuda.is_available() else "cpu")
     model = load(write_model(theirs, tmp_path), device=device)
     assert_same_logits(theirs, model, device=device, way=replayed)
+
+
+def test_rope_may_widen_queries_and_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    turned = modeling_llama.apply_rotary_pos_emb
+    monkeypatch.setattr(
+        modeling_llama, "apply_rotary_pos_emb", lambda *given: [x.float() for x in turned(*given)]
+    )
+    theirs = make_model("llama").bfloat16()
+    model = load(write_model(theirs, tmp_path), torch.bfloat16)
+    assert_same_logits(theirs.float(), model, torch.bfloat16, tolerance=0.1)
 
 
 @pytest.mark.parametrize("variant", ["gemma2", "phi3"])
