@@ -4,6 +4,7 @@ make serve                                    the embedded demo
 make serve ARGS="--model-id org/base --lora-adapters sql=/adapters/sql,org/adapter"
 """
 
+import contextlib
 import json
 import shlex
 import signal
@@ -37,8 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parse_flags(arguments)
     settings = None if flags.no_gateway else gateway_settings(flags)
     screen = Screen(bool(flags.log_verbose), bool(flags.json_output))
-    for number in _ENDINGS:
-        signal.signal(number, _interrupt)
+    interrupt_at_signals()
     hostname = flags.triton_hostname or "127.0.0.1"
     for warning in (*useless(flags), *stack_warning(), *exposure(hostname, open_apis(flags))):
         screen.warn(warning)
@@ -71,9 +71,25 @@ def main(arguments: list[str] | None = None) -> int:
         screen.failed(str(error), theirs.log_tail(_TAIL_LINES) if theirs else [])
         return 1
     finally:
-        for number in _ENDINGS:  # a second Ctrl-C must not leave the server running
-            signal.signal(number, signal.SIG_IGN)
+        with contextlib.suppress(KeyboardInterrupt):  # must not leave the server running
+            _ignore_signals()
         _stop(server, gateway, screen)
+
+
+def interrupt_at_signals() -> None:
+    """The first Ctrl-C, SIGTERM or SIGHUP raises KeyboardInterrupt; those behind it do nothing."""
+    for number in _ENDINGS:
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    _ignore_signals()
+    raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    for number in _ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(server: TritonServer | None, gateway: GatewayProcess | None, screen: Screen) -> None:
@@ -150,7 +166,3 @@ def _example(
         url, kind = f"{server.http_url}/v2/models/{ENGINE_MODEL}/generate_stream", ""
         body = {"text_input": "hello world", "max_tokens": 32, "stream": True, **adapter}
     return f"curl -N {shlex.quote(url)} {kind}-d '{json.dumps(body, ensure_ascii=False)}'"
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
