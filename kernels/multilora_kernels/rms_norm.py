@@ -3,11 +3,11 @@
     x[t, c] += delta[t, c]                                    where an update is still to be added
     y[t, c] = x[t, c] / sqrt(Σ_c x[t, c]² / H + eps) · weight[c]
 
-x [T, H], columns adjacent, weight [H], eps > 0 → y [T, H]; one float dtype, computed in float32
-and rounded once, as F.rms_norm does. Floor: 2 · T · H · itemsize bytes, x read and y written once
-(the weight stays in the cache), and twice that with a delta. Hence one program per row, which holds
-the whole row in registers between the sum and the product, with enough warps that a thread holds at
-most 32 elements.
+x [T, H], columns adjacent, weight [H], eps > 0 → y [T, H]; one float dtype, but the weight may be
+float32; computed in float32 and rounded once, as F.rms_norm does. Floor: 2 · T · H · itemsize
+bytes, x read and y written once (the weight stays in the cache), and twice that with a delta. Hence
+one program per row, which holds the whole row in registers between the sum and the product, with
+enough warps that a thread holds at most 32 elements.
 Source: Root Mean Square Layer Normalization (arXiv 1910.07467).
 """
 
@@ -75,6 +75,8 @@ def rms_norm(
         return rms_norm_gpu(x, weight, eps, delta)
     if delta is not None:
         x += delta
+    if weight.dtype != x.dtype:
+        return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight, eps)
 
 

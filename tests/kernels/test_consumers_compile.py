@@ -18,6 +18,7 @@ from support.kernels.hopper_ptx import register_operands
 
 HALVES = [torch.float16, torch.bfloat16]
 WAYS = ["plain", "delta", "expand"]  # without an update; with one that is, or is not expanded
+NORMS = [*WAYS[:2], "wide"]  # the last has a weight in float32
 ROWS = 40
 
 
@@ -91,14 +92,15 @@ def swiglu_launch(way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("width", [2880, 4096])
-@pytest.mark.parametrize("way", WAYS[:2])
+@pytest.mark.parametrize("way", NORMS)
 def test_rms_norm(
     way: str, width: int, capability: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
     x = torch.empty(ROWS, width, dtype=dtype)
     delta = x if way == "delta" else None
+    weight = x[0].float() if way == "wide" else x[0]
     (launch,) = record(
-        lambda: rms_norm.rms_norm_gpu(x, x[0], 1e-5, delta),
+        lambda: rms_norm.rms_norm_gpu(x, weight, 1e-5, delta),
         {"rms_norm_kernel": rms_norm},
         monkeypatch,
     )

@@ -30,6 +30,11 @@ def test_rms_norm(dtype: torch.dtype):
     assert torch.equal(x, right)
 
 
+def test_a_norm_with_a_weight_in_float32_is_rounded_once():
+    x, weight = torch.randn(5, 48).bfloat16(), 1 + torch.randn(48) / 512
+    assert torch.equal(rms_norm(x, weight, 1e-2), rms_norm(x.float(), weight, 1e-2).bfloat16())
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_swiglu(dtype: torch.dtype):
     gate_up = torch.randn(5, 66).to(dtype) * 4

@@ -42,6 +42,15 @@ def test_rms_norm_adds_what_is_still_to_be_added(width: int, dtype: torch.dtype)
     assert torch.equal(wide[:, ::2], others)
 
 
+def test_rms_norm_with_a_weight_in_float32():
+    """As Gemma's, near 1, where halves lose what makes the difference."""
+    x = torch.randn(5, 48, generator=torch.Generator().manual_seed(2)).to(DEVICE, torch.float16)
+    weight = 1 + torch.linspace(-1, 1, 48, device=DEVICE) / 4096
+    y = rms_norm(x, weight, 1e-5)
+    assert y.dtype == x.dtype
+    assert_close(y, rms_norm_reference(x, weight, 1e-5), x.dtype)
+
+
 def test_rms_norm_of_no_rows():
     assert rms_norm(torch.ones(0, 8, device=DEVICE), torch.ones(8, device=DEVICE), 1.0).numel() == 0
 
