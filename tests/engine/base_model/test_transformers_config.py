@@ -226,6 +226,10 @@ def test_experts_and_routers_are_no_sites_yet(tmp_path: Path) -> None:
         ("mpt", {}, "takes no position_ids"),
         ("roberta", {"is_decoder": True}, "counts positions from its padding token on"),
         ("gptj", {}, "does not take its attention from ALL_ATTENTION_FUNCTIONS"),
+        *(
+            ("qwen2", {"architectures": [f"Qwen2{head}"]}, f"Qwen2{head} has no head that gives")
+            for head in ("ForSequenceClassification", "ForTokenClassification", "ForRewardModel")
+        ),
         ("foo", {"auto_map": {"AutoConfig": "a.B"}}, r"code of its own \(auto_map\), .* serve"),
         ("phi3", {"num_hidden_layers": 0}, "Phi3ForCausalLM has no layers"),
         ("phi3", {"sliding_window": -4}, "has a sliding window of no tokens"),

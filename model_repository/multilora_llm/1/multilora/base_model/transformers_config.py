@@ -39,6 +39,8 @@ _ROWS = 3  # of the pass that is traced
 _LAYER = re.compile(r"\.(\d+)\.")  # its number in the path of a module
 _MOST_SLICES = 3  # of a site; see add_lora
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
+# With tied embeddings such a checkpoint would load as a model that generates text.
+_OTHER_HEAD = re.compile("For(Sequence|Token)Classification$|ForQuestionAnswering$|RewardModel$")
 _OTHER_ATTENTION = "does not take its attention from ALL_ATTENTION_FUNCTIONS"
 _MORE_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
 # Arguments of attention that say nothing that is not known already.
@@ -167,6 +169,8 @@ def _refusal(library: PretrainedConfig) -> str | None:
     """What the config alone says that cannot be computed."""
     if getattr(library, "is_encoder_decoder", False):
         return "an encoder with a decoder is not supported; serve a model that only decodes"
+    if other := next(filter(_OTHER_HEAD.search, library.architectures or ()), None):
+        return f"{other} has no head that gives tokens; serve a model that generates text"
     others = set(getattr(library, "layer_types", None) or ()) - _LAYER_TYPES
     if others:
         return f"layers of type {', '.join(sorted(others))} are not supported"

@@ -1,9 +1,9 @@
 """TransformersDecoder: a class of the transformers library over our paged KV cache, with LoRA; see
 BaseModel.
 
-Norms, RoPE, activations, experts, scales and soft caps are the class's own modules, and so is the
-loading of its weights. Ours are the linear layers that are sites, and attention: the class gets one
-row [1, T] of the tokens of all sequences with their positions, no cache and no mask, and the
+RoPE, activations, experts, scales and soft caps are the class's own modules, and so is the loading
+of its weights. Ours are the linear layers that are sites, RMS norms, and attention: the class gets
+one row [1, T] of the tokens of all sequences with their positions, no cache and no mask, and the
 function that it calls for attention reads and writes the paged cache.
 """
 
@@ -22,6 +22,7 @@ from multilora.base_model.sites import EMBEDDING, HEAD, LoRASite
 from multilora.base_model.transformers_config import TransformersConfig
 from multilora.base_model.weights import QuantisedSites, SiteWeight
 from multilora.forward.base_model import BaseModel, Hidden, Step
+from multilora.forward.transformers_modules import use_own_modules
 from multilora.lora.linear import BatchLoRA, Linear, SliceModule, TableModule
 from multilora_kernels.kv_write import kv_write
 
@@ -139,6 +140,9 @@ class TransformersDecoder(BaseModel):
             made = SliceModule.of(Linear(site, read(site)), current.lora)
             for part, module in zip(site.slices, made, strict=True):
                 model.set_submodule(part.module, module)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = own(tensor.data)
+        use_own_modules(model)
         for module, lora in ((EMBEDDING, current.lora), (HEAD, lambda: current.head_lora)):
             if site := base.site(module):
                 table = TableModule(model.get_submodule(module), site, lora)
@@ -146,8 +150,6 @@ class TransformersDecoder(BaseModel):
         for index, shape in enumerate(base.attention):
             layer = _PagedLayer(index, shape.window, self._current)
             _LAYERS[model.get_submodule(shape.module)] = layer
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = own(tensor.data)
         self._layers = model.get_submodule(model.base_model_prefix)
         self._given = _GivenRows()
         self._model = model

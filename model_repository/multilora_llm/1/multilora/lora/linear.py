@@ -189,7 +189,7 @@ class TableModule(nn.Module):
         self.table = table
         self._site = site
         self._lora = lora
-        self._scale = _scale_of(table)
+        self._scale = _scale_of(table) if site.takes_ids else 1.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Token ids [..], or rows [.., in_features] → [.., out_features]."""
