@@ -35,11 +35,11 @@ class Outcome:
     problem: str = ""
 
 
-def measure_ours(load: DecodeLoad) -> Outcome:
+def measure_ours(load: DecodeLoad, model_impl: str = "auto") -> Outcome:
     """One start for all modes: requests that name no adapter run beside registered ones."""
     cells: Cells = {}
     try:
-        with TritonServer(_settings(load)) as server:
+        with TritonServer({**_settings(load), "MODEL_IMPL": model_impl}) as server:
             server.wait_ready()
             with GatewayProcess(server, _GATEWAY, _NO_KEYS) as gateway:
                 client = StreamClient(gateway.url, load.config.vocab_size)

@@ -2,6 +2,7 @@
 
     scripts/bench_cpu.py --peers FOLDER      12 minutes; writes docs/benchmarks/decode-cpu.*
     scripts/bench_cpu.py                     ours alone
+    scripts/bench_cpu.py --class             ours, beside ours with the base's class in transformers
     scripts/bench_cpu.py --quick             one batch and one round: does it run?
 
 The variable CPU_PEERS names the folder of models/SIZE, adapters/SIZE/a00 … and, of the peers,
@@ -33,6 +34,7 @@ from multilora.errors import StartupError
 
 DOCS = REPOSITORY / "docs" / "benchmarks"
 PEERS = ("vllm", "peft")
+CLASS = "class"  # what ours is called with --model-impl transformers
 _SLOW = ("peft",)  # these have one turn
 _DEMO = REPOSITORY / "model_repository/multilora_llm/1/demo"
 _BATCHES = [1, 8, 32]
@@ -100,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     contenders: dict[str, Measure] = {OURS: lambda _: measure_ours(load)}
+    if flags.beside_class:
+        contenders[CLASS] = lambda _: measure_ours(load, "transformers")
     for name, peer in peers.items():
         contenders[name] = lambda seconds, peer=peer: peer.measure(load, seconds)
     contest = Contest(contenders, began + flags.seconds)
@@ -146,6 +150,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--peers", type=_peers, help=f"folder with {SCRIPT}")
     add("--only", type=_words(PEERS), default=list(PEERS), help="peers, as vllm,peft")
+    add("--class", dest="beside_class", action="store_true", help="ours twice, see above")
     add("--batches", type=_numbers, help="default 1,8,32")
     add("--modes", type=_words(MODES), default=list(MODES), help="none,distinct")
     add("--rounds", type=int, help="default 3")
@@ -198,7 +203,12 @@ def _out(flags: argparse.Namespace) -> Path:
     if flags.out:
         return flags.out
     asked = (flags.only, flags.batches or _BATCHES, flags.modes, flags.size)
-    whole = not flags.quick and asked == (list(PEERS), _BATCHES, list(MODES), "small")
+    whole = not (flags.quick or flags.beside_class) and asked == (
+        list(PEERS),
+        _BATCHES,
+        list(MODES),
+        "small",
+    )
     return DOCS if whole else REPOSITORY / ".cache" / "bench-cpu"
 
 
@@ -206,6 +216,7 @@ def _command(flags: argparse.Namespace) -> str:
     words = [".venv/bin/python", "scripts/bench_cpu.py"]
     words += ["--peers", "FOLDER"] if flags.peers else []
     words += ["--quick"] if flags.quick else []
+    words += ["--class"] if flags.beside_class else []
     if flags.peers and flags.only != list(PEERS):
         words += ["--only", ",".join(flags.only)]
     words += ["--batches", ",".join(map(str, flags.batches))] if flags.batches else []

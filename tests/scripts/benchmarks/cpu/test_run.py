@@ -80,24 +80,26 @@ def test_the_floor_counts_matrices_adapters_and_contexts(load: DecodeLoad) -> No
 
 
 @pytest.mark.usefixtures("short_reads")
-def test_ours_alone_on_the_demo(
+def test_ours_and_the_class_of_its_base_on_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("CPU_PEERS", raising=False)
     sizes = ["--batches", "3", "--prompt-tokens", "16", "--new-tokens", "12", "--threads", "1"]
-    assert main(["--peers", "", "--quick", *sizes, "--out", str(tmp_path)]) == 0
+    flags = ["--quick", "--class", *sizes]
+    assert main(["--peers", "", *flags, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.index("adapters  batch  server") < printed.index("\nnone ")
     assert printed.endswith("PEERS=folder-with-bench_peers.py adds them.\n")
     page = (tmp_path / "decode-cpu.md").read_text()
-    assert f"python scripts/bench_cpu.py --quick {' '.join(sizes)}\n" in page
+    assert f"python scripts/bench_cpu.py {' '.join(flags)}\n" in page
     saved = json.loads((tmp_path / "decode-cpu.json").read_text())
     cells = [(each["adapters"], each["batch"], each["server"]) for each in saved["samples"]]
-    assert cells == [("none", 3, "ours"), ("distinct", 3, "ours")]
+    modes, servers = ("none", "distinct"), ("ours", "class")
+    assert sorted(cells) == sorted((mode, 3, server) for mode in modes for server in servers)
     for each in saved["samples"]:
         assert 0 < each["end_to_end"] <= 36 / each["first_token"] and each["decode"] > 0
         assert 0 <= each["others"] <= 1
-    assert saved["figures"] == []
+    assert "none, batch 3: decode, ours / class" in {each["name"] for each in saved["figures"]}
 
 
 def test_a_peer_is_measured_by_its_script(peer: Peer, load: DecodeLoad) -> None:
