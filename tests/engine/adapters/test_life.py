@@ -98,9 +98,10 @@ def test_a_flood_of_cold_adapters_stays_within_host_memory(
 
 
 def test_who_leaves_gives_way_to_others_at_once(
-    make_engine: MakeEngine, folder: Path, tmp_path: Path
+    make_engine: MakeEngine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A request that is aborted while its adapter is read must not keep host memory for it."""
+    monkeypatch.setattr("multilora.engine._IDLE_SECONDS", 30.0)
     for number in range(2):
         write_adapter(tmp_path / f"x{number}", number, rank=16)
     size = page_bytes(folder)
@@ -118,7 +119,7 @@ def test_who_leaves_gives_way_to_others_at_once(
         time.sleep(0.01)
     start = time.monotonic()
     assert len(alone(engine, [request("r1", "x1")])["r1"]) == 12
-    assert time.monotonic() - start < 0.9
+    assert time.monotonic() - start < 15
 
 
 def test_a_failed_load_of_another_source_does_not_fail_requests(

@@ -5,7 +5,7 @@ commit is the branch that follows the folder: changing its files makes a new com
 one stays available. `faults[path]` makes one path misbehave, a file (`org/name/file`) or the
 repository's description (`api/models/org/name`):
 
-    "slow"       silent for 2 s before the answer       "trickle"    a few bytes every 0.1 s
+    "slow"       silent for `silence` before the answer       "trickle"    a few bytes every 0.1 s
     "broken"     half of what was asked for, then the connection closes
     "reset"      half of what was asked for, then the connection is reset
     "oversized"  more bytes than the HEAD said          "endless"    no length, bytes for ever
@@ -42,6 +42,7 @@ class HubServer:
         self.hits: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
         self.asked = 0
+        self.silence = 2.0  # seconds
         self.ranges = True  # whether "Range" is understood
         self.sizes = True  # whether a HEAD says how long a file is
         self.token: str | None = None  # when set, requests without it get 401
@@ -129,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.hub.files(repo, revision or tree_revision)
         fault = self.hub.next_fault(f"api/models/{repo}")
         if fault == "slow":
-            time.sleep(2)
+            time.sleep(self.hub.silence)
         elif fault == "html":
             return self._send(200, _PAGE)
         elif fault:
@@ -171,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         refused = known.isdigit() or known in ("gated", "html")  # a HEAD meets this, too
         fault = self.hub.next_fault(path) if body or refused else ""
         if fault == "slow":
-            time.sleep(2)
+            time.sleep(self.hub.silence)
         if fault == "gated":
             return self._refuse(403, "GatedRepo")
         if fault == "html":
