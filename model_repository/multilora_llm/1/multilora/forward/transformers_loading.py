@@ -162,6 +162,8 @@ class _Loading:
     ) -> PreTrainedModel:
         library_logging.disable_progress_bar()
         before = library_logging.set_tqdm_hook(_progress)
+        verbosity = library_logging.get_verbosity()
+        library_logging.set_verbosity_error()  # _check says what its warning would
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(self._folder),
@@ -186,6 +188,7 @@ class _Loading:
             ) from None
         finally:
             library_logging.set_tqdm_hook(before)
+            library_logging.set_verbosity(verbosity)
         model, report = loaded
         _check(self._folder, report, set(unread))
         return model.requires_grad_(False)
@@ -260,12 +263,6 @@ def _fused(model: nn.Module, site: LoRASite) -> DenseWeight:
         assert isinstance(linear, nn.Linear)
         linears.append(linear)
     matrices = [linear.weight.data for linear in linears]
-    bias = None
-    if site.has_bias:
-        bias = torch.cat(
-            [
-                linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
-                for linear in linears
-            ]
-        )
+    biases = [linear.bias.data for linear in linears if linear.bias is not None]
+    bias = torch.cat(biases) if site.has_bias else None
     return DenseWeight(matrices[0] if len(matrices) == 1 else torch.cat(matrices), bias)
