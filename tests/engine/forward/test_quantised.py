@@ -107,8 +107,10 @@ def test_logits_are_those_of_the_weights_that_the_files_mean(
     theirs = write_quantised(form, tmp_path)
     ours = load(tmp_path)
     assert not caplog.messages, "all of its tensors are used, or known as not needed"
-    if COMPUTED[form] == "float32":
-        assert ours.quantised and re.match("there is no|it needs a GPU", ours.quantised.reason)
+    if "float32" in COMPUTED[form]:
+        mixed = form == "gptq orders"
+        why = "modules with one input are" if mixed else "there is no|it needs a GPU"
+        assert ours.quantised and re.match(why, ours.quantised.reason)
     assert set(forms_of(ours)) == set(COMPUTED[form].split())
     assert error(computed(ours)[""], expected(theirs)) <= 1e-4
 

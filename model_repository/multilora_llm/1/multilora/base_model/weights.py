@@ -274,7 +274,10 @@ class SiteReader:
         ]
         weight = None
         if target in ("", "fp8"):
-            weight = self._product(join(parts), bias)
+            joined = join(parts)
+            if joined is None and any(parts) and self.quantised:
+                self.quantised.reason = "modules with one input are quantised in different ways"
+            weight = self._product(joined, bias)
         if weight is None:
             dense = self._dense(site, parts)
             if target:
