@@ -32,6 +32,8 @@ class LaunchBounds(NamedTuple):
     tiles: int  # base rows included
     pairs: int
     tile_rows: int = DECODE_TILE
+    segments: int = 0  # with pages; 0: as many as tiles
+    pages: int = 0  # of one segment; 0: as many as pairs
 
     @staticmethod
     def for_pass(
@@ -53,7 +55,8 @@ class LaunchBounds(NamedTuple):
         of_segments = (segments + further) * pages_per_adapter
         of_pool = pool_pages + (rows - 1) // DECODE_TILE * pages_per_adapter
         tiles = runs + (rows - runs) // DECODE_TILE
-        return LaunchBounds(tiles, min(of_segments, of_pool))
+        pages = min(pages_per_adapter, pool_pages)
+        return LaunchBounds(tiles, min(of_segments, of_pool), DECODE_TILE, segments, pages)
 
 
 class SegmentTables(NamedTuple):
@@ -64,6 +67,8 @@ class SegmentTables(NamedTuple):
     pairs: np.ndarray  # int32 [max_pairs, 4]: row_start, row_count, page, 0
     tile_rows: int
     update_tiles: int  # tiles from here on have no pairs, in any mix that the tables can hold
+    most_segments: int  # with pages, in such a mix
+    most_pages: int  # of one of them
 
 
 def segment_tables(
@@ -98,8 +103,15 @@ def segment_tables(
     pairs[:num_pairs, 2] = pages[np.arange(num_pairs) + skip[pair_tile]]
     return SegmentTables(
         np.array([num_pairs, len(owner), num_tiles, 0], dtype=np.int32), tiles, pairs, tile_rows,
-        len(tiles) if bounds else len(owner),
+        len(tiles) if bounds else len(owner), *_most(num_pages, bounds),
     )  # fmt: skip
+
+
+def _most(num_pages: np.ndarray, bounds: LaunchBounds | None) -> tuple[int, int]:
+    """How many segments have pages, and how many one has."""
+    if bounds:
+        return bounds.segments or bounds.tiles, bounds.pages or bounds.pairs
+    return int((num_pages > 0).sum()), int(num_pages.max(initial=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +126,8 @@ class LoRASegments:
     num_rows: int  # T, base rows included
     segments: tuple[Segment, ...]  # from_lists only
     groups: tuple[RowGroup, ...]  # what the CPU path multiplies; empty where kernels run
+    most_segments: int
+    most_pages: int
 
     @staticmethod
     def from_lists(
@@ -137,6 +151,8 @@ class LoRASegments:
             num_rows,
             segments,
             groups=() if kernels else row_groups(segments),
+            most_segments=tables.most_segments,
+            most_pages=tables.most_pages,
         )
 
     @staticmethod
@@ -150,8 +166,9 @@ class LoRASegments:
         """For kernels only, over tables that are on the device: what `tables` holds or, if they
         have bounds, whatever is written there before a launch."""
         return LoRASegments(
-            counts, tiles, pairs, tables.tile_rows, tables.update_tiles, num_rows, (), ()
-        )
+            counts, tiles, pairs, tables.tile_rows, tables.update_tiles, num_rows, (), (),
+            tables.most_segments, tables.most_pages,
+        )  # fmt: skip
 
 
 def _columns(
