@@ -47,7 +47,7 @@ _ENGINE_FLAGS: dict[str, tuple[type, str]] = {
     "max-lora-rank": (int, "largest rank an adapter may have"),
     "lora-target-modules": (
         str,
-        "auto, all, or modules beside those of the layers: embed_tokens,lm_head",
+        "auto, all, or places beside the modules of layers: embed_tokens,lm_head,experts.down_proj",
     ),
     "gpu-memory-utilization": (float, "part of a GPU's memory that may be in use, by others too"),
     "adapter-memory": (str, f"device memory for adapters: auto, or {_SIZE}"),

@@ -14,7 +14,8 @@ import torch
 
 from multilora.adapters import files as adapter_files
 from multilora.adapters.checkpoint import adapter as adapter_module
-from multilora.adapters.checkpoint.adapter import Adapter, AdapterChecks
+from multilora.adapters.checkpoint.adapter import Adapter
+from multilora.adapters.checkpoint.checks import AdapterChecks
 from multilora.adapters.checkpoint.text import NO_TEXT
 from multilora.adapters.files import FileBytes, FileStamp
 from multilora.base_model.config import NativeConfig

@@ -3,14 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import constants
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from multilora.adapters.merging.recipe import MergeRecipe
 from multilora.errors import RequestError, StartupError
-from multilora.request import Request
+from support.engine.peft import by_peft
 from support.engine.requests import (
     MakeEngine,
     ask,
@@ -35,17 +32,6 @@ def adapter_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
         "all": write_adapter(root / "all", 3, 20, tables=BOTH),
         "plain": write_adapter(root / "plain", 4),
     }
-
-
-def by_peft(base: Path, adapter: Path, asked: Request, count: int) -> list[int]:
-    """The greedy tokens."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, adapter)
-    ids = list(asked.prompt_token_ids)
-    with torch.no_grad():
-        for _ in range(count):
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[-count:]
 
 
 def test_registered_adapters_switch_their_tables_on(

@@ -80,6 +80,32 @@ MIXTURE: dict[str, dict[str, Any]] = {
     "beside experts": {"target_modules": _BESIDE_EXPERTS},
     "rank 17": {"target_modules": _BESIDE_EXPERTS, "r": 17},
 }
+_GATE_UP, _DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+
+
+def _parameters(router: str) -> dict[str, dict[str, Any]]:
+    none: dict[str, Any] = {"target_modules": []}
+    return {
+        "experts": {**none, "target_parameters": [_GATE_UP, _DOWN]},
+        "gate_up": {**none, "target_parameters": ["experts.gate_up_proj"], "r": 17},
+        "down": {**none, "target_parameters": [_DOWN], "r": 3, "use_rslora": True},
+        "router": {**none, "target_parameters": [router], "r": 2},
+        "all": {
+            "target_modules": list(ATTENTION),
+            "target_parameters": [_DOWN, router, _GATE_UP],
+            "rank_pattern": {_GATE_UP: 20, "v_proj": 40, router: 1},
+            "alpha_pattern": {r"layers\.0\.mlp\.experts\.down_proj": 40},
+        },
+        "attention": {"target_modules": list(ATTENTION)},
+    }
+
+
+PARAMETERS = {
+    "mixtral": _parameters("mlp.gate.weight"),
+    "qwen2_moe": _parameters("mlp.gate.weight"),
+    "qwen3_moe": _parameters("mlp.gate.weight"),
+    "gpt_oss": _parameters("mlp.router.weight"),
+}
 MIXES = {
     "llama subsets": ("llama", SUBSETS),
     "llama ranks": ("llama", RANKS),
@@ -96,6 +122,7 @@ MIXES = {
         f"{family} linear": (family, MIXTURE if "num_experts_per_tok" in changes else LINEAR)
         for family, changes in FAMILIES.items()
     },
+    **{f"{family} parameters": (family, configs) for family, configs in PARAMETERS.items()},
 }
 
 
@@ -138,7 +165,9 @@ def make_mix(root: Path, name: str, dtype: torch.dtype, device: torch.device) ->
     folder = write_model(make_model(variant), root / "base")
     base = read_base(folder, "auto")
     if configs.keys() >= TABLES.keys():
-        base = base.with_tables(("lm_head", "embed_tokens"))
+        base = base.with_places(("lm_head", "embed_tokens"))
+    if "parameters" in name:
+        base = base.with_places(base.optional)
     names = [*configs, "", *list(configs)[:2], ""]
     streams = [make_stream(index, name) for index, name in enumerate(names)]
     models: dict[str, torch.nn.Module] = {"": make_model(variant)}

@@ -58,13 +58,13 @@ def test_tables_are_places_where_somebody_uses_them(base: NativeConfig) -> None:
     head = LoRASite(
         "lm_head", None, 64, (Slice("lm_head", 128),), rows=Rows.SAMPLED, twin="model.embed_tokens"
     )
-    both = base.with_tables(["lm_head", "embed_tokens", "q_proj"])
-    assert both.adapted_tables == TABLES, "in their order"
+    both = base.with_places(["lm_head", "embed_tokens", "q_proj"])
+    assert both.adapted == TABLES, "in their order"
     assert both.sites == (embedding, *base.sites, head)
     assert both.layer_sites == base.layer_sites == base.sites
     assert both.site("lm_head") == head and base.site("lm_head") is None
     assert both.site("model.layers.0.mlp.up_proj") == base.sites[2]
-    one = base.with_tables(["embed_tokens"])
+    one = base.with_places(["embed_tokens"])
     assert one.sites == (embedding, *base.sites)
     assert both.adapts_sampled and not one.adapts_sampled
     assert bytes_per_page([embedding], torch.float32) == (128 + 64) * PAGE_RANK * 4

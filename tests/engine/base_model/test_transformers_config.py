@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from multilora.base_model.config import NativeConfig
-from multilora.base_model.sites import TABLES, modules, short_names
-from multilora.base_model.transformers_config import TransformersConfig, is_window
+from multilora.base_model.sites import TABLES, LoRASite, Slice, modules, short_names
+from multilora.base_model.transformers_config import TransformersConfig
+from multilora.base_model.transformers_trace import is_window
 from multilora.errors import StartupError
 from support.tiny.families import FAMILIES, WINDOW, families_table, make_model
 
@@ -63,7 +65,7 @@ def test_a_native_family_looks_the_same_either_way(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert places[0] == places[1]
     tables = [
-        [site for site in base.with_tables(TABLES).sites if site.layer is None]
+        [site for site in base.with_places(TABLES).sites if site.layer is None]
         for base in (traced, native)
     ]
     assert tables[0] == tables[1] and len(tables[0]) == 2
@@ -157,7 +159,7 @@ def test_a_site_has_no_more_slices_than_kernels_take(
 
 def test_a_head_with_a_bias_is_no_place_for_adapters(tmp_path: Path) -> None:
     traced = read(tmp_path, "phi")
-    assert traced.with_tables(TABLES).adapted_tables == ("embed_tokens",)
+    assert traced.with_places(TABLES).adapted == ("embed_tokens",)
 
 
 @pytest.mark.parametrize(
@@ -205,10 +207,49 @@ def test_a_mask_that_no_layer_uses_does_not_count(tmp_path: Path) -> None:
     assert [shape.window for shape in traced.attention] == [None] * traced.num_layers
 
 
-def test_experts_and_routers_are_no_sites_yet(tmp_path: Path) -> None:
-    names = set(modules(trace(tmp_path, "qwen3_moe").sites))
-    assert not any("experts" in name or name.endswith(".gate") for name in names)
-    assert "model.layers.1.mlp.down_proj" in names, "the layer without experts"
+def test_experts_and_routers_are_places_where_somebody_uses_them(tmp_path: Path) -> None:
+    base = trace(tmp_path, "qwen3_moe")
+    plain = set(modules(base.sites))
+    assert not any("experts" in name or "gate.weight" in name for name in plain)
+    assert "model.layers.1.mlp.down_proj" in plain, "the layer without experts"
+    own = ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
+    assert base.optional == ("embed_tokens", "lm_head", *own)
+    block = "model.layers.2.mlp."
+    router, gate_up, down = base.with_places(own).parameter_sites[3:]
+    assert router == LoRASite(f"{block}{own[0]}", 2, 64, (Slice(f"{block}{own[0]}", 4, True),))
+    assert gate_up == LoRASite(
+        f"{block}{own[1]}", 2, 64, (Slice(f"{block}{own[1]}", 96, True),), experts=4
+    )
+    assert (down.in_features, down.out_features, down.experts) == (48, 64, 4)
+    numbers = 64 + 4 + 4 * (64 + 96 + 48 + 64)
+    assert sum(site.numbers_per_rank for site in (router, gate_up, down)) == numbers
+    half = base.with_places(["experts.down_proj", "w2"])
+    assert short_names(half.parameter_sites) == ["experts.down_proj"]
+    assert [site.layer for site in half.sites] == sorted(site.layer or 0 for site in half.sites)
+
+
+def test_transposed_experts_have_the_same_sizes(tmp_path: Path) -> None:
+    base = trace(tmp_path, "gpt_oss")
+    sites = base.with_places(base.optional).parameter_sites[:3]
+    assert [site.in_features for site in sites] == [64, 64, 96]
+    assert [site.out_features for site in sites] == [4, 192, 64]
+
+
+def test_a_router_that_is_widened_first_is_no_place(tmp_path: Path) -> None:
+    """What its product gets is another tensor."""
+    own = ("experts.gate_up_proj", "experts.down_proj")
+    assert trace(tmp_path, "deepseek_v3").optional[2:] == own
+
+
+def test_experts_that_see_other_rows_are_no_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither they nor their router, twice in a pass."""
+    once = Qwen3MoeSparseMoeBlock.forward
+    monkeypatch.setattr(
+        Qwen3MoeSparseMoeBlock, "forward", lambda self, x: once(self, x) + once(self, x)
+    )
+    assert trace(tmp_path, "qwen3_moe").optional == ("embed_tokens", "lm_head")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def load(
     quantize: str = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> BaseModel:
-    base = read_base(folder, impl).with_tables(tables)
+    base = read_base(folder, impl).with_places(tables)
     return load_base_model(folder, base, dtype, CPU, TOTAL, quantize)
 
 

@@ -15,9 +15,7 @@ import pytest
 import torch
 
 from multilora.adapters.checkpoint.adapter import Adapter
-from multilora.base_model.config import NativeConfig
-from multilora.forward.base_model import KVCache
-from multilora.forward.decoder import load_decoder
+from multilora.forward.base_model import KVCache, load_base_model, read_base
 from multilora.forward.graphs import Bucket, GraphLimits, PassGraphs, buckets
 from multilora.forward.runner import ModelRunner
 from multilora.forward.step_input import build_step_input, step_arrays
@@ -28,7 +26,9 @@ from multilora.scheduling.sequence import Sequence
 from multilora_api.sampling import SamplingParams
 from support.engine.reading import read_adapter
 from support.kernels.cases import DEVICE, INTERPRETED, needs_gpu
+from support.tiny.adapters import make_adapter
 from support.tiny.base import TABLES, VOCAB, write_adapter, write_base
+from support.tiny.families import make_model, write_model
 
 pytestmark = needs_gpu
 DTYPE = torch.float32
@@ -36,6 +36,7 @@ RANKS = (4, 16, 40, 8, 33, 16, 7)
 ROWS, CONTEXT, BLOCK, PAGES, MIXED_ROWS = 12, 64, 8, 14, 64
 MIXED = tuple(Bucket(rows, mixed=True) for rows in (16, 32, 64))
 TOLERANCE = 1e-4
+PARAMETERS = ["gate.weight", "experts.gate_up_proj", "experts.down_proj"]
 
 
 @dataclass
@@ -46,12 +47,17 @@ class Bench:
     sizes: tuple[int | Bucket, ...] | None = None  # a number is of a decode pass
     placed: dict[AdapterSet, tuple[int, ...]] = field(default_factory=dict)
     tables: tuple[str, ...] = ()  # on which the adapters act, too
+    mixture: str = ""  # a family; adapters act on its experts and routers, too
 
     def __post_init__(self) -> None:
-        base = NativeConfig.from_folder(write_base(self.folder / "base"))
-        self.base = base.with_tables(self.tables)
+        if self.mixture:
+            write_model(make_model(self.mixture, num_hidden_layers=1), self.folder / "base")
+        else:
+            write_base(self.folder / "base")
+        base = read_base(self.folder / "base", "auto")
+        self.base = base.with_places(base.optional[2:] if self.mixture else self.tables)
         self.device = torch.device(DEVICE)
-        model = load_decoder(self.folder / "base", self.base, DTYPE, self.device)
+        model = load_base_model(self.folder / "base", self.base, DTYPE, self.device, CONTEXT)
         kv = KVCache(self.base, ROWS * CONTEXT // BLOCK, BLOCK, DTYPE, self.device)
         for cache in (kv.k, kv.v):  # of tokens that nobody has computed, which takes time
             cache.copy_(torch.randn(cache.shape, generator=torch.Generator().manual_seed(0)))
@@ -66,7 +72,12 @@ class Bench:
     def adapter(self, index: int) -> Adapter:
         folder = self.folder / f"adapter{index}"
         if not folder.exists():
-            write_adapter(folder, index, RANKS[index % len(RANKS)], tables=self.tables)
+            rank = RANKS[index % len(RANKS)]
+            if self.mixture:
+                config = {"r": rank, "target_modules": ["q_proj"], "target_parameters": PARAMETERS}
+                make_adapter(folder, self.mixture, index, num_hidden_layers=1, **config)
+            else:
+                write_adapter(folder, index, rank, tables=self.tables)
         return read_adapter(folder, f"adapter{index}", self.base.sites, DTYPE, 48)
 
     def place(self, index: int, *pages: int) -> str:
@@ -140,6 +151,23 @@ def test_any_number_of_adapters_beside_base_rows(tmp_path: Path) -> None:
     del seven[2].token_ids[-1]
     together = bench.check([*seven, *base])
     assert (together[2] - alone[0]).abs().max() < TOLERANCE, "neighbours changed an answer"
+
+
+def test_experts_whatever_the_router_says(tmp_path: Path) -> None:
+    """How many rows go to which expert is known on the device alone."""
+    bench = Bench(tmp_path, sizes=(4, Bucket(32, mixed=True)), mixture="qwen3_moe")
+    pages = [(0,), (9,), (2, 5, 3)]
+    names = [bench.place(index, *own) for index, own in enumerate(pages)]
+    rows = [bench.start(name, 3 + 5 * i) for i, name in enumerate([*names, ""])]
+    for mix in (rows, rows[1:3]):
+        bench.check(mix)
+    alone = bench.check(rows[2:3])
+    prompt = bench.start(names[2], 20, 20)
+    bench.check([prompt, *rows[:2], rows[3]], [20, 1, 1, 1])
+    rows[2].num_computed_tokens -= 1
+    del rows[2].token_ids[-1]
+    beside = bench.check([bench.start(names[0], 12, 12), rows[2], bench.start("", 9)], [12, 1, 1])
+    assert (beside[1] - alone[0]).abs().max() < TOLERANCE, "neighbours changed an answer"
 
 
 def test_pages_that_change_owners_between_replays(tmp_path: Path) -> None:

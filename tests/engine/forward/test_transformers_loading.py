@@ -3,12 +3,15 @@ mean, in float32."""
 
 import json
 import re
+from array import array
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaModel
@@ -17,9 +20,21 @@ from multilora.base_model import checkpoint
 from multilora.base_model.quantised.matrix import quantise
 from multilora.base_model.transformers_config import TransformersConfig
 from multilora.errors import StartupError
+from multilora.forward.base_model import KVCache
+from multilora.forward.step_input import build_step_input
 from multilora.forward.transformers_decoder import TransformersDecoder
 from multilora.forward.transformers_loading import load_transformers_decoder
-from support.engine.passes import CPU, assert_same_logits
+from multilora.request import AdapterSet, Request
+from multilora.scheduling.batch import BatchItem, make_batch
+from multilora.scheduling.sequence import Sequence
+from support.engine.passes import (
+    BLOCK_SIZE,
+    CPU,
+    assert_same_logits,
+    reference,
+    tokens_of,
+)
+from support.engine.reading import pages_of, read_adapter
 from support.tiny.adapters import make_adapter
 from support.tiny.families import make_model, randomised, write_model
 from support.tiny.quantised import write_quantised
@@ -28,8 +43,8 @@ MXFP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])  # and the same w
 BLOCK = 16
 
 
-def load(folder: Path, quantize: str = "auto") -> TransformersDecoder:
-    base = TransformersConfig.from_folder(folder)
+def load(folder: Path, quantize: str = "auto", places: SequenceOf[str] = ()) -> TransformersDecoder:
+    base = TransformersConfig.from_folder(folder).with_places(places)
     total = base.max_position_embeddings
     return load_transformers_decoder(folder, base, torch.float32, CPU, total, quantize)
 
@@ -146,6 +161,32 @@ def test_experts_are_dequantised(write: Any, tmp_path: Path) -> None:
     assert forms(ours) == {"float32"}
     assert ours.quantised and ours.quantised.reason
     assert_same_logits(theirs, ours)
+
+
+@pytest.mark.parametrize("write", [write_fp8_experts, write_mxfp4])
+def test_adapters_act_on_experts_that_are_dequantised(write: Any, tmp_path: Path) -> None:
+    places = ("experts.gate_up_proj", "experts.down_proj")
+    theirs = write(tmp_path)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=[], target_parameters=[*places])
+    adapted: Any = get_peft_model(theirs, config)
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            weight.data.normal_(std=0.2)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    ours = load(tmp_path, places=places)
+    adapter = read_adapter(tmp_path / "adapter", "x", ours.base.sites, torch.float32, 16)
+    own = AdapterSet.of("x")
+    sequence = Sequence(Request("x", tuple(tokens_of("x", 20))))
+    sequence.adapters, sequence.block_table = own, array("i", range(3))
+    batch = make_batch([BatchItem.next(sequence, 20)], {own: (0,)})
+    pool = pages_of(adapter, ours.base.sites, torch.float32)
+    kv = KVCache(ours.base, 3, BLOCK_SIZE, torch.float32, CPU)
+    found = ours.forward(build_step_input(batch, BLOCK_SIZE, CPU, torch.float32), kv, pool)[0]
+    expected = reference(adapted, tokens_of("x", 20))[-1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    with adapted.disable_adapter():
+        plain = reference(adapted, tokens_of("x", 20))[-1]
+    assert (plain - expected).abs().max() > 0.1
 
 
 def test_those_who_wait_are_told_how_far_it_is(

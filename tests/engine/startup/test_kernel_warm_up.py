@@ -101,7 +101,7 @@ def random_batch(noise: random.Random) -> Batch:
     "config",
     [
         base(64, 96, 4, 2, None),
-        base(896, 4864, 14, 2, 512).with_tables(TABLES),
+        base(896, 4864, 14, 2, 512).with_places(TABLES),
         base(4096, 14336, 32, 8, None),
     ],
     ids=["tiny", "0.5B with tables", "8B"],

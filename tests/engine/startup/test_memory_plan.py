@@ -188,7 +188,7 @@ def test_the_table_says_what_went_where():
 
 
 def test_the_part_of_pages_that_tables_take_has_a_line() -> None:
-    units = dataclasses.replace(UNITS, tables=("embed_tokens", "lm_head"), table_bytes=100)
+    units = dataclasses.replace(UNITS, optional=("embed_tokens", "lm_head"), optional_bytes=100)
     plan = plan_host(units, AUTO)
     (line,) = set(plan.lines) - set(plan_host(UNITS, AUTO).lines)
     size = size_text(plan.adapter_pages * 100)

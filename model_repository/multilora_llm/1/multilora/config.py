@@ -62,7 +62,8 @@ class EngineConfig:
 
     `lora_target_modules` are names, separated by commas or spaces: of modules that adapters act on,
     "all" for each that there is, "auto" for those of the `lora_adapters`. The linear modules of the
-    layers are always among them, so that it matters for "embed_tokens" and "lm_head" alone.
+    layers are always among them, so that it matters for "embed_tokens" and "lm_head" alone, and for
+    parameters ("experts.down_proj"), which "all" leaves out.
 
     `adapters_dir` holds folders that are adapters by their relative names; `adapter_allow` is a
     comma-separated list of patterns of Hub ids and URLs that a request may load (none: ""). A

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from multilora.adapters.admin.command import AdminCommand
-from multilora.adapters.checkpoint import adapter as checkpoint
+from multilora.adapters.checkpoint import checks
 from multilora.errors import ErrorCode, RequestError
 from multilora.request import FinishReason, Request
 from multilora_api.sampling import SamplingParams
@@ -313,7 +313,7 @@ def test_adapters_of_one_form_are_checked_once(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     checked: list[int] = []
-    real = checkpoint.lora_factors
+    real = checks.lora_factors
 
     def counted(tensors: Any, *others: Any):
         checked.append(len(tensors))
@@ -323,7 +323,7 @@ def test_adapters_of_one_form_are_checked_once(
     for number in range(30):
         config = write_adapter(tmp_path / f"x{number}", seed=number) / "adapter_config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": number}))
-    monkeypatch.setattr(checkpoint, "lora_factors", counted)
+    monkeypatch.setattr(checks, "lora_factors", counted)
     for _ in range(3):
         assert len(ask(engine, "list")["adapters"]) == 6 + 30
     assert len(checked) == 1

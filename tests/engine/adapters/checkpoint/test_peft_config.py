@@ -29,7 +29,6 @@ REFUSED_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"kasa_config": {"beta": 0.1}}, "kasa_config is set"),
     ({"monteclora_config": {"num_samples": 8}}, "monteclora_config is set"),
     ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication is set"),
-    ({"target_parameters": ["experts.down_proj"]}, "target_parameters is set"),
     ({"megatron_config": {"tp": 2}}, "megatron_config is set"),
     ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
     ({"init_lora_weights": "pissa_niter_16"}, "path_initial_model_for_weight_conversion"),

@@ -8,7 +8,8 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from multilora.adapters.checkpoint.adapter import Adapter, AdapterChecks
+from multilora.adapters.checkpoint.adapter import Adapter
+from multilora.adapters.checkpoint.checks import AdapterChecks
 from multilora.adapters.files import missing_weights, weight_files
 from multilora.adapters.naming.folders import AdapterFolders
 from multilora.base_model.config import NativeConfig

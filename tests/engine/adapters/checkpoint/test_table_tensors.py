@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from multilora.adapters.checkpoint.adapter import AdapterChecks, adapted_tables
+from multilora.adapters.checkpoint.checks import AdapterChecks, adapted_places
 from multilora.base_model.config import NativeConfig
 from multilora.errors import RequestError
 from support.engine.reading import pages_of, read_adapter
@@ -26,8 +26,8 @@ def tied_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(name="base")
-def base_with_tables(base_folder: Path) -> NativeConfig:
-    return NativeConfig.from_folder(base_folder).with_tables(BOTH)
+def base_with_places(base_folder: Path) -> NativeConfig:
+    return NativeConfig.from_folder(base_folder).with_places(BOTH)
 
 
 def change(
@@ -107,7 +107,7 @@ def test_a_tied_update_is_that_of_the_other_table_transposed(
     }
     assert deltas["lm_head"].any()
     torch.testing.assert_close(deltas["embed_tokens"], 3 * deltas["lm_head"].T)
-    without = base.with_tables([kept])
+    without = base.with_places([kept])
     other = next(name for name in BOTH if name != kept)
     with pytest.raises(RequestError, match=f"makes this LoRA on {other}, for which the pages"):
         data_of(folder, without)
@@ -125,7 +125,7 @@ def test_a_look_tells_equal_tensors_that_are_tied_from_others(
 ) -> None:
     free, tied = (write_adapter(tmp_path / name, seed=1, tables=["embed_tokens"]) for name in "ft")
     configure(tied, ensure_weight_tying=True)
-    checks = AdapterChecks(base.with_tables(["embed_tokens"]).sites, 64, base_folder)
+    checks = AdapterChecks(base.with_places(["embed_tokens"]).sites, 64, base_folder)
     assert checks.refusal(free) is None
     refusal = checks.refusal(tied)
     assert refusal is not None and "makes this LoRA on lm_head" in refusal.message
@@ -138,7 +138,7 @@ def test_tables_that_are_not_tied_stay_apart(tmp_path: Path, base_folder: Path) 
     untied = tmp_path / "untied"
     untied.mkdir()
     (untied / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    base = NativeConfig.from_folder(untied).with_tables(BOTH)
+    base = NativeConfig.from_folder(untied).with_places(BOTH)
     adapter = read_adapter(folder, "x", base.sites, torch.float32, 64)
     assert "lm_head" not in adapter.modules
 
@@ -185,8 +185,8 @@ def test_tables_are_found_by_the_tensors_alone(
     table = load_file(base_folder / "model.safetensors")["model.embed_tokens.weight"]
     change(folder, {EMBEDDING + "base_layer.weight": table})  # as PEFT saves it
     base = NativeConfig.from_folder(base_folder)
-    assert adapted_tables(folder, base, 64, base_folder) == set(tables)
+    assert adapted_places(folder, base, 64, base_folder) == set(tables)
     change(folder, rename=(HEAD, "base_model.model.model.unembed_tokens."))
-    assert adapted_tables(folder, base, 64, base_folder) == set(tables)
+    assert adapted_places(folder, base, 64, base_folder) == set(tables)
     if tables:
-        assert adapted_tables(folder, base, 4, base_folder) == set(BOTH), "the reason comes later"
+        assert adapted_places(folder, base, 4, base_folder) == set(BOTH), "the reason comes later"

@@ -32,7 +32,7 @@ def path(layer: int, module: str) -> str:
 def base_of(root: Path) -> NativeConfig:
     if not (root / "base").is_dir():
         make_model("llama").save_pretrained(root / "base")
-    return NativeConfig.from_folder(root / "base").with_tables(TABLES)
+    return NativeConfig.from_folder(root / "base").with_places(TABLES)
 
 
 def recipe(ids: str, **fields: Any) -> MergeRecipe:

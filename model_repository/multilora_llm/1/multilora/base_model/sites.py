@@ -23,15 +23,18 @@ class Rows(Enum):
 
 @dataclass(frozen=True)
 class Slice:
-    """One linear module of a site. `module` is its path in the base model's checkpoint."""
+    """One linear module of a site, or a parameter that is used like the weight of one. `module` is
+    its path in the base model's checkpoint."""
 
     module: str
     out_features: int
+    is_parameter: bool = False
 
     @property
     def short_name(self) -> str:
-        """As PEFT's target_modules name it: "q_proj"."""
-        return self.module.rpartition(".")[2]
+        """As PEFT's target_modules name it, "q_proj", or its target_parameters,
+        "experts.down_proj"."""
+        return ".".join(self.module.split(".")[-2 if self.is_parameter else -1 :])
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class LoRASite:
     rows: Rows = Rows.ALL
     takes_ids: bool = False
     twin: str = ""
+    experts: int = 1
 
     @cached_property
     def slice_sizes(self) -> tuple[int, ...]:
@@ -62,8 +66,13 @@ class LoRASite:
 
     @property
     def numbers_per_rank(self) -> int:
-        """Of one rank of an adapter here: a row of A for each slice, and a row of B."""
-        return len(self.slices) * self.in_features + self.out_features
+        """Of one rank of an adapter here: a row of A for each slice, and a row of B, of each
+        expert."""
+        return self.experts * (len(self.slices) * self.in_features + self.out_features)
+
+    @property
+    def is_parameter(self) -> bool:
+        return self.slices[0].is_parameter
 
 
 @dataclass(frozen=True)
@@ -72,8 +81,8 @@ class BaseConfig:
     elements.
 
     `num_layers` are those of the KV cache. `max_position_embeddings` is the longest sequence the
-    RoPE is meant for. `dtype` is the one the checkpoint asks for. `adapted_tables` are those of
-    TABLES where adapters can act, in their order; see with_tables.
+    RoPE is meant for. `dtype` is the one the checkpoint asks for. `adapted` are those of the
+    `optional` places where adapters can act, in their order; see with_places.
     """
 
     architecture: str
@@ -86,28 +95,38 @@ class BaseConfig:
     max_position_embeddings: int
     tie_word_embeddings: bool
     dtype: str
-    adapted_tables: tuple[str, ...] = field(default=(), kw_only=True)
+    adapted: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def value_dim(self) -> int:
         """Of a head of V; head_dim is that of Q and K."""
         return self.head_dim
 
-    def with_tables(self, names: Collection[str]) -> Self:
-        """The same model, where adapters can act on those of TABLES that `names` has, too.
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Short names of the places where adapters can act only if somebody uses them."""
+        return TABLES
+
+    def with_places(self, names: Collection[str]) -> Self:
+        """The same model, where adapters can act on those of the `optional` places that `names`
+        has, too: tables, and the parameters of experts and routers.
 
         They are places like any other, but only where somebody uses them: a page holds the same
         ranks of every site, so a table adds 16 · (vocab + hidden) numbers to the pages of all
-        adapters (5 % of those of Llama 3 8B, 28 % of Qwen 2.5 0.5B). Nobody else pays for that.
-        A pool of its own would spare these pages to adapters without a table, at the price of a
-        second allocator that the scheduler has to ask, and of second tables in every pass.
+        adapters (5 % of those of Llama 3 8B, 28 % of Qwen 2.5 0.5B), and experts as many as they
+        have rows and columns, each of them (47 times those of all other places of Qwen3 30B-A3B).
+        Nobody else pays for that. A pool of its own would spare these pages to adapters that leave
+        them alone, at the price of a second allocator that the scheduler has to ask, and of second
+        tables in every pass.
         """
-        return replace(self, adapted_tables=tuple(name for name in TABLES if name in names))
+        return replace(self, adapted=tuple(name for name in self.optional if name in names))
 
     @cached_property
     def sites(self) -> tuple[LoRASite, ...]:
-        """Every place where an adapter can act, in the order of the forward pass."""
-        return (*self._table(EMBEDDING), *self.layer_sites, *self._table(HEAD))
+        """Every place where an adapter can act, in the order of the forward pass; of a layer its
+        linear modules come first."""
+        inner = sorted((*self.layer_sites, *self.parameter_sites), key=lambda site: site.layer or 0)
+        return (*self._table(EMBEDDING), *inner, *self._table(HEAD))
 
     @cached_property
     def adapts_sampled(self) -> bool:
@@ -116,8 +135,13 @@ class BaseConfig:
 
     @cached_property
     def layer_sites(self) -> tuple[LoRASite, ...]:
-        """Those of the layers."""
+        """The linear modules of the layers."""
         return tuple(self._sites_of_layers())
+
+    @property
+    def parameter_sites(self) -> tuple[LoRASite, ...]:
+        """The bare parameters of the layers among them."""
+        return ()
 
     def _sites_of_layers(self) -> Iterator[LoRASite]:
         raise NotImplementedError
@@ -128,7 +152,7 @@ class BaseConfig:
 
     def _table(self, module: str) -> Iterator[LoRASite]:
         vocab, hidden, tied = self.vocab_size, self.hidden_size, self.tie_word_embeddings
-        if (name := module.rpartition(".")[2]) not in self.adapted_tables:
+        if (name := module.rpartition(".")[2]) not in self.adapted:
             return
         if module == EMBEDDING:
             slices, twin = (Slice(module, hidden),), HEAD if tied else ""
@@ -144,5 +168,5 @@ def modules(sites: Iterable[LoRASite]) -> dict[str, tuple[LoRASite, Slice]]:
 
 
 def short_names(sites: Iterable[LoRASite]) -> list[str]:
-    """The names of all modules without their paths, each once, in order."""
+    """The names of all modules and parameters without their paths, each once, in order."""
     return list(dict.fromkeys(part.short_name for site in sites for part in site.slices))

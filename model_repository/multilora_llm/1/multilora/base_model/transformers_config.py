@@ -1,88 +1,26 @@
 """TransformersConfig: a base model that a class of the transformers library computes.
 
 What the engine has to know of it no config.json says in one way for all classes. So its class is
-built without weights on PyTorch's meta device, and computes one pass of a few rows there, with
-functions of ours in the places of attention, masks and experts: the trace. It shows each attention
-(heads, sizes, window) and each linear layer (path, sizes) in the order of the forward pass.
+built without weights, and computes one pass of a few rows: the trace.
 """
 
-import copy
-import inspect
-import math
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
 
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AutoConfig, PretrainedConfig
 
 from multilora.base_model.config import DTYPES, config_json
-from multilora.base_model.sites import EMBEDDING, HEAD, BaseConfig, LoRASite, Slice
-from multilora.base_model.transformers_rope import (
-    is_dynamic,
-    longest_sequence,
-    rope_problem,
-    ropes,
-)
-from multilora.errors import StartupError, first_line
+from multilora.base_model.sites import BaseConfig, LoRASite, short_names
+from multilora.base_model.transformers_rope import longest_sequence, rope_problem
+from multilora.base_model.transformers_trace import AttentionShape, Trace, config_error
+from multilora.errors import first_line
 
-MAX_HEAD_DIM = 256
-_TRACE = "multilora_trace"  # the name under which our functions are registered
-_ROWS = 3  # of the pass that is traced
-_LAYER = re.compile(r"\.(\d+)\.")  # its number in the path of a module
-_MOST_SLICES = 3  # of a site; see add_lora
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # With tied embeddings such a checkpoint would load as a model that generates text.
 _OTHER_HEAD = re.compile("For(Sequence|Token)Classification$|ForQuestionAnswering$|RewardModel$")
-_OTHER_ATTENTION = "does not take its attention from ALL_ATTENTION_FUNCTIONS"
 _MORE_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
-# Arguments of attention that say nothing that is not known already.
-_KNOWN_ARGUMENTS = {
-    "dropout", "scaling", "softcap", "s_aux", "sliding_window", "is_causal", "position_ids",
-    "position_embeddings", "use_cache", "cache_position", "output_attentions",
-    "output_hidden_states", "output_router_logits", "return_dict", "deterministic",
-}  # fmt: skip
-
-
-class AttentionShape(NamedTuple):
-    """One attention of a pass; sizes as those of BaseConfig."""
-
-    module: str  # its path
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    value_dim: int
-    window: int | None  # see NativeConfig.layer_windows
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Those that the KV cache and the kernels have once for all layers."""
-        return self[1:5]
-
-
-class _Mask(NamedTuple):
-    tensor: torch.Tensor  # kept, so that no other has its id
-    window: int | None
-    is_known: bool  # whether it is that of the window
-
-
-class _Call(NamedTuple):
-    """Of a linear layer, in the pass that is traced."""
-
-    module: str
-    rows: int
-    input: torch.Tensor  # kept, so that no other tensor is taken for it
-    version: int  # of the input: how often it was written to
-
-    def shares_input(self, other: "_Call") -> bool:
-        return self.input is other.input and self.version == other.version
 
 
 @dataclass(frozen=True)
@@ -93,14 +31,20 @@ class TransformersConfig(BaseConfig):
     library: PretrainedConfig
     attention: tuple[AttentionShape, ...]  # in the order of the forward pass
     linears: tuple[LoRASite, ...]
+    parameters: tuple[LoRASite, ...]  # of experts and routers
     tables: tuple[str, ...]  # those of TABLES that it has
 
     @property
     def value_dim(self) -> int:
         return self.attention[0].value_dim
 
-    def with_tables(self, names: Collection[str]) -> Self:
-        return super().with_tables([name for name in names if name in self.tables])
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return (*self.tables, *short_names(self.parameters))
+
+    @property
+    def parameter_sites(self) -> tuple[LoRASite, ...]:
+        return tuple(s for s in self.parameters if s.slices[0].short_name in self.adapted)
 
     def _sites_of_layers(self) -> Iterator[LoRASite]:
         yield from self.linears
@@ -110,7 +54,7 @@ class TransformersConfig(BaseConfig):
         """StartupError names what of the model cannot be computed."""
         folder = Path(path)
         library = _library_config(folder)
-        trace = _Trace(folder)
+        trace = Trace(folder)
         trace.run(library)
         first = trace.attention[0]
         return TransformersConfig(
@@ -127,6 +71,7 @@ class TransformersConfig(BaseConfig):
             library=library,
             attention=tuple(trace.attention),
             linears=tuple(trace.sites()),
+            parameters=tuple(trace.parameters()),
             tables=trace.tables(),
         )
 
@@ -135,7 +80,9 @@ def _max_positions(folder: Path, library: PretrainedConfig) -> int:
     """The longest sequence that the RoPE, or the table of positions, is meant for."""
     known = getattr(library, "max_position_embeddings", None)
     if not isinstance(known, int) or known < 1:
-        raise _error(folder, f"max_position_embeddings is {known}; set it to the longest sequence")
+        raise config_error(
+            folder, f"max_position_embeddings is {known}; set it to the longest sequence"
+        )
     return longest_sequence(library, known)
 
 
@@ -152,9 +99,11 @@ def _library_config(folder: Path) -> PretrainedConfig:
         what = f"transformers does not take it ({first_line(error)}); correct it, or serve an"
         if has_code:
             what = "its class is code of its own (auto_map), which is never run here; serve an"
-        raise _error(folder, f"{what} architecture that the installed transformers has") from None
+        raise config_error(
+            folder, f"{what} architecture that the installed transformers has"
+        ) from None
     if reason := _refusal(whole) or _refusal(library):
-        raise _error(folder, reason)
+        raise config_error(folder, reason)
     if library is not whole:
         library.quantization_config = getattr(whole, "quantization_config", None)
         library.dtype = library.dtype or whole.dtype
@@ -180,223 +129,7 @@ def _refusal(library: PretrainedConfig) -> str | None:
 def _dtype(folder: Path, library: PretrainedConfig) -> str:
     name = str(library.dtype or "float32").removeprefix("torch.")
     if name not in DTYPES:
-        raise _error(folder, f"dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
-    return name
-
-
-def _error(folder: Path, what: str) -> StartupError:
-    return StartupError(f"{folder / 'config.json'}: {what}")
-
-
-class _Trace:
-    """One pass of a class on the meta device, where tensors have shapes and no numbers."""
-
-    def __init__(self, folder: Path) -> None:
-        self.attention: list[AttentionShape] = []
-        self.architecture = ""
-        self._folder = folder
-        self._names: dict[nn.Module, str] = {}
-        self._calls: list[_Call] = []  # of linear layers
-        self._takes_views = True  # whether their outputs may be columns of a wider tensor
-        self._linears: dict[str, nn.Linear] = {}
-        self._masks: dict[int, _Mask] = {}  # by the ids of the tensors
-
-    def run(self, library: PretrainedConfig) -> None:
-        """Raises StartupError for what cannot be computed."""
-        ALL_ATTENTION_FUNCTIONS.register(_TRACE, self._attend)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(_TRACE, self._mask)
-        ALL_EXPERTS_FUNCTIONS.register(_TRACE, _experts)
-        model = self._build(library)
-        self.architecture = type(model).__name__
-        self._names = {module: name for name, module in model.named_modules()}
-        for module, name in self._names.items():
-            if type(module) is nn.Linear:
-                self._linears[name] = module
-                module.register_forward_hook(self._note)
-        self._check_class(model)
-        if self._failure(model):
-            self._takes_views = False
-            if reason := self._failure(model):
-                raise self._refuse(f"cannot be traced ({reason})")
-        self._check(model)
-
-    def _failure(self, model: PreTrainedModel) -> str:
-        """Of one pass; "" where there is none. StartupError for what cannot be computed."""
-        self.attention.clear()
-        self._calls.clear()
-        rows = torch.arange(_ROWS, device="meta")[None]
-        inputs = {"input_ids": rows, "position_ids": rows, "attention_mask": torch.ones_like(rows)}
-        try:
-            with torch.no_grad():  # tensors of the inference mode have no versions
-                model(**inputs, use_cache=False)
-        except StartupError:
-            raise
-        except Exception as error:
-            return first_line(error)
-        return ""
-
-    def sites(self) -> Iterator[LoRASite]:
-        """The linear layers of layers that see each row of a pass once, in the order of the pass.
-        Neighbours with the same input are one site."""
-        times = Counter(call.module for call in self._calls)
-        group: list[_Call] = []
-        for call in self._calls:
-            if times[call.module] > 1 or call.rows != _ROWS or not _LAYER.search(call.module):
-                continue
-            fits = self._takes_views and len(group) < _MOST_SLICES
-            if group and not (fits and self._are_alike(group[0], call)):
-                yield self._site(group)
-                group = []
-            group.append(call)
-        if group:
-            yield self._site(group)
-
-    def _are_alike(self, one: _Call, other: _Call) -> bool:
-        """Whether they share an input, and both have a bias or neither: that of a site is whole."""
-        biases = [self._linears[call.module].bias is not None for call in (one, other)]
-        return one.shares_input(other) and biases[0] == biases[1]
-
-    def tables(self) -> tuple[str, ...]:
-        """The short names of embedding and head, where adapters can act on them."""
-        modules = {name: module for module, name in self._names.items()}
-        head = self._linears.get(HEAD)
-        found = {
-            "embed_tokens": isinstance(modules.get(EMBEDDING), nn.Embedding),
-            "lm_head": head is not None and head.bias is None,
-        }
-        return tuple(name for name, is_there in found.items() if is_there)
-
-    def _site(self, calls: list[_Call]) -> LoRASite:
-        names = [call.module for call in calls]
-        linears = [self._linears[name] for name in names]
-        number = _LAYER.search(names[0])
-        assert number
-        return LoRASite(
-            "+".join([names[0], *(name.rpartition(".")[2] for name in names[1:])]),
-            int(number[1]),
-            linears[0].in_features,
-            tuple(map(Slice, names, (linear.out_features for linear in linears))),
-            linears[0].bias is not None,
+        raise config_error(
+            folder, f"dtype {name!r} is not supported; supported: {', '.join(DTYPES)}"
         )
-
-    def _build(self, library: PretrainedConfig) -> PreTrainedModel:
-        library = copy.deepcopy(library)
-        for rope in filter(is_dynamic, ropes(library)):
-            rope["rope_type"] = "default"  # that of dynamic RoPE looks at positions
-        try:
-            with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(
-                    library,
-                    attn_implementation=_TRACE,
-                    experts_implementation=_TRACE,
-                    trust_remote_code=False,
-                ).eval()
-        except Exception as error:
-            if isinstance(error, KeyError) and error.args == (_TRACE,):
-                self.architecture = type(library).__name__.removesuffix("Config")
-                raise self._refuse(_OTHER_ATTENTION) from None
-            what = f"transformers makes no causal language model of it ({first_line(error)})"
-            what += "; correct it, or serve a model that generates text"
-            raise _error(self._folder, what) from None
-
-    def _note(self, module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> Any:
-        """Gives the class what it gets of a site with several slices: columns of a wider tensor."""
-        (x,) = inputs
-        self._calls.append(_Call(self._names[module], x.shape[:-1].numel(), x, x._version))
-        *rows, columns = output.shape
-        return output.new_empty(*rows, 2 * columns)[..., :columns] if self._takes_views else output
-
-    def _mask(
-        self, q_length: int, kv_length: int, mask_function: Callable[..., Any],
-        local_size: int | None = None, **_: Any,
-    ) -> torch.Tensor:  # fmt: skip
-        """A tensor that stands for the mask. The class may ask for some that no layer uses."""
-        mask = torch.empty(1, 1, q_length, kv_length, dtype=torch.bool, device="meta")
-        self._masks[id(mask)] = _Mask(mask, local_size, is_window(mask_function, local_size))
-        return mask
-
-    def _attend(
-        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-        attention_mask: torch.Tensor | None, **arguments: Any,
-    ) -> tuple[torch.Tensor, None]:  # fmt: skip
-        for name, argument in arguments.items():
-            if name not in _KNOWN_ARGUMENTS and argument is not None and argument is not False:
-                raise self._refuse(f"gives attention an argument that is not supported: {name}")
-        causal = arguments.get("is_causal")
-        if not (getattr(module, "is_causal", True) if causal is None else causal):
-            raise self._refuse("has attention that is not causal")
-        if query.shape[2] != _ROWS or key.shape[2] != _ROWS:
-            raise self._refuse("attends to other rows than those of the pass")
-        window = arguments.get("sliding_window") or None
-        if attention_mask is not None:  # it counts, as in the library's own functions
-            if (mask := self._masks.get(id(attention_mask))) is None:
-                raise self._refuse("makes a mask of its own")
-            if not mask.is_known:
-                raise self._refuse("has attention that is neither causal nor of a sliding window")
-            window = mask.window
-        (_, heads, _, head_dim), kv_heads, value_dim = query.shape, key.shape[1], value.shape[3]
-        name = self._names[module]
-        self.attention.append(AttentionShape(name, heads, kv_heads, head_dim, value_dim, window))
-        return query.new_empty(1, _ROWS, heads, value_dim), None
-
-    def _check_class(self, model: PreTrainedModel) -> None:
-        """StartupError for what shows without a pass."""
-        mixes_rows = (nn.Conv1d, nn.Conv2d, nn.RNNBase)
-        if getattr(model, "_is_stateful", False) or any(
-            isinstance(module, mixes_rows) for module in self._names
-        ):
-            raise self._refuse("keeps a state besides keys and values (Mamba, linear attention)")
-        if model.base_model_prefix not in dict(model.named_children()):
-            raise self._refuse("has no layers apart from its head")
-        for module, name in self._names.items():
-            offset = getattr(module, "padding_idx", None)
-            if name.endswith("position_embeddings") and offset is not None:
-                raise self._refuse("counts positions from its padding token on")
-        layers = type(model.get_submodule(model.base_model_prefix))
-        if "position_ids" not in inspect.signature(layers.forward).parameters:
-            raise self._refuse("takes no position_ids")
-
-    def _check(self, model: PreTrainedModel) -> None:
-        """StartupError for what the whole pass shows."""
-        layers = model.config.num_hidden_layers
-        if not self.attention:
-            raise self._refuse(_OTHER_ATTENTION if layers > 0 else "has no layers")
-        if len(self.attention) != layers:
-            raise self._refuse(f"has {layers} layers, but {len(self.attention)} attend")
-        if len({shape.module for shape in self.attention}) != len(self.attention):
-            raise self._refuse("has layers that share an attention")
-        if any(shape.window is not None and shape.window < 1 for shape in self.attention):
-            raise self._refuse("has a sliding window of no tokens")
-        first = self.attention[0]
-        if any(shape.sizes != first.sizes for shape in self.attention):
-            raise self._refuse("has layers with heads of different numbers or sizes")
-        if max(first.head_dim, first.value_dim) > MAX_HEAD_DIM:
-            raise self._refuse(f"has heads of more than {MAX_HEAD_DIM} numbers")
-        if first.num_heads % first.num_kv_heads:
-            raise self._refuse(f"has {first.num_heads} heads for {first.num_kv_heads} of K and V")
-        if not any(self.sites()):
-            raise self._refuse("has no nn.Linear in its layers")
-
-    def _refuse(self, what: str) -> StartupError:
-        what = f"{self.architecture} {what}, which is not supported; serve another base model"
-        return _error(self._folder, what)
-
-
-def is_window(mask_function: Callable[..., Any], local_size: int | None) -> bool:
-    """Whether a query sees itself and the tokens before it, the last `local_size` if that is given.
-
-    Looked at around a few queries, wherever blocks or chunks of that size may end.
-    """
-    size = local_size or 64
-    for query in (0, size - 1, size, 5 * size - 1, 5 * size, 5 * size + size // 2):
-        for step in (-1, 0, 1, size - 1, size, size + 1, 3 * size):
-            expected = 0 <= step < (local_size or math.inf)
-            at = [torch.tensor(n) for n in (0, 0, query, query - step)]
-            if step <= query and bool(mask_function(*at)) != expected:
-                return False
-    return True
-
-
-def _experts(experts: nn.Module, rows: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    """Stands for experts, whose own functions look at numbers."""
-    return torch.empty_like(rows)
+    return name

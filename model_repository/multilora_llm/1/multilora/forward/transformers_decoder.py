@@ -22,6 +22,7 @@ from multilora.base_model.sites import EMBEDDING, HEAD, LoRASite
 from multilora.base_model.transformers_config import TransformersConfig
 from multilora.base_model.weights import QuantisedSites, SiteWeight
 from multilora.forward.base_model import BaseModel, Hidden, Step
+from multilora.forward.experts import adapt_parameters
 from multilora.forward.transformers_modules import use_own_modules
 from multilora.lora.linear import BatchLoRA, Linear, SliceModule, TableModule
 from multilora_kernels.kv_write import kv_write
@@ -150,6 +151,7 @@ class TransformersDecoder(BaseModel):
         for index, shape in enumerate(base.attention):
             layer = _PagedLayer(index, shape.window, self._current)
             _LAYERS[model.get_submodule(shape.module)] = layer
+        adapt_parameters(model, base.parameter_sites, current.lora)
         self._layers = model.get_submodule(model.base_model_prefix)
         self._given = _GivenRows()
         self._model = model

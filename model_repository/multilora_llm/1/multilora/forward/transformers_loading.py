@@ -38,6 +38,7 @@ from multilora.base_model.weights import (
     packed,
 )
 from multilora.errors import StartupError, first_line
+from multilora.forward.experts import implementation
 from multilora.forward.transformers_decoder import ATTENTION, TransformersDecoder, own
 
 _LOG = logging.getLogger(__name__)
@@ -172,6 +173,7 @@ class _Loading:
                 device_map={"": self._device},
                 key_mapping=TEXT_PART,
                 attn_implementation=ATTENTION,
+                experts_implementation=implementation(self._base.parameter_sites),
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,

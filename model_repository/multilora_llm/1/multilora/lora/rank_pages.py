@@ -5,7 +5,12 @@ A page holds the same PAGE_RANK ranks of every site (see LoRASite). For a site s
     a[s]  [pages, slices, PAGE_RANK, in_features]   rank rows of A
     b[s]  [pages, PAGE_RANK, out_features]          rank rows of scaling · Bᵀ, slices in a row
 
-so that y += Σ over ranks (x · a) b. What an adapter lacks is zeros. Host memory holds an adapter as
+so that y += Σ over ranks (x · a) b. What an adapter lacks is zeros. A site of E experts has
+
+    a[s]  [pages · E, slices, PAGE_RANK, in_features]   of expert e in entry page · E + e
+    b[s]  [pages · E, PAGE_RANK, out_features]
+
+as if each page were E pages: the kernels know no experts. Host memory holds an adapter as
 its files do, with a plan that says where each factor belongs: it travels in pieces, each one copy,
 and is turned, scaled and padded on the device, on a GPU beside the passes.
 """
@@ -27,7 +32,8 @@ PIECE_BYTES = 4 << 20  # of the larger of what is read and written, about
 SOURCE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # that packing takes
 _SLOTS = 4  # pieces on their way to a GPU
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a number
-Pair = tuple[torch.Tensor, torch.Tensor, float]  # A, B and scaling of a module
+# A [rank, in], B [out, rank] and scaling of a module; of experts A [E, rank, in], B [E, out, rank].
+Pair = tuple[torch.Tensor, torch.Tensor, float]
 
 
 def bytes_per_page(sites: Iterable[LoRASite], dtype: torch.dtype) -> int:
@@ -75,7 +81,7 @@ class PackPlan:
         sites: Sequence[LoRASite],
     ) -> None:
         """`factors` by module path; they are views of `data` (see is_tidy)."""
-        rank = max(len(a) for a, _, _ in factors.values())
+        rank = max(a.shape[-2] for a, _, _ in factors.values())
         self.num_pages = -(-rank // PAGE_RANK)
         found = sorted(_parts(factors, data.data_ptr(), sites), key=lambda part: part.start)
         self.pieces = _pieces(found, self.num_pages)
@@ -101,17 +107,35 @@ def _parts(
     sites: Sequence[LoRASite],
 ) -> Iterable[_Part]:
     for index, site in enumerate(sites):
+        places = 2 * index, 2 * index + 1
         inputs, outputs = site.in_features, site.out_features
-        column = 0
-        for slot, module in enumerate(site.slices):
-            a, b, scaling = factors.get(module.module, (None, None, 1.0))
-            target, stride = slot * PAGE_RANK * inputs, len(site.slices) * PAGE_RANK * inputs
-            place = (target, stride, inputs)
-            yield _part(a, origin, 2 * index, (inputs, len(a) if a is not None else 0, 0), place, 1)
-            width, rank = module.out_features, b.shape[1] if b is not None else 0
-            place = (column, PAGE_RANK * outputs, outputs)
-            yield _part(b, origin, 2 * index + 1, (width, rank, 1), place, scaling)
-            column += width
+        if site.experts > 1 and not any(part.module in factors for part in site.slices):
+            # One part for what all experts lack, in pages of PAGE_RANK rows that are as wide.
+            for place, width in zip(places, (len(site.slices) * inputs, outputs), strict=True):
+                width *= site.experts
+                yield _part(None, origin, place, (width, 0, 0), (0, PAGE_RANK * width, width), 1)
+            continue
+        for expert in range(site.experts):
+            column, first = 0, expert * len(site.slices)
+            for slot, module in enumerate(site.slices, start=first):
+                a, b, scaling = _of_expert(factors.get(module.module), expert, site)
+                stride = site.experts * len(site.slices) * PAGE_RANK * inputs
+                place = (slot * PAGE_RANK * inputs, stride, inputs)
+                rank = 0 if a is None else len(a)
+                yield _part(a, origin, places[0], (inputs, rank, 0), place, 1)
+                width, start = module.out_features, expert * PAGE_RANK * outputs
+                place = (start + column, site.experts * PAGE_RANK * outputs, outputs)
+                yield _part(b, origin, places[1], (width, rank, 1), place, scaling)
+                column += width
+
+
+def _of_expert(
+    pair: Pair | None, expert: int, site: LoRASite
+) -> tuple[torch.Tensor | None, torch.Tensor | None, float]:
+    if pair is None:
+        return None, None, 1.0
+    a, b, scaling = pair
+    return (a, b, scaling) if site.experts == 1 else (a[expert], b[expert], scaling)
 
 
 def _part(
@@ -152,7 +176,9 @@ def is_tidy(factors: Mapping[str, Pair], data: torch.Tensor, start: int) -> bool
     """Whether `data` holds these factors and nothing else behind `start`, as packing takes them."""
     halves = [half for a, b, _ in factors.values() for half in (a, b)]
     return sum(half.nbytes for half in halves) == len(data) - start and all(
-        half.dtype in SOURCE_DTYPES and 0 <= half.data_ptr() - data.data_ptr() < len(data)
+        half.dtype in SOURCE_DTYPES
+        and half.is_contiguous()
+        and 0 <= half.data_ptr() - data.data_ptr() < len(data)
         for half in halves
     )
 
@@ -249,16 +275,18 @@ class RankPagePool:
     ) -> None:
         sizes: list[int] = []
         for site in sites:
-            sizes.append(num_pages * PAGE_RANK * len(site.slices) * site.in_features)
-            sizes.append(num_pages * PAGE_RANK * site.out_features)
+            entries = num_pages * site.experts
+            sizes.append(entries * PAGE_RANK * len(site.slices) * site.in_features)
+            sizes.append(entries * PAGE_RANK * site.out_features)
         self.data = zeros((sum(sizes),), dtype, device)
         self.a: dict[str, torch.Tensor] = {}
         self.b: dict[str, torch.Tensor] = {}
         runs = iter(self.data.split(sizes))
         for site in sites:
-            shape = (num_pages, len(site.slices), PAGE_RANK, site.in_features)
+            entries = num_pages * site.experts
+            shape = (entries, len(site.slices), PAGE_RANK, site.in_features)
             self.a[site.name] = next(runs).view(shape)
-            self.b[site.name] = next(runs).view(num_pages, PAGE_RANK, site.out_features)
+            self.b[site.name] = next(runs).view(entries, PAGE_RANK, site.out_features)
         self.num_pages = num_pages
         self.nbytes = self.data.nbytes
         self._starts = np.cumsum([0, *sizes[:-1]])

@@ -12,12 +12,8 @@ from typing import NamedTuple
 import torch
 
 from multilora.adapters.admin.admin import AdapterAdmin
-from multilora.adapters.checkpoint.adapter import (
-    Adapter,
-    AdapterChecks,
-    AdapterReader,
-    adapted_tables,
-)
+from multilora.adapters.checkpoint.adapter import Adapter, AdapterReader
+from multilora.adapters.checkpoint.checks import AdapterChecks, adapted_places
 from multilora.adapters.memory.manager import AdapterManager
 from multilora.adapters.merging.merger import AdapterMerger
 from multilora.adapters.naming.catalog import AdapterCatalog
@@ -149,7 +145,7 @@ def load_parts(config: EngineConfig, post: Post, renderer: TemplateRenderer) -> 
     # On a CPU the engine thread will have them, see compute_alone.
     torch.set_num_threads(1 if device.type == "cpu" else num_threads(config.threads))
     folder = base_folder(config)
-    base = _with_tables(config, read_base(folder, config.model_impl), folder)
+    base = _with_places(config, read_base(folder, config.model_impl), folder)
     max_input, max_total = config.token_limits(base.max_position_embeddings)
     dtype = choose_dtype(config.dtype, base.dtype, device)
     _LOG.info("loading %s as %s on %s", folder, dtype, device)
@@ -313,7 +309,7 @@ def make_adapters(
         lambda source: adapter_folder(source, limits),
         model_folder,
     )
-    checks = AdapterChecks(base.sites, config.max_lora_rank, model_folder)
+    checks = AdapterChecks(base.sites, config.max_lora_rank, model_folder, base.optional)
     return AdapterParts(catalog, folders, manager, merger, checks)
 
 
@@ -330,27 +326,27 @@ def _registered(config: EngineConfig) -> list[AdapterSource]:
     return registered(config.lora_adapters, _folders(config), demo)
 
 
-def _with_tables(config: EngineConfig, base: BaseConfig, model_folder: Path) -> BaseConfig:
-    """The base model with the tables that `lora_target_modules` names; `auto` looks at the
+def _with_places(config: EngineConfig, base: BaseConfig, model_folder: Path) -> BaseConfig:
+    """The base model with the optional places that `lora_target_modules` names; `auto` looks at the
     registered adapters, of which it downloads what is elsewhere. Raises StartupError."""
     names = set(config.lora_target_modules.replace(",", " ").split())
-    known = {"auto", "all", *short_names(base.with_tables(TABLES).sites)}
+    known = {"auto", "all", *short_names(base.with_places(base.optional).sites)}
     if unknown := names - known:
         raise StartupError(
             f"lora_target_modules: the base model has no module {min(unknown)!r}; there are "
             f"{', '.join(sorted(known))} (--lora-target-modules)"
         )
 
-    def tables(source: AdapterSource) -> frozenset[str]:
+    def places(source: AdapterSource) -> frozenset[str]:
         with contextlib.suppress(RequestError):  # what is wrong comes out when it is read
             folder = adapter_folder(source, _limits(config))
-            return adapted_tables(folder, base, config.max_lora_rank, model_folder)
+            return adapted_places(folder, base, config.max_lora_rank, model_folder)
         return frozenset()
 
     if "auto" in names:
         with ThreadPoolExecutor(config.adapter_loads) as threads:
-            names = names.union(*threads.map(tables, _registered(config)))
-    return base.with_tables(TABLES if "all" in names else names)
+            names = names.union(*threads.map(places, _registered(config)))
+    return base.with_places({*TABLES, *names} if "all" in names else names)
 
 
 def _adapter_reader(
@@ -364,7 +360,8 @@ def _adapter_reader(
 ) -> Callable[[AdapterSource], Adapter]:
     """What a loader thread does with a source."""
     limits = _limits(config)
-    reader = AdapterReader(base.sites, dtype, config.max_lora_rank, tokenizer, model_folder)
+    rank, optional = config.max_lora_rank, base.optional
+    reader = AdapterReader(base.sites, dtype, rank, tokenizer, model_folder, optional)
 
     def read(source: AdapterSource) -> Adapter:
         if folders and source.origin is Origin.DIRECTORY and not folders.find(source.adapter_id):

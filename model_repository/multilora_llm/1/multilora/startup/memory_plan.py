@@ -26,7 +26,7 @@ _NOTICEABLE = 1 << 30  # bytes of other users of a GPU that are worth a hint
 class PoolUnits:
     """What the pools are made of, and the most that one sequence and one adapter take of them.
 
-    `table_bytes` of a page are for the modules `tables`."""
+    `optional_bytes` of a page are for the places `optional`."""
 
     block_bytes: int
     block_tokens: int
@@ -34,8 +34,8 @@ class PoolUnits:
     page_bytes: int
     page_ranks: int
     max_lora_rank: int
-    tables: tuple[str, ...] = ()
-    table_bytes: int = 0
+    optional: tuple[str, ...] = ()
+    optional_bytes: int = 0
 
     @property
     def least_blocks(self) -> int:
@@ -165,10 +165,11 @@ def _pool_lines(units: PoolUnits, blocks: int, pages: int) -> tuple[str, ...]:
     if units.pages_of_largest > 1:
         adapters += f", {pages // units.pages_of_largest} of rank {units.max_lora_rank}"
     sequences = f"{tokens // units.max_total_tokens} sequences of {units.max_total_tokens}"
-    tables = _line("of them", pages * units.table_bytes, f"for {' and '.join(units.tables)}")
+    places = f"for {' and '.join(units.optional)}"
+    optional = _line("of them", pages * units.optional_bytes, places)
     return (
         _line("adapters", pages * units.page_bytes, adapters),
-        *([tables] if units.tables else []),
+        *([optional] if units.optional else []),
         _line("KV cache", blocks * units.block_bytes, f"{tokens} tokens, {sequences}"),
     )
 

@@ -133,8 +133,8 @@ def pool_units(
         page_bytes=bytes_per_page(base.sites, dtype),
         page_ranks=PAGE_RANK,
         max_lora_rank=config.max_lora_rank,
-        tables=base.adapted_tables,
-        table_bytes=bytes_per_page((site for site in base.sites if site.layer is None), dtype),
+        optional=base.adapted,
+        optional_bytes=bytes_per_page({*base.sites} - {*base.layer_sites}, dtype),
     )
 
 

@@ -6,9 +6,8 @@ once: the interpreter, which they share with the engine, is busy with a load for
 """
 
 import hashlib
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,6 @@ import torch
 
 from multilora.adapters.checkpoint.peft_config import parse_config
 from multilora.adapters.checkpoint.peft_tensors import (
-    POINTER_BYTES,
     Factors,
     add_shard,
     as_tensor,
@@ -25,7 +23,6 @@ from multilora.adapters.checkpoint.peft_tensors import (
     head_of,
     lora_factors,
     parse,
-    shapes_of,
     without_copies,
 )
 from multilora.adapters.checkpoint.text import NO_TEXT, TEXT_LIMITS, AdapterText, adapter_text
@@ -34,17 +31,14 @@ from multilora.adapters.files import (
     OPTIONAL_FILES,
     FileBytes,
     FileStamp,
-    being_written,
     check_present,
     in_parallel,
     needed_files,
     read_settled,
-    read_start,
-    stamps,
     weight_files,
 )
-from multilora.base_model.sites import TABLES, BaseConfig, LoRASite, short_names
-from multilora.errors import ErrorCode, RequestError, invalid, lfs_problem
+from multilora.base_model.sites import LoRASite, modules, short_names
+from multilora.errors import ErrorCode, invalid
 from multilora.lora.rank_pages import (
     HostWeights,
     PackPlan,
@@ -58,8 +52,7 @@ from multilora_text.tokenizer import Tokenizer
 _LOG = logging.getLogger(__name__)
 _Files = Mapping[str, FileBytes]
 _SHOWN = 4  # names in a line of the log
-_MOST_REMEMBERED, _MOST_FORMS, _MOST_PLANS = 200_000, 1000, 64
-_MOST_BYTES = 8 << 20
+_MOST_PLANS = 64
 
 
 @dataclass(frozen=True)
@@ -150,7 +143,7 @@ class AdapterReader:
     """Reads PEFT (0.5 to 0.21) adapters for a pool of `dtype`. Any thread.
 
     Without the base model's `tokenizer` their text is not read, and without its folder copies of
-    its weights are refused.
+    its weights are refused. `optional`: see lora_factors.
     """
 
     def __init__(
@@ -160,12 +153,14 @@ class AdapterReader:
         max_rank: int,
         tokenizer: Tokenizer | None = None,
         base_folder: Path | None = None,
+        optional: Collection[str] = (),
     ) -> None:
         self._sites = sites
         self._dtype = dtype
         self._max_rank = max_rank
         self._tokenizer = tokenizer
         self._base_folder = base_folder
+        self._optional = optional
         self._forms: dict[tuple[bytes, bytes, int], _Form] = {}  # by config, head, size
 
     def read(self, folder: Path, adapter_id: str) -> Adapter:
@@ -205,12 +200,13 @@ class AdapterReader:
         key = files[CONFIG_FILE].digest, bytes(head_of(content))
         if len(names) == 1 and (form := self._forms.get((*key, len(content)))):
             return form, as_tensor(content)
-        contents = _contents(files, self._sites, self._max_rank, self._base_folder)
+        contents = self._contents(files)
         data, factors = as_tensor(content), contents.factors
         tidy = len(names) == 1 and is_tidy(factors, data, len(head_of(content)))
         if not tidy:
             data, factors = tidied(factors)
-        touched = {module.rpartition(".")[2] for module in factors}
+        places = modules(self._sites)
+        touched = {places[module][1].short_name for module in factors}
         form = _Form(
             PackPlan(factors, data, self._sites),
             max(pair.rank for pair in contents.factors.values()),
@@ -218,13 +214,17 @@ class AdapterReader:
             contents.unchanged,
         )
         if tidy:
-            _limit(self._forms, _MOST_PLANS)
+            limit(self._forms, _MOST_PLANS)
             self._forms[*key, len(content)] = form
         return form, data
 
+    def _contents(self, files: _Files) -> "_Contents":
+        optional = self._optional
+        return _contents(files, self._sites, self._max_rank, self._base_folder, optional)
+
     def _check_values(self, files: _Files) -> None:
         """RequestError when a value is not finite, or will not be in the pool."""
-        contents = _contents(files, self._sites, self._max_rank, self._base_folder)
+        contents = self._contents(files)
         check_finite(contents.changes)
         sizes = [(largest(a.float()), 1.0) for a, _, _ in contents.factors.values()]
         sizes += [(largest(b.float()), scaling) for _, b, scaling in contents.factors.values()]
@@ -238,11 +238,12 @@ class AdapterReader:
 def _snapshot(folder: Path, optional: Sequence[str] = ()) -> _Files:
     """The files of one moment; RequestError when a needed one is missing."""
     contents = read_settled(folder, (*optional, *needed_files(folder)), TEXT_LIMITS)
-    _check_present(folder, contents)
+    check_all_present(folder, contents)
     return contents
 
 
-def _check_present(folder: Path, contents: Mapping[str, object]) -> None:
+def check_all_present(folder: Path, contents: Mapping[str, object]) -> None:
+    """RequestError for a needed file of `folder` that is not among `contents`."""
     check_present(
         f"folder {folder}",
         contents,
@@ -271,12 +272,16 @@ class _Contents(NamedTuple):
 
 
 def _contents(
-    files: _Files, sites: Sequence[LoRASite], max_rank: int, base_folder: Path | None
+    files: _Files,
+    sites: Sequence[LoRASite],
+    max_rank: int,
+    base_folder: Path | None,
+    optional: Collection[str] = (),
 ) -> _Contents:
     config = parse_config(bytes(files[CONFIG_FILE].data))
     tensors = _tensors(files)
     changes = without_copies(tensors, base_folder) if base_folder else tensors
-    factors = lora_factors(changes, config, sites, max_rank)
+    factors = lora_factors(changes, config, sites, max_rank, optional)
     unchanged = sorted({*tensors.keys() - changes.keys(), *config.modules_to_save})
     return _Contents(changes, factors, unchanged)
 
@@ -295,93 +300,10 @@ def _are_finite(sizes: Sequence[tuple[float, float]], dtype: torch.dtype) -> boo
     return bool(numbers.to(dtype).isfinite().all())
 
 
-def adapted_tables(
-    folder: Path, base: BaseConfig, max_rank: int, base_folder: Path
-) -> frozenset[str]:
-    """On which of TABLES the adapter in `folder` acts, by the names and shapes of its tensors; all,
-    where it names one and cannot be served. RequestError when its files cannot be read."""
-    parts = _form(folder, stamps(folder, needed_files(folder)))
-    tensors = shapes_of(parts)
-    if not any(table in name for name in tensors for table in TABLES):
-        return frozenset()
-    try:
-        config, sites = parse_config(parts[CONFIG_FILE]), base.with_tables(TABLES).sites
-        factors = lora_factors(without_copies(tensors, base_folder), config, sites, max_rank)
-    except RequestError:
-        return frozenset(TABLES)
-    return frozenset(name for name in TABLES if any(path.endswith(name) for path in factors))
-
-
-class AdapterChecks:
-    """What is wrong with adapters as far as it shows without reading their numbers: in their config
-    and in the names and shapes of their tensors. Any thread. What is found is remembered."""
-
-    def __init__(self, sites: Sequence[LoRASite], max_rank: int, base_folder: Path) -> None:
-        self._sites = sites
-        self._max_rank = max_rank
-        self._base_folder = base_folder
-        self._found: dict[Path, tuple[int, RequestError | None]] = {}  # with hash of stamps
-        self._forms: dict[bytes, RequestError | None] = {}  # by a digest of the names and shapes
-
-    def refusal(self, folder: Path) -> RequestError | None:
-        """Why a request for the adapter in `folder` would be refused; None: it may be served."""
-        try:
-            found = stamps(folder, needed_files(folder))
-            version = hash(tuple(found))
-            known, refusal = self._found.get(folder, (None, None))
-            if known != version:
-                refusal = self._check(_form(folder, found))
-                _limit(self._found, _MOST_REMEMBERED)
-                self._found[folder] = version, refusal
-        except RequestError as error:
-            return error
-        return refusal
-
-    def _check(self, parts: Mapping[str, bytes]) -> RequestError | None:
-        """Adapters of one training differ in their numbers alone: one check does for all."""
-        try:
-            config = parse_config(parts[CONFIG_FILE])
-        except RequestError as error:
-            return invalid(error.message)  # without a traceback
-        if config.rank_pattern or config.alpha_pattern:  # matching takes a process
-            return None
-        names = weight_files(parts)
-        form = hashlib.sha256(json.dumps([config.r, config.ties, *names]).encode())
-        for name in names:
-            form.update(hashlib.sha256(parts[name]).digest())
-        if (key := form.digest()) not in self._forms:
-            _limit(self._forms, _MOST_FORMS)
-            self._forms[key] = None
-            try:
-                tensors = without_copies(shapes_of(parts), self._base_folder)
-                lora_factors(tensors, config, self._sites, self._max_rank)
-            except RequestError as error:
-                if error.code is ErrorCode.INVALID_ARG:
-                    self._forms[key] = invalid(error.message)
-        return self._forms[key]
-
-
-def _limit(found: dict[Any, Any], most: int) -> None:
+def limit(found: dict[Any, Any], most: int) -> None:
+    """Make room in what is remembered."""
     if len(found) >= most:
         found.clear()
-
-
-def _form(folder: Path, found: Sequence[FileStamp]) -> dict[str, bytes]:
-    """The config of an adapter and the heads of its weights, from the files with these stamps;
-    RequestError when one is missing, or not that file any more."""
-    parts: dict[str, bytes] = {}
-    for stamp in found:
-        name, size = stamp.name, _MOST_BYTES
-        if name != CONFIG_FILE:
-            start = read_start(folder / name, POINTER_BYTES, stamp) or b""
-            if problem := lfs_problem(start):
-                raise invalid(f"{name} {problem}")
-            size = 8 + min(int.from_bytes(start[:8], "little"), _MOST_BYTES)
-        if (content := read_start(folder / name, size, stamp)) is None:
-            raise being_written(folder)
-        parts[name] = content if name == CONFIG_FILE else content[8:]
-    _check_present(folder, parts)
-    return parts
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -25,7 +25,6 @@ _REFUSED = {  # field → what it is; refused when set
     "kasa_config": "KaSA (it changes the base weights)",
     "monteclora_config": "MonteCLoRA sampling",
     "layer_replication": "a base model with repeated layers",
-    "target_parameters": "LoRA on bare parameters (mixture of experts)",
     "megatron_config": "Megatron parallel layers",
     "lora_bias": "a bias in lora_B",
     "trainable_token_indices": "trained token embeddings",
@@ -40,7 +39,7 @@ _IGNORED = frozenset({
     "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout",
     "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version",
     "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
-    "task_type", "use_rslora", "velora_config",
+    "target_parameters", "task_type", "use_rslora", "velora_config",
 })  # fmt: skip
 
 
@@ -66,6 +65,7 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float]
     modules_to_save: tuple[str, ...]
     ties: bool = False
+    target_parameters: tuple[str, ...] = ()  # paths of parameters, or the ends of such
 
     def of_modules(self, modules: Sequence[str]) -> dict[str, ModuleConfig]:
         """What holds for each module, named as in the base model; RequestError(INVALID_ARG) when
@@ -95,6 +95,7 @@ def parse_config(content: bytes) -> AdapterConfig:
         alpha_pattern={k: _alpha(v, f"alpha_pattern[{k!r}]") for k, v in _pattern(fields, "alpha")},
         modules_to_save=_names(fields, "modules_to_save"),
         ties=bool(fields.get("ensure_weight_tying")),
+        target_parameters=_names(fields, "target_parameters"),
     )
 
 

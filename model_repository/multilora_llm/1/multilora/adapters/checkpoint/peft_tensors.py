@@ -7,27 +7,28 @@ adapter learned is dropped.
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from multilora.adapters.checkpoint.known_modules import (
+    KnownModules,
+    no_room,
+    plain_path,
+)
 from multilora.adapters.checkpoint.peft_config import AdapterConfig, ModuleConfig
 from multilora.adapters.files import CONFIG_FILE, weight_files
 from multilora.base_model.checkpoint import CheckpointFiles
-from multilora.base_model.sites import HEAD, LoRASite, Slice, modules, short_names
+from multilora.base_model.sites import LoRASite, Slice
 from multilora.errors import ErrorCode, RequestError, StartupError, invalid, lfs_problem
 from multilora.lora.rank_pages import largest
 
 _TENSOR = re.compile(
     r"(?P<module>.+)\.lora_(?:(?P<half>[AB])(?:\.[^.]+)?\.weight|embedding_(?P<table>[AB])(?:\.[^.]+)?)"
 )
-_ALIASES = {"unembed_tokens": HEAD}  # as Tinker writes it
-# Trainers put any of these before "layers.".
-_PREFIX = re.compile(r"(?:(?:base_model|model|language_model|module)\.)*")
-_LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # What PEFT puts between a module and a copy of its weight.
 _COPY = re.compile(r"\.(?:base_layer|original_module|modules_to_save(?:\.[^.]+)?)(?=\.)")
@@ -64,7 +65,8 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Factors(NamedTuple):
-    """ΔW = scaling · b · a, as in the file: a [rank, in_features], b [out_features, rank]."""
+    """ΔW = scaling · b · a, as in the file: a [rank, in_features], b [out_features, rank]. Of E
+    experts a [E, rank, in_features], b [E, out_features, rank], which the file has transposed."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -72,14 +74,14 @@ class Factors(NamedTuple):
 
     @property
     def rank(self) -> int:
-        return self.a.shape[0]
+        return self.a.shape[-2]
 
 
 class _Half(NamedTuple):
     """lora_A or lora_B as it stands in the file."""
 
     name: str
-    module: str  # without PEFT's prefix: what rank_pattern and alpha_pattern match
+    module: str  # what rank_pattern and alpha_pattern match
     tensor: torch.Tensor
 
 
@@ -171,7 +173,7 @@ def without_copies(
         return dict(tensors)
     try:
         with CheckpointFiles(base_folder) as files:
-            copies = {name: files.find(_plain(_COPY.sub("", plain[name]))) for name in others}
+            copies = {name: files.find(plain_path(_COPY.sub("", plain[name]))) for name in others}
             for name, original in copies.items():
                 if original and (rows := files.differing_rows(original, tensors[name])):
                     raise _changed(name, tensors[name], rows, original, files.shape(original))
@@ -202,25 +204,27 @@ def lora_factors(
     config: AdapterConfig,
     sites: Sequence[LoRASite],
     max_rank: int,
+    optional: Collection[str] = (),
 ) -> dict[str, Factors]:
     """The factors of every module the adapter updates, by its path in the base; at least one.
+    `optional` are short names of places that `sites` may lack, see BaseConfig.optional.
 
     RequestError(INVALID_ARG) for tensors that are unknown, unpaired, of the wrong shape, over
     `max_rank`, and when none fits the base model.
     """
     _check_not_empty(tensors)
-    known = _KnownModules(sites)
+    known = KnownModules(sites, config.target_parameters, optional)
     halves: dict[tuple[str, str], _Half] = {}
     foreign: list[str] = []
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(_WRAPPERS.sub("", name))
-        module = known.find(match["module"], name) if match else None
+        place = known.find(match["module"], name) if match else None
         takes_ids = match is not None and match["table"] is not None
-        if match is None or module is None or known.sites[module][0].takes_ids != takes_ids:
+        if match is None or place is None or known.sites[place.module][0].takes_ids != takes_ids:
             foreign.append(name)
             continue
-        half = _Half(name, match["module"].removeprefix("base_model.model."), tensor)
-        other = halves.setdefault((module, match["half"] or match["table"]), half)
+        half = _Half(name, place.pattern_name, tensor)
+        other = halves.setdefault((place.module, match["half"] or match["table"]), half)
         if other is not half:
             raise invalid(
                 f"tensors {other.name!r} and {name!r} are for the same module; "
@@ -236,7 +240,7 @@ def lora_factors(
 
 
 def _tied(
-    factors: Mapping[str, Factors], config: AdapterConfig, known: "_KnownModules"
+    factors: Mapping[str, Factors], config: AdapterConfig, known: KnownModules
 ) -> dict[str, Factors]:
     """The transposed update of a table for the one that has the same weight, unless the file holds
     that, too, as PEFT's files do."""
@@ -247,7 +251,7 @@ def _tied(
             continue
         if twin not in known.sites:
             table = twin.rpartition(".")[2]
-            raise _no_room(f"ensure_weight_tying in {CONFIG_FILE} makes this", table)
+            raise no_room(f"ensure_weight_tying in {CONFIG_FILE} makes this", table)
         scaling = config.of_modules([twin])[twin].scaling
         found[twin] = Factors(b.T.contiguous(), a.T.contiguous(), scaling)
     return found
@@ -268,48 +272,14 @@ def _not_gathered(name: str, tensor: torch.Tensor) -> RequestError:
     )
 
 
-class _KnownModules:
-    """The modules of the base model, found by the names that trainers give them."""
-
-    def __init__(self, sites: Sequence[LoRASite]) -> None:
-        self.sites = modules(sites)
-        self.names = short_names(sites)
-        self._paths = {_plain(module): module for module in self.sites}
-        self.num_layers = 1 + max(site.layer or 0 for site in sites)
-
-    def find(self, module: str, tensor: str) -> str | None:
-        """The path in the base. RequestError when the base has too few layers for `tensor`."""
-        plain = _plain(module)
-        plain = _ALIASES.get(plain, plain)
-        if plain in self._paths:
-            return self._paths[plain]
-        layer = _LAYER.search(plain)
-        if layer and _LAYER.sub("layers.0.", plain) in self._paths:
-            raise invalid(
-                f"tensor {tensor!r} is for layer {int(layer[1])}, but the base model has layers 0 "
-                f"to {self.num_layers - 1}; use the base model the adapter was trained on"
-            )
-        return None
-
-
-def _plain(module: str) -> str:
-    """A module's path without what may stand before it, its layer as a plain number."""
-    path = _PREFIX.sub("", module, count=1)
-    return _LAYER.sub(lambda match: f"layers.{int(match[1])}.", path)
-
-
-def _no_room(what: str, table: str) -> RequestError:
-    return invalid(
-        f"{what} LoRA on {table}, for which the pages of adapter memory have no room; start the "
-        f"server with {table} in --lora-target-modules"
-    )
-
-
-def _refusal(foreign: list[str], some_match: bool, known: _KnownModules) -> RequestError:
+def _refusal(foreign: list[str], some_match: bool, known: KnownModules) -> RequestError:
     for part, table in _TABLE_TENSORS.items():
         for name in foreign:
             if part in name and table not in known.names:
-                return _no_room(f"tensor {name!r} is", table)
+                return no_room(f"tensor {name!r} is", table)
+    for name in foreign:
+        if refusal := _parameter_refusal(name, known):
+            return refusal
     for part, meaning in _FOREIGN:
         for name in foreign:
             if part in name and f"{part}lora_" not in name:
@@ -332,6 +302,26 @@ def _refusal(foreign: list[str], some_match: bool, known: _KnownModules) -> Requ
     )
 
 
+def _parameter_refusal(name: str, known: KnownModules) -> RequestError | None:
+    """Why a tensor for target_parameters has no place, if it is that."""
+    match = _TENSOR.fullmatch(_WRAPPERS.sub("", name))
+    lacking = [
+        short
+        for short in (known.targets_in(match["module"]) if match else ())
+        if short not in known.names
+    ]
+    if not lacking:
+        return None
+    if all(short in known.optional for short in lacking):
+        return no_room(f"tensor {name!r} is", *lacking)
+    others = ", ".join(name for name in known.optional if "." in name) or "none"
+    return invalid(
+        f"tensor {name!r} is LoRA on the parameter {lacking[0]}, on which adapters cannot act in "
+        f"this base model (parameters on which they can: {others}); retrain without it in "
+        "target_parameters, or use the base model the adapter was trained on"
+    )
+
+
 def _pair(
     place: tuple[LoRASite, Slice],
     halves: Mapping[tuple[str, str], _Half],
@@ -347,17 +337,25 @@ def _pair(
         raise invalid(
             f"tensor {present.name!r} has no {missing} beside it; save the trained adapter again"
         )
-    _check_shapes(a, b, site.in_features, part.out_features)
+    _check_shapes(a, b, site, part)
     follows = ties and site.twin and not site.takes_ids  # PEFT gives a head the embedding's rank
-    _check_rank(a, a.tensor.shape[0] if follows else configs[a.module].rank, max_rank)
+    rank = a.tensor.shape[0] // site.experts
+    _check_rank(a, rank, rank if follows else configs[a.module].rank, max_rank)
     for half in (a, b):
         _check_dtype(half)
-    return Factors(a.tensor, b.tensor, configs[a.module].scaling)
+    if site.experts == 1:
+        return Factors(a.tensor, b.tensor, configs[a.module].scaling)
+    # PEFT has the ranks of an expert together in A, and the experts of a rank in B.
+    of_experts = b.tensor.view(part.out_features, rank, site.experts).permute(2, 0, 1)
+    by_expert = a.tensor.view(site.experts, rank, site.in_features)
+    return Factors(by_expert, of_experts, configs[a.module].scaling)
 
 
-def _check_shapes(a: _Half, b: _Half, in_features: int, out_features: int) -> None:
-    rank = a.tensor.shape[0] if a.tensor.ndim == 2 else "rank"
-    for half, shape in ((a, [rank, in_features]), (b, [out_features, rank])):
+def _check_shapes(a: _Half, b: _Half, site: LoRASite, part: Slice) -> None:
+    rows = a.tensor.shape[0] if a.tensor.ndim == 2 else -1
+    fits = rows > 0 and rows % site.experts == 0
+    rank: Any = rows if fits else "rank" if site.experts == 1 else f"{site.experts} · rank"
+    for half, shape in ((a, [rank, site.in_features]), (b, [part.out_features, rank])):
         if half.tensor.ndim == 1:
             raise _not_gathered(half.name, half.tensor)
         if list(half.tensor.shape) != shape:
@@ -367,8 +365,7 @@ def _check_shapes(a: _Half, b: _Half, in_features: int, out_features: int) -> No
             )
 
 
-def _check_rank(a: _Half, expected: int, max_rank: int) -> None:
-    rank = a.tensor.shape[0]
+def _check_rank(a: _Half, rank: int, expected: int, max_rank: int) -> None:
     if rank != expected:
         raise invalid(
             f"tensor {a.name!r} has rank {rank}, but {CONFIG_FILE} says {expected} (r or "

@@ -18,7 +18,19 @@ from multilora.adapters.checkpoint.peft_tensors import Factors
 from multilora.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from multilora.adapters.merging.recipe import MergeRecipe
 from multilora.base_model.sites import LoRASite, modules
+from multilora.errors import invalid
 from multilora_text.checkpoint_text import GENERATION_CONFIG
+
+
+def check_mergeable(factors: Mapping[str, Factors], sites: Iterable[LoRASite]) -> None:
+    """RequestError(INVALID_ARG) for factors of parameters, which PEFT merges no more than we do."""
+    places = modules(sites)
+    for module in factors:
+        if places[module][0].is_parameter:
+            raise invalid(
+                f"it acts on the parameter {places[module][1].short_name}, and adapters of "
+                "parameters cannot be merged; name others, or use this one by itself"
+            )
 
 
 def merge_factors(

@@ -18,7 +18,7 @@ from multilora.adapters.background_thread import background_thread
 from multilora.adapters.checkpoint.adapter import Checkpoint, read_checkpoint
 from multilora.adapters.files import OPTIONAL_FILES, FileStamp, needed_files, stamps
 from multilora.adapters.memory.state import AdapterStates
-from multilora.adapters.merging.arithmetic import as_checkpoint, merge_factors
+from multilora.adapters.merging.arithmetic import as_checkpoint, check_mergeable, merge_factors
 from multilora.adapters.merging.cache import MergeCache
 from multilora.adapters.merging.recipe import MergeRecipe
 from multilora.adapters.naming.catalog import AdapterCatalog
@@ -146,9 +146,11 @@ class AdapterMerger:
 
     def _read(self, adapter_id: str, folder: Path) -> Checkpoint:
         with about_adapter(adapter_id):
-            return read_checkpoint(
+            checkpoint = read_checkpoint(
                 folder, self._sites, self._max_rank, self._tokenizer, self._base_folder
             )
+            check_mergeable(checkpoint.factors, self._sites)
+            return checkpoint
 
     def _folder(self, source: AdapterSource) -> Path:
         """The local folder of a part, whose download is used again while it is fresh."""
