@@ -109,6 +109,21 @@ def test_pages_hold_the_update_that_peft_computes(
     assert touched == named and adapter.modules
 
 
+def test_experts_of_one_training_share_a_plan_and_nothing_else(
+    tmp_path: Path, base: BaseConfig
+) -> None:
+    reader = AdapterReader(base.sites, torch.float32, 64)
+    for name, seed in (("one", 1), ("two", 2)):
+        make_adapter(tmp_path / name, "qwen3_moe", seed, **BOTH)
+    one, two, again = (reader.read(tmp_path / name, name) for name in ("one", "two", "one"))
+    assert one.weights.plan is two.weights.plan is again.weights.plan
+    for adapter in (one, two, again):
+        alone = read_adapter(tmp_path / adapter.adapter_id, "x", base.sites, torch.float32, 64)
+        found, expected = (pages_of(each, base.sites, torch.float32).data for each in
+                           (adapter, alone))  # fmt: skip
+        assert torch.equal(found, expected)
+
+
 def test_experts_beside_what_an_adapter_lacks_are_zeros(tmp_path: Path, base: BaseConfig) -> None:
     make_adapter(tmp_path, "qwen3_moe", target_modules=["q_proj"], r=20)
     adapter = read_adapter(tmp_path, "x", base.sites, torch.float32, 64)

@@ -137,6 +137,7 @@ class _Form(NamedTuple):
     rank: int
     modules: tuple[str, ...]
     unchanged: list[str]  # see _Contents
+    tidy: bool  # the plan is for the bytes of the file as they are; see is_tidy
 
 
 class AdapterReader:
@@ -198,13 +199,16 @@ class AdapterReader:
         names = weight_files(files)
         content = files[names[0]].data
         key = files[CONFIG_FILE].digest, bytes(head_of(content))
-        if len(names) == 1 and (form := self._forms.get((*key, len(content)))):
-            return form, as_tensor(content)
+        known = self._forms.get((*key, len(content))) if len(names) == 1 else None
+        if known and known.tidy:
+            return known, as_tensor(content)
         contents = self._contents(files)
         data, factors = as_tensor(content), contents.factors
         tidy = len(names) == 1 and is_tidy(factors, data, len(head_of(content)))
-        if not tidy:
+        if known or not tidy:
             data, factors = tidied(factors)
+        if known:
+            return known, data
         places = modules(self._sites)
         touched = {places[module][1].short_name for module in factors}
         form = _Form(
@@ -212,8 +216,9 @@ class AdapterReader:
             max(pair.rank for pair in contents.factors.values()),
             tuple(name for name in short_names(self._sites) if name in touched),
             contents.unchanged,
+            tidy,
         )
-        if tidy:
+        if len(names) == 1:
             limit(self._forms, _MOST_PLANS)
             self._forms[*key, len(content)] = form
         return form, data
