@@ -100,11 +100,14 @@ def _parameters(router: str) -> dict[str, dict[str, Any]]:
     }
 
 
+_BARE = _parameters("")
 PARAMETERS = {
     "mixtral": _parameters("mlp.gate.weight"),
     "qwen2_moe": _parameters("mlp.gate.weight"),
     "qwen3_moe": _parameters("mlp.gate.weight"),
     "gpt_oss": _parameters("mlp.router.weight"),
+    # Its router is none of the places.
+    "deepseek_v3": {name: _BARE[name] for name in ("experts", "gate_up", "down")},
 }
 MIXES = {
     "llama subsets": ("llama", SUBSETS),
