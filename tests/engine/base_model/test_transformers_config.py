@@ -233,6 +233,7 @@ def test_transposed_experts_have_the_same_sizes(tmp_path: Path) -> None:
     sites = base.with_places(base.optional).parameter_sites[:3]
     assert [site.in_features for site in sites] == [64, 64, 96]
     assert [site.out_features for site in sites] == [4, 192, 64]
+    assert [site.is_transposed for site in sites] == [False, True, True]
 
 
 def test_a_router_that_is_widened_first_is_no_place(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from multilora.adapters.checkpoint.adapter import AdapterReader
@@ -22,6 +23,7 @@ from support.tiny.families import make_model, write_model
 
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 BOTH = {"target_modules": [], "target_parameters": [f"mlp.{name}" for name in EXPERTS]}
+DOWN = {"target_modules": [], "target_parameters": [EXPERTS[1]]}
 INNER = "layers.0.mlp.experts.base_layer.lora_"
 OUTER = "layers.0.mlp.experts.lora_"
 
@@ -133,6 +135,46 @@ def test_experts_beside_what_an_adapter_lacks_are_zeros(tmp_path: Path, base: Ba
     for site in base.parameter_sites:
         assert not pool.a[site.name].any() and not pool.b[site.name].any()
     assert not (pool.data == 7.0).any(), "every number of the pages was written"
+
+
+def as_peft_018_has_it(folder: Path, version: str | None = "0.18.1") -> Path:
+    """A and B of experts in each other's place, as it took the rows of a matrix for inputs."""
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if "lora_A" in name]:
+        other = name.replace("lora_A", "lora_B")
+        a, b = tensors[name].unflatten(0, (4, -1)), tensors[other].unflatten(1, (-1, 4))
+        tensors[name] = b.permute(2, 1, 0).flatten(0, 1).contiguous()
+        tensors[other] = a.permute(2, 1, 0).flatten(1, 2).contiguous()
+    save_file(tensors, path)
+    return configure(folder, peft_version=version)
+
+
+def test_files_of_peft_before_it_knew_which_way_experts_are(
+    tmp_path: Path, adapter: Path, base: BaseConfig
+) -> None:
+    def data(base: BaseConfig) -> torch.Tensor:
+        read = read_adapter(adapter, "x", base.sites, torch.float32, 64)
+        return pages_of(read, base.sites, torch.float32).data
+
+    before = data(base)
+    for version in ("0.18.1", None):
+        assert torch.equal(data(base), before)
+        as_peft_018_has_it(adapter, version)
+        assert torch.equal(data(base), before)
+        as_peft_018_has_it(adapter)  # and back
+    square = make_model("qwen3_moe", moe_intermediate_size=64)
+    base = read_base(write_model(square, tmp_path / "square"), "auto").with_places(EXPERTS)
+    adapted = get_peft_model(square, LoraConfig(**DOWN, init_lora_weights=False))
+    adapted.save_pretrained(str(adapter))
+    before = data(base)
+    as_peft_018_has_it(adapter)
+    assert torch.equal(data(base), before)
+    configure(adapter, peft_version="0.19.0.dev0@1a2b")
+    assert not torch.equal(data(base), before)
+    configure(adapter, peft_version=None)
+    with pytest.raises(RequestError, match=r"square matrices, and .* has no peft_version"):
+        data(base)
 
 
 def test_files_that_have_the_layers_of_peft_the_other_way_round(

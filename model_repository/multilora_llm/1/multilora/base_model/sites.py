@@ -43,6 +43,8 @@ class LoRASite:
 
     `takes_ids`: an embedding, whose input is token ids: each picks a column of A, as a one-hot row
     of `in_features` numbers would. `twin` is another module with the same weight, "" for none.
+    `experts` > 1: a stack of as many matrices, each with factors of its own; `is_transposed`: they
+    are [in_features, out_features].
     """
 
     name: str  # unique in the base model: "layers.3.qkv"
@@ -54,6 +56,7 @@ class LoRASite:
     takes_ids: bool = False
     twin: str = ""
     experts: int = 1
+    is_transposed: bool = False
 
     @cached_property
     def slice_sizes(self) -> tuple[int, ...]:

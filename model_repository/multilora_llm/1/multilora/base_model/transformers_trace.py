@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,10 +223,12 @@ class Trace:
         if rows.shape[0] == _ROWS and len(shape) == 2 and shape[0] == _ROWS:
             used = ("gate_up_proj" if experts.has_gate else "up_proj", "down_proj")
             for name, weight in experts.named_parameters(recurse=False):
-                if name in used and weight.ndim == 3:
+                if name in used and weight.ndim == 3 and len(weight) > 1:
                     count, *sizes = weight.shape
-                    outputs, inputs = reversed(sizes) if experts.is_transposed else sizes
-                    self._add_bare(f"{self._names[experts]}.{name}", inputs, outputs, count)
+                    transposed = bool(experts.is_transposed)
+                    outputs, inputs = reversed(sizes) if transposed else sizes
+                    path = f"{self._names[experts]}.{name}"
+                    self._add_bare(path, inputs, outputs, count, transposed)
         return torch.empty_like(rows)
 
     def _note_use(self, func: Any, given: tuple[Any, ...], result: Any) -> None:
@@ -235,14 +238,17 @@ class Trace:
             if weight is None or not isinstance(result, torch.Tensor):
                 continue
             if func is F.linear and index == 1 and given[0].shape[:-1].numel() == _ROWS:
-                self._add_bare(name, weight.shape[1], weight.shape[0], 1)
+                self._add_bare(name, weight.shape[1], weight.shape[0])
             else:
                 self._used_otherwise.add(name)
 
-    def _add_bare(self, name: str, inputs: int, outputs: int, experts: int) -> None:
+    def _add_bare(
+        self, name: str, inputs: int, outputs: int, experts: int = 1, is_transposed: bool = False
+    ) -> None:
         if number := _LAYER.search(name):
-            part = Slice(name, outputs, is_parameter=True)
-            self._bare.append(LoRASite(name, int(number[1]), inputs, (part,), experts=experts))
+            part = (Slice(name, outputs, is_parameter=True),)
+            site = LoRASite(name, int(number[1]), inputs, part, experts=experts)
+            self._bare.append(replace(site, is_transposed=is_transposed))
 
     def _mask(
         self, q_length: int, kv_length: int, mask_function: Callable[..., Any],

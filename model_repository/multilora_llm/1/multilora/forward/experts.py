@@ -41,11 +41,10 @@ def adapt_parameters(model: PreTrainedModel, sites: Sequence[LoRASite], lora: Lo
     for site in sites:
         path, _, name = site.slices[0].module.rpartition(".")
         module = model.get_submodule(path)
-        parameter = getattr(module, name)
-        if parameter.ndim == 3:
+        if site.experts > 1:
             _ADAPTED.setdefault(module, _AdaptedExperts({}, lora)).sites[name] = site
         else:
-            setattr(module, name, _AdaptedMatrix.of(parameter, site, lora))
+            setattr(module, name, _AdaptedMatrix.of(getattr(module, name), site, lora))
 
 
 def implementation(sites: Sequence[LoRASite]) -> str | None:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from multilora.adapters.checkpoint.factors import Factors
 from multilora.adapters.checkpoint.peft_config import parse_config
 from multilora.adapters.checkpoint.peft_tensors import (
-    Factors,
     add_shard,
     as_tensor,
     check_finite,

@@ -6,6 +6,7 @@ target_modules, initialisations that leave the base weights alone…) are ignore
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -66,6 +67,7 @@ class AdapterConfig:
     modules_to_save: tuple[str, ...]
     ties: bool = False
     target_parameters: tuple[str, ...] = ()  # paths of parameters, or the ends of such
+    swaps_experts: bool | None = None  # PEFT before 0.19 does, see factors; None: it is not said
 
     def of_modules(self, modules: Sequence[str]) -> dict[str, ModuleConfig]:
         """What holds for each module, named as in the base model; RequestError(INVALID_ARG) when
@@ -96,6 +98,7 @@ def parse_config(content: bytes) -> AdapterConfig:
         modules_to_save=_names(fields, "modules_to_save"),
         ties=bool(fields.get("ensure_weight_tying")),
         target_parameters=_names(fields, "target_parameters"),
+        swaps_experts=_swaps_experts(fields),
     )
 
 
@@ -160,6 +163,11 @@ def _names(fields: dict[str, Any], name: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
         raise invalid(f"{CONFIG_FILE}: {name} must be a list of module names; save it again")
     return tuple(names)
+
+
+def _swaps_experts(fields: dict[str, Any]) -> bool | None:
+    version = re.match(r"(\d{1,9})\.(\d{1,9})", str(fields.get("peft_version", "")))
+    return (int(version[1]), int(version[2])) < (0, 19) if version else None
 
 
 def _rank(value: object, name: str) -> int:

@@ -9,20 +9,21 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
+from multilora.adapters.checkpoint.factors import FLOATS, Factors, Half, not_gathered, paired
 from multilora.adapters.checkpoint.known_modules import (
     KnownModules,
     no_room,
     plain_path,
 )
-from multilora.adapters.checkpoint.peft_config import AdapterConfig, ModuleConfig
+from multilora.adapters.checkpoint.peft_config import AdapterConfig
 from multilora.adapters.files import CONFIG_FILE, weight_files
 from multilora.base_model.checkpoint import CheckpointFiles
-from multilora.base_model.sites import LoRASite, Slice
+from multilora.base_model.sites import LoRASite
 from multilora.errors import ErrorCode, RequestError, StartupError, invalid, lfs_problem
 from multilora.lora.rank_pages import largest
 
@@ -61,28 +62,6 @@ _DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 POINTER_BYTES = 64  # tell a Git LFS pointer
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-class Factors(NamedTuple):
-    """ΔW = scaling · b · a, as in the file: a [rank, in_features], b [out_features, rank]. Of E
-    experts a [E, rank, in_features], b [E, out_features, rank], which the file has transposed."""
-
-    a: torch.Tensor
-    b: torch.Tensor
-    scaling: float
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[-2]
-
-
-class _Half(NamedTuple):
-    """lora_A or lora_B as it stands in the file."""
-
-    name: str
-    module: str  # what rank_pattern and alpha_pattern match
-    tensor: torch.Tensor
 
 
 def parse(name: str, content: bytes | memoryview) -> dict[str, torch.Tensor]:
@@ -167,7 +146,7 @@ def without_copies(
     others = [
         name
         for name, tensor in tensors.items()
-        if not _TENSOR.fullmatch(plain[name]) and tensor.dtype in _FLOATS and tensor.numel()
+        if not _TENSOR.fullmatch(plain[name]) and tensor.dtype in FLOATS and tensor.numel()
     ]
     if not others:
         return dict(tensors)
@@ -214,7 +193,7 @@ def lora_factors(
     """
     _check_not_empty(tensors)
     known = KnownModules(sites, config.target_parameters, optional)
-    halves: dict[tuple[str, str], _Half] = {}
+    halves: dict[tuple[str, str], Half] = {}
     foreign: list[str] = []
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(_WRAPPERS.sub("", name))
@@ -223,7 +202,7 @@ def lora_factors(
         if match is None or place is None or known.sites[place.module][0].takes_ids != takes_ids:
             foreign.append(name)
             continue
-        half = _Half(name, place.pattern_name, tensor)
+        half = Half(name, place.pattern_name, tensor)
         other = halves.setdefault((place.module, match["half"] or match["table"]), half)
         if other is not half:
             raise invalid(
@@ -234,9 +213,10 @@ def lora_factors(
         raise _refusal(foreign, bool(halves), known)
     touched = dict.fromkeys(module for module, _ in halves)
     configs = config.of_modules([half.module for half in halves.values()])
-    ties, sites_of = config.ties, known.sites
-    found = {module: _pair(sites_of[module], halves, configs, max_rank, ties) for module in touched}
-    return found | _tied(found, config, known) if ties else found
+    found = {
+        module: paired(known.sites[module], halves, configs, max_rank, config) for module in touched
+    }
+    return found | _tied(found, config, known) if config.ties else found
 
 
 def _tied(
@@ -260,16 +240,7 @@ def _tied(
 def _check_not_empty(tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.numel():
-            raise _not_gathered(name, tensor)
-
-
-def _not_gathered(name: str, tensor: torch.Tensor) -> RequestError:
-    return invalid(
-        f"tensor {name!r} has shape {list(tensor.shape)}: it is what one process of DeepSpeed "
-        "ZeRO-3 or FSDP held; gather the weights before saving "
-        "(stage3_gather_16bit_weights_on_model_save: true), or make the whole ones of the training "
-        "checkpoint with zero_to_fp32.py"
-    )
+            raise not_gathered(name, tensor)
 
 
 def _refusal(foreign: list[str], some_match: bool, known: KnownModules) -> RequestError:
@@ -320,70 +291,6 @@ def _parameter_refusal(name: str, known: KnownModules) -> RequestError | None:
         f"this base model (parameters on which they can: {others}); retrain without it in "
         "target_parameters, or use the base model the adapter was trained on"
     )
-
-
-def _pair(
-    place: tuple[LoRASite, Slice],
-    halves: Mapping[tuple[str, str], _Half],
-    configs: Mapping[str, ModuleConfig],
-    max_rank: int,
-    ties: bool,
-) -> Factors:
-    site, part = place
-    a, b = halves.get((part.module, "A")), halves.get((part.module, "B"))
-    if a is None or b is None:
-        present, missing = (a, "lora_B") if a else (b, "lora_A")
-        assert present is not None
-        raise invalid(
-            f"tensor {present.name!r} has no {missing} beside it; save the trained adapter again"
-        )
-    _check_shapes(a, b, site, part)
-    follows = ties and site.twin and not site.takes_ids  # PEFT gives a head the embedding's rank
-    rank = a.tensor.shape[0] // site.experts
-    _check_rank(a, rank, rank if follows else configs[a.module].rank, max_rank)
-    for half in (a, b):
-        _check_dtype(half)
-    if site.experts == 1:
-        return Factors(a.tensor, b.tensor, configs[a.module].scaling)
-    # PEFT has the ranks of an expert together in A, and the experts of a rank in B.
-    of_experts = b.tensor.view(part.out_features, rank, site.experts).permute(2, 0, 1)
-    by_expert = a.tensor.view(site.experts, rank, site.in_features)
-    return Factors(by_expert, of_experts, configs[a.module].scaling)
-
-
-def _check_shapes(a: _Half, b: _Half, site: LoRASite, part: Slice) -> None:
-    rows = a.tensor.shape[0] if a.tensor.ndim == 2 else -1
-    fits = rows > 0 and rows % site.experts == 0
-    rank: Any = rows if fits else "rank" if site.experts == 1 else f"{site.experts} · rank"
-    for half, shape in ((a, [rank, site.in_features]), (b, [part.out_features, rank])):
-        if half.tensor.ndim == 1:
-            raise _not_gathered(half.name, half.tensor)
-        if list(half.tensor.shape) != shape:
-            raise invalid(
-                f"tensor {half.name!r} has shape {list(half.tensor.shape)}, but the base model "
-                f"needs {shape}; use the base model the adapter was trained on"
-            )
-
-
-def _check_rank(a: _Half, rank: int, expected: int, max_rank: int) -> None:
-    if rank != expected:
-        raise invalid(
-            f"tensor {a.name!r} has rank {rank}, but {CONFIG_FILE} says {expected} (r or "
-            "rank_pattern), so its scaling is unknown; save both files together"
-        )
-    if rank > max_rank:
-        raise invalid(
-            f"tensor {a.name!r} has rank {rank}, over the limit of {max_rank}; "
-            "raise max_lora_rank (--max-lora-rank)"
-        )
-
-
-def _check_dtype(half: _Half) -> None:
-    if half.tensor.dtype not in _FLOATS:
-        raise invalid(
-            f"tensor {half.name!r} has dtype {half.tensor.dtype}; save the adapter in float32, "
-            "float16 or bfloat16"
-        )
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:

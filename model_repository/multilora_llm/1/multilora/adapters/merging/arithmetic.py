@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from safetensors.torch import save
 
-from multilora.adapters.checkpoint.peft_tensors import Factors
+from multilora.adapters.checkpoint.factors import Factors
 from multilora.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from multilora.adapters.merging.recipe import MergeRecipe
 from multilora.base_model.sites import LoRASite, modules
