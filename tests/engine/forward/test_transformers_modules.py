@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from multilora.forward import transformers_modules
 from multilora.forward.transformers_modules import HeadModule, NormModule, use_own_modules
 from support.tiny.families import FAMILIES, make_model
 
@@ -127,9 +128,27 @@ def test_a_head_on_a_cpu_is_packed_and_its_embedding_is_left_alone() -> None:
     use_own_modules(model)
     ours = model.get_submodule("lm_head")
     assert isinstance(ours, HeadModule)
+    assert ours.weight.dtype == torch.float32, "classes look at it"
     x = torch.randn(1, 5, head.in_features)
     with torch.inference_mode():
         y, expected = ours(x), head(x)
     assert y.shape == expected.shape
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     assert model.get_input_embeddings() is embedding and torch.equal(embedding.weight, before)
+
+
+def test_a_norm_takes_rows_whose_numbers_lie_apart() -> None:
+    """The kernel reads adjacent ones."""
+    norm = NormModule(torch.ones(8), 0.0, 1e-6)
+    x = torch.randn(1, 8, 4).transpose(1, 2)
+    seen: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = transformers_modules.rms_norm
+        patch.setattr(
+            transformers_modules,
+            "rms_norm",
+            lambda rows, *rest: seen.append(rows.stride(-1)) or real(rows, *rest),
+        )
+        y = norm(x)
+    assert seen == [1]
+    torch.testing.assert_close(y, x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt())

@@ -125,7 +125,14 @@ def test_logits_of_other_tokens(impl: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_out_of_memory(
     error: Exception, impl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,6 +177,31 @@ def test_files_of_peft_before_it_knew_which_way_experts_are(
         data(base)
 
 
+def test_files_of_transposed_experts_from_before_their_class_said_so(tmp_path: Path) -> None:
+    """As PEFT since 0.19 wrote them with transformers 4; square matrices go by their neighbours."""
+    theirs = make_model("gpt_oss", intermediate_size=64)
+    base = read_base(write_model(theirs, tmp_path / "base"), "auto").with_places(EXPERTS)
+    adapted = get_peft_model(theirs, LoraConfig(**BOTH, init_lora_weights=False))
+    adapted.save_pretrained(str(tmp_path / "x"))
+    first = read_adapter(tmp_path / "x", "x", base.sites, torch.float32, 64)
+    before = pages_of(first, base.sites, torch.float32).data
+    as_peft_018_has_it(tmp_path / "x", "0.19.0")
+    second = read_adapter(tmp_path / "x", "x", base.sites, torch.float32, 64)
+    assert torch.equal(pages_of(second, base.sites, torch.float32).data, before)
+
+
+def test_what_is_remembered_of_square_experts_is_of_one_peft(tmp_path: Path) -> None:
+    theirs = make_model("qwen3_moe", moe_intermediate_size=64)
+    folder = write_model(theirs, tmp_path / "base")
+    base = read_base(folder, "auto").with_places(EXPERTS)
+    adapted = get_peft_model(theirs, LoraConfig(**DOWN, init_lora_weights=False))
+    checks = AdapterChecks(base.sites, 64, folder, base.optional)
+    for name, version in (("a", None), ("b", "0.19.1"), ("c", "0.18.0"), ("d", None)):
+        adapted.save_pretrained(str(tmp_path / name))
+        found = checks.refusal(configure(tmp_path / name, peft_version=version))
+        assert (found is None) == (version is not None)
+
+
 def test_files_that_have_the_layers_of_peft_the_other_way_round(
     adapter: Path, base: BaseConfig, base_folder: Path
 ) -> None:

@@ -29,14 +29,18 @@ class NormModule(nn.Module):
         self._eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x.reshape(-1, x.shape[-1]), self._factors, self._eps).view(x.shape)
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.stride(-1) != 1:
+            rows = rows.contiguous()
+        return rms_norm(rows, self._factors, self._eps).view(x.shape)
 
 
 class HeadModule(nn.Module):
     """x [.., hidden] → logits [.., vocab], with a weight that is packed."""
 
-    def __init__(self, weight: SiteWeight) -> None:
+    def __init__(self, head: nn.Linear, weight: SiteWeight) -> None:
         super().__init__()
+        self.weight = head.weight.data.to("meta")  # a class may look at its dtype
         self._weight = weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,4 +102,4 @@ def _pack_head(model: PreTrainedModel) -> None:
     weight = packed(DenseWeight(head.weight.data, bias))
     if not isinstance(weight, DenseWeight):
         name = next(name for name, module in model.named_modules() if module is head)
-        model.set_submodule(name, HeadModule(weight))
+        model.set_submodule(name, HeadModule(head, weight))

@@ -191,6 +191,12 @@ class TableModule(nn.Module):
         self._lora = lora
         self._scale = _scale_of(table) if site.takes_ids else 1.0
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """That of the table, for a class that looks at its dtype."""
+        assert isinstance(self.table.weight, torch.Tensor)
+        return self.table.weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Token ids [..], or rows [.., in_features] → [.., out_features]."""
         y, lora = self.table(x), self._lora()

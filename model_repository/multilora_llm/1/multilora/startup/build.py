@@ -308,6 +308,7 @@ def make_adapters(
         tokenizer,
         lambda source: adapter_folder(source, limits),
         model_folder,
+        base.optional,
     )
     checks = AdapterChecks(base.sites, config.max_lora_rank, model_folder, base.optional)
     return AdapterParts(catalog, folders, manager, merger, checks)

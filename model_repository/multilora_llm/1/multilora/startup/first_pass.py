@@ -33,6 +33,8 @@ def check_first_pass(
     except (torch.OutOfMemoryError, MemoryError):
         raise too_large(folder, dtype, device) from None
     except Exception as error:
+        if "can't allocate memory" in str(error):  # a CPU's, which has no class of its own
+            raise too_large(folder, dtype, device) from None
         what = f"{name} cannot be computed ({first_line(error)})"
         raise StartupError(f"{folder}: {what}; serve another base model") from None
     if shape != (1, model.base.vocab_size):

@@ -118,11 +118,12 @@ def read_checkpoint(
     max_rank: int,
     tokenizer: Tokenizer | None = None,
     base_folder: Path | None = None,
+    optional: Collection[str] = (),
 ) -> Checkpoint:
     """The checked and finite factors of the adapter in `folder`; text and errors as AdapterReader
     reads them."""
     files = _snapshot(folder, OPTIONAL_FILES if tokenizer else ())
-    contents = _contents(files, sites, max_rank, base_folder)
+    contents = _contents(files, sites, max_rank, base_folder, optional)
     check_finite(contents.changes)
     text = adapter_text(files, tokenizer) if tokenizer else NO_TEXT
     end_token_ids = tuple(sorted(text.end_token_ids))

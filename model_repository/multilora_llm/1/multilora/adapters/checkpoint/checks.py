@@ -44,7 +44,7 @@ def adapted_places(
         config = parse_config(parts[CONFIG_FILE])
         ends = {target.rpartition(".")[2] for target in config.target_parameters}
         named.update(name for name in base.optional if name.rpartition(".")[2] in ends)
-        if not named:
+        if not named and not any("." in name for name in base.optional):
             return frozenset()
         everywhere = base.with_places(base.optional).sites
         changes = without_copies(tensors, base_folder)
@@ -96,7 +96,9 @@ class AdapterChecks:
         if config.rank_pattern or config.alpha_pattern:  # matching takes a process
             return None
         names = weight_files(parts)
-        fields = [config.r, config.ties, config.target_parameters, *names]
+        fields = [
+            config.r, config.ties, config.target_parameters, config.swaps_experts, *names
+        ]  # fmt: skip
         form = hashlib.sha256(json.dumps(fields).encode())
         for name in names:
             form.update(hashlib.sha256(parts[name]).digest())

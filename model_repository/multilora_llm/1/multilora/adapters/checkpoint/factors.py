@@ -57,7 +57,7 @@ def paired(
             f"tensor {present.name!r} has no {missing} beside it; save the trained adapter again"
         )
     sizes = site.in_features, part.out_features
-    if swapped := _is_swapped(a, site, part, config):
+    if swapped := _is_swapped(a, site, part, config, halves):
         sizes = part.out_features, site.in_features
     _check_shapes(a, b, sizes, site.experts)
     follows = (
@@ -76,12 +76,28 @@ def paired(
     return Factors(by_expert, of_experts, configs[a.module].scaling)
 
 
-def _is_swapped(a: Half, site: LoRASite, part: Slice, config: AdapterConfig) -> bool:
+def _is_swapped(
+    a: Half,
+    site: LoRASite,
+    part: Slice,
+    config: AdapterConfig,
+    halves: Mapping[tuple[str, str], Half],
+) -> bool:
     """Whether A and B have each other's place. Shapes tell, unless the matrices are square."""
-    if site.experts == 1 or site.is_transposed:
+    if site.experts == 1:
         return False
     if site.in_features != part.out_features:
         return a.tensor.ndim == 2 and a.tensor.shape[1] == part.out_features
+    if site.is_transposed:
+        # PEFT asks the class since 0.19, which says so only since transformers 5: what stands
+        # beside it tells.
+        owner = part.module.rpartition(".")[0]
+        widths = {
+            half.tensor.shape[-1]
+            for (module, kind), half in halves.items()
+            if kind == "A" and module.rpartition(".")[0] == owner
+        }
+        return widths != {site.in_features}
     if config.swaps_experts is None:
         raise invalid(
             f"tensor {a.name!r} is for square matrices, and {CONFIG_FILE} has no peft_version, "

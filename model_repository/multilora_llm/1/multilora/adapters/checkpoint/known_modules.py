@@ -18,6 +18,7 @@ _ALIASES = {"unembed_tokens": HEAD}  # as Tinker writes it
 _PREFIX = re.compile(r"(?:(?:base_model|model|language_model|module)\.)*")
 _LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 _PEFT = "base_model.model."
+RENAMED = (".block_sparse_moe.", ".mlp.")  # what Mixtral's and others' was, and is
 _WRAPPED = ".base_layer"
 
 
@@ -61,12 +62,28 @@ class KnownModules:
             weight = f"{own}.weight"
             return KnownPlace(path, weight if self._is_target(weight) else own)
         owner, depth = _unwrapped(plain)
+        if path := self._matrix(plain):
+            return KnownPlace(path, own)
         targeted = [path for path in self._parameters.get(owner, ()) if self._is_target(path)]
         if depth < len(targeted):
             path = targeted[-1 - depth]
             name = path.rpartition(".")[2]
             return KnownPlace(path, f"{_unwrapped(own)[0]}.{name}")
         self._check_layer(owner, tensor)
+        return None
+
+    def parameter(self, owner: str, name: str) -> str | None:
+        """The path of a parameter by the plain path of its module."""
+        paths = self._parameters.get(owner, ())
+        return next((path for path in paths if path.rpartition(".")[2] == name), None)
+
+    def _matrix(self, module: str) -> str | None:
+        """The weight of a module that was a linear one when the adapter was trained: a router,
+        which target_parameters does not name then."""
+        for owner in (module, module.replace(*RENAMED)):
+            path = self.parameter(owner, "weight")
+            if path and not self._is_target(path):
+                return path
         return None
 
     def targets_in(self, module: str) -> list[str]:

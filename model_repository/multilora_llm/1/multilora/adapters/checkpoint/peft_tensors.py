@@ -21,6 +21,7 @@ from multilora.adapters.checkpoint.known_modules import (
     plain_path,
 )
 from multilora.adapters.checkpoint.peft_config import AdapterConfig
+from multilora.adapters.checkpoint.single_experts import SingleExperts, parameter_for
 from multilora.adapters.files import CONFIG_FILE, weight_files
 from multilora.base_model.checkpoint import CheckpointFiles
 from multilora.base_model.sites import LoRASite
@@ -193,10 +194,13 @@ def lora_factors(
     """
     _check_not_empty(tensors)
     known = KnownModules(sites, config.target_parameters, optional)
+    experts = SingleExperts(known)
     halves: dict[tuple[str, str], Half] = {}
     foreign: list[str] = []
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(_WRAPPERS.sub("", name))
+        if match and match["half"] and experts.take(name, match["module"], match["half"], tensor):
+            continue
         place = known.find(match["module"], name) if match else None
         takes_ids = match is not None and match["table"] is not None
         if match is None or place is None or known.sites[place.module][0].takes_ids != takes_ids:
@@ -209,13 +213,18 @@ def lora_factors(
                 f"tensors {other.name!r} and {name!r} are for the same module; "
                 "save each adapter in a folder of its own"
             )
-    if foreign or not halves:
-        raise _refusal(foreign, bool(halves), known)
+    some_match = bool(halves or experts.names)
+    if foreign or not some_match:
+        raise _refusal(foreign, some_match, known)
     touched = dict.fromkeys(module for module, _ in halves)
-    configs = config.of_modules([half.module for half in halves.values()])
+    configs = config.of_modules([*(half.module for half in halves.values()), *experts.names])
     found = {
         module: paired(known.sites[module], halves, configs, max_rank, config) for module in touched
     }
+    for parameter, factors in experts.factors(configs, max_rank, config).items():
+        if parameter in found:
+            raise invalid(f"tensors for {parameter} and for single experts; save the adapter again")
+        found[parameter] = factors
     return found | _tied(found, config, known) if config.ties else found
 
 
@@ -249,7 +258,7 @@ def _refusal(foreign: list[str], some_match: bool, known: KnownModules) -> Reque
             if part in name and table not in known.names:
                 return no_room(f"tensor {name!r} is", table)
     for name in foreign:
-        if refusal := _parameter_refusal(name, known):
+        if refusal := _parameter_refusal(name, known) or _single_refusal(name, foreign, known):
             return refusal
     for part, meaning in _FOREIGN:
         for name in foreign:
@@ -291,6 +300,21 @@ def _parameter_refusal(name: str, known: KnownModules) -> RequestError | None:
         f"this base model (parameters on which they can: {others}); retrain without it in "
         "target_parameters, or use the base model the adapter was trained on"
     )
+
+
+def _single_refusal(name: str, foreign: list[str], known: KnownModules) -> RequestError | None:
+    """Why a tensor for the module of one expert, or for a router that was one, has no place."""
+    needed = set(map(_parameter_for, foreign)) - set(known.names)
+    lacking = [short for short in known.optional if short in needed]
+    return no_room(f"tensor {name!r} is", *lacking) if _parameter_for(name) in lacking else None
+
+
+def _parameter_for(name: str) -> str | None:
+    match = _TENSOR.fullmatch(_WRAPPERS.sub("", name))
+    if match is None or not match["half"]:
+        return None
+    module = match["module"]
+    return "gate.weight" if module.endswith(".gate") else parameter_for(module)
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -67,7 +67,9 @@ class AdapterMerger:
         tokenizer: Tokenizer | None,
         folder_of: Callable[[AdapterSource], Path],
         base_folder: Path | None = None,
+        optional: Collection[str] = (),
     ) -> None:
+        """`optional`: see lora_factors."""
         self.computed = 0  # merges that were not found on disk
         self._catalog = catalog
         self._states = states
@@ -76,6 +78,7 @@ class AdapterMerger:
         self._tokenizer = tokenizer
         self._folder_of = folder_of
         self._base_folder = base_folder
+        self._optional = optional
         self._cache = MergeCache(_KEPT_MERGES)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._computing = threading.Lock()  # one merge at a time: each takes memory
@@ -147,7 +150,12 @@ class AdapterMerger:
     def _read(self, adapter_id: str, folder: Path) -> Checkpoint:
         with about_adapter(adapter_id):
             checkpoint = read_checkpoint(
-                folder, self._sites, self._max_rank, self._tokenizer, self._base_folder
+                folder,
+                self._sites,
+                self._max_rank,
+                self._tokenizer,
+                self._base_folder,
+                self._optional,
             )
             check_mergeable(checkpoint.factors, self._sites)
             return checkpoint
