@@ -141,6 +141,13 @@ def _check_dtype(half: Half) -> None:
         )
 
 
+def twice(one: Half, other: Half) -> RequestError:
+    return invalid(
+        f"tensors {one.name!r} and {other.name!r} are for the same module; "
+        "save each adapter in a folder of its own"
+    )
+
+
 def not_gathered(name: str, tensor: torch.Tensor) -> RequestError:
     return invalid(
         f"tensor {name!r} has shape {list(tensor.shape)}: it is what one process of DeepSpeed "

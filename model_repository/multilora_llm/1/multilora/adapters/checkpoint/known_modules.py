@@ -17,7 +17,6 @@ _ALIASES = {"unembed_tokens": HEAD}  # as Tinker writes it
 # Trainers put any of these before "layers.".
 _PREFIX = re.compile(r"(?:(?:base_model|model|language_model|module)\.)*")
 _LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
-_PEFT = "base_model.model."
 RENAMED = (".block_sparse_moe.", ".mlp.")  # what Mixtral's and others' was, and is
 _WRAPPED = ".base_layer"
 
@@ -57,7 +56,7 @@ class KnownModules:
         """RequestError when the base has too few layers for `tensor`."""
         plain = plain_path(module)
         plain = _ALIASES.get(plain, plain)
-        own = module.removeprefix(_PEFT)
+        own = peft_name(module)
         if path := self._linears.get(plain):
             weight = f"{own}.weight"
             return KnownPlace(path, weight if self._is_target(weight) else own)
@@ -112,6 +111,11 @@ class KnownModules:
                     f"layers 0 to {self.num_layers - 1}; use the base model the adapter was "
                     "trained on"
                 )
+
+
+def peft_name(module: str) -> str:
+    """What PEFT matches patterns with: the path in its files without what it puts before it."""
+    return module.removeprefix("base_model.model.")
 
 
 def plain_path(module: str) -> str:

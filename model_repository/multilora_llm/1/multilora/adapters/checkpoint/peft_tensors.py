@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from multilora.adapters.checkpoint.factors import FLOATS, Factors, Half, not_gathered, paired
+from multilora.adapters.checkpoint.factors import FLOATS, Factors, Half, not_gathered, paired, twice
 from multilora.adapters.checkpoint.known_modules import (
     KnownModules,
     no_room,
     plain_path,
 )
 from multilora.adapters.checkpoint.peft_config import AdapterConfig
-from multilora.adapters.checkpoint.single_experts import SingleExperts, parameter_for
+from multilora.adapters.checkpoint.single_experts import SingleExperts, no_room_for
 from multilora.adapters.files import CONFIG_FILE, weight_files
 from multilora.base_model.checkpoint import CheckpointFiles
 from multilora.base_model.sites import LoRASite
@@ -209,10 +209,7 @@ def lora_factors(
         half = Half(name, place.pattern_name, tensor)
         other = halves.setdefault((place.module, match["half"] or match["table"]), half)
         if other is not half:
-            raise invalid(
-                f"tensors {other.name!r} and {name!r} are for the same module; "
-                "save each adapter in a folder of its own"
-            )
+            raise twice(other, half)
     some_match = bool(halves or experts.names)
     if foreign or not some_match:
         raise _refusal(foreign, some_match, known)
@@ -258,8 +255,12 @@ def _refusal(foreign: list[str], some_match: bool, known: KnownModules) -> Reque
             if part in name and table not in known.names:
                 return no_room(f"tensor {name!r} is", table)
     for name in foreign:
-        if refusal := _parameter_refusal(name, known) or _single_refusal(name, foreign, known):
+        if refusal := _parameter_refusal(name, known):
             return refusal
+    matches = {name: _TENSOR.fullmatch(_WRAPPERS.sub("", name)) for name in foreign}
+    halves = {name: match["module"] for name, match in matches.items() if match and match["half"]}
+    if refusal := no_room_for(halves, known):
+        return refusal
     for part, meaning in _FOREIGN:
         for name in foreign:
             if part in name and f"{part}lora_" not in name:
@@ -300,21 +301,6 @@ def _parameter_refusal(name: str, known: KnownModules) -> RequestError | None:
         f"this base model (parameters on which they can: {others}); retrain without it in "
         "target_parameters, or use the base model the adapter was trained on"
     )
-
-
-def _single_refusal(name: str, foreign: list[str], known: KnownModules) -> RequestError | None:
-    """Why a tensor for the module of one expert, or for a router that was one, has no place."""
-    needed = set(map(_parameter_for, foreign)) - set(known.names)
-    lacking = [short for short in known.optional if short in needed]
-    return no_room(f"tensor {name!r} is", *lacking) if _parameter_for(name) in lacking else None
-
-
-def _parameter_for(name: str) -> str | None:
-    match = _TENSOR.fullmatch(_WRAPPERS.sub("", name))
-    if match is None or not match["half"]:
-        return None
-    module = match["module"]
-    return "gate.weight" if module.endswith(".gate") else parameter_for(module)
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:

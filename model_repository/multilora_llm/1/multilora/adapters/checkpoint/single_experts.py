@@ -12,11 +12,17 @@ from typing import NamedTuple
 
 import torch
 
-from multilora.adapters.checkpoint.factors import Factors, Half, paired
-from multilora.adapters.checkpoint.known_modules import RENAMED, KnownModules, plain_path
+from multilora.adapters.checkpoint.factors import Factors, Half, paired, twice
+from multilora.adapters.checkpoint.known_modules import (
+    RENAMED,
+    KnownModules,
+    no_room,
+    peft_name,
+    plain_path,
+)
 from multilora.adapters.checkpoint.peft_config import AdapterConfig, ModuleConfig
 from multilora.base_model.sites import LoRASite, Slice
-from multilora.errors import invalid
+from multilora.errors import RequestError, invalid
 
 _EXPERT = re.compile(r"(?P<owner>.+\.experts)\.(?P<number>\d{1,6})\.(?P<module>\w+)")
 _GATE_UP, _DOWN = "gate_up_proj", "down_proj"
@@ -47,14 +53,11 @@ class SingleExperts:
         place = self._place(name, module) if ".experts." in module else None
         if place is None:
             return False
-        new = Half(name, module.removeprefix("base_model.model."), tensor)
+        new = Half(name, peft_name(module), tensor)
         first = self._modules.setdefault(place, module)
         kept = self._halves.setdefault((first, half), new)
         if kept is not new:
-            raise invalid(
-                f"tensors {kept.name!r} and {name!r} are for the same module; "
-                "save each adapter in a folder of its own"
-            )
+            raise twice(kept, new)
         return True
 
     @property
@@ -96,11 +99,23 @@ class SingleExperts:
         return _Place(parameter, number, part)
 
 
-def parameter_for(module: str) -> str | None:
-    """The short name of the parameter for the module of an expert; None for other modules."""
+def no_room_for(tensors: Mapping[str, str], known: KnownModules) -> RequestError | None:
+    """About those of `tensors`, name → module, for which this base model has parameters, but the
+    pages have no room; None when there are none."""
+    needed = {name: parameter_for(module) for name, module in tensors.items()}
+    lacking = [
+        short for short in known.optional if short in needed.values() and short not in known.names
+    ]
+    name = next((name for name, short in needed.items() if short in lacking), None)
+    return no_room(f"tensor {name!r} is", *lacking) if name else None
+
+
+def parameter_for(module: str) -> str:
+    """The short name of the parameter that holds what was this module's weight: of the module of an
+    expert, or else of a router."""
     match = _EXPERT.fullmatch(module)
     place = _PLACES.get(match["module"]) if match else None
-    return f"experts.{place[0]}" if place else None
+    return f"experts.{place[0]}" if place else f"{module.rpartition('.')[2]}.weight"
 
 
 def _name(parameter: str) -> str:
