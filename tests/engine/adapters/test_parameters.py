@@ -86,6 +86,8 @@ def test_experts_are_no_places_unless_they_are_named(
     assert entry(engine, "down")["state"] == "failed"
     with pytest.raises(RequestError, match=r"server with experts\.down_proj in --lora-target"):
         ask(engine, "load", "down")
+    refused = refusal(engine, "merge", merge=MergeRecipe(("plain", "down"), (0.5, 0.5)))
+    assert "'down'" in refused.message and "LoRA on experts.down_proj" in refused.message
 
 
 def test_parameters_for_adapters_that_come_later(make_engine: MakeEngine, root: Path) -> None:

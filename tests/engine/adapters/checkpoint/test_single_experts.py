@@ -189,3 +189,13 @@ def test_experts_that_are_left_alone_are_zeros(tmp_path: Path, family: str, base
     b = pool.b[touched[0]]
     assert b[1].any() and not b[[0, 2, 3]].any()
     assert not b[1, :, b.shape[2] // 2 :].any(), "the rows of the up projection"
+
+
+def test_experts_whose_rows_alternate_never_were_modules(tmp_path: Path) -> None:
+    """Those of gpt-oss, where gate and up are no halves of the matrix."""
+    folder = write_model(make_model("gpt_oss"), tmp_path / "base")
+    base = read_base(folder, "auto").with_places(PLACES[1:])
+    adapter = write(tmp_path / "x", "qwen3_moe", base)
+    names = load_file(adapter / "adapter_model.safetensors")
+    change(adapter, {name: None for name in names if ".gate." in name})
+    assert "is not lora_A or lora_B of" in refused(adapter, (folder, base))
