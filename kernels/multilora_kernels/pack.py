@@ -66,17 +66,25 @@ def pack_cpu(
 ) -> None:
     """See pack."""
     scales = parts[:, -1].int().view(torch.float32).tolist()
+    here = source.storage_offset()
+    # As few operations as there can be: at each one the engine's thread may take the interpreter.
     for part, scale in zip(parts.tolist(), scales, strict=True):
         offset, width, rank, is_b, target, page_stride, row_stride, _ = part
-        factor = source[offset : offset + rank * width]
-        rows = factor.view(width, rank).T.float() * scale if is_b else factor.view(rank, width)
+        strides = (1, rank) if is_b else (width, 1)
         for index, page in enumerate(pages):
-            lines = pool.as_strided(
-                (PAGE_RANK, width), (row_stride, 1), target + page * page_stride
-            )
-            own = rows[index * PAGE_RANK : (index + 1) * PAGE_RANK]
-            lines[: len(own)] = own
-            lines[len(own) :] = 0
+            first, start = index * PAGE_RANK, target + page * page_stride
+            count = min(PAGE_RANK, max(0, rank - first))
+            if count < PAGE_RANK:
+                rest = (PAGE_RANK - count, width)
+                pool.as_strided(rest, (row_stride, 1), start + count * row_stride).zero_()
+            if not count:
+                continue
+            lines = pool.as_strided((count, width), (row_stride, 1), start)
+            own = source.as_strided((count, width), strides, here + offset + first * strides[0])
+            if not is_b:
+                lines.copy_(own)
+            else:
+                torch.mul(own.float(), scale, out=lines)
 
 
 def pack(

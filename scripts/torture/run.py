@@ -8,9 +8,10 @@ Columns. operations: what the attack did. wrong: answers that are not the known 
 held when all is quiet again, by /metrics and /proc. errors: those that explain nothing. deaths:
 processes that ended without the attack having ended them. pace: the canary's 99th percentile
 between tokens ÷ the same beside so many clients who do no harm as the next column says; that is how
-many requests of the attack run at once. canary: whether its texts were right. The exit code is 1
-when a column that counts faults is not 0, a text of the canary is wrong, or, with --roomy, its pace
-is above --pace.
+many requests of the attack run at once. With --roomy that is looked at just before and just after
+each attack, for a machine has slower minutes. canary: whether its texts were right. The exit code
+is 1 when a column that counts faults is not 0, a text of the canary is wrong, or, with --roomy, its
+pace is above --pace.
 
 By default the server has little memory: sequences are preempted and adapters evicted all the time,
 which finds faults, and makes streams wait. With --roomy nobody waits for memory.
@@ -166,19 +167,20 @@ def _all_rounds(server: ServerUnderTest, flags: argparse.Namespace) -> list[Row]
     canary = Canary(server.gateway, [e for e in server.examples if e.adapter_id in ("sql", "")])
     rows: list[Row] = []
     try:
-        beside = {name: ATTACKS[name].running if flags.roomy else 0 for name in flags.only}
-        calm = {each: _calm_pace(server, canary, each) for each in sorted({*beside.values()})}
+        calm = [] if flags.roomy else _calm(server, canary, 0)
         shares = sum(ATTACKS[name].share for name in flags.only)
         for name in flags.only:
             seconds = flags.seconds * ATTACKS[name].share / shares
             print(f"{name}: {seconds:.0f} s", flush=True)
             findings = Findings()
+            beside = ATTACKS[name].running if flags.roomy else 0
+            before = _calm(server, canary, beside) if flags.roomy else calm
             songs = _round(
                 server, canary, quiet, Round(name, server, flags.seed, seconds, findings)
             )
-            now = pace(songs)
-            ratio = now / calm[beside[name]] if now else None
-            rows.append(Row(name, findings, ratio, beside[name], _heard(name, findings, songs)))
+            after = _calm(server, canary, beside) if flags.roomy and server.is_running else []
+            ratio = _pace_ratio(songs, before + after)
+            rows.append(Row(name, findings, ratio, beside, _heard(name, findings, songs)))
             if not server.is_running:
                 server.stop()
                 quiet = _started(server)
@@ -198,17 +200,24 @@ def _started(server: ServerUnderTest) -> QuietState:
     return QuietState(server)
 
 
-def _calm_pace(server: ServerUnderTest, canary: Canary, clients: int) -> float:
-    """The canary's, beside so many clients who do no harm."""
+def _calm(server: ServerUnderTest, canary: Canary, clients: int) -> list[Song]:
+    """The canary's songs beside so many clients who do no harm."""
     canary.sing()
     calm = Round(f"calm {clients}", server, 0, _CALM_SECONDS, Findings())
     overload(calm, clients)
     time.sleep(max(0.0, calm.left))
-    found = pace(canary.rest())
-    if not found:
+    songs = canary.rest()
+    if pace(songs) is None:
         raise LaunchError("no stream of the canary has tokens")
-    print(f"the pace beside {clients} clients: {1000 * found:.0f} ms", flush=True)
-    return found
+    return songs
+
+
+def _pace_ratio(songs: list[Song], calm: list[Song]) -> float | None:
+    now, then = pace(songs), pace(calm)
+    if not now or not then:
+        return None
+    print(f"the pace: {1000 * now:.0f} ms; beside nobody who does harm {1000 * then:.0f} ms")
+    return now / then
 
 
 def _round(server: ServerUnderTest, canary: Canary, quiet: QuietState, round_: Round) -> list[Song]:

@@ -85,6 +85,15 @@ def test_a_file_without_leave_to_read_it(tmp_path: Path) -> None:
     assert f"{WEIGHTS} cannot be read (Permission denied)" in caught.value.message
 
 
+def test_files_of_a_folder_that_may_not_be_listed(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    write(folder, "one")
+    folder.chmod(0o711)
+    with unprivileged(tmp_path):
+        assert adapter_files.read_settled(folder, adapter_files.FILES).keys() == {CONFIG, WEIGHTS}
+
+
 def test_other_failures_of_the_disk_may_pass(tmp_path: Path) -> None:
     (tmp_path / CONFIG).symlink_to(CONFIG)  # a loop
     with pytest.raises(RequestError) as caught:

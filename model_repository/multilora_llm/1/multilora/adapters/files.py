@@ -136,12 +136,14 @@ def read_settled(
     read or is over its limit, UNAVAILABLE when the files keep changing.
     """
     for attempt in range(_ATTEMPTS):
-        time.sleep(_PAUSE_SECONDS if attempt else 0)
+        if attempt:
+            time.sleep(_PAUSE_SECONDS)
         before = stamps(folder, names)
         for stamp in before:
             if stamp.size > limits.get(stamp.name, stamp.size):
                 raise too_large(stamp.name, limits[stamp.name])
-        time.sleep(_seconds_until_quiet(before))
+        if wait := _seconds_until_quiet(before):
+            time.sleep(wait)
         read = [_read(folder / stamp.name, stamp) for stamp in before]
         contents = {content.stamp.name: content for content in read if content}
         if len(contents) == len(before) and stamps(folder, names) == before:
@@ -161,9 +163,9 @@ def too_large(what: str, limit: int) -> RequestError:
 def stamps(folder: Path, names: Sequence[str]) -> list[FileStamp]:
     """The stamps of those files of `names` that are in `folder`; RequestError as `read_settled`."""
     found: list[FileStamp] = []
-    for name in names:
+    for name in _listed(folder, names):
         try:
-            status = os.stat(folder / name)
+            status = os.stat(os.path.join(folder, name))
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
@@ -172,6 +174,18 @@ def stamps(folder: Path, names: Sequence[str]) -> list[FileStamp]:
             raise invalid(f"{name} in {folder} is not a regular file; copy the adapter again")
         found.append(FileStamp.of(name, status))
     return found
+
+
+def _listed(folder: Path, names: Sequence[str]) -> Sequence[str]:
+    """Those of `names` that may be in `folder`: fewer calls of the system, at each of which a$
+    thread leaves the interpreter and takes it from the engine's again."""
+    if len(names) <= len(NEEDED_FILES):
+        return names
+    try:
+        there = {*os.listdir(folder)}
+    except OSError:  # stat says what is wrong, or that files may be read though not listed
+        return names
+    return [name for name in names if name.partition("/")[0] in there]
 
 
 def check_present(
@@ -210,12 +224,17 @@ def read_start(path: Path, size: int, stamp: FileStamp) -> bytes | None:
     with _opened(path, size, stamp) as descriptor:
         if descriptor is None:
             return None
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(size)
+        content = b""
+        while more := os.read(descriptor, size - len(content)):
+            content += more
+        return content
 
 
 def in_parallel(work: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> list[ResultT]:
     """What `work`, which holds the interpreter only for moments, returns for each item."""
+    items = list(items)
+    if len(items) == 1:
+        return [work(items[0])]
     return list(_readers().map(work, items))
 
 

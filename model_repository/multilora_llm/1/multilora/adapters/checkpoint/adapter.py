@@ -294,7 +294,7 @@ def _contents(
 
 def _fits(weights: HostWeights, dtype: torch.dtype) -> bool:
     """Whether the values are finite, and will be in a pool of `dtype`: a safe guess."""
-    pieces = weights.plan.pieces
+    pieces = [piece for piece in weights.plan.pieces if piece.end > piece.start]
     sizes = in_parallel(lambda piece: largest(weights.numbers(piece)), pieces)
     factors = (max(piece.scaling, 1.0) for piece in pieces)
     return _are_finite(list(zip(sizes, factors, strict=True)), dtype)
