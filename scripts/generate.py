@@ -17,6 +17,7 @@ from multilora_api.tensors import (
     ADMIN_OUTPUT,
     ENGINE_INPUTS,
     ENGINE_MODEL,
+    ENGINE_OUTPUTS,
     ENSEMBLE_INPUTS,
     OUTPUTS,
     TEXT_MODEL,
@@ -78,7 +79,7 @@ def generated() -> dict[Path, str]:
             vllm_maps,
             {tensor.name: tensor.name for tensor in VLLM_OUTPUTS},
         ),
-        configs[ENGINE_MODEL]: _with_tensors(engine, ENGINE_INPUTS, OUTPUTS, backend=True),
+        configs[ENGINE_MODEL]: _with_tensors(engine, ENGINE_INPUTS, ENGINE_OUTPUTS, backend=True),
         configs[ADMIN_MODEL]: _with_step(
             _with_tensors(admin, ADMIN_INPUTS, (ADMIN_OUTPUT,)),
             admin_maps,

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 ENGINE_ROOT = ROOT / "model_repository/multilora_llm/1"
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
-MAX_ENGINE_FILES = 95
+MAX_ENGINE_FILES = 97
 
 
 def sources(folder: Path) -> list[Path]:

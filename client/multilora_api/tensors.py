@@ -48,6 +48,13 @@ OUTPUTS = (
     PROMPT_LOGPROBS,
 )
 
+# Of a shared stream, through which a client with many requests is told of all of them: the request
+# that opens one, those whose answers go there, and whose the columns of its responses are.
+OPEN_SHARED_STREAM = Tensor("open_shared_stream", "BOOL")
+SHARED_STREAM = Tensor("shared_stream", "BYTES")
+REQUEST_ID = Tensor("request_id", "BYTES", many=True)
+NOT_OPEN = "no shared stream is open"  # the engine says so of one that has ended meanwhile
+
 SAMPLING_INPUTS = tuple(
     Tensor(parameter.tensor, parameter.datatype, parameter.kind == "strings")
     for parameter in PARAMETERS.values()
@@ -98,6 +105,8 @@ ENGINE_INPUTS = (
     _CHAT,
     *_ADAPTER,
     *_COMMON,
+    OPEN_SHARED_STREAM,
+    SHARED_STREAM,
     Tensor("action", "BYTES"),
     *(
         Tensor(name, key.datatype)
@@ -105,6 +114,7 @@ ENGINE_INPUTS = (
         if not key.tensor and name not in {tensor.name for tensor in _ADAPTER}
     ),
 )
+ENGINE_OUTPUTS = (*OUTPUTS, REQUEST_ID)
 
 
 def is_tritons(name: str) -> bool:

@@ -1,14 +1,16 @@
 """The Triton server behind the gateway: generations as gRPC streams, and the adapters model.
 
 Laws: each generation has a gRPC stream of its own, so that leaving a stream ends one request and no
-other. What the server is and holds is asked when needed, and forgotten when the server or its
-engine goes away; an error about an adapter makes the gateway forget nothing.
+other, and hears of its tokens through one that all share. What the server is and holds is asked
+when needed, and forgotten when the server or its engine goes away; an error about an adapter makes
+the gateway forget nothing.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -24,13 +26,14 @@ from multilora_client.tensors import Scalar
 from multilora_gateway.backend.messages import (
     Delta,
     GenerationRequest,
-    delta_of,
     engine_request,
     gateway_error,
     is_lost,
+    is_not_open,
 )
 from multilora_gateway.backend.retry_times import RetryTimes
 from multilora_gateway.backend.served_model import ServedModel
+from multilora_gateway.backend.shared_stream import SharedStream
 from multilora_gateway.backend.stream import EngineStream
 from multilora_gateway.backend.watch import EngineWatch, ModelProbe
 from multilora_gateway.errors import GatewayError, overloaded
@@ -63,6 +66,7 @@ class Backend:
         self._names: dict[str, tuple[float, bool]] = {}
         self._probe = ModelProbe(self._stub, self.url)
         self._watch = EngineWatch(self._probe.ask)
+        self._shared: SharedStream | None = None
         self._leaving: set[asyncio.Task[Any]] = set()  # read to their end, for nobody
         self.generating = 0  # how many generations run
         self._retry_times = RetryTimes()
@@ -73,38 +77,65 @@ class Backend:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, self._watch.close(), return_exceptions=True)
+        if self._shared:
+            await self._shared.close()
         if self._leaving:
             await asyncio.wait(self._leaving, timeout=_CLOSE_SECONDS)
         await self._channel.close()
 
     async def generate(self, asked: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """The answer in deltas; closing the generator ends the request at once."""
-        request = engine_request(asked)
-        stream = EngineStream(
-            self._stub.ModelStreamInfer(iter([request])),
-            lambda: self._probe.stop(request.id, _STOP_SECONDS),
-        )
-        logprobs, complete = asked.logprobs, False
         self.generating += 1
+        said = again = False
         try:
-            with self._watch.over(stream) as watched:
-                async for message in stream:
-                    watched.heard = time.monotonic()
-                    delta = delta_of(message, logprobs)
-                    complete = complete or delta.finish_reason is not None
-                    yield delta
-            if not complete:
-                raise GatewayError(500, "incomplete_generation", "Incomplete generation")
+            while True:
+                try:
+                    async with aclosing(self._generate(asked)) as deltas:
+                        async for delta in deltas:
+                            said = True
+                            yield delta
+                    return
+                except MultiLoRAError as error:
+                    # The shared stream may end, of no use, while a request is on its way to it.
+                    if said or again or not is_not_open(error):
+                        raise
+                    self._shared, again = None, True
         except grpc.aio.AioRpcError as error:
             lost = from_status(error.code(), error.details(), self.url)
             raise self._translated(lost, ENGINE_MODEL) from None
         except MultiLoRAError as error:
-            complete = True  # the engine says nothing after an error
             raise self._translated(error, ENGINE_MODEL) from None
         finally:
             self.generating -= 1
+
+    async def _generate(self, asked: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """As `generate`; raises MultiLoRAError and AioRpcError, too."""
+        shared = await self._shared_stream()
+        request = engine_request(asked, shared.name)
+        stream = EngineStream(
+            self._stub.ModelStreamInfer(iter([request])),
+            lambda: self._probe.stop(request.id, _STOP_SECONDS),
+        )
+        shared.join(request.id, stream, asked.logprobs)
+        try:
+            with self._watch.over(stream) as watched:
+                async for delta in stream:
+                    watched.heard = time.monotonic()
+                    yield delta
+            if not stream.complete:
+                raise GatewayError(500, "incomplete_generation", "Incomplete generation")
+        finally:
+            shared.leave(request.id)
             if not stream.at_end:
-                self._leave(asyncio.create_task(stream.leave(complete)))
+                self._leave(asyncio.create_task(stream.leave()))
+
+    async def _shared_stream(self) -> SharedStream:
+        """One that is open."""
+        if self._shared is None or self._shared.is_over:
+            self._shared = SharedStream(self._stub, self.url, self._watch, self._probe)
+        shared = self._shared
+        await shared.opened()
+        return shared
 
     async def adapters(
         self, action: str, timeout: float | None = None, **inputs: Scalar | None

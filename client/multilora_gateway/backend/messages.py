@@ -5,17 +5,24 @@
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2
 
-from multilora_api.tensors import ENGINE_MODEL, PROMPT_LOGPROBS, RUNNING
-from multilora_client.errors import MultiLoRAError, ProcessDied, ServerLost, from_message
+from multilora_api.tensors import (
+    ENGINE_MODEL,
+    NOT_OPEN,
+    PROMPT_LOGPROBS,
+    REQUEST_ID,
+    RUNNING,
+    SHARED_STREAM,
+)
+from multilora_client.errors import MultiLoRAError, ProcessDied, ServerLost
 from multilora_client.protocol import new_request
-from multilora_client.tensors import add_input, outputs
+from multilora_client.tensors import Scalar, add_input
 from multilora_gateway.errors import (
     GatewayError,
     failed,
@@ -79,8 +86,11 @@ class Delta:
     prompt: tuple[Entries, ...] = ()
 
 
-def engine_request(asked: GenerationRequest) -> service_pb2.ModelInferRequest:
-    """The gRPC message of a generation request, with a new request id."""
+def engine_request(
+    asked: GenerationRequest, shared_stream: str = ""
+) -> service_pb2.ModelInferRequest:
+    """The gRPC message of a generation request, with a new request id. Its answer comes through the
+    shared stream of that name, "" through its own."""
     message = new_request(ENGINE_MODEL, uuid.uuid4().hex)
     add_input(message, "input_ids", "INT32", list(asked.prompt_ids))
     if asked.adapter_id:
@@ -88,6 +98,8 @@ def engine_request(asked: GenerationRequest) -> service_pb2.ModelInferRequest:
     if asked.adapter_token:
         add_input(message, "adapter_token", "BYTES", asked.adapter_token)
     add_input(message, "sampling_parameters", "BYTES", json.dumps(dict(asked.sampling)))
+    if shared_stream:
+        add_input(message, SHARED_STREAM.name, "BYTES", shared_stream)
     reports = ["stream", "return_finish_reason", "return_queue_time"]
     if asked.logprobs is not None:
         reports.append("return_logprobs")
@@ -96,28 +108,36 @@ def engine_request(asked: GenerationRequest) -> service_pb2.ModelInferRequest:
     return message
 
 
-def delta_of(message: service_pb2.ModelStreamInferResponse, logprobs: int | None) -> Delta:
-    """What a response adds. `logprobs` is how many of the likeliest tokens the request asks for.
-    Raises the MultiLoRAError that an error message stands for."""
-    if message.error_message:
-        raise from_message(message.error_message)
-    values = outputs(message.infer_response)
-    if not values:
-        return Delta("", ())
-    ids = [int(value) for value in values["output_ids"]]
-    reason = str(values["finish_reason"][0])
+def deltas(
+    values: Mapping[str, Sequence[Scalar]], wanted: Mapping[str, int | None]
+) -> Iterator[tuple[str, Delta]]:
+    """(request id, what is new) of the `wanted` requests, from the outputs of a shared response.
+    `wanted` says how many of the likeliest tokens each request asks for."""
+    at = 0
+    for column, request_id in enumerate(values.get(REQUEST_ID.name, ())):
+        request_id, first = str(request_id), at
+        at += int(values["num_output_tokens"][column])
+        if request_id in wanted:
+            ids = [int(value) for value in values["output_ids"][first:at]]
+            yield request_id, _delta(values, column, ids, wanted[request_id])
+
+
+def _delta(
+    values: Mapping[str, Sequence[Scalar]], column: int, ids: list[int], logprobs: int | None
+) -> Delta:
+    reason = str(values["finish_reason"][column])
     waited = values.get("queue_time")
     tokens = tuple(map(Token, ids))
     if logprobs is not None:
-        entries = json.loads(str(values["logprobs"][0]))
+        entries = json.loads(str(values["logprobs"][column]))
         tokens = tuple(token_of(*each, logprobs) for each in zip(ids, entries, strict=True))
     prompt = values.get(PROMPT_LOGPROBS.name)
     return Delta(
-        str(values["text_output"][0]),
+        str(values["text_output"][column]),
         tokens,
         None if reason == RUNNING else reason,
-        float(waited[0]) if waited else None,
-        tuple(json.loads(str(prompt[0]))) if prompt else (),
+        float(waited[column]) if waited else None,
+        tuple(json.loads(str(prompt[column]))) if prompt else (),
     )
 
 
@@ -132,6 +152,11 @@ def token_of(token_id: int, entries: Entries, count: int) -> Token:
     )
     top = tuple((name, logprob) for _, name, logprob in ranked)
     return Token(token_id, entries[str(token_id)]["logprob"], top)
+
+
+def is_not_open(error: MultiLoRAError) -> bool:
+    """Whether a request was refused because its shared stream has ended: another may be opened."""
+    return NOT_OPEN in error.message
 
 
 def is_lost(error: MultiLoRAError) -> bool:

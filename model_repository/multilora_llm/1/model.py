@@ -20,7 +20,7 @@ from multilora.errors import RequestError, StartupError
 from multilora.wire.intake import Intake
 from multilora.wire.metrics import TritonMetrics
 from multilora.wire.responder import Responder
-from multilora.wire.stream import JointResponse, Response
+from multilora.wire.response import JointResponse, Response, SharedResponse
 from multilora.wire.triton_request import read_request
 from multilora_text.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ class TritonClient:
         self._ended = False
         self.outputs: frozenset[str] = frozenset()
 
-    def send(self, response: Response | JointResponse) -> None:
+    def send(self, response: Response | JointResponse | SharedResponse) -> None:
         arrays = response.arrays(self.outputs, self._decode)
         tensors = [pb_utils.Tensor(name, array) for name, array in arrays.items()]
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if response.final else 0

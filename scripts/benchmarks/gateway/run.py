@@ -20,8 +20,9 @@ from tritonclient.grpc import service_pb2_grpc
 
 from launcher.triton.server import TritonServer
 from multilora_client.connection import Endpoint
+from multilora_client.tensors import outputs
 from multilora_gateway.backend.client import Backend
-from multilora_gateway.backend.messages import GenerationRequest, delta_of, engine_request
+from multilora_gateway.backend.messages import GenerationRequest, engine_request
 
 TGI = "/generate_stream"  # every event holds a logprob
 OPENAI = "/v1/completions"
@@ -122,7 +123,7 @@ async def _pairs(load: StreamLoad, count: int) -> list[tuple[RoundTimes, RoundTi
         call = GenerationRequest(ids, ADAPTERS[index % len(ADAPTERS)], sampling)
         first = 0.0
         async for message in stub.ModelStreamInfer(iter([engine_request(call)])):
-            delta_of(message, sampling.get("logprobs"))  # a client reads its tokens
+            outputs(message.infer_response)  # a client reads its tokens
             first = first or time.perf_counter() - began
         return first
 

@@ -6,12 +6,17 @@
 import asyncio
 import multiprocessing
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from tritonclient.grpc import service_pb2_grpc
 
 from multilora_client.connection import Endpoint
 from multilora_gateway.backend.messages import GenerationRequest, engine_request
+from multilora_gateway.backend.shared_stream import SharedStream
+from multilora_gateway.backend.stream import EngineStream
+from multilora_gateway.backend.watch import EngineWatch, ModelProbe
 
 ADAPTERS = ("sql", "upper", "reverse", "digits", "json", "rot13", "emoji")
 PROMPT = [65] * 32  # token ids
@@ -25,36 +30,71 @@ class StreamTimes:
     times: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
+    def add(self, tokens: int) -> None:
+        """A message has come."""
+        if tokens:
+            self.times.append(time.monotonic())
+            self.tokens.append(tokens)
 
-def read(address: str, streams: int, tokens: int) -> list[StreamTimes]:
-    """`streams` at once, of `tokens` each, by turns from all adapters."""
+
+def read(address: str, streams: int, tokens: int, shared: bool = True) -> list[StreamTimes]:
+    """`streams` at once, of `tokens` each, by turns from all adapters: through shared streams, as
+    gateways read them, or each on its own."""
     shares = [streams // _READERS + (index < streams % _READERS) for index in range(_READERS)]
-    work = [(address, share, tokens) for share in shares if share]
+    work = [(address, share, tokens, shared) for share in shares if share]
     with multiprocessing.get_context("spawn").Pool(len(work)) as pool:
         return [reading for part in pool.starmap(_read, work) for reading in part]
 
 
-def _read(address: str, streams: int, tokens: int) -> list[StreamTimes]:
-    return asyncio.run(_gather(address, streams, tokens))
+def _read(address: str, streams: int, tokens: int, shared: bool) -> list[StreamTimes]:
+    return asyncio.run(_gather(address, streams, tokens, _shared if shared else _own))
 
 
-async def _gather(address: str, streams: int, tokens: int) -> list[StreamTimes]:
+async def _gather(
+    address: str,
+    streams: int,
+    tokens: int,
+    way: Callable[..., Coroutine[Any, Any, list[StreamTimes]]],
+) -> list[StreamTimes]:
     channel = Endpoint.parse(address).aio_channel()
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     sampling = {"max_tokens": tokens, "ignore_eos": True}
+    names = (ADAPTERS[index % len(ADAPTERS)] for index in range(streams))
+    readings = await way(stub, [GenerationRequest(PROMPT, name, sampling) for name in names])
+    await channel.close()
+    return readings
 
-    async def one(index: int) -> StreamTimes:
-        call = GenerationRequest(PROMPT, ADAPTERS[index % len(ADAPTERS)], sampling)
+
+async def _own(stub: Any, calls: list[GenerationRequest]) -> list[StreamTimes]:
+    async def one(call: GenerationRequest) -> StreamTimes:
         reading = StreamTimes()
         async for message in stub.ModelStreamInfer(iter([engine_request(call)])):
             if message.error_message:
                 raise RuntimeError(message.error_message)
             ids = next(o for o in message.infer_response.outputs if o.name == "output_ids")
-            if ids.shape[1]:
-                reading.times.append(time.monotonic())
-                reading.tokens.append(ids.shape[1])
+            reading.add(ids.shape[1])
         return reading
 
-    readings = await asyncio.gather(*(one(index) for index in range(streams)))
-    await channel.close()
-    return list(readings)
+    return await asyncio.gather(*map(one, calls))
+
+
+async def _shared(stub: Any, calls: list[GenerationRequest]) -> list[StreamTimes]:
+    probe = ModelProbe(stub, "")
+    watch = EngineWatch(probe.ask)
+    shared = SharedStream(stub, "", watch, probe)
+    await shared.opened()
+
+    async def one(call: GenerationRequest) -> StreamTimes:
+        reading, request = StreamTimes(), engine_request(call, shared.name)
+        stream = EngineStream(
+            stub.ModelStreamInfer(iter([request])), lambda: probe.stop(request.id, 1)
+        )
+        shared.join(request.id, stream, None)
+        async for delta in stream:
+            reading.add(len(delta.tokens))
+        shared.leave(request.id)
+        return reading
+
+    readings = await asyncio.gather(*map(one, calls))
+    await asyncio.gather(shared.close(), watch.close())
+    return readings

@@ -2,6 +2,7 @@
 
     python scripts/bench_host.py            32 and 128 streams, each of 400 tokens, 3 rounds
 
+The streams are read through two shared streams, as a gateway reads its own, or each on its own.
 Passes take the time they took on an H100 (times.py), so tokens per second are bounded by rows /
 pass time, and what is missing to that is the host's: scheduling, detokenising, sending. It prints
 the ratio to the bound; the time between the messages of a stream in passes (gap), half of the gaps
@@ -10,6 +11,7 @@ token. Medians of the rounds. Needs no GPU; quiet cores help, since the readers 
 """
 
 import argparse
+import itertools
 import os
 import shutil
 import tempfile
@@ -23,6 +25,9 @@ from benchmarks.host.times import pass_seconds
 from launcher.repository import REPOSITORY
 from launcher.triton.server import TritonServer
 
+_COLUMNS = (
+    "streams", "read", "tok/s", "bound", "ratio", "gap p50", "gap p99", "tok/message", "µs/token"
+)  # fmt: skip
 _ENGINE = "multilora_llm"
 _INSTALL = """import sys
 sys.path.append({scripts!r})
@@ -40,23 +45,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args(arguments)
-    table = [
-        ["streams", "tok/s", "bound", "ratio", "gap p50", "gap p99", "tok/message", "µs/token"]
-    ]
+    table = [[*_COLUMNS]]
     with (
         tempfile.TemporaryDirectory() as scratch,
         TritonServer(SETTINGS, model_repository=waiting_repository(scratch)) as server,
     ):
         server.wait_ready()
         read(server.grpc_address, 8, 8)  # opens what is opened once
-        for streams in flags.streams:
+        for streams, shared in itertools.product(flags.streams, (True, False)):
             step = pass_seconds(streams)
-            rounds = [measured(server, streams, flags.tokens, step) for _ in range(flags.rounds)]
+            rounds = [
+                measured(server, streams, flags.tokens, step, shared) for _ in range(flags.rounds)
+            ]
             rate, gap, tail, each, cost = (median(values) for values in zip(*rounds, strict=True))
             bound = streams / step
             numbers = (f"{rate:.0f}", f"{bound:.0f}", f"{rate / bound:.3f}")
             gaps = (f"{gap:.2f} passes", f"{tail:.2f}", f"{each:.2f}", f"{cost:.0f}")
-            table.append([str(streams), *numbers, *gaps])
+            table.append([str(streams), "shared" if shared else "own", *numbers, *gaps])
     print(text_table(table))
     return 0
 
@@ -76,12 +81,12 @@ def waiting_repository(scratch: str) -> Path:
 
 
 def measured(
-    server: TritonServer, streams: int, tokens: int, step: float
+    server: TritonServer, streams: int, tokens: int, step: float, shared: bool
 ) -> tuple[float, float, float, float, float]:
     """Tokens per second while all streams decode; median and 99th percentile of the time between
     two messages by `step`; tokens a message; microseconds of the engine's process a token."""
     began = _processor_seconds(server)
-    readings = read(server.grpc_address, streams, tokens)
+    readings = read(server.grpc_address, streams, tokens, shared)
     spent = _processor_seconds(server) - began
     start = max(reading.times[0] for reading in readings)
     end = min(reading.times[-1] for reading in readings)

@@ -222,6 +222,37 @@ def test_what_cannot_be_read_is_an_internal_error(door: Door) -> None:
     assert error.code is ErrorCode.INTERNAL and "broken tensor" in error.message
 
 
+def test_answers_come_through_a_shared_stream(engine: Engine, door: Door) -> None:
+    opener = door.send("all", open_shared_stream=True)
+    ids, shared = prompt(engine, "hello world"), {"stream": True, "shared_stream": "all"}
+    owns = {
+        name: door.send(name, input_ids=ids, adapter_id=name, max_tokens=40, **shared)
+        for name in ("upper", "reverse")
+    }
+    until(lambda: all(own.responses for own in owns.values()))
+    for name, answer in (("upper", "HELLO WORLD"), ("reverse", "world hello")):
+        parts = [part for said in opener.responses for part in said.parts]
+        own = [part.response for part in parts if part.request_id == name]
+        assert "".join(response.text for response in own) == answer
+        assert [response.final for response in own] == [False] * (len(own) - 1) + [True]
+        assert owns[name].text == "" and not owns[name].errors
+
+
+def test_what_is_wrong_with_a_shared_request_is_told_by_its_own_way(door: Door) -> None:
+    """It has nothing to do with others then, and the stream may end."""
+    opener = door.send("all-2", open_shared_stream=True)
+    broken = {"shared_stream": "all-2", "stream": True, "text_input": "x"}
+    many = door.ask("a", **broken, vllm_text_input="x", sampling_parameters='{"n": 9999}')
+    unknown = door.ask("b", **broken, adapter_id="nobody")
+    assert "answers are made at a time" in many.errors[0].message
+    assert unknown.errors[0].code is ErrorCode.NOT_FOUND
+    until(lambda: opener.responses[-1].final)
+    assert len(opener.responses) == 2
+    late = door.ask("c", **broken)
+    assert "no shared stream is open under 'all-2'" in late.errors[0].message
+    assert not door.intake._early_stops._client_ids
+
+
 def test_a_stop_reaches_a_running_request(engine: Engine, door: Door) -> None:
     ids = prompt(engine, "hello world")
     running = door.send("one", input_ids=ids, max_tokens=200, ignore_eos=True, stream=True)

@@ -1,26 +1,19 @@
-"""A response of the engine → what it adds."""
+"""A response of the engine → what it adds to which request."""
 
 import json
 from typing import Any
 
 import pytest
-from tritonclient.grpc import service_pb2
 
-from multilora_client.tensors import Value, add_input
-from multilora_gateway.backend.messages import Token, delta_of
-
-# The generated KServe messages carry no types.
-# pyright: reportAttributeAccessIssue=false
+from multilora_gateway.backend.messages import Delta, Token, deltas
 
 
-def response(**outputs: tuple[str, Value]) -> Any:
-    request = service_pb2.ModelInferRequest()  # lends its tensors to the response
-    for name, (datatype, value) in outputs.items():
-        add_input(request, name, datatype, value)
-    inner = service_pb2.ModelInferResponse(raw_output_contents=request.raw_input_contents)
-    for tensor in request.inputs:
-        inner.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-    return service_pb2.ModelStreamInferResponse(infer_response=inner)
+def entries(logprob: float, *others: tuple[int, float]) -> dict[str, Any]:
+    """Of the token 7; every token there has a rank, the picked one too."""
+    found = {"7": {"logprob": logprob, "rank": 5}}
+    for rank, (token, value) in enumerate(others, 1):
+        found[str(token)] = {"logprob": value, "rank": rank}
+    return found
 
 
 @pytest.mark.parametrize(
@@ -28,15 +21,37 @@ def response(**outputs: tuple[str, Value]) -> Any:
     [(None, ()), (0, ()), (1, ((8, -0.25),)), (2, ((8, -0.25), (9, -2.0)))],
 )
 def test_the_likeliest_tokens_are_as_many_as_asked_for(count: int | None, top: Any) -> None:
-    """Every token in `logprobs` has a rank, the picked one too."""
-    entries = {"7": {"logprob": -3.0, "rank": 5}}
-    for rank, (name, logprob) in enumerate(((8, -0.25), (9, -2.0))[: count or 0], 1):
-        entries[str(name)] = {"logprob": logprob, "rank": rank}
-    message = response(
-        text_output=("BYTES", "a"),
-        output_ids=("INT32", [7]),
-        finish_reason=("BYTES", "None"),
-        logprobs=("BYTES", json.dumps([entries])),
-    )
-    logprob = None if count is None else -3.0
-    assert delta_of(message, count).tokens == (Token(7, logprob, top),)
+    told = entries(-3.0, *((8, -0.25), (9, -2.0))[: count or 0])
+    values: dict[str, Any] = {
+        "request_id": ["a"],
+        "text_output": ["a"],
+        "output_ids": [7],
+        "num_output_tokens": [1],
+        "finish_reason": ["None"],
+        "logprobs": [json.dumps([told])],
+    }
+    ((name, delta),) = deltas(values, {"a": count})
+    assert (name, delta.tokens) == ("a", (Token(7, None if count is None else -3.0, top),))
+
+
+def test_each_request_has_its_column() -> None:
+    values: dict[str, Any] = {
+        "request_id": ["left", "a", "b", "a"],
+        "text_output": ["", "xy", "", "z"],
+        "output_ids": [1, 2, 3, 7],
+        "num_output_tokens": [1, 2, 0, 1],
+        "finish_reason": ["None", "None", "length", "stop"],
+        "queue_time": [9.0, 0.5, 0.25, 0.5],
+        "logprobs": ["null", "null", "[]", json.dumps([entries(-1.0)])],
+        "prompt_logprobs": ["[]", "[]", "[null, null]", "[]"],
+    }
+    found = list(deltas(values, {"a": None, "b": 0}))
+    assert found == [
+        ("a", Delta("xy", (Token(2), Token(3)), None, 0.5)),
+        ("b", Delta("", (), "length", 0.25, (None, None))),
+        ("a", Delta("z", (Token(7),), "stop", 0.5)),
+    ]
+
+
+def test_a_message_without_columns_says_nothing() -> None:
+    assert not list(deltas({}, {"a": None}))

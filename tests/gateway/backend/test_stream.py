@@ -2,32 +2,34 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from multilora_client.errors import Unavailable
+from multilora_client.errors import InvalidRequest, Unavailable
 from multilora_gateway.backend import stream as engine_stream
+from multilora_gateway.backend.messages import Delta
 from multilora_gateway.backend.stream import EngineStream
 
 
 class Call:
-    """grpc.aio's side: says numbers until it is told to stop, for the `deaf` + 1st time."""
+    """grpc.aio's side: lasts until `done`, or until it is told to stop, for the `deaf` + 1st
+    time."""
 
-    def __init__(self, deaf: int = 0, last: int = 1 << 60) -> None:
+    def __init__(self, deaf: int = 0, error: str = "") -> None:
         self.stops = -deaf
         self.asked = 0
-        self.said = 0
-        self.cancelled = False
-        self._last = last
+        self.done = self.cancelled = self.read_to_its_end = False
+        self._error = error
 
-    async def __aiter__(self) -> AsyncIterator[int]:
-        while self.stops < 1 and self.said < self._last:
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while self.stops < 1 and not self.done:
             await asyncio.sleep(0)
             if self.cancelled:
                 raise asyncio.CancelledError
-            self.said += 1
-            yield self.said
+        yield SimpleNamespace(error_message=self._error)
+        self.read_to_its_end = True
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -41,12 +43,64 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 20))
 
 
-def test_it_is_read_in_order_to_its_end() -> None:
+@pytest.mark.parametrize("first", ["call", "deltas"])
+def test_it_ends_with_its_last_delta_and_its_call(first: str) -> None:
+    """In whatever order they come to their ends."""
+
     async def test() -> None:
-        call = Call(last=5)
+        call = Call()
         stream = EngineStream(call, call.stop)
-        assert [message async for message in stream] == [1, 2, 3, 4, 5]
+        call.done = first == "call"
+        await asyncio.sleep(0.01)
+        said = [Delta(text, ()) for text in "ab"] + [Delta("c", (), "stop")]
+        for delta in said:
+            stream.push(delta)
+        call.done = True
+        assert [delta async for delta in stream] == said
         assert stream.at_end and not call.asked
+
+    run(test)
+
+
+def test_an_error_of_the_call_ends_it() -> None:
+    async def test() -> None:
+        call = Call(error="no luck [INVALID_ARG]")
+        stream = EngineStream(call, call.stop)
+        stream.push(Delta("a", ()))
+        assert (await anext(stream)).text == "a"
+        call.done = True
+        with pytest.raises(InvalidRequest, match="no luck"):
+            await anext(stream)
+        await stream.leave()
+        assert call.read_to_its_end and not call.asked
+
+    run(test)
+
+
+def test_a_broken_shared_stream_ends_it() -> None:
+    async def test() -> None:
+        call = Call()
+        stream = EngineStream(call, call.stop)
+        stream.fail(Unavailable("UNAVAILABLE", "gone"))
+        with pytest.raises(Unavailable, match="gone"):
+            await anext(stream)
+        assert not stream.at_end
+        await stream.leave()
+        assert call.asked == 1
+
+    run(test)
+
+
+def test_a_shared_stream_that_ends_in_order_leaves_it_to_its_call() -> None:
+    """Which tells why, if there was something to tell."""
+
+    async def test() -> None:
+        call = Call(error="not open [UNAVAILABLE]")
+        stream = EngineStream(call, call.stop)
+        stream.end()
+        call.done = True
+        with pytest.raises(Unavailable, match="not open"):
+            await anext(stream)
 
     run(test)
 
@@ -59,8 +113,10 @@ def test_leaving_stops_it_and_reads_the_rest(deaf: int, monkeypatch: pytest.Monk
     async def test() -> None:
         call = Call(deaf)
         stream = EngineStream(call, call.stop)
-        assert await anext(stream) == 1 and not stream.at_end
-        await stream.leave(ended=False)
+        stream.push(Delta("a", ()))
+        assert (await anext(stream)).text == "a" and not stream.at_end
+        await stream.leave()
+        stream.push(Delta("late", ()))
         assert call.asked == 1 + deaf and stream._reader.done()
 
     run(test)
@@ -70,12 +126,12 @@ def test_who_waits_may_be_cancelled_without_the_stream() -> None:
     async def test() -> None:
         call = Call()
         stream = EngineStream(call, call.stop)
-        reader = asyncio.create_task(anext(stream))
+        reader = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)
         assert not call.cancelled
-        await stream.leave(ended=False)
+        await stream.leave()
         assert call.asked == 1
 
     run(test)
@@ -83,11 +139,13 @@ def test_who_waits_may_be_cancelled_without_the_stream() -> None:
 
 def test_what_has_ended_is_not_stopped() -> None:
     async def test() -> None:
-        call = Call(last=3)
+        call = Call()
         stream = EngineStream(call, call.stop)
-        assert await anext(stream) == 1
-        await stream.leave(ended=True)
-        assert call.said == 3 and not call.asked
+        stream.push(Delta("a", (), "stop"))
+        assert (await anext(stream)).text == "a"
+        call.done = True
+        await stream.leave()
+        assert not call.asked
 
     run(test)
 
@@ -102,8 +160,7 @@ def test_a_server_that_is_gone_is_not_waited_for() -> None:
 
         call = Call()
         stream = EngineStream(call, nobody)
-        assert await anext(stream) == 1
-        await stream.leave(ended=False)
+        await stream.leave()
         assert call.cancelled and stream._reader.done() and len(asked) == 1
 
     run(test)
@@ -115,7 +172,6 @@ def test_the_watch_ends_who_waits() -> None:
         stream = EngineStream(call, call.stop)
         stream.cancel()
         with pytest.raises(asyncio.CancelledError):
-            while True:
-                await anext(stream)
+            await anext(stream)
 
     run(test)

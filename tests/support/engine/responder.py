@@ -8,7 +8,8 @@ from typing import Any
 from multilora.errors import RequestError
 from multilora.request import FinishReason, Request, TokenOutput
 from multilora.wire.responder import Responder
-from multilora.wire.stream import JointResponse, Response
+from multilora.wire.response import JointResponse, Response, SharedResponse
+from multilora.wire.stream import Client
 from multilora.wire.triton_request import TritonRequest
 from multilora_api.sampling import SamplingParams
 from multilora_text.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ class FakeClient:
         self.cancelled = False
         self.broken = False
 
-    def send(self, response: Response | JointResponse) -> None:
+    def send(self, response: Response | JointResponse | SharedResponse) -> None:
         if self.broken:
             raise RuntimeError("no way back")
         self.responses.append(response)
@@ -84,13 +85,15 @@ class Bench:
         echo: bool = False,
         stop: tuple[str, ...] = (),
         sampling: SamplingParams | None = None,
+        client: Client | None = None,
     ) -> FakeClient:
+        """`client` instead of the one that is returned, which is told nothing then."""
         prompt = tuple(TOKENIZER.encode("prompt "))
         request = Request(name, prompt, "", sampling or SamplingParams(stop=stop))
-        client = FakeClient()
+        fake = FakeClient()
         wanted = TritonRequest(request, name.split("#")[0], stream, echo, frozenset())
-        self.responder.add(wanted, client)
-        return client
+        self.responder.add(wanted, client or fake)
+        return fake
 
     def say(self, name: str, text: str, finish: FinishReason | None = None) -> list[TokenOutput]:
         ids = TOKENIZER.encode(text)

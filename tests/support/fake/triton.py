@@ -4,6 +4,8 @@ What it does is chosen by the request's `adapter_id`; like an ensemble, it goes 
 has left and ends only by a request with `stop`.
 """
 
+import contextlib
+import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +33,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.received: list[tuple[str, str, dict[str, list[Scalar]]]] = []
         self.meeting = threading.Barrier(4)
         self._stopped: dict[str, threading.Event] = {}
+        self._shared: dict[str, queue.SimpleQueue[service_pb2.ModelStreamInferResponse]] = {}
         self._server = grpc.server(ThreadPoolExecutor(16))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
         self.url = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
@@ -74,8 +77,46 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             if inputs.get("stop"):
                 self._event(request.id).set()
                 yield _response(final=True)
+            elif inputs.get("open_shared_stream"):
+                yield from self._open(request.id)
+            elif inputs.get("shared_stream"):
+                yield from self._share(request.model_name, request.id, inputs)
             else:
                 yield from self.answer(request.model_name, request.id, inputs)
+
+    def end_shared_streams(self) -> None:
+        """As the engine does once they are of no use."""
+        for name in list(self._shared):
+            self._event(name).set()
+
+    def _open(self, name: str) -> Iterator[service_pb2.ModelStreamInferResponse]:
+        said = self._shared[name] = queue.SimpleQueue()
+        yield _response()
+        while not self._event(name).is_set() or not said.empty():
+            with contextlib.suppress(queue.Empty):
+                yield said.get(timeout=0.05)
+        del self._shared[name]
+        yield _response(final=True)
+
+    def _share(
+        self, model: str, request_id: str, inputs: dict[str, list[Scalar]]
+    ) -> Iterator[service_pb2.ModelStreamInferResponse]:
+        said = self._shared.get(str(inputs["shared_stream"][0]))
+        if said is None:
+            message = "no shared stream is open [UNAVAILABLE]"
+            yield service_pb2.ModelStreamInferResponse(error_message=message)
+            return
+        for message in self.answer(model, request_id, inputs):
+            if message.error_message:
+                yield message
+                return
+            response = message.infer_response
+            values = zip(response.outputs, response.raw_output_contents, strict=True)
+            found = {output.name: decode(output.datatype, raw) for output, raw in values}
+            text = str(found.get("text_output", [""])[0])
+            reason = str(found.get("finish_reason", ["None"])[0])
+            said.put(_response(text, finish_reason=reason, request_id=request_id))
+        yield _response(final=True)
 
     def answer(
         self, model: str, request_id: str, inputs: dict[str, list[Scalar]]
@@ -110,10 +151,17 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 def _response(
-    text: str = "", final: bool = False, finish_reason: str = "", tokens: int = 0
+    text: str = "",
+    final: bool = False,
+    finish_reason: str = "",
+    tokens: int = 0,
+    request_id: str = "",
 ) -> service_pb2.ModelStreamInferResponse:
     request = service_pb2.ModelInferRequest()  # lends its tensors to the response
-    if text:
+    if request_id:
+        add_input(request, "request_id", "BYTES", request_id)
+        add_input(request, "output_ids", "INT32", [])
+    if text or request_id:
         add_input(request, "text_output", "BYTES", text)
     if finish_reason:
         add_input(request, "finish_reason", "BYTES", finish_reason)

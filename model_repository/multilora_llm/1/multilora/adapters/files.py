@@ -177,7 +177,7 @@ def stamps(folder: Path, names: Sequence[str]) -> list[FileStamp]:
 
 
 def _listed(folder: Path, names: Sequence[str]) -> Sequence[str]:
-    """Those of `names` that may be in `folder`: fewer calls of the system, at each of which a$
+    """Those of `names` that may be in `folder`: fewer calls of the system, at each of which a
     thread leaves the interpreter and takes it from the engine's again."""
     if len(names) <= len(NEEDED_FILES):
         return names

@@ -18,13 +18,15 @@ from multilora.errors import RequestError, cancelled, internal, invalid
 from multilora.grammar.threads import GrammarThreads
 from multilora.wire.prompt import banned_tokens, chat_error, encode_text
 from multilora.wire.responder import Responder
-from multilora.wire.stream import Client, JointClient, json_response, stopped_response
+from multilora.wire.response import json_response, stopped_response
+from multilora.wire.stream import Client, JointClient
 from multilora.wire.triton_request import (
     Tensors,
     TritonRequest,
     admin_command,
     is_admin,
     is_stop,
+    opens_shared_stream,
     parse_request,
 )
 from multilora_text.chat_template import NO_TEMPLATES, ChatTemplates
@@ -73,10 +75,18 @@ class Intake:
             command = admin_command(tensors, parameters)
             self._helpers.submit(self._guard, client, self._administer, command, client)
             return
+        if opens_shared_stream(tensors):
+            return self._responder.shared.open(client_id, client)
         request_id = f"{client_id}#{next(self._numbers)}"
         parsed = parse_request(
             tensors, parameters, client_id, request_id, self._engine.limits, self._timeout
         )
+        if parsed.shared_stream:
+            client = self._responder.shared.join(parsed.shared_stream, client_id, client)
+        self._guard(client, self._prepare, parsed, client)
+
+    def _prepare(self, parsed: TritonRequest, client: Client) -> None:
+        """Make token ids of what was sent, wherever that takes time; then go on."""
         client.outputs = parsed.outputs
         most = self._engine.config.max_concurrent_requests
         if parsed.num_answers > most:
@@ -84,7 +94,7 @@ class Intake:
                 f"n is {parsed.num_answers}, but at most {most} answers are made at a time "
                 "(--max-concurrent-requests); ask for fewer"
             )
-        self._early_stops.begin(client, client_id)
+        self._early_stops.begin(client, parsed.client_id)
         if parsed.text is not None:  # a long one takes time that others need
             self._helpers.submit(self._guard, client, self._encode, parsed, client)
             return

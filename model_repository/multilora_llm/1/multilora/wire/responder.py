@@ -15,6 +15,7 @@ from typing import Protocol
 
 from multilora.errors import cancelled
 from multilora.request import FinishReason, TokenOutput
+from multilora.wire.shared_stream import SharedStreams
 from multilora.wire.stream import Client, Stream
 from multilora.wire.triton_request import TritonRequest
 from multilora_text.tokenizer import Tokenizer
@@ -49,12 +50,14 @@ class Observer(Protocol):
 
 
 class Responder:
-    """Owns the live streams. `add`, `discard` and `stop` are for the Triton thread."""
+    """Owns the live streams, and the `shared` ones. `add`, `discard` and `stop` are for the Triton
+    thread."""
 
     def __init__(self, engine: EngineOutputs, tokenizer: Tokenizer, observer: Observer) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._observer = observer
+        self.shared = SharedStreams()
         self._streams: dict[str, Stream] = {}
         self._lock = threading.Lock()  # guards the dict, not the streams in it
         self._thread = threading.Thread(target=self._loop, name="responder", daemon=True)
@@ -79,6 +82,7 @@ class Responder:
 
     def stop(self, client_id: str) -> None:
         """Cancel what runs under this client id; nothing runs under it: nothing happens."""
+        self.shared.stop(client_id)
         for request_id, stream in self._live():
             if stream.request.client_id == client_id:
                 self._engine.abort(request_id)
@@ -87,9 +91,11 @@ class Responder:
         next_poll = 0.0
         while (outputs := self._take()) is not None:
             self._deliver(outputs)
+            self.shared.flush()
             if time.monotonic() >= next_poll:
                 self._poll_clients()
                 next_poll = time.monotonic() + _POLL_SECONDS
+        self.shared.close()
 
     def _take(self) -> list[TokenOutput] | None:
         """Everything queued, after a wait of at most one poll; None once the engine closed."""
@@ -151,6 +157,7 @@ class Responder:
             for request_id, stream in self._live():
                 if stream.client.is_cancelled():
                     self._engine.abort(request_id)
+            self.shared.poll()
             self._observer.tick()
         except Exception:  # no client may stop the thread that serves all of them
             _LOG.exception("polling clients failed")

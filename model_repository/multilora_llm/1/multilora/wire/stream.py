@@ -1,4 +1,4 @@
-"""What goes back to a client: a Stream of Responses, each some text and tokens as named arrays.
+"""What goes back to a client: a Stream of Responses.
 
 The streams of a request for several answers share its client: see JointClient.
 """
@@ -6,17 +6,16 @@ The streams of a request for several answers share its client: see JointClient.
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
-import numpy as np
-
 from multilora.errors import RequestError
 from multilora.request import FinishReason, PromptToken, TokenOutput
+from multilora.wire.response import JointResponse, Response, SharedResponse, logprobs
 from multilora.wire.triton_request import TritonRequest
-from multilora_api.tensors import OF_THE_PROMPT, PROMPT_LOGPROBS, RUNNING
+from multilora_api.tensors import RUNNING
 from multilora_text.detokenizer import Detokenizer
 from multilora_text.tokenizer import Tokenizer
 
@@ -24,121 +23,12 @@ _GATHER_SECONDS = 0.05
 _KEPT_TEXTS = 200_000  # of tokens; about one vocabulary
 
 
-@dataclass(frozen=True)
-class Response:
-    """One response. A stream has several; `finish_reason` is RUNNING but for the last.
-
-    `tokens` are those of this response only, as are the counts and logprobs made from them;
-    `cumulative_logprob` sums over the whole answer so far. `prompt` has the JSON of what this
-    response says of the prompt's tokens, one text for each; the first says of its token null.
-    """
-
-    text: str
-    tokens: tuple[TokenOutput, ...] = ()
-    finish_reason: str = RUNNING
-    num_input_tokens: int = 0
-    cumulative_logprob: float = 0.0
-    queue_time: float = 0.0  # seconds, from arrival to the first pass
-    shows_logprobs: bool = True
-    prompt: tuple[str, ...] = ()
-
-    @property
-    def final(self) -> bool:
-        return self.finish_reason != RUNNING
-
-    def arrays(
-        self, outputs: frozenset[str], decode: Callable[[list[int]], str]
-    ) -> dict[str, np.ndarray]:
-        """Output tensors by name: `text_output`, `output_ids` [1, n] and the asked `outputs`.
-
-        `decode` gives the text of token ids for the logprobs.
-        """
-        ids = [token.token_id for token in self.tokens]
-        arrays = {
-            "text_output": _string(self.text),
-            "output_ids": np.array([ids], dtype=np.int32).reshape(1, len(ids)),
-        }
-        if "finish_reason" in outputs:
-            arrays["finish_reason"] = _string(self.finish_reason)
-        if "num_input_tokens" in outputs:
-            arrays["num_input_tokens"] = np.array([[self.num_input_tokens]], dtype=np.uint32)
-        if "num_output_tokens" in outputs:
-            arrays["num_output_tokens"] = np.array([[len(ids)]], dtype=np.uint32)
-        if "cumulative_logprob" in outputs:
-            arrays["cumulative_logprob"] = np.array([[self.cumulative_logprob]], dtype=np.float32)
-        if "queue_time" in outputs:
-            arrays["queue_time"] = np.array([[self.queue_time]], dtype=np.float32)
-        if "logprobs" in outputs:
-            entries = [_logprobs(token, decode) for token in self.tokens]
-            shown = entries if self.shows_logprobs else None
-            arrays["logprobs"] = _string(json.dumps(shown, ensure_ascii=False))
-        if PROMPT_LOGPROBS.name in outputs:
-            arrays[PROMPT_LOGPROBS.name] = _string(f"[{', '.join(self.prompt)}]")
-        return arrays
-
-
-@dataclass(frozen=True)
-class JointResponse:
-    """The responses of several answers, in their order."""
-
-    parts: tuple[Response, ...]
-
-    @property
-    def final(self) -> bool:
-        return all(part.final for part in self.parts)
-
-    def arrays(
-        self, outputs: frozenset[str], decode: Callable[[list[int]], str]
-    ) -> dict[str, np.ndarray]:
-        """As Response.arrays, with a column for each answer where that has a single one."""
-        first, *others = [part.arrays(outputs, decode) for part in self.parts]
-        for name in first.keys() - OF_THE_PROMPT:
-            first[name] = np.concatenate([first[name], *(each[name] for each in others)], axis=1)
-        return first
-
-
-def stopped_response() -> Response:
-    """The answer to stop = true: empty and final."""
-    return Response("", finish_reason=FinishReason.CANCELLED.value)
-
-
-def json_response(answer: dict[str, object]) -> Response:
-    """The answer to an administrator: one final response whose text is JSON."""
-    return Response(json.dumps(answer, ensure_ascii=False), finish_reason=FinishReason.STOP.value)
-
-
-def _logprobs(
-    token: TokenOutput | PromptToken, decode: Callable[[list[int]], str]
-) -> dict[str, dict[str, object]]:
-    """{token id: {logprob, rank, decoded_token}}; rank 1 is the likeliest token."""
-    ranked = {
-        token_id: (logprob, rank) for rank, (token_id, logprob) in enumerate(token.top_logprobs, 1)
-    }
-    # As likely as the last of the others, a token still comes after them.
-    rank = max(token.rank or 1, len(ranked) + 1)
-    chosen = {} if token.token_id in ranked else {token.token_id: (token.logprob, rank)}
-    return {
-        str(token_id): {
-            "logprob": logprob,
-            "rank": rank,
-            "decoded_token": decode([token_id]),
-        }
-        for token_id, (logprob, rank) in {**chosen, **ranked}.items()
-        if token_id is not None
-    }
-
-
-def _string(text: str) -> np.ndarray:
-    # Paths of files in an answer may hold surrogates for bytes: see adapters/files.py.
-    return np.array([[text.encode("utf-8", "surrogateescape")]], dtype=np.object_)
-
-
 class Client(Protocol):
     """The way back to whoever sent a request. Nothing may follow a final response or an error."""
 
     outputs: frozenset[str]  # optional outputs, known once the request is parsed
 
-    def send(self, response: Response | JointResponse) -> None: ...
+    def send(self, response: Response | JointResponse | SharedResponse) -> None: ...
 
     def fail(self, error: RequestError) -> None: ...
 
@@ -217,7 +107,7 @@ class _Part:
         self._joint = joint
         self._number = number
 
-    def send(self, response: Response | JointResponse) -> None:
+    def send(self, response: Response | JointResponse | SharedResponse) -> None:
         assert isinstance(response, Response)
         self._joint.send(self._number, response)
 
@@ -287,7 +177,7 @@ class Stream:
 
     def _told(self, token: PromptToken) -> str:
         """Made at once, because the text takes less memory than what it is made of."""
-        entries = _logprobs(token, lambda ids: _shown(self._tokenizer, *ids))
+        entries = logprobs(token, lambda ids: _shown(self._tokenizer, *ids))
         return json.dumps(entries, ensure_ascii=False)
 
 

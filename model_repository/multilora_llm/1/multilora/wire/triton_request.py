@@ -37,9 +37,11 @@ from multilora_api.admin import KEYS
 from multilora_api.sampling import NUM_SEEDS
 from multilora_api.tensors import (
     ENSEMBLE_INPUTS,
+    OPEN_SHARED_STREAM,
     OPTIONAL_OUTPUTS,
     PROMPT_LOGPROBS,
     SAMPLING_INPUTS,
+    SHARED_STREAM,
     VLLM_TEXT,
     is_tritons,
 )
@@ -72,6 +74,7 @@ class TritonRequest:
     from_vllm: bool = False
     num_answers: int = 1
     shows_logprobs: bool = True  # else the output logprobs says that there are none
+    shared_stream: str = ""  # the name of the one that the answer goes to
 
     def with_prompt(self, token_ids: Sequence[int]) -> "TritonRequest":
         """The same with what its messages, or its text, have become."""
@@ -104,6 +107,11 @@ class TritonRequest:
 def is_stop(tensors: Tensors) -> bool:
     """True when this Triton request cancels the running one of the same id."""
     return bool(scalar(tensors, "stop", False))
+
+
+def opens_shared_stream(tensors: Tensors) -> bool:
+    """True when other requests may name this Triton request as their shared stream."""
+    return bool(scalar(tensors, OPEN_SHARED_STREAM.name, False))
 
 
 def is_admin(tensors: Tensors) -> bool:
@@ -174,6 +182,7 @@ def parse_request(
         from_vllm=from_vllm,
         num_answers=num_answers,
         shows_logprobs=shows_logprobs,
+        shared_stream=scalar(tensors, SHARED_STREAM.name, ""),
     )
 
 
