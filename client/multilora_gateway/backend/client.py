@@ -47,6 +47,7 @@ _DESCRIBE_SECONDS = 30.0
 _AGAIN_SECONDS = 2.0
 _STOP_SECONDS = 2.0
 _CLOSE_SECONDS = 5.0
+_TRIES = 4  # to reach a shared stream before it ends
 _LOG = logging.getLogger("multilora.gateway")
 
 
@@ -86,20 +87,22 @@ class Backend:
     async def generate(self, asked: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """The answer in deltas; closing the generator ends the request at once."""
         self.generating += 1
-        said = again = False
+        said, tries = False, 0
         try:
             while True:
+                shared, tries = await self._shared_stream(), tries + 1
                 try:
-                    async with aclosing(self._generate(asked)) as deltas:
+                    async with aclosing(self._generate(asked, shared)) as deltas:
                         async for delta in deltas:
                             said = True
                             yield delta
                     return
                 except MultiLoRAError as error:
                     # The shared stream may end, of no use, while a request is on its way to it.
-                    if said or again or not is_not_open(error):
+                    if said or tries == _TRIES or not is_not_open(error):
                         raise
-                    self._shared, again = None, True
+                    if self._shared is shared:
+                        self._shared = None
         except grpc.aio.AioRpcError as error:
             lost = from_status(error.code(), error.details(), self.url)
             raise self._translated(lost, ENGINE_MODEL) from None
@@ -108,9 +111,10 @@ class Backend:
         finally:
             self.generating -= 1
 
-    async def _generate(self, asked: GenerationRequest) -> AsyncGenerator[Delta, None]:
+    async def _generate(
+        self, asked: GenerationRequest, shared: SharedStream
+    ) -> AsyncGenerator[Delta, None]:
         """As `generate`; raises MultiLoRAError and AioRpcError, too."""
-        shared = await self._shared_stream()
         request = engine_request(asked, shared.name)
         stream = EngineStream(
             self._stub.ModelStreamInfer(iter([request])),
@@ -131,11 +135,13 @@ class Backend:
 
     async def _shared_stream(self) -> SharedStream:
         """One that is open."""
-        if self._shared is None or self._shared.is_over:
-            self._shared = SharedStream(self._stub, self.url, self._watch, self._probe)
-        shared = self._shared
-        await shared.opened()
-        return shared
+        while True:
+            if self._shared is None or self._shared.is_over:
+                self._shared = SharedStream(self._stub, self.url, self._watch, self._probe)
+            shared = self._shared
+            await shared.opened()
+            if not shared.is_over:  # it may have broken while this task waited for its turn
+                return shared
 
     async def adapters(
         self, action: str, timeout: float | None = None, **inputs: Scalar | None

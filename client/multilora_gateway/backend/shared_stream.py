@@ -30,6 +30,7 @@ class SharedStream:
     def __init__(self, stub: Any, url: str, watch: EngineWatch, probe: ModelProbe) -> None:
         self.name = uuid.uuid4().hex
         self.is_over = False
+        self._error: Exception | None = None  # that broke it
         self._url = url
         self._probe = probe
         self._streams: dict[str, EngineStream] = {}
@@ -41,8 +42,10 @@ class SharedStream:
         self._reader = asyncio.create_task(self._read(watch))
 
     async def opened(self) -> None:
-        """Returns once requests may name it; raises MultiLoRAError or GatewayError."""
+        """Returns once requests may name it, or it ended in order; raises what broke it."""
         await asyncio.shield(self._opened)
+        if self._error:
+            raise self._error
 
     def join(self, request_id: str, stream: EngineStream, logprobs: int | None) -> None:
         """Give `stream` the deltas of a request; `logprobs` is how many it asks for."""
@@ -65,29 +68,35 @@ class SharedStream:
             with watch.over(self) as watched:
                 async for message in self._call:  # to its end: see EngineStream
                     watched.heard = time.monotonic()
-                    if message.error_message:
-                        error = from_message(message.error_message)
+                    try:
+                        self._hand_out(message)
+                    except Exception as failure:  # whoever waits is told, whatever it is
+                        error = failure
                         self._end(error)
-                        continue
-                    if not self._opened.done():
-                        self._opened.set_result(None)
-                    values = outputs(message.infer_response)
-                    for request_id, delta in deltas(values, self._logprobs):
-                        self._streams[request_id].push(delta)
         except grpc.aio.AioRpcError as failure:
             error = from_status(failure.code(), failure.details(), self._url)
         except asyncio.CancelledError:
             error = ServerLost("UNAVAILABLE", f"the connection to {self._url} is closed; ask again")
             raise
-        except Exception as failure:  # whoever waits is told, whatever it is
+        except Exception as failure:  # of the watch, say
             error = failure
         finally:
             self._end(error)
 
+    def _hand_out(self, message: Any) -> None:
+        if message.error_message:
+            raise from_message(message.error_message)
+        if self.is_over:
+            return
+        if not self._opened.done():
+            self._opened.set_result(None)
+        for request_id, delta in deltas(outputs(message.infer_response), self._logprobs):
+            self._streams[request_id].push(delta)
+
     def _end(self, error: Exception | None) -> None:
         if self.is_over:
             return
-        self.is_over = True
+        self.is_over, self._error = True, error
         if not self._opened.done():
             ended = ServerLost("UNAVAILABLE", "the engine ended a stream as it opened; ask again")
             self._opened.set_exception(error or ended)

@@ -123,6 +123,8 @@ async def _pairs(load: StreamLoad, count: int) -> list[tuple[RoundTimes, RoundTi
         call = GenerationRequest(ids, ADAPTERS[index % len(ADAPTERS)], sampling)
         first = 0.0
         async for message in stub.ModelStreamInfer(iter([engine_request(call)])):
+            if message.error_message:
+                raise RuntimeError(message.error_message)
             outputs(message.infer_response)  # a client reads its tokens
             first = first or time.perf_counter() - began
         return first

@@ -93,6 +93,8 @@ async def _shared(stub: Any, calls: list[GenerationRequest]) -> list[StreamTimes
         async for delta in stream:
             reading.add(len(delta.tokens))
         shared.leave(request.id)
+        if not stream.complete:
+            raise RuntimeError("an answer has no end")
         return reading
 
     readings = await asyncio.gather(*map(one, calls))

@@ -201,6 +201,9 @@ def test_commands_are_answered(door: Door) -> None:
         ({"action": "list", "input_ids": [1]}, "unknown name 'input_ids' beside an action"),
         ({"action": "list", "parameters": {"timeuot": 3}}, "unknown name 'timeuot' beside an"),
         ({"adapter_id": "upper"}, "input_ids is missing"),
+        ({"open_shared_stream": True, "text_input": "x"}, "text_input is set beside open_shared"),
+        ({"open_shared_stream": True}, "open_shared_stream needs a request id"),
+        ({"shared_stream": "x", "text_input": "x"}, "shared_stream needs a request id"),
     ],
     ids=lambda case: str(case)[:20],
 )

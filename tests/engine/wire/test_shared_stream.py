@@ -150,6 +150,21 @@ def test_without_its_client_those_who_answer_there_are_cancelled(
         join(bench, "b")
 
 
+def test_nothing_comes_after_what_could_not_be_sent(bench: Bench, opener: FakeClient) -> None:
+    owns = {name: join(bench, name) for name in "ab"}
+    opener.broken = True
+    bench.engine.outputs.put([*bench.say("a", "x", FinishReason.LENGTH), *bench.say("b", "x")])
+    until(lambda: owns["a"].errors)
+    opener.broken = False
+    bench.engine.outputs.put(bench.say("b", "y", FinishReason.LENGTH))
+    until(lambda: owns["b"].errors)
+    assert [own.errors[0].code for own in owns.values()] == [
+        ErrorCode.INTERNAL,
+        ErrorCode.CANCELLED,
+    ]
+    assert not said(opener, "b") and not any(own.responses for own in owns.values())
+
+
 def test_it_ends_with_the_engine(bench: Bench, opener: FakeClient) -> None:
     bench.close()
     assert opener.responses[-1].final
@@ -163,6 +178,12 @@ def test_names(bench: Bench, opener: FakeClient) -> None:
         shared.open("all", FakeClient())
     with pytest.raises(RequestError, match="needs a request id, which tells the answers apart"):
         shared.join("all", "", FakeClient())
+    first = shared.join("all", "a", FakeClient())
+    with pytest.raises(RequestError, match="'a' is running in 'all'"):
+        shared.join("all", "a", FakeClient())
+    for _ in range(2):
+        first.fail(RequestError(ErrorCode.INTERNAL, "said twice"))
+    shared.join("all", "a", FakeClient())
 
 
 def test_several_answers_of_a_request_are_columns_in_their_order(

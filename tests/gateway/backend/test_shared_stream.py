@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from multilora_gateway.backend import shared_stream
 from multilora_gateway.backend.client import Backend
 from multilora_gateway.backend.messages import GenerationRequest
 from multilora_gateway.errors import GatewayError
@@ -31,13 +32,16 @@ def opened(server: FakeAdapters) -> int:
 
 
 def test_one_for_all_generations(server: FakeAdapters) -> None:
-    async def texts() -> None:
+    async def texts() -> str:
         async with connected(server) as backend:
             found = await asyncio.gather(*(text(backend) for _ in range(4)))
             assert found == ["".join(PIECES)] * 4
             assert opened(server) == 1
+            assert backend._shared and not backend._shared._streams, "nobody is remembered"
+            return backend._shared.name
 
-    run(texts())
+    name = run(texts())
+    assert [(name, inputs) for _, name, inputs in server.received][-1] == (name, {"stop": [True]})
 
 
 def test_it_is_opened_again_once_it_ended(server: FakeAdapters) -> None:
@@ -57,10 +61,11 @@ def test_a_request_that_comes_too_late_to_it_is_sent_again(server: FakeAdapters)
         async with connected(server) as backend:
             assert await text(backend) == "".join(PIECES)
             server._shared.clear()  # the engine has ended it, and the gateway has not heard of it
-            assert await text(backend) == "".join(PIECES)
-            assert opened(server) == 2
+            found = await asyncio.gather(*(text(backend) for _ in range(8)))
+            assert found == ["".join(PIECES)] * 8
+            assert opened(server) == 2, "all who came too late share the next one"
         asked = [name for _, name, inputs in server.received if "shared_stream" in inputs]
-        assert len(asked) == 3, "the second request was sent twice"
+        assert len(asked) == len({*asked}) == 1 + 2 * 8, "they were sent twice"
 
     run(texts())
 
@@ -88,6 +93,26 @@ def test_a_dead_engine_ends_all(server: FakeAdapters) -> None:
                 with pytest.raises(GatewayError) as caught:
                     await task
                 assert caught.value.status == 503
+
+    run(errors())
+
+
+def test_what_cannot_be_read_is_told_and_the_call_read_on(
+    server: FakeAdapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Triton server may lose a call that nobody reads."""
+
+    async def errors() -> None:
+        async with connected(server) as backend:
+            assert await text(backend) == "".join(PIECES)
+            monkeypatch.setattr(shared_stream, "deltas", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await text(backend)
+            monkeypatch.undo()
+            assert await text(backend) == "".join(PIECES)
+            server.end_shared_streams()
+            await asyncio.sleep(0.3)
+        assert opened(server) == 2 and server.cancelled == 0
 
     run(errors())
 

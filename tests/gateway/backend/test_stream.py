@@ -29,6 +29,7 @@ class Call:
             if self.cancelled:
                 raise asyncio.CancelledError
         yield SimpleNamespace(error_message=self._error)
+        await asyncio.sleep(0.01)
         self.read_to_its_end = True
 
     def cancel(self) -> None:
@@ -172,6 +173,7 @@ def test_the_watch_ends_who_waits() -> None:
         stream = EngineStream(call, call.stop)
         stream.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await anext(stream)
+            async with asyncio.timeout(2):
+                await anext(stream)
 
     run(test)

@@ -6,6 +6,7 @@ client that went away, and an answer that reached a stop string, are aborted in 
 the engine still says about them is dropped.
 """
 
+import contextlib
 import logging
 import queue
 import threading
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
-from multilora.errors import cancelled
+from multilora.errors import cancelled, internal
 from multilora.request import FinishReason, TokenOutput
 from multilora.wire.shared_stream import SharedStreams
 from multilora.wire.stream import Client, Stream
@@ -123,10 +124,12 @@ class Responder:
                 continue
             try:
                 ended = self._advance(stream, tokens, now)
-            except Exception:
+            except Exception as error:
                 _LOG.exception("sending to request %s failed", request_id)
                 ended = True
                 self._engine.abort(request_id)
+                with contextlib.suppress(Exception):  # mostly it is this way that is broken
+                    stream.client.fail(internal(f"the answer could not be sent: {error!r}"))
             if ended:
                 self.discard(request_id)
 
@@ -157,10 +160,10 @@ class Responder:
             for request_id, stream in self._live():
                 if stream.client.is_cancelled():
                     self._engine.abort(request_id)
-            self.shared.poll()
             self._observer.tick()
         except Exception:  # no client may stop the thread that serves all of them
             _LOG.exception("polling clients failed")
+        self.shared.poll()
 
     def _live(self) -> list[tuple[str, Stream]]:
         with self._lock:

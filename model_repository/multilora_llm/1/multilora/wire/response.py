@@ -78,8 +78,8 @@ class SharedResponse:
     final: bool = False
 
     def arrays(self, outputs: frozenset[str], decode: Decode) -> dict[str, np.ndarray]:
-        """As Response.arrays, with a column for each part, and `request_id`; an output that only
-        others ask for says of a part what it says where there is nothing."""
+        """As Response.arrays, with a column for each part, and `request_id`. What only others ask
+        for is said of all parts, but for logprobs: null, and [] for those of a prompt."""
         if not self.parts:
             return {}
         ids, parts, asked = zip(*self.parts, strict=True)

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 
-from multilora.errors import ErrorCode, RequestError, cancelled, invalid
+from multilora.errors import ErrorCode, RequestError, cancelled, internal, invalid
 from multilora.wire.response import JointResponse, Response, SharedPart, SharedResponse
 from multilora.wire.stream import Client
 from multilora_api.tensors import NOT_OPEN, OPEN_SHARED_STREAM, SHARED_STREAM
@@ -23,8 +23,8 @@ _LOG = logging.getLogger(__name__)
 
 
 class SharedStreams:
-    """Those that are open, by the request id of their openers. `flush`, `poll` and `close` are for
-    the responder thread."""
+    """Those that are open, by the request id of their openers. `open` and `join` are for the Triton
+    thread, `flush`, `poll` and `close` for the responder's."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -37,12 +37,13 @@ class SharedStreams:
         with self._lock:
             if name in self._open:
                 raise invalid(f"shared stream {name!r} is open already; choose another request id")
+        client.send(SharedResponse(()))  # before the responder's thread knows the client
+        with self._lock:
             self._open[name] = _SharedStream(client, self._lock)
-        client.send(SharedResponse(()))  # now others may name it
 
     def join(self, name: str, request_id: str, client: Client) -> Client:
         """The client of a request whose answer goes to the stream `name`; it is told of the errors,
-        and of the end, by `client`. RequestError when none is open."""
+        and of the end, by `client`. RequestError when none is open, or the id is in use there."""
         if not request_id:
             raise invalid(f"{SHARED_STREAM.name} needs a request id, which tells the answers apart")
         with self._lock:
@@ -53,7 +54,9 @@ class SharedStreams:
                     "for its first response"
                 )
                 raise RequestError(ErrorCode.UNAVAILABLE, message)
-            stream.members += 1
+            if request_id in stream.members:
+                raise invalid(f"request id {request_id!r} is running in {name!r}; use another id")
+            stream.members.add(request_id)
         return _Member(stream, request_id, client)
 
     def stop(self, name: str) -> None:
@@ -88,7 +91,7 @@ class SharedStreams:
 
 class _SharedStream:
     def __init__(self, client: Client, lock: threading.Lock) -> None:
-        self.members = 0  # `lock` guards it
+        self.members: set[str] = set()  # request ids; `lock` guards it
         self.lock = lock
         self.used_at = time.monotonic()
         self.stopped = self.ended = False
@@ -111,16 +114,23 @@ class _SharedStream:
                 self._client.send(SharedResponse(tuple(parts)))
             except Exception:  # the thread serves others, too
                 _LOG.exception("sending to a shared stream failed")
-                self.stopped = True
+                self.stopped = self.ended = True  # nothing may come after what is missing
         for client, response in ending:
             try:
-                client.send(response)
+                if self.ended:
+                    client.fail(internal("its last words could not be sent; ask again"))
+                else:
+                    client.send(response)
             except Exception:
                 _LOG.exception("ending a request failed")
 
     def is_over(self) -> bool:
         idle = not self.members and time.monotonic() > self.used_at + _IDLE_SECONDS
-        return self.stopped or idle or self._client.is_cancelled()
+        try:
+            return self.stopped or idle or self._client.is_cancelled()
+        except Exception:
+            _LOG.exception("asking for the client of a shared stream failed")
+            return True
 
     def end(self) -> None:
         """After `flush`."""
@@ -161,4 +171,4 @@ class _Member:
     def _leave(self) -> None:
         with self._stream.lock:
             self._stream.used_at = time.monotonic()
-            self._stream.members -= 1
+            self._stream.members.discard(self._request_id)

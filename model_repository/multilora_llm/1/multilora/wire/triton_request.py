@@ -110,8 +110,16 @@ def is_stop(tensors: Tensors) -> bool:
 
 
 def opens_shared_stream(tensors: Tensors) -> bool:
-    """True when other requests may name this Triton request as their shared stream."""
-    return bool(scalar(tensors, OPEN_SHARED_STREAM.name, False))
+    """True when other requests may name this Triton request as their shared stream. RequestError
+    when it asks for something, too."""
+    opens = bool(scalar(tensors, OPEN_SHARED_STREAM.name, False))
+    if opens and len(tensors) > 1:
+        other = min(tensors.keys() - {OPEN_SHARED_STREAM.name})
+        raise invalid(
+            f"{other} is set beside {OPEN_SHARED_STREAM.name}; open the stream, and name it in "
+            f"{SHARED_STREAM.name} of requests"
+        )
+    return opens
 
 
 def is_admin(tensors: Tensors) -> bool:
