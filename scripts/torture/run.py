@@ -19,6 +19,7 @@ which finds faults, and makes streams wait. With --roomy nobody waits for memory
 
 import argparse
 import functools
+import signal
 import sys
 import tempfile
 import time
@@ -47,6 +48,7 @@ _WARM_SECONDS = 1.0  # of an attack
 _CALM_SECONDS = 6.0
 _SERVES_AGAIN_SECONDS = 30.0
 _LOG_LINES = 60
+_TERMINATED = 128 + signal.SIGTERM  # the exit code
 
 
 class Attack(NamedTuple):
@@ -120,6 +122,7 @@ class Row(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     flags = _flags(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # the server ends, too
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         server = ServerUnderTest(Path(folder), flags.memory_guard, roomy=flags.roomy)
         try:

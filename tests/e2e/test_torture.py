@@ -1,7 +1,11 @@
 """A short run of the attacks on a server of their own: nothing breaks, and a fault is counted."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +26,27 @@ def test_no_attack_breaks_the_server() -> None:
     for attack in ATTACKS:
         row = next(row for row in rows if row and row[0] == attack and len(row) > 5)
         assert int(row[1]) > 0 and row[-1] == "right", done.stdout
+
+
+def test_a_run_that_is_told_to_end_takes_its_server_with_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-u", str(REPOSITORY / "scripts/torture.py"), "--only=churn"]
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as run:
+        assert run.stdout and any(line.startswith("churn:") for line in run.stdout)
+        (folder,) = tmp_path.iterdir()
+        assert named(folder), "its launcher"
+        run.terminate()
+        assert run.wait(60) == 128 + signal.SIGTERM
+    assert not named(folder) and not folder.exists()
+
+
+def named(folder: Path) -> list[str]:
+    """The command lines of processes that name `folder`."""
+    found: list[str] = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text(errors="replace"))
+    return [line for line in found if str(folder) in line]
 
 
 @pytest.mark.parametrize("kind", ["wrong", "leaks", "errors", "deaths"])
