@@ -182,7 +182,7 @@ def _all_rounds(server: ServerUnderTest, flags: argparse.Namespace) -> list[Row]
                 server, canary, quiet, Round(name, server, flags.seed, seconds, findings)
             )
             after = _calm(server, canary, beside) if flags.roomy and server.is_running else []
-            ratio = _pace_ratio(songs, before + after)
+            ratio = pace_ratio(songs, before + after)
             rows.append(Row(name, findings, ratio, beside, _heard(name, findings, songs)))
             if not server.is_running:
                 server.stop()
@@ -215,7 +215,8 @@ def _calm(server: ServerUnderTest, canary: Canary, clients: int) -> list[Song]:
     return songs
 
 
-def _pace_ratio(songs: list[Song], calm: list[Song]) -> float | None:
+def pace_ratio(songs: list[Song], calm: list[Song]) -> float | None:
+    """The pace of songs ÷ that of calm ones; None where one has no tokens."""
     now, then = pace(songs), pace(calm)
     if not now or not then:
         return None

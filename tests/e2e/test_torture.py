@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from launcher.repository import REPOSITORY
+from torture.canary import Song
 from torture.findings import Findings
-from torture.run import Row
+from torture.run import Row, pace_ratio
 
 SECONDS = 300.0
 ATTACKS = ("churn", "listing", "storm", "bodies", "tensors")
@@ -38,6 +39,12 @@ def test_a_run_that_is_told_to_end_takes_its_server_with_it(tmp_path: Path) -> N
         run.terminate()
         assert run.wait(60) == 128 + signal.SIGTERM
     assert not named(folder) and not folder.exists()
+
+
+def test_the_pace_is_that_of_the_calm_beside() -> None:
+    calm = [Song([0.01] * 99 + [0.02]), Song([0.01] * 100)]
+    assert pace_ratio([Song([0.03] * 50, "broke", True)], calm) == pytest.approx(3)
+    assert pace_ratio([Song([])], calm) is None, "without tokens there is no pace"
 
 
 def named(folder: Path) -> list[str]:

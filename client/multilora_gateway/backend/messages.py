@@ -108,23 +108,20 @@ def engine_request(
     return message
 
 
-def deltas(
-    values: Mapping[str, Sequence[Scalar]], wanted: Mapping[str, int | None]
-) -> Iterator[tuple[str, Delta]]:
-    """(request id, what is new) of the `wanted` requests, from the outputs of a shared response.
-    `wanted` says how many of the likeliest tokens each request asks for."""
-    at = 0
+def columns(values: Mapping[str, Sequence[Scalar]]) -> Iterator[tuple[str, int, list[int]]]:
+    """(request id, number of the column, its token ids), from the outputs of a shared response."""
+    start = 0
     for column, request_id in enumerate(values.get(REQUEST_ID.name, ())):
-        request_id, first = str(request_id), at
-        at += int(values["num_output_tokens"][column])
-        if request_id in wanted:
-            ids = [int(value) for value in values["output_ids"][first:at]]
-            yield request_id, _delta(values, column, ids, wanted[request_id])
+        end = start + int(values["num_output_tokens"][column])
+        yield str(request_id), column, [int(value) for value in values["output_ids"][start:end]]
+        start = end
 
 
-def _delta(
+def delta_of(
     values: Mapping[str, Sequence[Scalar]], column: int, ids: list[int], logprobs: int | None
 ) -> Delta:
+    """What a column adds, which has these token ids. `logprobs` is how many of the likeliest tokens
+    its request asks for."""
     reason = str(values["finish_reason"][column])
     waited = values.get("queue_time")
     tokens = tuple(map(Token, ids))

@@ -16,7 +16,7 @@ from multilora_api.tensors import ENGINE_MODEL, OPEN_SHARED_STREAM
 from multilora_client.errors import ServerLost, from_message, from_status
 from multilora_client.protocol import new_request
 from multilora_client.tensors import add_input, outputs
-from multilora_gateway.backend.messages import deltas
+from multilora_gateway.backend.messages import columns, delta_of
 from multilora_gateway.backend.stream import EngineStream, end_call
 from multilora_gateway.backend.watch import EngineWatch, ModelProbe
 
@@ -33,8 +33,7 @@ class SharedStream:
         self._error: Exception | None = None  # that broke it
         self._url = url
         self._probe = probe
-        self._streams: dict[str, EngineStream] = {}
-        self._logprobs: dict[str, int | None] = {}
+        self._streams: dict[str, tuple[EngineStream, int | None]] = {}
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         request = new_request(ENGINE_MODEL, self.name)
         add_input(request, OPEN_SHARED_STREAM.name, "BOOL", True)
@@ -49,11 +48,10 @@ class SharedStream:
 
     def join(self, request_id: str, stream: EngineStream, logprobs: int | None) -> None:
         """Give `stream` the deltas of a request; `logprobs` is how many it asks for."""
-        self._streams[request_id], self._logprobs[request_id] = stream, logprobs
+        self._streams[request_id] = stream, logprobs
 
     def leave(self, request_id: str) -> None:
         self._streams.pop(request_id, None)
-        self._logprobs.pop(request_id, None)
 
     def cancel(self) -> None:
         """For a server that is gone."""
@@ -90,8 +88,11 @@ class SharedStream:
             return
         if not self._opened.done():
             self._opened.set_result(None)
-        for request_id, delta in deltas(outputs(message.infer_response), self._logprobs):
-            self._streams[request_id].push(delta)
+        values = outputs(message.infer_response)
+        for request_id, column, ids in columns(values):
+            if found := self._streams.get(request_id):
+                stream, logprobs = found
+                stream.push(delta_of(values, column, ids, logprobs))
 
     def _end(self, error: Exception | None) -> None:
         if self.is_over:
@@ -101,7 +102,7 @@ class SharedStream:
             ended = ServerLost("UNAVAILABLE", "the engine ended a stream as it opened; ask again")
             self._opened.set_exception(error or ended)
             self._opened.exception()  # there may be nobody who waits
-        for stream in self._streams.values():
+        for stream, _ in self._streams.values():
             if error:
                 stream.fail(error)
             else:  # in order: of requests that are on their way to it, their own calls tell

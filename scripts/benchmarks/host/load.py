@@ -6,17 +6,13 @@
 import asyncio
 import multiprocessing
 import time
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
 
 from tritonclient.grpc import service_pb2_grpc
 
 from multilora_client.connection import Endpoint
+from multilora_gateway.backend.client import Backend
 from multilora_gateway.backend.messages import GenerationRequest, engine_request
-from multilora_gateway.backend.shared_stream import SharedStream
-from multilora_gateway.backend.stream import EngineStream
-from multilora_gateway.backend.watch import EngineWatch, ModelProbe
 
 ADAPTERS = ("sql", "upper", "reverse", "digits", "json", "rot13", "emoji")
 PROMPT = [65] * 32  # token ids
@@ -47,25 +43,16 @@ def read(address: str, streams: int, tokens: int, shared: bool = True) -> list[S
 
 
 def _read(address: str, streams: int, tokens: int, shared: bool) -> list[StreamTimes]:
-    return asyncio.run(_gather(address, streams, tokens, _shared if shared else _own))
-
-
-async def _gather(
-    address: str,
-    streams: int,
-    tokens: int,
-    way: Callable[..., Coroutine[Any, Any, list[StreamTimes]]],
-) -> list[StreamTimes]:
-    channel = Endpoint.parse(address).aio_channel()
-    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     sampling = {"max_tokens": tokens, "ignore_eos": True}
     names = (ADAPTERS[index % len(ADAPTERS)] for index in range(streams))
-    readings = await way(stub, [GenerationRequest(PROMPT, name, sampling) for name in names])
-    await channel.close()
-    return readings
+    calls = [GenerationRequest(PROMPT, name, sampling) for name in names]
+    return asyncio.run(_shared(address, calls) if shared else _own(address, calls))
 
 
-async def _own(stub: Any, calls: list[GenerationRequest]) -> list[StreamTimes]:
+async def _own(address: str, calls: list[GenerationRequest]) -> list[StreamTimes]:
+    channel = Endpoint.parse(address).aio_channel()
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
     async def one(call: GenerationRequest) -> StreamTimes:
         reading = StreamTimes()
         async for message in stub.ModelStreamInfer(iter([engine_request(call)])):
@@ -75,28 +62,20 @@ async def _own(stub: Any, calls: list[GenerationRequest]) -> list[StreamTimes]:
             reading.add(ids.shape[1])
         return reading
 
-    return await asyncio.gather(*map(one, calls))
+    readings = await asyncio.gather(*map(one, calls))
+    await channel.close()
+    return readings
 
 
-async def _shared(stub: Any, calls: list[GenerationRequest]) -> list[StreamTimes]:
-    probe = ModelProbe(stub, "")
-    watch = EngineWatch(probe.ask)
-    shared = SharedStream(stub, "", watch, probe)
-    await shared.opened()
+async def _shared(address: str, calls: list[GenerationRequest]) -> list[StreamTimes]:
+    backend = Backend(address)
 
     async def one(call: GenerationRequest) -> StreamTimes:
-        reading, request = StreamTimes(), engine_request(call, shared.name)
-        stream = EngineStream(
-            stub.ModelStreamInfer(iter([request])), lambda: probe.stop(request.id, 1)
-        )
-        shared.join(request.id, stream, None)
-        async for delta in stream:
+        reading = StreamTimes()
+        async for delta in backend.generate(call):
             reading.add(len(delta.tokens))
-        shared.leave(request.id)
-        if not stream.complete:
-            raise RuntimeError("an answer has no end")
         return reading
 
     readings = await asyncio.gather(*map(one, calls))
-    await asyncio.gather(shared.close(), watch.close())
+    await backend.close()
     return readings

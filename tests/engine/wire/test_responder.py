@@ -128,6 +128,8 @@ def test_a_broken_client_harms_nobody(bench: Bench) -> None:
     bench.engine.outputs.put(bench.say("a", "x") + bench.say("b", "y", FinishReason.LENGTH))
     until(lambda: other.text == "y")
     assert bench.engine.aborted == ["a"]
+    (error,) = broken.errors
+    assert error.code is ErrorCode.INTERNAL and "; ask again" in error.message
 
 
 def test_all_that_was_said_is_sent_before_the_end() -> None:

@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 
-from multilora_gateway.backend.messages import Delta, Token, deltas
+from multilora_gateway.backend.messages import Delta, Token, columns, delta_of
+
+
+def deltas(values: dict[str, Any], wanted: dict[str, int | None]) -> list[tuple[str, Delta]]:
+    """Of the `wanted` requests, by how many of the likeliest tokens they ask for."""
+    return [
+        (name, delta_of(values, column, ids, wanted[name]))
+        for name, column, ids in columns(values)
+        if name in wanted
+    ]
 
 
 def entries(logprob: float, *others: tuple[int, float]) -> dict[str, Any]:
@@ -45,7 +54,7 @@ def test_each_request_has_its_column() -> None:
         "logprobs": ["null", "null", "[]", json.dumps([entries(-1.0)])],
         "prompt_logprobs": ["[]", "[]", "[null, null]", "[]"],
     }
-    found = list(deltas(values, {"a": None, "b": 0}))
+    found = deltas(values, {"a": None, "b": 0})
     assert found == [
         ("a", Delta("xy", (Token(2), Token(3)), None, 0.5)),
         ("b", Delta("", (), "length", 0.25, (None, None))),
@@ -54,4 +63,4 @@ def test_each_request_has_its_column() -> None:
 
 
 def test_a_message_without_columns_says_nothing() -> None:
-    assert not list(deltas({}, {"a": None}))
+    assert not deltas({}, {"a": None})

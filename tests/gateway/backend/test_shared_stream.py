@@ -70,6 +70,17 @@ def test_a_request_that_comes_too_late_to_it_is_sent_again(server: FakeAdapters)
     run(texts())
 
 
+def test_one_that_is_never_open_is_given_up(server: FakeAdapters) -> None:
+    async def errors() -> None:
+        async with connected(server) as backend:
+            server.forgetful = True
+            with pytest.raises(GatewayError, match="no shared stream is open") as caught:
+                await text(backend)
+            assert caught.value.status == 503 and opened(server) == 4
+
+    run(errors())
+
+
 def test_errors_come_by_the_requests_own_way(server: FakeAdapters) -> None:
     async def errors() -> None:
         async with connected(server) as backend:
@@ -105,14 +116,15 @@ def test_what_cannot_be_read_is_told_and_the_call_read_on(
     async def errors() -> None:
         async with connected(server) as backend:
             assert await text(backend) == "".join(PIECES)
-            monkeypatch.setattr(shared_stream, "deltas", lambda *_: 1 / 0)
+            broken = backend._shared
+            monkeypatch.setattr(shared_stream, "columns", lambda _: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 await text(backend)
             monkeypatch.undo()
             assert await text(backend) == "".join(PIECES)
+            assert opened(server) == 2 and broken and not broken._reader.done()
             server.end_shared_streams()
-            await asyncio.sleep(0.3)
-        assert opened(server) == 2 and server.cancelled == 0
+            await asyncio.wait_for(broken._reader, 5)
 
     run(errors())
 

@@ -23,12 +23,13 @@ PIECES = ("Grüße ", "aus 東", "京 🎉")
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """`received` holds the requests in order, as (model, id, inputs). `dead`: the process of its
-    engine has died; `ending`: it takes no requests any more. `port` 0 is any free one."""
+    engine has died; `ending`: it takes no requests any more;
+    `forgetful`: it knows no shared stream. `port` 0 is any free one."""
 
     models = ("multilora", "multilora_llm")
 
     def __init__(self, port: int = 0) -> None:
-        self.dead = self.ending = False
+        self.dead = self.ending = self.forgetful = False
         self.cancelled = 0  # streams that their clients broke off
         self.received: list[tuple[str, str, dict[str, list[Scalar]]]] = []
         self.meeting = threading.Barrier(4)
@@ -102,7 +103,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self, model: str, request_id: str, inputs: dict[str, list[Scalar]]
     ) -> Iterator[service_pb2.ModelStreamInferResponse]:
         said = self._shared.get(str(inputs["shared_stream"][0]))
-        if said is None:
+        if said is None or self.forgetful:
             message = "no shared stream is open [UNAVAILABLE]"
             yield service_pb2.ModelStreamInferResponse(error_message=message)
             return

@@ -129,7 +129,8 @@ class Responder:
                 ended = True
                 self._engine.abort(request_id)
                 with contextlib.suppress(Exception):  # mostly it is this way that is broken
-                    stream.client.fail(internal(f"the answer could not be sent: {error!r}"))
+                    unsent = f"the answer could not be sent ({error!r}); ask again"
+                    stream.client.fail(internal(unsent))
             if ended:
                 self.discard(request_id)
 

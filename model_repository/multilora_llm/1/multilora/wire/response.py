@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from multilora.request import FinishReason, PromptToken, TokenOutput
-from multilora_api.tensors import PROMPT_LOGPROBS, REQUEST_ID, RUNNING
+from multilora_api.tensors import OF_THE_PROMPT, PROMPT_LOGPROBS, REQUEST_ID, RUNNING
 
 Decode = Callable[[list[int]], str]  # the text of token ids, for the logprobs
 _OF_SHARED = frozenset(("finish_reason", "num_output_tokens"))
@@ -42,7 +42,7 @@ class Response:
 
     def arrays(self, outputs: frozenset[str], decode: Decode) -> dict[str, np.ndarray]:
         """Output tensors by name: `text_output`, `output_ids` [1, n] and the asked `outputs`."""
-        return _arrays((self,), (outputs,), outputs, decode)
+        return _arrays((self,), (outputs,), decode)
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ class JointResponse:
     def arrays(self, outputs: frozenset[str], decode: Decode) -> dict[str, np.ndarray]:
         """As Response.arrays, with a column for each answer where that has a single one, but for
         what is said of the prompt."""
-        asked = (outputs,) * len(self.parts)
-        return _arrays(self.parts, asked, outputs, decode, of_prompt=self.parts[:1])
+        return _arrays(self.parts, (outputs,) * len(self.parts), decode, one_prompt=True)
 
 
 class SharedPart(NamedTuple):
@@ -83,45 +82,48 @@ class SharedResponse:
         if not self.parts:
             return {}
         ids, parts, asked = zip(*self.parts, strict=True)
-        outputs = _OF_SHARED.union(*asked)
-        return {REQUEST_ID.name: _strings(ids), **_arrays(parts, asked, outputs, decode)}
+        asked = tuple(_OF_SHARED | own for own in asked)
+        return {REQUEST_ID.name: _strings(ids), **_arrays(parts, asked, decode)}
+
+
+_NUMBERS: dict[str, tuple[Callable[[Response], float], type[np.generic]]] = {
+    "num_input_tokens": (lambda part: part.num_input_tokens, np.uint32),
+    "num_output_tokens": (lambda part: len(part.tokens), np.uint32),
+    "cumulative_logprob": (lambda part: part.cumulative_logprob, np.float32),
+    "queue_time": (lambda part: part.queue_time, np.float32),
+}
 
 
 def _arrays(
     parts: Sequence[Response],
     asked: Sequence[frozenset[str]],
-    outputs: frozenset[str],
     decode: Decode,
-    of_prompt: Sequence[Response] | None = None,
+    one_prompt: bool = False,
 ) -> dict[str, np.ndarray]:
-    """`asked` are those of `outputs` that are for each part; `of_prompt` have a column in what is
-    said of the prompt, all unless given."""
+    """`asked` are the optional outputs for each part. `one_prompt`: it is that of all parts."""
+    outputs = frozenset[str]().union(*asked)
     ids = [token.token_id for part in parts for token in part.tokens]
-    prompts = parts if of_prompt is None else of_prompt
     arrays = {
         "text_output": _strings([part.text for part in parts]),
         "output_ids": _row(ids, np.int32),
     }
+
+    def of(name: str) -> Sequence[Response]:
+        return parts[:1] if one_prompt and name in OF_THE_PROMPT else parts
+
     if "finish_reason" in outputs:
         arrays["finish_reason"] = _strings([part.finish_reason for part in parts])
-    if "num_input_tokens" in outputs:
-        counts = [part.num_input_tokens for part in prompts]
-        arrays["num_input_tokens"] = _row(counts, np.uint32)
-    if "num_output_tokens" in outputs:
-        arrays["num_output_tokens"] = _row([len(part.tokens) for part in parts], np.uint32)
-    if "cumulative_logprob" in outputs:
-        sums = [part.cumulative_logprob for part in parts]
-        arrays["cumulative_logprob"] = _row(sums, np.float32)
-    if "queue_time" in outputs:
-        arrays["queue_time"] = _row([part.queue_time for part in prompts], np.float32)
+    for name, (number, dtype) in _NUMBERS.items():
+        if name in outputs:
+            arrays[name] = _row([number(part) for part in of(name)], dtype)
     if "logprobs" in outputs:
         told = [
             _told(part, decode) if part.shows_logprobs and "logprobs" in own else "null"
             for part, own in zip(parts, asked, strict=True)
         ]
         arrays["logprobs"] = _strings(told)
-    if PROMPT_LOGPROBS.name in outputs:
-        arrays[PROMPT_LOGPROBS.name] = _strings([f"[{', '.join(part.prompt)}]" for part in prompts])
+    if (name := PROMPT_LOGPROBS.name) in outputs:
+        arrays[name] = _strings([f"[{', '.join(part.prompt)}]" for part in of(name)])
     return arrays
 
 
